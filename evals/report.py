@@ -1,0 +1,215 @@
+"""What an evaluation found: a table for people, an object for programs, gates for exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from evals.journal import Evaluation
+from evals.scorers import METRICS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from evals.data import RowResult
+
+
+class GateError(ValueError):
+    """A gate that cannot be understood; one line that says what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A bound on a metric: at least (`min`) or at most (`max`) `bound`."""
+
+    metric: str
+    kind: Literal["min", "max"]
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'≥' if self.kind == 'min' else '≤'} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """A gate, the metric's value, and whether it passed; `reason` says in words why it failed ("" when it passed)."""
+
+    gate: Gate
+    value: float | None
+    passed: bool
+    reason: str = ""
+
+
+def parse_gate(text: str, kind: Literal["min", "max"] = "min") -> Gate:
+    """A gate from `METRIC=VALUE`, as given to `--min` (`hit@5=0.9`) or `--max` (`latency_p95_ms=800`). Raises `GateError`."""
+    name, equals, raw = (part.strip() for part in text.partition("="))
+    example = "hit@5=0.9" if kind == "min" else "latency_p95_ms=800"
+    if not equals or not name or not raw:
+        raise GateError(f"--{kind} {text!r}: write METRIC=VALUE, such as {example}")
+    metric = METRICS.get(name.lower())
+    if metric is None:
+        close = difflib.get_close_matches(name.lower(), METRICS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise GateError(f"--{kind} {text!r}: unknown metric {name!r}; {hint}known are {', '.join(METRICS)}")
+    try:
+        bound = float(raw)
+    except ValueError:
+        bound = math.nan
+    if not math.isfinite(bound):
+        raise GateError(f"--{kind} {text!r}: {raw!r} is not a number; write METRIC=VALUE, such as {example}")
+    if metric.lower_is_better and kind == "min":
+        raise GateError(f"--min {text!r}: {metric.name} is better when lower; use --max {metric.name}={raw}")
+    if not metric.lower_is_better and kind == "max":
+        raise GateError(f"--max {text!r}: {metric.name} is better when higher; use --min {metric.name}={raw}")
+    if not metric.lower_is_better and not 0 <= bound <= 1:
+        hint = f"; did you mean {metric.name}={bound / 100:g}?" if 1 < bound <= 100 else ""
+        raise GateError(f"--min {text!r}: {metric.name} lies between 0 and 1{hint}")
+    if metric.lower_is_better and bound <= 0:
+        raise GateError(f"--max {text!r}: {metric.name} is a time in milliseconds, above 0")
+    return Gate(metric.name, kind, bound)
+
+
+def check(evaluation: Evaluation, gates: Sequence[Gate]) -> list[GateResult]:
+    """Hold an evaluation against its gates. Missing rows, rows with errors and metrics without rows fail every gate they touch:
+    a number that was not measured on the whole dataset passes nothing."""
+    missing, errors = evaluation.expected_rows - evaluation.rows, len(evaluation.errors)
+    results: list[GateResult] = []
+    for gate in gates:
+        estimate = evaluation.estimates[gate.metric]
+        reasons = []
+        if missing:
+            reasons.append(f"{missing} of {evaluation.expected_rows} rows are missing")
+        if errors:
+            reasons.append(f"{errors} of {evaluation.rows} rows had errors")
+        if estimate.value is None:
+            reasons.append(f"no row has what {gate.metric} needs (n = 0)")
+        elif estimate.value < gate.bound if gate.kind == "min" else estimate.value > gate.bound:
+            side = "below" if gate.kind == "min" else "above"
+            reasons.append(f"{_number(gate.metric, estimate.value)} is {side} {gate.bound:g}")
+        results.append(GateResult(gate, estimate.value, not reasons, "; ".join(reasons)))
+    return results
+
+
+def exit_code(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> int:
+    """0, or 1 when a gate failed or when no row at all could be answered."""
+    failed = any(not result.passed for result in gates)
+    return int(failed or len(evaluation.errors) == evaluation.rows)
+
+
+def to_json(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> dict[str, Any]:
+    """The evaluation as a JSON object; every metric is also reachable flat, as `["hit@5"]`. What was not measured is null."""
+    return {
+        "endpoint": evaluation.endpoint,
+        "dataset": evaluation.dataset,
+        "sha256": evaluation.sha256,
+        "rows": evaluation.rows,
+        "expected_rows": evaluation.expected_rows,
+        "errors": len(evaluation.errors),
+        "metrics": evaluation.metrics,
+        "intervals": {name: [estimate.low, estimate.high] for name, estimate in evaluation.estimates.items()},
+        "n": {name: estimate.n for name, estimate in evaluation.estimates.items()},
+        "run_id": evaluation.run_id,
+        "experiment_id": evaluation.experiment_id,
+        "link": evaluation.link,
+        "journal": str(evaluation.journal),
+        "gates": [{**asdict(r.gate), "value": r.value, "passed": r.passed, "reason": r.reason} for r in gates],
+        "passed": exit_code(evaluation, gates) == 0,
+        **evaluation.metrics,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row that went wrong, in words: `kind` is error, invented, refused, source or facts."""
+
+    kind: str
+    id: str
+    question: str
+    expected: str
+    got: str
+
+
+_KINDS = ("error", "invented", "refused", "source", "facts")
+
+
+def failures(evaluation: Evaluation, limit: int | None = 10) -> list[Failure]:
+    """The worst rows first: errors, then answers to unanswerable questions, refusals of answerable ones, sources that were not
+    retrieved, facts missing from the answer (fewest facts first)."""
+    found = [(failure, result) for result in evaluation.results if (failure := _failure(result))]
+    found.sort(key=lambda pair: (_KINDS.index(pair[0].kind), *(pair[1].scores.get(key) or 0.0 for key in ("fact_recall", "f1"))))
+    return [failure for failure, _ in found[:limit]]
+
+
+def _failure(result: RowResult) -> Failure | None:
+    row, prediction, scores = result.row, result.prediction, result.scores
+    facts, sources = " · ".join(row.expected_facts), ", ".join(row.expected_sources)
+
+    def failure(kind: str, expected: str, got: str) -> Failure:
+        return Failure(kind, row.id, row.question, expected, got)
+
+    if prediction.error is not None:
+        return failure("error", facts or sources or "an answer", prediction.error)
+    if row.unanswerable:
+        return None if prediction.abstained else failure("invented", "to abstain", prediction.text)
+    if prediction.abstained:
+        return failure("refused", facts or sources or "an answer", prediction.text)
+    if scores.get("mrr") == 0:
+        return failure("source", sources, ", ".join(prediction.sources) or "no sources")
+    if scores.get("contains") == 0:
+        return failure("facts", facts, prediction.text)
+    return None
+
+
+def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10) -> RenderableType:
+    """The evaluation for a rich console: metrics with intervals, gates, the worst `limit` rows, where to look further."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    head = f"{evaluation.endpoint} on {evaluation.dataset}: {evaluation.rows} of {evaluation.expected_rows} rows"
+    parts: list[RenderableType] = [Text(head, style="bold")]
+    if evaluation.errors:
+        parts.append(Text(f"{len(evaluation.errors)} rows had errors and are in no metric", style="red"))
+
+    table = Table("Metric", box=None, pad_edge=False)
+    for column in ("Value", "95 % interval", "n"):
+        table.add_column(column, justify="right")
+    table.add_column("What it says", style="dim")
+    for name, estimate in evaluation.estimates.items():
+        words = METRICS[name].words if estimate.n else "no row has what it needs"
+        interval = (
+            ""
+            if estimate.low is None and estimate.high is None
+            else (f"{_number(name, estimate.low)} – {_number(name, estimate.high)}")
+        )
+        table.add_row(name, _number(name, estimate.value), interval, str(estimate.n), words)
+    parts.append(table)
+
+    for result in gates:
+        mark = Text("passed " if result.passed else "failed ", style="green" if result.passed else "bold red")
+        parts.append(mark + Text(f"{result.gate}" + (f": {result.reason}" if result.reason else ""), style="default"))
+
+    worst, total = failures(evaluation, limit), len(failures(evaluation, None))
+    if worst:
+        title = f"The worst {len(worst)} of {total} rows that went wrong"
+        rows = Table("", "Question", "Expected", "Got", title=title, title_justify="left")
+        for failure in worst:
+            rows.add_row(*(Text(_short(text)) for text in (failure.kind, failure.question, failure.expected, failure.got)))
+        parts.append(rows)
+    run = evaluation.link or f"run {evaluation.run_id}, experiment {evaluation.experiment_id}"
+    parts.append(Text(f"MLflow: {run}\nAll rows: {evaluation.journal}", style="dim"))
+    return Group(*parts)
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.1f}" if METRICS[metric].kind == "latency" else f"{value:.3f}"
+
+
+def _short(text: str, length: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,251 @@
+"""Labelled text as JSON lines, and everything that can be wrong with it, by file, line, column and fix."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+SHOWN = 20
+"""Problems a `DataError` spells out; it holds all."""
+SKEW = 20
+"""How many times larger than the smallest class the largest may be without a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A labelled text and the line (from 1) it came from."""
+
+    text: str
+    label: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, where, and what to do. A warning does not keep a recipe from running."""
+
+    code: str
+    file: str
+    line: int | None
+    column: str | None
+    message: str
+    fix: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        place = self.file + (f":{self.line}" if self.line else "") + (f" column {self.column!r}" if self.column else "")
+        return f"{place}: {self.message} [{self.code}] {self.fix}"
+
+
+class DataError(Exception):
+    """Data that cannot be trained on. `problems` holds every finding, warnings too."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        errors = [str(problem) for problem in problems if problem.severity == "error"]
+        more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        super().__init__("\n".join(errors[:SHOWN]) + more)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Rows that passed, what was found on the way, and how the labels are spread."""
+
+    rows: tuple[Row, ...]
+    warnings: tuple[Problem, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(row.label for row in self.rows).most_common())
+
+
+def read_labelled(
+    path: Path, *, text: str = "text", label: str = "label", labels: Collection[str] | None = None, ignore: Collection[str] = ()
+) -> Labelled:
+    """Read and check a file of `{"text": …, "label": …}` lines.
+
+    Parameters
+    ----------
+    path: UTF-8 JSON lines; empty lines are passed over.
+    text, label: names of the two columns.
+    labels: the labels there may be; None takes what is there.
+    ignore: further columns that may be there.
+
+    Raises
+    ------
+    DataError: with every problem found, in the order of the file.
+    """
+    problems: list[Problem] = []
+    rows: list[Row] = []
+    seen: dict[str, Row] = {}
+    known = {text, label, *ignore}
+    for number, row in _lines(path, problems):
+        if not _columns(str(path), number, row, text, label, known, problems):
+            continue
+        found = Row(row[text], str(row[label]), number)
+        if labels is not None and found.label not in labels:
+            near = difflib.get_close_matches(found.label, list(labels), 1)
+            fix = f"Did you mean {near[0]!r}?" if near else f"Use one of: {', '.join(sorted(labels))}."
+            problems.append(Problem("unknown_label", str(path), number, label, f"{found.label!r} is not a label.", fix))
+            continue
+        first = seen.setdefault(_normal(found.text), found)
+        if first is found:
+            rows.append(found)
+        elif first.label == found.label:
+            message = f"The row repeats line {first.line}; it is left out."
+            problems.append(Problem("duplicate_row", str(path), number, text, message, "Delete one of the two.", "warning"))
+        else:
+            message = (
+                f"The text of line {first.line} has label {first.label!r} there and {found.label!r} here; this one is left out."
+            )
+            problems.append(Problem("conflicting_label", str(path), number, label, message, "Keep the right one.", "warning"))
+    problems += _spread(str(path), label, Counter(row.label for row in rows), any(p.severity == "error" for p in problems))
+    if any(problem.severity == "error" for problem in problems):
+        raise DataError(problems)
+    return Labelled(tuple(rows), tuple(problems))
+
+
+def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_file: Path, column: str = "text") -> list[Problem]:
+    """Texts of the evaluation that were trained on, and labels it has that training lacks.
+
+    Raises
+    ------
+    DataError: there are any.
+    """
+    trained = {_normal(row.text): row.line for row in train.rows}
+    problems = [
+        Problem(
+            "leakage",
+            str(eval_file),
+            row.line,
+            column,
+            f"The text is also in {train_file}:{line}.",
+            f"Delete it from {train_file}.",
+        )
+        for row in evaluation.rows
+        if (line := trained.get(_normal(row.text))) is not None
+    ]
+    for name in evaluation.counts.keys() - train.counts.keys():
+        line = next(row.line for row in evaluation.rows if row.label == name)
+        message = f"No row of {train_file} has the label {name!r}."
+        problems.append(
+            Problem(
+                "unknown_label", str(eval_file), line, None, message, "Add such rows to the training data, or delete it here."
+            )
+        )
+    if problems:
+        raise DataError(problems)
+    return problems
+
+
+def sample(rows: Sequence[Row], size: int | None, seed: int) -> list[Row]:
+    """At most `size` rows, drawn without regard to their label, in the order of the file; the same for the same seed."""
+    if size is None or size >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        fix = "Give the path of a JSON-lines file."
+        problems.append(Problem("unreadable", str(path), None, None, f"It cannot be read ({error.strerror}).", fix))
+        return
+    if lines[0].startswith(b"\xef\xbb\xbf"):
+        lines[0] = lines[0][3:]
+    if lines[0].startswith((b"\xff\xfe", b"\xfe\xff")):
+        problems.append(Problem("encoding", str(path), 1, None, "The file is UTF-16.", "Save it as UTF-8."))
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            problems.append(_undecodable(str(path), number, line, error))
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            message = f"The line is a JSON {type(row).__name__}, not an object."
+            problems.append(Problem("not_object", str(path), number, None, message, 'Write {"text": …, "label": …}.'))
+
+
+def _undecodable(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> Problem:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return Problem("encoding", path, number, None, f"Byte {bad.start + 1} is not UTF-8.", "Save the file as UTF-8.")
+    return Problem(
+        "bad_json", path, number, None, f"Not JSON at character {error.colno}: {error.msg}.", "One JSON object a line."
+    )
+
+
+def _columns(
+    path: str, number: int, row: Mapping[str, Any], text: str, label: str, known: Collection[str], problems: list[Problem]
+) -> bool:
+    """Whether both columns are there and hold something; what is not goes to `problems`."""
+    before = len(problems)
+    unknown = [key for key in row if key not in known]
+    for column in (text, label):
+        if column not in row:
+            near = difflib.get_close_matches(column, unknown, 1, 0.7)
+            fix = (
+                f"Rename {near[0]!r} to {column!r}."
+                if near
+                else f"Add {column!r}, or name the column it is in (data.{'text' if column == text else 'label'}_column)."
+            )
+            problems.append(Problem("missing_key", path, number, column, "The column is missing.", fix))
+            unknown = [key for key in unknown if key not in near]
+        elif column == text and not isinstance(row[column], str):
+            problems.append(
+                Problem("wrong_type", path, number, column, f"{type(row[column]).__name__} is no text.", "Write a string.")
+            )
+        elif column == label and (isinstance(row[column], bool) or not isinstance(row[column], (str, int))):
+            problems.append(
+                Problem("wrong_type", path, number, column, f"{type(row[column]).__name__} is no label.", "Write a string.")
+            )
+        elif not str(row[column]).strip():
+            problems.append(
+                Problem(
+                    f"empty_{'text' if column == text else 'label'}",
+                    path,
+                    number,
+                    column,
+                    "It is empty.",
+                    "Fill it, or delete the row.",
+                )
+            )
+    for key in unknown:
+        fix = "Delete it, or name it in data.ignore_columns."
+        problems.append(Problem("unknown_key", path, number, key, "The column is not known.", fix))
+    return len(problems) == before
+
+
+def _spread(path: str, column: str, counts: Counter[str], already_bad: bool) -> Iterator[Problem]:
+    if not counts:
+        if not already_bad:
+            yield Problem("empty_file", path, None, None, "There are no rows.", 'Write lines of {"text": …, "label": …}.')
+    elif len(counts) == 1:
+        if not already_bad:
+            message = f"Every row has the label {next(iter(counts))!r}."
+            yield Problem("one_class", path, None, column, message, "Add rows of another label.")
+    else:
+        (largest, most), (smallest, least) = counts.most_common()[0], counts.most_common()[-1]
+        if most > SKEW * least:
+            message = f"There are {most} rows of {largest!r} and {least} of {smallest!r}."
+            yield Problem(
+                "label_skew", path, None, column, message, f"Add rows of {smallest!r}, or set class_weight: balanced.", "warning"
+            )

@@ -1,0 +1,181 @@
+"""Recipes: a training job as a YAML file that reads top to bottom, each key overridable as `key=value`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+THREE_PARTS = r"^[a-z0-9_]+\.[a-z0-9_]+\.[a-z0-9_]+$"
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be run; the message names file, line, key and what is accepted."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Strict):
+    """Where the rows are. Relative paths count from the working folder, then from the folder the rooms lie in."""
+
+    train: Path
+    eval: Path | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    ignore_columns: tuple[str, ...] = ()
+    max_rows: Annotated[int, Field(ge=2)] | None = None
+    """Of the training rows, drawn by `seed`."""
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> DataRecipe:
+        if self.text_column == self.label_column:
+            raise ValueError("text_column and label_column must differ")
+        return self
+
+
+class BaseRecipe(_Strict):
+    """What every task's recipe has."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    """Also the MLflow experiment."""
+    seed: int = 0
+    register_to: Annotated[str, Field(pattern=THREE_PARTS)] | None = None
+    """Name in the model registry, `catalog.schema.model`."""
+    data: DataRecipe
+
+
+class ClassifyRecipe(BaseRecipe):
+    """Text to one of some labels: a frozen encoder's embeddings and a calibrated logistic regression."""
+
+    task: Literal["classify"] = "classify"
+    encoder: str = "all-MiniLM-L6-v2"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """The labels there may be; without it, those that are in the data."""
+    C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    """Inverse strengths of regularisation to choose from by cross-validated log-loss."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    class_weight: Literal["none", "balanced"] = "none"
+    calibration: Literal["none", "temperature"] = "temperature"
+
+
+Recipe = ClassifyRecipe
+TASKS: Mapping[str, type[BaseRecipe]] = {"classify": ClassifyRecipe}
+"""A recipe's `task` chooses its model: the members of the union of recipes."""
+
+
+def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    source: a YAML file, or the same as a mapping.
+    overrides: `key=value`, dotted (`data.max_rows=6000`); the value is YAML.
+
+    Raises
+    ------
+    RecipeError: with the file's line, the key and the accepted values.
+    """
+    if isinstance(source, Path):
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{source}: the recipe cannot be read ({error}).") from error
+        try:
+            data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+        name = str(source)
+    else:
+        data, node, name = _copy(source), None, "recipe"
+    if not isinstance(data, dict):
+        raise RecipeError(f"{name}: a recipe is a mapping that begins with task: {' | '.join(TASKS)}.")
+    given = {}
+    for override in overrides:
+        key, value = _override(data, override)
+        given[key] = value
+    task = data.get("task", "classify")
+    model = TASKS.get(task) if isinstance(task, str) else None
+    if model is None:
+        raise RecipeError(f"{_place(name, node, ('task',), given)}: task: {task!r} is not one of {', '.join(TASKS)}.")
+    try:
+        recipe = model.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(name, node, given, model, problem) for problem in error.errors())) from error
+    assert isinstance(recipe, ClassifyRecipe)
+    return recipe
+
+
+def find(path: Path) -> Path:
+    """A recipe's data file: as it stands, or beside the rooms (`agents/router.jsonl`)."""
+    beside = Path(__file__).resolve().parent.parent / path
+    return path if path.is_absolute() or path.exists() or not beside.exists() else beside
+
+
+def _copy(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in source.items()}
+
+
+def _override(data: dict[str, Any], override: str) -> tuple[tuple[str, ...], str]:
+    key, equals, value = override.partition("=")
+    words = tuple(key.strip().split("."))
+    if not equals or not all(words):
+        raise RecipeError(f"{override!r} is no override; write key=value, such as data.max_rows=6000.")
+    target: Any = data
+    for word in words[:-1]:
+        target = target.setdefault(word, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"{override}: {word!r} holds a value, not keys.")
+    try:
+        target[words[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override}: the value is not YAML.") from error
+    return words, override
+
+
+def _explain(
+    name: str, node: yaml.Node | None, given: Mapping[tuple[str, ...], str], model: type[BaseModel], problem: Any
+) -> str:
+    path = tuple(str(word) for word in problem["loc"])
+    place, key = _place(name, node, path, given), ".".join(path)
+    owner = _owner(model, path[:-1])
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: {key} is not a key of it; accepted: {', '.join(owner.model_fields if owner else ())}."
+    if problem["type"] == "missing":
+        return f"{place}: {key} is missing."
+    got = "" if isinstance(problem.get("input"), Mapping) else f" (got {problem.get('input')!r})"
+    return f"{place}: {key}: {problem['msg']}{got}."
+
+
+def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The model that a path of keys leads to."""
+    for word in path:
+        field = model.model_fields.get(word)
+        choices = [field.annotation, *typing.get_args(field.annotation)] if field else []
+        inner = [choice for choice in choices if isinstance(choice, type) and not isinstance(choice, types.GenericAlias)]
+        found = next((choice for choice in inner if issubclass(choice, BaseModel)), None)
+        if found is None:
+            return None
+        model = found
+    return model
+
+
+def _place(name: str, node: yaml.Node | None, path: Sequence[str], given: Mapping[tuple[str, ...], str]) -> str:
+    for depth in range(len(path), 0, -1):
+        if (override := given.get(tuple(path[:depth]))) is not None:
+            return f"override {override}"
+    line: int | None = None
+    for word in path:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        pair = next(((key, value) for key, value in node.value if key.value == word), None)
+        if pair is None:
+            break
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return f"{name}:{line}" if line else name

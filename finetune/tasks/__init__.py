@@ -1,0 +1,1 @@
+"""One module a task: what it fits, how it is judged."""

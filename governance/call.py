@@ -1,0 +1,158 @@
+"""The two types that cross rooms: what is asked (`Call`) and what comes back (`Event`).
+
+A chat or agent call carries a request in the shape of the OpenAI Responses API
+(https://platform.openai.com/docs/api-reference/responses/create), whatever protocol it came in by. Its answer is
+that API's event sequence. A unary call (embeddings, search, a document) is answered by one `result` event.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["agent", "chat", "embeddings", "search", "document", "classify"]
+"""What a call asks for; `agent` and `chat` stream Responses events, the others give one `result`."""
+
+TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "result"})
+"""Event types that end a call; every answered call has exactly one, as its last event."""
+
+STEP = "smalti.step"
+"""Type of an event that tells what an agent's node did; traced and drawn, never sent to API clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a user or a service principal, with its groups.
+
+    `admin` may do everything. `key_id` names the key that was presented (never its secret); None within the process.
+    """
+
+    name: str
+    kind: Literal["user", "service_principal"] = "user"
+    groups: frozenset[str] = frozenset()
+    admin: bool = False
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one endpoint or index.
+
+    Parameters
+    ----------
+    endpoint: name of the endpoint (`assistant`) or full name of the index (`main.default.docs`).
+    task: what is asked for.
+    payload: for `agent` and `chat` a Responses API request; for `embeddings` `{"input": [str, …]}`;
+        for `search` `{"query": str, "k": int, …}`; for `document` `{"id": str}`.
+    credential: the bearer token as presented; the gateway turns it into `caller` and drops it.
+    caller: set by the gateway, or by the caller of an inner call, which acts on behalf of the same caller.
+    request_id: `x-request-id` of the answer and `databricks_request_id` of its journal row.
+    parent_id: request id of the call this one was made for.
+    thread_id: conversation the call belongs to.
+    usage_context: the client's own tags, kept in the journal row.
+    """
+
+    endpoint: str
+    task: Task
+    payload: Mapping[str, Any]
+    credential: str | None = field(default=None, repr=False)
+    caller: Caller | None = None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    client_request_id: str | None = None
+    parent_id: str | None = None
+    thread_id: str | None = None
+    stream: bool = False
+    usage_context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of an answer: a Responses API event, a `smalti.step`, or a unary `result`.
+
+    `data` is the event's body without `type` and `sequence_number`; encoders add those.
+    """
+
+    type: str
+    data: Mapping[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in TERMINAL
+
+
+Engine = Callable[[Call], AsyncIterator[Event]]
+"""What the gateway is handed to run a call: an async generator function. It raises `CallError` on failure."""
+
+Observer = Callable[["CallRecord"], None]
+"""Told of each finished call; must return at once and never raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """A finished call: what the journal's completion holds and what a trace is made from. Times are Unix nanoseconds."""
+
+    call: Call
+    status_code: int
+    start_ns: int
+    end_ns: int
+    first_event_ns: int | None = None
+    response: Mapping[str, Any] | None = None
+    """The terminal event's `response` or `result`."""
+    error: str | None = None
+    usage: Mapping[str, int] = field(default_factory=dict)
+    """`input_tokens`, `output_tokens`, `total_tokens` where known."""
+    steps: tuple[Mapping[str, Any], ...] = ()
+    """Bodies of the `smalti.step` events: name, kind, start_ns, end_ns, inputs, outputs, attributes."""
+
+
+class CallError(Exception):
+    """A call that cannot be answered. Each protocol encodes it in its own error shape.
+
+    Parameters
+    ----------
+    message: one line: what is wrong, and what to do.
+    status: HTTP status.
+    code: Databricks `error_code`, e.g. `BAD_REQUEST` (https://docs.databricks.com/api/workspace/introduction).
+    retry_after: seconds, where waiting helps.
+    param: the request field at fault.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 500, code: str = "INTERNAL_ERROR", retry_after: float | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code, self.retry_after, self.param = message, status, code, retry_after, param
+
+
+def bad_request(message: str, param: str | None = None) -> CallError:
+    return CallError(message, status=400, code="BAD_REQUEST", param=param)
+
+
+def unauthenticated(message: str) -> CallError:
+    return CallError(message, status=401, code="UNAUTHENTICATED")
+
+
+def forbidden(message: str) -> CallError:
+    return CallError(message, status=403, code="PERMISSION_DENIED")
+
+
+def not_found(message: str) -> CallError:
+    return CallError(message, status=404, code="RESOURCE_DOES_NOT_EXIST")
+
+
+def limit_exceeded(message: str, retry_after: float) -> CallError:
+    return CallError(message, status=429, code="REQUEST_LIMIT_EXCEEDED", retry_after=retry_after)
+
+
+def unavailable(message: str, *, status: int = 503, retry_after: float | None = None) -> CallError:
+    return CallError(message, status=status, code="TEMPORARILY_UNAVAILABLE", retry_after=retry_after)
+
+
+current_call: ContextVar[Call | None] = ContextVar("smalti_current_call", default=None)
+"""The call being answered by the engine that runs in this context; inner calls take caller, thread and parent from it."""
+
+Invoke = Callable[[str, Task, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""`invoke(endpoint, task, payload)`: an inner unary call through the gateway on behalf of `current_call`'s caller."""

@@ -1,0 +1,329 @@
+"""The durable record of every call: append-only frames, and the inference table they become.
+
+A call is written twice: INTENT before its engine is called, COMPLETION before its last event leaves. Each is one frame
+appended by one `os.write`, so that killing the process loses nothing that was acknowledged. A process writes to segment
+files of its own, which it holds locked; whoever finds a segment unlocked knows that its writer is gone. Any process may
+ingest: a segment's position moves in the transaction that stores the rows, by compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import Engine, and_, delete, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from governance.frames import encode, iso, scan
+from governance.tables import create, inference_table, segments
+
+try:
+    import fcntl
+except ImportError:  # without file locks, segments of ended processes are read but kept
+    fcntl = None
+
+logger = logging.getLogger("smalti.journal")
+
+_COLUMNS = tuple(column.name for column in inference_table.columns)
+_BATCH = 512 << 10  # bytes of a segment that one transaction takes in
+
+
+class JournalError(Exception):
+    """A frame could not be written; the call it belongs to must not go on."""
+
+
+class Journal:
+    """Writes frames, and turns them into rows of the inference table. Thread-safe; several processes may share a folder.
+
+    Parameters
+    ----------
+    engine: the state database.
+    folder: where segments are kept.
+    interval: seconds between ingestions in the background; None for ingestion on demand only.
+    segment_bytes: size at which a new segment is begun.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, *, interval: float | None = 0.5, segment_bytes: int = 64 << 20) -> None:
+        create(engine)
+        self._engine = engine
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._segment_bytes = segment_bytes
+        self._lock = threading.Lock()
+        self._ingesting = threading.Lock()
+        self._fd: int | None = None
+        self._name = ""
+        self._size = 0
+        self._pid = os.getpid()
+        self._seen: dict[str, int] = {}
+        self._closed = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if interval is not None:
+            self._thread = threading.Thread(target=self._run, args=(interval,), name="smalti-journal", daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing ---
+
+    def append(self, columns: Mapping[str, Any], *, secrets: Sequence[str] = ()) -> None:
+        """Write one frame. `columns` are those of the inference table, payloads as `orjson.Fragment`.
+
+        `secrets`, and whatever looks like one of our keys, are taken out. Raises `JournalError` when not all of it is written.
+        """
+        frame = encode(columns, secrets)
+        with self._lock:
+            try:
+                if self._fd is None or self._size >= self._segment_bytes or self._pid != os.getpid():
+                    self._begin()
+                assert self._fd is not None
+                written = os.write(self._fd, frame)
+            except OSError as error:
+                raise JournalError(f"the journal in {self._folder} cannot be written: {error.strerror or error}") from None
+            if written != len(frame):
+                self._cut()
+                raise JournalError(f"the journal in {self._folder} took part of a record only: is the disk full?")
+            self._size += written
+
+    def _begin(self) -> None:
+        """Begin a segment: the old one is let go, which tells ingesters that it is complete."""
+        if self._closed:
+            raise OSError("it is closed")
+        self._end()
+        while True:
+            name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}.seg"
+            path = self._folder / name
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+            _lock(fd, wait=True)
+            if _same_file(fd, path):  # an ingester may have found it empty and unlocked, and removed it
+                break
+            os.close(fd)
+        self._fd, self._name, self._size, self._pid = fd, name, 0, os.getpid()
+
+    def _end(self) -> None:
+        fd, self._fd, self._name = self._fd, None, ""
+        if fd is not None:
+            os.close(fd)
+
+    def _cut(self) -> None:
+        """Take a half-written frame off; where that fails, leave it as the torn end of its segment."""
+        assert self._fd is not None
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            self._end()
+
+    # --- ingesting ---
+
+    def ingest(self) -> int:
+        """Bring every whole frame into the inference table; gives the number of frames. Safe while others do the same."""
+        count = 0
+        with self._ingesting:
+            try:
+                names = sorted(name for name in os.listdir(self._folder) if name.endswith(".seg"))
+            except FileNotFoundError:
+                return 0
+            for name in names:
+                count += self._ingest_segment(name)
+            for gone in self._seen.keys() - set(names):
+                del self._seen[gone]
+        return count
+
+    def _ingest_segment(self, name: str) -> int:
+        path, own, count = self._folder / name, name == self._name, 0
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            return 0
+        try:
+            ended = not own and _lock(fd, wait=False)
+            if ended and not _same_file(fd, path):
+                return 0
+            size = os.fstat(fd).st_size
+            if ended and size == 0:  # its writer may be waiting for the lock; it sees that the file is gone and makes another
+                os.unlink(path)
+                return 0
+            if not ended and self._seen.get(name, 0) == size:
+                return 0
+            position, window = self._position(name), _BATCH
+            while position < size:
+                os.lseek(fd, position, os.SEEK_SET)
+                data = os.read(fd, min(window, size - position))
+                bodies, consumed, skipped = scan(data, final=ended and position + len(data) >= size)
+                if consumed == 0:
+                    if position + len(data) >= size or not data:
+                        break
+                    window *= 2  # a frame longer than what was read
+                    continue
+                if skipped:
+                    logger.warning("journal segment %s: passed over %d damaged or torn stretches", name, skipped)
+                if not self._store(name, position, position + consumed, bodies, skipped):
+                    return count  # another process took this stretch; it goes on from there
+                position += consumed
+                count += len(bodies)
+            self._seen[name] = position
+            if ended and position >= size:
+                os.unlink(path)
+                with self._engine.begin() as connection:
+                    connection.execute(delete(segments).where(segments.c.name == name))
+        finally:
+            os.close(fd)
+        return count
+
+    def _position(self, name: str) -> int:
+        with self._engine.connect() as connection:
+            return connection.execute(select(segments.c.position).where(segments.c.name == name)).scalar() or 0
+
+    def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
+        """Rows and position in one transaction; False when the position had moved already."""
+        rows = _rows(bodies)
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        with self._engine.begin() as connection:
+            # a write comes first, so that the transaction never has to grow from reading to writing
+            connection.execute(insert(segments).values(name=name, position=0, skipped=0).on_conflict_do_nothing())
+            moved = connection.execute(
+                update(segments)
+                .where(segments.c.name == name, segments.c.position == old)
+                .values(position=new, skipped=segments.c.skipped + skipped)
+            )
+            if moved.rowcount != 1:
+                return False
+            if rows:
+                statement = insert(inference_table)
+                key = inference_table.c.databricks_request_id
+                merged = {c.name: func.coalesce(statement.excluded[c.name], c) for c in inference_table.columns if c is not key}
+                connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=merged), rows)
+        return True
+
+    def _run(self, interval: float) -> None:
+        troubled = False
+        while True:
+            try:
+                self.ingest()
+                troubled = False
+            except Exception:  # the frames are safe in their segments; the next round tries again
+                if not troubled:
+                    logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
+                troubled = True
+            if self._stop.wait(interval):
+                return
+
+    # --- reading ---
+
+    def rows(
+        self,
+        since: datetime | str | None = None,
+        limit: int | None = None,
+        endpoint: str | None = None,
+        *,
+        request_id: str | None = None,
+        newest: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of the inference table, everything written so far included; oldest first, or newest first.
+
+        Parameters
+        ----------
+        since: only calls from this time on; a datetime or ISO 8601, UTC where it names no zone. `ValueError` if it is neither.
+        limit: at most so many.
+        endpoint: only calls of this endpoint or index.
+        request_id: only this call.
+        """
+        self.ingest()
+        table = inference_table.c
+        where = []
+        if since is not None:
+            where.append(table.request_time >= iso(_moment(since)))
+        if endpoint is not None:
+            where.append(table.endpoint_name == endpoint)
+        if request_id is not None:
+            where.append(table.databricks_request_id == request_id)
+        order = (table.request_time, table.databricks_request_id)
+        last: tuple[str, str] | None = None
+        while limit is None or limit > 0:
+            page = 500 if limit is None else min(500, limit)
+            statement = select(inference_table).where(*where).limit(page)
+            if last is not None:
+                past = (order[0] < last[0], order[1] < last[1]) if newest else (order[0] > last[0], order[1] > last[1])
+                statement = statement.where(or_(past[0], and_(order[0] == last[0], past[1])))
+            statement = statement.order_by(*(column.desc() if newest else column for column in order))
+            with self._engine.connect() as connection:
+                found = connection.execute(statement).mappings().all()
+            for row in found:
+                value = dict(row)
+                value["usage_context"] = orjson.loads(value["usage_context"]) if value["usage_context"] else {}
+                yield value
+            if len(found) < page:
+                return
+            last = (found[-1]["request_time"], found[-1]["databricks_request_id"])
+            if limit is not None:
+                limit -= len(found)
+
+    def close(self) -> None:
+        """End the background work, let the segment go and ingest what is left. Appending afterwards fails."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+            self._thread = None
+        with self._lock:
+            already, self._closed = self._closed, True
+            self._end()
+        if not already:
+            self.ingest()
+
+
+def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
+    """One row a call: what its frames say, put together."""
+    rows: dict[str, dict[str, Any]] = {}
+    for body in bodies:
+        try:
+            columns = orjson.loads(body)
+            request_id = columns["databricks_request_id"]
+        except (ValueError, KeyError, TypeError):
+            logger.error("a journal frame of %d bytes is whole but says nothing readable; it is passed over", len(body))
+            continue
+        for name in ("request", "response", "usage_context"):
+            if columns.get(name) is not None:
+                columns[name] = orjson.dumps(columns[name]).decode()
+        row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
+        row.update({name: value for name, value in columns.items() if value is not None and name in row})
+    return list(rows.values())
+
+
+def _moment(time: datetime | str) -> datetime:
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time)
+        except ValueError:
+            raise ValueError(f"{time!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _lock(fd: int, *, wait: bool) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        held, found = os.fstat(fd), os.stat(path)
+        return (held.st_ino, held.st_dev) == (found.st_ino, found.st_dev)
+    return False

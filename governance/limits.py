@@ -1,0 +1,192 @@
+"""How much: calls and tokens a minute.
+
+A minute is a sliding one: in no 60 seconds is more admitted than the limit. What is used is kept in memory, by process.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from governance.call import Caller, limit_exceeded
+from governance.policies import Policies
+
+DEFAULT_OUTPUT_TOKENS = 512
+"""What is reserved for an answer whose request sets no `max_output_tokens`, as far as there is room."""
+
+_TICKS = 4  # a window remembers what was used by the quarter second
+_SPAN = 60 * _TICKS
+_MANY_WINDOWS = 4_096
+
+
+class _Window:
+    """What was used in the last minute."""
+
+    __slots__ = ("total", "used")
+
+    def __init__(self) -> None:
+        self.used: deque[list[int]] = deque()  # [tick, amount], oldest first
+        self.total = 0
+
+    def expire(self, tick: int) -> None:
+        while self.used and self.used[0][0] <= tick - _SPAN - 1:
+            entry = self.used.popleft()
+            self.total -= entry[1]
+            entry[0] = -1
+
+    def add(self, tick: int, amount: int) -> list[int]:
+        if not self.used or self.used[-1][0] != tick:
+            self.used.append([tick, 0])
+        entry = self.used[-1]
+        entry[1] += amount
+        self.total += amount
+        return entry
+
+    def wait(self, limit: int, amount: int, now: float) -> float:
+        """Seconds until `amount` has room, as far as is known; a minute where it never has."""
+        left = self.total
+        for tick, used in self.used:
+            left -= used
+            if left + amount <= limit:
+                return max((tick + 1 + _SPAN) / _TICKS - now, 0.1)
+        return 60.0
+
+
+class Reservation:
+    """What a call took from its limits before it began."""
+
+    __slots__ = ("_charges", "_limits", "estimate", "input_estimate")
+
+    def __init__(
+        self, limits: Limits, charges: list[tuple[tuple[str, ...], list[int], int]], input_estimate: int, estimate: int
+    ) -> None:
+        self._limits = limits
+        self._charges: list[tuple[tuple[str, ...], list[int], int]] | None = charges
+        self.input_estimate = input_estimate
+        self.estimate = estimate
+        """Tokens reserved; 0 where no token limit applies."""
+
+    def settle(self, tokens: int) -> None:
+        """Put the tokens really used in place of the estimate. Once; later calls do nothing."""
+        charges, self._charges = self._charges, None
+        if charges:
+            self._limits._settle(charges, max(int(tokens), 0))
+
+    def release(self) -> None:
+        """Give everything back, the call too: it was not made."""
+        charges, self._charges = self._charges, None
+        if charges:
+            self._limits._release(charges)
+
+
+class Limits:
+    """Reserves calls and tokens. Atomic under any concurrency within the process; kept in memory. Thread-safe.
+
+    Parameters
+    ----------
+    policies: where the limits come from.
+    clock: seconds that only go forward.
+    """
+
+    def __init__(self, policies: Policies | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.policies = policies or Policies()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._windows: dict[tuple[str, ...], _Window] = {}
+
+    def reserve(self, caller: Caller, endpoint: str, size: int = 0, output_tokens: int | None = None) -> Reservation:
+        """Take one call and its estimated tokens from every limit that applies, or from none.
+
+        Parameters
+        ----------
+        size: bytes of the request; four make a token.
+        output_tokens: the most the answer may have; None where the request does not say.
+
+        Raises
+        ------
+        CallError: 429 that names the limit, with `retry_after`.
+        """
+        policy = self.policies.get(endpoint)
+        given = max(math.ceil(size / 4), 1)
+        if policy is None or not policy.rules:
+            return Reservation(self, [], given, 0)
+        with self._lock:
+            now = self._clock()
+            tick = int(now * _TICKS)
+            picked: list[tuple[str, tuple[str, ...], _Window]] = []
+            room = DEFAULT_OUTPUT_TOKENS
+            for metric, rules in policy.rules:
+                need = 1 if metric == "calls" else given + (output_tokens or 0)
+                for alternatives in rules.applying(caller):
+                    key, window, left = self._pick(endpoint, metric, alternatives, need, now, tick)
+                    picked.append((metric, key, window))
+                    if metric == "tokens":
+                        room = min(room, left)
+            estimate = given + (room if output_tokens is None else output_tokens)
+            charges = []
+            for metric, key, window in picked:
+                amount = 1 if metric == "calls" else estimate
+                charges.append((key, window.add(tick, amount), amount))
+            if len(self._windows) > _MANY_WINDOWS:
+                self._sweep(tick)
+        return Reservation(self, charges, given, estimate if any(metric == "tokens" for metric, _, _ in picked) else 0)
+
+    def _pick(
+        self, endpoint: str, metric: str, alternatives: list[tuple[int, str, str]], need: int, now: float, tick: int
+    ) -> tuple[tuple[str, ...], _Window, int]:
+        """The first of the alternatives with room, and what is left in it afterwards."""
+        soonest, refused = math.inf, alternatives[0]
+        for limit, kind, whose in alternatives:
+            key = (endpoint, metric, kind, whose)
+            window = self._windows.get(key)
+            if window is None:
+                window = self._windows[key] = _Window()
+            window.expire(tick)
+            if window.total + need <= limit:
+                return key, window, limit - window.total - need
+            wait = window.wait(limit, need, now)
+            if wait < soonest:
+                soonest, refused = wait, (limit, kind, whose)
+        limit, kind, whose = refused
+        of = f"endpoint {endpoint}" if kind == "endpoint" else f"{kind} {whose} on {endpoint}"
+        if metric == "tokens" and need > limit:
+            raise limit_exceeded(
+                f"this request needs about {need} tokens; the limit of {of} is {limit} tokens a minute: "
+                "send less, or lower max_output_tokens",
+                60.0,
+            )
+        raise limit_exceeded(
+            f"the limit of {of} is reached: {limit} {metric} a minute; try again in {math.ceil(soonest)} s", soonest
+        )
+
+    def _settle(self, charges: list[tuple[tuple[str, ...], list[int], int]], tokens: int) -> None:
+        with self._lock:
+            tick = int(self._clock() * _TICKS)
+            for key, entry, amount in charges:
+                if key[1] != "tokens" or tokens == amount:
+                    continue
+                if tokens > amount:  # more than was reserved counts from now on
+                    self._windows.setdefault(key, _Window()).add(tick, tokens - amount)
+                else:
+                    self._give_back(key, entry, amount - tokens)
+
+    def _release(self, charges: list[tuple[tuple[str, ...], list[int], int]]) -> None:
+        with self._lock:
+            for key, entry, amount in charges:
+                self._give_back(key, entry, amount)
+
+    def _give_back(self, key: tuple[str, ...], entry: list[int], amount: int) -> None:
+        window = self._windows.get(key)
+        if window is not None and entry[0] >= 0:
+            entry[1] -= amount
+            window.total -= amount
+
+    def _sweep(self, tick: int) -> None:
+        for key in list(self._windows):
+            window = self._windows[key]
+            window.expire(tick)
+            if not window.used:
+                del self._windows[key]

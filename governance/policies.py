@@ -1,0 +1,240 @@
+"""The policy of an endpoint in the words of Databricks' AI Gateway, and which policy is in force.
+
+`AiGatewayConfig` is that of https://docs.databricks.com/api/workspace/servingendpoints/putaigateway. Which limit counts for
+whom follows https://docs.databricks.com/aws/en/ai-gateway/rate-limits-beta: the endpoint's limit always; beside it the limit
+of the named user or service principal, else that of its groups (shared by a group's members; in several groups, the first
+with room), else the default for each user by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
+from sqlalchemy import Engine, delete, update
+
+from governance.call import Caller, CallError
+from governance.changes import Changes
+from governance.tables import policies as table
+
+
+class RateLimit(BaseModel):
+    """One limit: calls, tokens, or both, a minute."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls: StrictInt | None = Field(default=None, ge=0)
+    tokens: StrictInt | None = Field(default=None, ge=0)
+    key: Literal["endpoint", "user", "user_group", "service_principal"] = "endpoint"
+    principal: str | None = None
+    renewal_period: Literal["minute"] = "minute"
+
+    @model_validator(mode="after")
+    def _whole(self) -> RateLimit:
+        if self.calls is None and self.tokens is None:
+            raise ValueError("a rate limit needs calls or tokens")
+        if self.key == "user_group" and not self.principal:
+            raise ValueError("key user_group needs principal, the group's name")
+        if self.key == "endpoint" and self.principal:
+            raise ValueError("key endpoint takes no principal; use key user, user_group or service_principal")
+        return self
+
+
+class InferenceTableConfig(BaseModel):
+    """`enabled: false` keeps requests and answers out of the inference table; the row itself stays."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: StrictBool | None = None
+    catalog_name: str | None = None
+    schema_name: str | None = None
+    table_name_prefix: str | None = None
+
+
+class UsageTrackingConfig(BaseModel):
+    """`enabled: false` keeps token counts out of the inference table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: StrictBool | None = None
+
+
+class AiGatewayConfig(BaseModel):
+    """The policy of one endpoint. Immutable; `parse` makes it from what was written in a file or sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate_limits: tuple[RateLimit, ...] = ()
+    inference_table_config: InferenceTableConfig | None = None
+    usage_tracking_config: UsageTrackingConfig | None = None
+
+    @classmethod
+    def parse(cls, data: Any, where: str = "ai_gateway") -> AiGatewayConfig:
+        """Raises `ValueError` in one line that names the key at fault and what is accepted there."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ValueError(explain(error, where, cls)) from None
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True, exclude_defaults=False, mode="json")
+
+    @property
+    def payload_logged(self) -> bool:
+        return self.inference_table_config is None or self.inference_table_config.enabled is not False
+
+    @property
+    def usage_tracked(self) -> bool:
+        return self.usage_tracking_config is None or self.usage_tracking_config.enabled is not False
+
+    @cached_property
+    def rules(self) -> tuple[tuple[str, Rules], ...]:
+        """Limits as they are looked up, by metric; metrics without a limit are left out."""
+        found = ((metric, Rules(self.rate_limits, metric)) for metric in ("calls", "tokens"))
+        return tuple((metric, rules) for metric, rules in found if rules.any)
+
+
+class Rules:
+    """The limits of one metric. Where two say something about the same key, the lower one counts."""
+
+    def __init__(self, limits: Sequence[RateLimit], metric: str) -> None:
+        self.endpoint: int | None = None
+        self.default: dict[str, int] = {}
+        self.named: dict[tuple[str, str], int] = {}
+        groups: dict[str, int] = {}
+        for limit in limits:
+            allowed = getattr(limit, metric)
+            if allowed is None:
+                continue
+            if limit.key == "endpoint":
+                self.endpoint = allowed if self.endpoint is None else min(self.endpoint, allowed)
+            elif limit.principal is None:
+                self.default[limit.key] = min(allowed, self.default.get(limit.key, allowed))
+            elif limit.key == "user_group":
+                groups[limit.principal] = min(allowed, groups.get(limit.principal, allowed))
+            else:
+                name = (limit.key, limit.principal)
+                self.named[name] = min(allowed, self.named.get(name, allowed))
+        self.groups = sorted(groups.items(), key=lambda item: -item[1])
+        self.any = self.endpoint is not None or bool(self.default or self.named or groups)
+
+    def applying(self, caller: Caller) -> list[list[tuple[int, str, str]]]:
+        """What must have room: of each inner list, one. Items are limit, kind of key, whose."""
+        needed: list[list[tuple[int, str, str]]] = []
+        if self.endpoint is not None:
+            needed.append([(self.endpoint, "endpoint", "")])
+        own = self.named.get((caller.kind, caller.name))
+        shared = [(limit, "user_group", group) for group, limit in self.groups if group in caller.groups] if own is None else []
+        if own is not None:
+            needed.append([(own, caller.kind, caller.name)])
+        elif shared:
+            needed.append(shared)
+        else:
+            default = self.default.get(caller.kind, self.default.get("user"))
+            if default is not None:
+                needed.append([(default, caller.kind, caller.name)])
+        return needed
+
+
+class Policies:
+    """The policy of each endpoint: declared in a file, or stored through the API. What the file declares wins. Thread-safe.
+
+    Parameters
+    ----------
+    engine: the state database; None for declared policies only.
+    declared: policy by endpoint, as read from a file.
+    """
+
+    def __init__(self, engine: Engine | None = None, declared: Mapping[str, Any] | None = None) -> None:
+        self.changes = Changes.of(engine) if engine is not None else None
+        self._lock = threading.Lock()
+        self._seen = 0
+        self._declared: dict[str, AiGatewayConfig] = {}
+        self._stored: dict[str, AiGatewayConfig] = {}
+        self._current: Mapping[str, AiGatewayConfig] = {}
+        self.declare(declared or {})
+
+    def declare(self, declared: Mapping[str, Any]) -> None:
+        """Swap in the file's policies. Raises `ValueError` naming endpoint and key, and then changes nothing."""
+        parsed = {
+            name: data if isinstance(data, AiGatewayConfig) else AiGatewayConfig.parse(data, f"{name}.ai_gateway")
+            for name, data in declared.items()
+        }
+        with self._lock:
+            self._declared = parsed
+            self._current = {**self._stored, **parsed}
+
+    def get(self, endpoint: str) -> AiGatewayConfig | None:
+        """The policy in force now."""
+        if self.changes is not None:
+            version = self.changes.versions().get("policies", 0)
+            if version != self._seen:
+                self._load(version)
+        return self._current.get(endpoint)
+
+    def set(self, endpoint: str, config: Mapping[str, Any] | AiGatewayConfig, *, by: str | None = None) -> AiGatewayConfig:
+        """Store a policy, in force on the next request.
+
+        Raises `ValueError` for a wrong one, and `CallError` 409 where the file declares it.
+        """
+        parsed = config if isinstance(config, AiGatewayConfig) else AiGatewayConfig.parse(config)
+        if endpoint in self._declared:
+            raise CallError(
+                f"the ai_gateway policy of {endpoint} is declared in smalti.yaml, which wins: change it there",
+                status=409,
+                code="RESOURCE_CONFLICT",
+            )
+        if self.changes is None:
+            raise RuntimeError("these policies have no database to be stored in")
+        values = {"config": orjson.dumps(parsed.as_dict()).decode(), "changed_by": by, "changed": time.time()}
+        with self.changes.write("policies") as (connection, _):
+            if connection.execute(update(table).where(table.c.endpoint == endpoint).values(**values)).rowcount == 0:
+                connection.execute(table.insert().values(endpoint=endpoint, **values))
+        return parsed
+
+    def forget(self, endpoint: str) -> None:
+        """Remove the stored policy of an endpoint that is gone."""
+        if self.changes is not None:
+            with self.changes.write("policies") as (connection, _):
+                connection.execute(delete(table).where(table.c.endpoint == endpoint))
+
+    def _load(self, version: int) -> None:
+        assert self.changes is not None
+        with self._lock:
+            rows = self.changes.fetch("SELECT endpoint, config FROM ai_gateway_configs")
+            self._stored = {endpoint: AiGatewayConfig.parse(orjson.loads(config), endpoint) for endpoint, config in rows}
+            self._current = {**self._stored, **self._declared}
+            self._seen = version
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    """The first thing wrong, in one line: where, what, and which keys are accepted."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join([where, *(str(part) for part in first["loc"])]) if where else ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{path}: unknown key; accepted: {', '.join(_accepted(model, first['loc'][:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[:1].lower()}{message[1:]}"
+
+
+def _accepted(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Keys of the model that a path of keys and positions leads to."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        inner = _models(model.model_fields[part].annotation) if part in model.model_fields else []
+        if not inner:
+            break
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]

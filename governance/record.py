@@ -1,0 +1,66 @@
+"""What of a call is recorded: its answer and usage, without vectors and without credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.call import Call, Event
+
+_MANY_NUMBERS = 16  # a longer row of numbers is a vector
+_HANDED_ON = {"authorization", "headers", "api_key", "token"}
+
+
+def body_of(event: Event) -> Mapping[str, Any]:
+    """The `response` or `result` that a terminal event carries."""
+    body = event.data.get("result" if event.type == "result" else "response", event.data)
+    return body if isinstance(body, Mapping) else {"value": body}
+
+
+def failed_status(response: Mapping[str, Any]) -> int:
+    code = (response.get("error") or {}).get("code")
+    return {"rate_limit_exceeded": 429, "invalid_prompt": 400}.get(code or "", 500)
+
+
+def usage_of(response: Mapping[str, Any]) -> dict[str, int]:
+    """Token counts, by the Responses API's names or Chat Completions'."""
+    usage = response.get("usage")
+    if not isinstance(usage, Mapping):
+        return {}
+    found = {
+        "input_tokens": usage.get("input_tokens", usage.get("prompt_tokens")),
+        "output_tokens": usage.get("output_tokens", usage.get("completion_tokens")),
+        "total_tokens": usage.get("total_tokens"),
+    }
+    return {name: value for name, value in found.items() if isinstance(value, int)}
+
+
+def short(value: Any) -> str | None:
+    return value[:256] if isinstance(value, str) else None
+
+
+def request_of(call: Call) -> Mapping[str, Any]:
+    """The payload as it is journalled: without the credentials a client hands on to its tools' servers."""
+    tools = call.payload.get("tools")
+    if not isinstance(tools, list) or not any(isinstance(tool, Mapping) and _HANDED_ON & tool.keys() for tool in tools):
+        return lean(call.payload, call.task)
+    cleaned = [
+        {name: "[redacted]" if name in _HANDED_ON else value for name, value in tool.items()}
+        if isinstance(tool, Mapping)
+        else tool
+        for tool in tools
+    ]
+    return lean({**call.payload, "tools": cleaned}, call.task)
+
+
+def lean(value: Any, task: str, depth: int = 0) -> Any:
+    """Without vectors, where a task deals in them: their length is kept."""
+    if task not in ("embeddings", "search", "classify") or depth > 6:
+        return value
+    if isinstance(value, Mapping):
+        return {name: lean(item, task, depth + 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        if len(value) > _MANY_NUMBERS and isinstance(value[0], int | float):
+            return f"<{len(value)} numbers>"
+        return [lean(item, task, depth + 1) for item in value]
+    return value

@@ -1,0 +1,303 @@
+"""Document files to text, by converters that others keep: pypdfium2, trafilatura, mammoth, docutils.
+
+`main` is the loop of the worker process (`retrieval.worker`): a hostile file's converter runs there, under limits, and may be ended.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO
+
+MAX_TEXT = 20_000_000
+"""Characters of one document; more is a bomb or a data set."""
+MAX_UNPACKED = 400_000_000
+"""Bytes a docx may unpack to."""
+
+
+class Unreadable(Exception):
+    """A file that its converter cannot read; the message is for the file's owner."""
+
+
+@dataclass(slots=True)
+class Converted:
+    """What a converter made of a file.
+
+    `pages` holds the offset at which each page begins; `headings` (offset, level, title) where the text has no Markdown headings.
+    """
+
+    text: str
+    title: str = ""
+    pages: list[int] = field(default_factory=list)
+    headings: list[tuple[int, int, str]] = field(default_factory=list)
+    note: str = ""
+
+
+def pdf(data: bytes) -> Converted:
+    import pypdfium2 as pdfium
+
+    try:
+        document = pdfium.PdfDocument(data)
+    except pdfium.PdfiumError as error:
+        locked = "password" in str(error).lower()
+        raise Unreadable("PDF is protected by a password" if locked else "broken PDF") from error
+    with document:
+        parts, starts, at, empty = [], [], 0, []
+        for number in range(len(document)):
+            page = document[number]
+            textpage = page.get_textpage()
+            text = re.sub(r"[ \t]+\n", "\n", textpage.get_text_bounded().replace("\r\n", "\n")).replace("\ufffe", "-").strip()
+            textpage.close()
+            page.close()
+            starts.append(at)
+            if not text:
+                empty.append(number + 1)
+            parts.append(text)
+            at += len(text) + 2
+            if at > MAX_TEXT:
+                raise Unreadable(f"holds more than {MAX_TEXT:,} characters")
+        if len(empty) == len(parts):
+            raise Unreadable("PDF has no text (scanned pages need OCR first)" if parts else "PDF has no pages")
+        note = ""
+        if empty:
+            shown = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
+            note = f"no text on page {shown} (scanned pages need OCR first); the rest is indexed"
+        title = (document.get_metadata_value("Title") or "").strip()
+    # Word's and LaTeX's leftovers are worse than the file's name.
+    if re.search(r"^(untitled|microsoft word|\S+\.(docx?|tex|dvi|indd))", title, re.I):
+        title = ""
+    return Converted("\n\n".join(parts), title, starts, note=note)
+
+
+def html(data: bytes) -> Converted:
+    import trafilatura
+    from lxml import html as lxml_html
+
+    try:
+        tree: Any = trafilatura.load_html(data)
+    except Exception as error:
+        raise Unreadable("broken HTML") from error
+    if tree is None:
+        tree = lxml_html.fromstring(decoded(data) or "<p></p>")
+    title = " ".join("".join(tree.xpath("(//head/title)[1]//text()")).split())
+    text = trafilatura.extract(
+        tree, output_format="markdown", include_comments=False, include_tables=True, include_formatting=True, favor_recall=True
+    )
+    if not text or not text.strip():
+        text = _markdown(tree)
+    if not text.strip():
+        raise Unreadable("HTML has no text")
+    return Converted(text.strip() + "\n", title)
+
+
+def docx(data: bytes) -> Converted:
+    import zipfile
+
+    import mammoth
+    from lxml import html as lxml_html
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MAX_UNPACKED:
+                raise Unreadable(f"unpacks to more than {MAX_UNPACKED // 1_000_000} MB")
+        result = mammoth.convert_to_html(io.BytesIO(data), convert_image=mammoth.images.img_element(lambda _: {"src": ""}))
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable("broken Word document") from error
+    if not result.value.strip():
+        raise Unreadable("Word document has no text")
+    text = _markdown(lxml_html.fromstring(f"<div>{result.value}</div>"))
+    if not text.strip():
+        raise Unreadable("Word document has no text")
+    return Converted(text)
+
+
+def rst(data: bytes) -> Converted:
+    """The text stays as written; docutils says where its sections begin."""
+    from docutils import nodes
+    from docutils.core import publish_doctree
+
+    text = decoded(data)
+    settings = {
+        "report_level": 5,
+        "halt_level": 5,
+        "file_insertion_enabled": False,
+        "raw_enabled": False,
+        "_disable_config": True,
+        "warning_stream": io.StringIO(),
+    }
+    lines = [0]
+    for line in text.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    rows = text.splitlines()
+    try:
+        tree = publish_doctree(text, settings_overrides={**settings, "doctitle_xform": False})
+    except Exception as error:
+        raise Unreadable("broken reStructuredText") from error
+    headings: list[tuple[int, int, str]] = []
+    row = 0
+    for section in tree.findall(nodes.section):
+        level, parent = 1, section.parent
+        while parent is not None:
+            level += isinstance(parent, nodes.section)
+            parent = parent.parent
+        title = section.next_node(nodes.title)
+        if title is None:
+            continue
+        raw = title.rawsource.strip()
+        # docutils counts a title's line from its underline: the title itself is the next row that says so.
+        row = next((i for i in range(row, len(rows)) if rows[i].strip() == raw), -1) + 1
+        if not row:
+            break
+        headings.append((lines[row - 1], level, title.astext()))
+    return Converted(text, headings[0][2] if headings else "", headings=headings)
+
+
+def _markdown(root: Any) -> str:
+    """An HTML tree as plain Markdown: headings, paragraphs, lists, tables and code, in reading order."""
+    out: list[str] = []
+    line: list[str] = []
+
+    def flush(prefix: str = "") -> None:
+        text = " ".join("".join(line).split())
+        line.clear()
+        if text:
+            out.append(prefix + text)
+
+    def walk(root: Any) -> None:
+        # An explicit stack: nesting in a hostile file may be deeper than Python's.
+        stack: list[tuple[Any, bool, str]] = [(root, False, "")]
+        while stack:
+            node, leaving, prefix = stack.pop()
+            tag = node.tag if isinstance(node.tag, str) else ""
+            if leaving:
+                if tag in BLOCKS:
+                    flush(prefix)
+                line.append(node.tail or "")
+                continue
+            if not tag or tag in {"script", "style", "head", "nav", "noscript", "template"}:
+                line.append(node.tail or "")
+                continue
+            if tag == "table":
+                flush()
+                rows = [[_cell(cell) for cell in row.xpath("./td|./th")] for row in node.iter("tr")]
+                rows = [row for row in rows if any(row)]
+                if rows:
+                    width = max(map(len, rows))
+                    table = ["| " + " | ".join(row + [""] * (width - len(row))) + " |" for row in rows]
+                    out.append("\n".join([table[0], "|" + " --- |" * width, *table[1:]]))
+                line.append(node.tail or "")
+                continue
+            if tag == "pre":
+                flush()
+                out.append("```\n" + node.text_content().strip("\n") + "\n```")
+                line.append(node.tail or "")
+                continue
+            if tag in BLOCKS:
+                flush()
+            if tag == "br":
+                line.append(" ")
+            mine = "#" * int(tag[1]) + " " if re.fullmatch(r"h[1-6]", tag) else "- " if tag == "li" else ""
+            line.append(node.text or "")
+            stack.append((node, True, mine))
+            stack.extend((child, False, "") for child in reversed(node))
+
+    walk(root)
+    flush()
+    text = "\n\n".join(out)
+    return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", text) + "\n" if text else ""
+
+
+BLOCKS = frozenset(
+    """address article aside blockquote body dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html
+    li main nav ol p section table tbody td tfoot th thead tr ul""".split()  # noqa: SIM905
+)
+
+
+def _cell(cell: Any) -> str:
+    return " ".join(cell.text_content().split()).replace("|", "\\|")
+
+
+MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text: byte order mark, UTF-8, else the likeliest encoding, else Latin-1. Line ends become `\\n`."""
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            return _clean(data.decode(encoding, "replace"))
+    try:
+        return _clean(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        pass
+    try:
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(data[:200_000]).best()
+        if best is not None:
+            return _clean(data.decode(best.encoding))
+    except Exception:  # an optional guesser must not lose the file
+        pass
+    return _clean(data.decode("latin-1"))
+
+
+def _clean(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+CONVERTERS: dict[str, Callable[[bytes], Converted]] = {"pdf": pdf, "html": html, "docx": docx, "rst": rst}
+
+
+def main(memory: int, seconds: int) -> None:
+    """Serves requests on stdin until it closes: a frame is a length (4 bytes, big-endian) and that many bytes.
+
+    A request is two frames, the converter's name and the file; the answer one frame of JSON.
+    """
+    import os
+    import resource
+    import warnings
+
+    warnings.simplefilter("ignore")
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a converter prints must not end up in an answer
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    source: BinaryIO = sys.stdin.buffer
+    while (name := _frame(source)) is not None and (data := _frame(source)) is not None:
+        # Should the parent die while a parser loops, the kernel ends this process.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 5, resource.RLIM_INFINITY))
+        try:
+            result = CONVERTERS[name.decode()](data)
+            if len(result.text) > MAX_TEXT:
+                raise Unreadable(f"holds more than {MAX_TEXT:,} characters")
+            result.text = _clean(result.text) if result.pages == [] and not result.headings else result.text
+            answer = asdict(result)
+        except Unreadable as error:
+            answer = {"error": str(error)}
+        except MemoryError:
+            answer = {"error": f"needs more than {memory // 1_000_000} MB to convert"}
+        except RecursionError:
+            answer = {"error": "is nested too deeply to convert"}
+        except Exception as error:
+            answer = {"error": f"converter failed ({type(error).__name__})"}
+        body = json.dumps(answer).encode()
+        out.write(struct.pack(">I", len(body)) + body)
+        out.flush()
+
+
+def _frame(source: BinaryIO) -> bytes | None:
+    head = source.read(4)
+    if len(head) < 4:
+        return None
+    return source.read(struct.unpack(">I", head)[0])

@@ -1,0 +1,250 @@
+"""The encoder: text to unit vectors by all-MiniLM-L6-v2, through ONNX Runtime and tokenizers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retrieval import bert_onnx, weights
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+MAX_TOKENS = 256
+BATCH_TOKENS = 2048
+"""Tokens of one run: small enough that a batch's states stay in the processor's cache, and several runs share the cores."""
+CACHED = 8192
+"""Vectors `aembed` remembers, about 12 MB."""
+
+Pending = tuple[list[str], asyncio.AbstractEventLoop, "asyncio.Future[np.ndarray]"]
+
+
+class Encoder:
+    """all-MiniLM-L6-v2 (384 dimensions, 256 tokens, mean pooling, unit length). Thread-safe.
+
+    Made by `Encoder.load`. `fingerprint` changes whenever the same text could get another vector.
+    """
+
+    name = "all-MiniLM-L6-v2"
+    dimension = bert_onnx.HIDDEN
+
+    def __init__(self, session: InferenceSession, tokenizer: Tokenizer, fingerprint: str, threads: int) -> None:
+        self.fingerprint, self.threads = fingerprint, threads
+        self._session, self._plain = session, tokenizer
+        # Texts run one to a core instead of one across cores: no synchronisation within a run, and a query never waits for it.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="smalti-encoder") if threads > 1 else None
+        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    @classmethod
+    def load(cls, cache: Path, *, threads: int | None = None, variant: bert_onnx.Variant = "int8") -> Encoder:
+        """Opens the encoder, building its ONNX file in `cache` the first time.
+
+        Parameters
+        ----------
+        cache: folder for the built model; made when missing.
+        threads: texts encoded at once; None means one for each core this process may use.
+        variant: `int8` (twice as fast, no loss measured in retrieval) or `fp32`.
+
+        Raises
+        ------
+        EncoderError: the weights are missing or are not the published ones.
+        """
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        cache = Path(cache)
+        folder = weights.find(cache)
+        fingerprint = f"{cls.name}:{variant}:{bert_onnx.GRAPH_VERSION}:{weights.SHA256[:12]}"
+        path = cache / (fingerprint.replace(":", "-") + ".onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+
+        def session() -> InferenceSession:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def write() -> None:
+            cache.mkdir(parents=True, exist_ok=True)
+            model = bert_onnx.build(bert_onnx.read_weights(folder / "model.safetensors"), variant)
+            weights.write_atomically(path, model.SerializeToString())
+
+        if not path.is_file():
+            write()
+        try:
+            opened = session()
+        except Exception:  # a damaged file in the cache is rebuilt once; a second failure is real
+            write()
+            opened = session()
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(opened, tokenizer, fingerprint, threads or usable_cores())
+
+    def count_tokens(self, text: str) -> int:
+        """Word pieces of `text`, without the two the model adds."""
+        return len(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def token_starts(self, text: str) -> np.ndarray:
+        """Character offset at which each word piece of `text` begins, ascending."""
+        starts: list[int] = []
+        at = 0
+        # In windows cut after a line, so that a large document's offsets never exist as Python objects all at once.
+        while at < len(text):
+            end = len(text) if len(text) - at <= 65536 else (text.rfind("\n", at, at + 65536) + 1 or at + 65536)
+            encoded = self._plain.encode(text[at:end], add_special_tokens=False)
+            starts.extend(at + a for a, _ in encoded.offsets)
+            at = end
+        return np.asarray(starts, dtype=np.int64)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of `texts`, (n, 384) float32 of unit length. Blocking. Text past 256 tokens is not seen."""
+        if not len(texts):
+            return np.empty((0, self.dimension), np.float32)
+        ids = [_clip(e.ids) for e in self._plain.encode_batch_fast([_bounded(t) for t in texts])]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+        batches = _batches(order, [len(i) for i in ids])
+        out = np.empty((len(ids), self.dimension), np.float32)
+
+        def run(batch: list[int]) -> None:
+            out[batch] = self._run([ids[i] for i in batch])
+
+        if self._pool is None or len(batches) == 1:
+            for batch in batches:
+                run(batch)
+        else:
+            list(self._pool.map(run, batches))
+        return out
+
+    def _run(self, rows: list[list[int]]) -> np.ndarray:
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
+        width = int(lengths.max())
+        mask = (np.arange(width, dtype=np.int32) < lengths[:, None]).astype(np.int32)
+        ids = np.zeros((len(rows), width), np.int32)
+        ids[mask.astype(bool)] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+        result: Any = self._session.run(None, {"ids": ids, "mask": mask, "lengths": lengths})
+        return result[0]
+
+    async def aembed(self, texts: Sequence[str]) -> np.ndarray:
+        """`embed` off the event loop; callers that wait together are encoded together, and known texts come from a cache."""
+        keys = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=16).digest() for t in texts]
+        rows: list[np.ndarray | None] = []
+        with self._lock:
+            for key in keys:
+                row = self._cache.get(key)
+                if row is not None:
+                    self._cache.move_to_end(key)
+                rows.append(row)
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[np.ndarray] = loop.create_future()
+            self._start()
+            self._queue.put(([texts[i] for i in missing], loop, future))
+            fresh = await future
+            with self._lock:
+                for i, row in zip(missing, fresh, strict=True):
+                    rows[i] = self._cache[keys[i]] = row
+                while len(self._cache) > CACHED:
+                    self._cache.popitem(last=False)
+        return np.array(rows, np.float32).reshape(len(texts), self.dimension)
+
+    def close(self) -> None:
+        """Ends the worker threads. The encoder may not be used afterwards."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            self._queue.put(None)
+            worker.join()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._serve, name="smalti-embed", daemon=True)
+                self._worker.start()
+
+    def _serve(self) -> None:
+        while (first := self._queue.get()) is not None:
+            taken, last = [first], False
+            while not self._queue.empty() and sum(len(t) for t, _, _ in taken) < 256:
+                item = self._queue.get()
+                if item is None:
+                    last = True
+                    break
+                taken.append(item)
+            taken = [item for item in taken if not item[2].cancelled()]
+            try:
+                vectors = self.embed([t for texts, _, _ in taken for t in texts])
+            except Exception as error:
+                for _, loop, future in taken:
+                    _answer(loop, future, error=error)
+            else:
+                at = 0
+                for texts, loop, future in taken:
+                    _answer(loop, future, vectors[at : at + len(texts)])
+                    at += len(texts)
+            if last:
+                return
+
+
+def _answer(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[np.ndarray],
+    value: np.ndarray | None = None,
+    error: Exception | None = None,
+) -> None:
+    def settle() -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif value is not None:
+            future.set_result(value)
+
+    with contextlib.suppress(RuntimeError):  # the caller's loop has ended: nobody waits
+        loop.call_soon_threadsafe(settle)
+
+
+def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
+    """Splits texts, longest first, into runs of at most BATCH_TOKENS with padding."""
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= BATCH_TOKENS:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _bounded(text: str) -> str:
+    """No text needs more than this to fill 256 tokens, short of one absurd word."""
+    text = text[: MAX_TOKENS * 64]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _clip(ids: list[int]) -> list[int]:
+    return ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]]
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

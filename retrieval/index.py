@@ -1,0 +1,234 @@
+"""Indexes: made, synced, searched, read, dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import Engine, Row
+
+from retrieval import search as searching
+from retrieval.embed import Encoder
+from retrieval.errors import BadRequest, NotFound, RetrievalError, SourceError
+from retrieval.store import Store
+from retrieval.sync import Progress, Sync
+from retrieval.types import Document, Passage, Skipped, SyncReport
+from retrieval.vectors import Vectors
+from retrieval.worker import Workers
+
+log = logging.getLogger("smalti.retrieval")
+
+MAX_K = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index and how it stands. `status` is `NOT_SYNCED`, `SYNCING` or `ONLINE`; times are Unix seconds."""
+
+    name: str
+    path: str
+    status: str
+    documents: int
+    chunks: int
+    encoder: str
+    created_at: float
+    synced_at: float | None
+    skipped: tuple[Skipped, ...] = ()
+    report: SyncReport | None = None
+    error: str = ""
+    """Why the last sync failed, "" if it did not."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a search can find anything."""
+        return self.chunks > 0
+
+
+class Indexes:
+    """All indexes of a state folder.
+
+    The database is the record of truth; Chroma, in `chroma_folder`, is rebuilt from it. Only one process at a time may search
+    or sync (Chroma's folder has one owner): hold the state folder's lock. Reading `get`, `list`, `document` and `rows` beside
+    it is safe. Chroma is opened when it is first needed.
+
+    Parameters
+    ----------
+    engine: where the tables are; SQLite with FTS5.
+    chroma_folder: made when missing; nothing in it is worth a backup.
+    encoder: embeds chunks and questions. An index built by another one is searched by words alone until its next sync.
+    """
+
+    def __init__(self, engine: Engine, chroma_folder: Path, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._store = Store(engine)
+        self._vectors = Vectors(self._store, Path(chroma_folder))
+        self._workers = Workers()
+        self._lock = threading.Lock()
+        self._syncing: dict[int, threading.Lock] = {}
+
+    def add(self, name: str, path: Path) -> IndexInfo:
+        """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
+
+        Parameters
+        ----------
+        name: up to three levels of letters, digits and `_`: `docs` is `main.default.docs`.
+
+        Raises
+        ------
+        BadRequest: not such a name.
+        SourceError: the path does not exist.
+        """
+        full = full_name(name)
+        place = Path(path).expanduser().absolute()
+        if not place.exists():
+            raise SourceError(f"{place} does not exist: give the folder or file that holds the documents")
+        self._store.add_index(full, str(place), self.encoder.fingerprint)
+        return self.get(full)
+
+    def sync(self, name: str, progress: Callable[[Progress], None] | None = None) -> SyncReport:
+        """Brings an index up to date with its folder. A second sync of the same index waits for the first.
+
+        Raises
+        ------
+        NotFound: no such index.
+        SourceError: its folder is missing, or nothing in it can be indexed; what was skipped, and why, is in `get(name).skipped`.
+        """
+        row = self._row(name)
+        with self._sync_lock(row.id):
+            run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress)
+            try:
+                report = run.run(Path(row.path))
+            except Exception as error:
+                known = isinstance(error, RetrievalError)
+                self._store.set_error(row.id, error.message if known else f"sync failed ({type(error).__name__}): see the log")
+                raise
+            return report
+
+    def sync_quietly(self, name: str) -> None:
+        """`sync` for a background thread: a failure is logged, and kept in `get(name).error`."""
+        try:
+            self.sync(name)
+        except RetrievalError as error:
+            log.warning("sync of %s: %s", name, error)
+        except Exception:
+            log.exception("sync of %s failed", name)
+
+    def open(self) -> None:
+        """Opens Chroma and checks every index against the truth, so that the first search need not."""
+        for row in self._store.indexes():
+            self._vectors.open(row.id)
+
+    def search(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+        """The `k` best passages for `query`, best first; [] for a question without words.
+
+        Raises
+        ------
+        NotFound: no such index.
+        BadRequest: `k` is not in 1 to 1000, or `mode` is not hybrid, dense or lexical.
+        """
+        row, query = self._searchable(name, query, k, mode)
+        vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
+        return self._search(row, query, vector, k, mode)
+
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+        """`search` off the event loop; questions that arrive together are embedded together."""
+        row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
+        vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
+        return await asyncio.to_thread(self._search, row, query, vector, k, mode)
+
+    def document(self, name: str, document_id: str) -> Document:
+        """A stored document, its text as indexed. Raises NotFound."""
+        row = self._row(name)
+        found = self._store.document(row.id, row.name, document_id)
+        if found is None:
+            raise NotFound(f"index {row.name} has no document {document_id!r}: it may have been deleted or replaced")
+        return found
+
+    def passage(self, name: str, passage_id: str) -> Passage:
+        """A stored passage, without scores. Raises NotFound."""
+        row = self._row(name)
+        found = self._store.passages(row.name, [passage_id]).get(passage_id)
+        if found is None:
+            raise NotFound(f"index {row.name} has no passage {passage_id!r}: its document may have changed")
+        return found[1]
+
+    def get(self, name: str) -> IndexInfo:
+        """Raises NotFound."""
+        return self._info(self._row(name))
+
+    def list(self) -> list[IndexInfo]:
+        return [self._info(row) for row in self._store.indexes()]
+
+    def drop(self, name: str) -> None:
+        """Removes an index from every structure; its folder is not touched. Raises NotFound."""
+        row = self._row(name)
+        with self._sync_lock(row.id):
+            self._vectors.drop(row.id)
+            self._store.drop_index(row.id)
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
+        row = self._row(name)
+        for passage in self._store.rows(row.id, row.name):
+            values = passage.to_dict()
+            for score in ("index", "score", "similarity", "lexical"):
+                del values[score]
+            yield values
+
+    def close(self) -> None:
+        """Closes Chroma and ends the converters. The engine and the encoder stay open."""
+        self._vectors.close()
+        self._workers.close()
+
+    def _row(self, name: str) -> Row[Any]:
+        full = full_name(name)
+        row = self._store.index(full)
+        if row is None:
+            raise NotFound(f"index {full} does not exist: `smalti index add {full.rsplit('.', 1)[1]} FOLDER` makes it")
+        return row
+
+    def _info(self, row: Row[Any]) -> IndexInfo:
+        documents, chunks = self._store.counts(row.id)
+        lock = self._syncing.get(row.id)
+        status = "SYNCING" if lock is not None and lock.locked() else "ONLINE" if row.synced_at else "NOT_SYNCED"
+        report = None
+        if row.report:
+            values = json.loads(row.report)
+            report = SyncReport(**{**values, "skipped": tuple(Skipped(**s) for s in values["skipped"])})
+        skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
+        times = row.created_at, row.synced_at
+        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error)
+
+    def _sync_lock(self, index_id: int) -> threading.Lock:
+        with self._lock:
+            return self._syncing.setdefault(index_id, threading.Lock())
+
+    def _dense(self, row: Row[Any]) -> bool:
+        return row.encoder == self.encoder.fingerprint
+
+    def _searchable(self, name: str, query: str, k: int, mode: str) -> tuple[Row[Any], str]:
+        if not 1 <= k <= MAX_K:
+            raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
+        if mode not in searching.MODES:
+            raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
+        return self._row(name), searching.tidy(query)
+
+    def _search(self, row: Row[Any], query: str, vector: Any, k: int, mode: str) -> list[Passage]:
+        if not query:
+            return []
+        return searching.search(self._store, self._vectors, row.id, row.name, query, vector, k, mode)
+
+
+def full_name(name: str) -> str:
+    """`docs` -> `main.default.docs`. Raises BadRequest for what cannot be an index's name."""
+    parts = name.split(".")
+    if len(parts) > 3 or not all(re.fullmatch(r"[A-Za-z0-9_]{1,100}", part) for part in parts):
+        raise BadRequest(f"{name!r} is not an index name: use letters, digits and _, in up to three levels, as main.default.docs")
+    return ".".join(("main", "default", "")[: 3 - len(parts)] + tuple(parts)) if len(parts) < 3 else name

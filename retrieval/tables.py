@@ -1,0 +1,82 @@
+"""The record of truth: indexes, documents, chunks with their vectors, what was skipped, and what Chroma has yet to be told."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+indexes = sa.Table(
+    "vector_indexes",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(400), nullable=False, unique=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("synced_at", sa.Float),
+    sa.Column("encoder", sa.String(200), nullable=False),
+    # Chroma's collection carries the same two; where they differ it is rebuilt.
+    sa.Column("epoch", sa.String(32), nullable=False, default=""),
+    sa.Column("generation", sa.Integer, nullable=False, default=0),
+    sa.Column("report", sa.Text),
+    sa.Column("error", sa.Text, nullable=False, default=""),
+    sqlite_autoincrement=True,
+)
+
+documents = sa.Table(
+    "vector_documents",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("index_id", sa.ForeignKey("vector_indexes.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("media_type", sa.String(100), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("versions", sa.String(300), nullable=False),
+    sa.Column("note", sa.Text, nullable=False, default=""),
+    sa.UniqueConstraint("index_id", "source"),
+)
+
+chunks = sa.Table(
+    "vector_chunks",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("index_id", sa.ForeignKey("vector_indexes.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("document_id", sa.ForeignKey("vector_documents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("start", sa.Integer, nullable=False),
+    sa.Column("end", sa.Integer, nullable=False),
+    sa.Column("heading", sa.Text, nullable=False),
+    sa.Column("context", sa.Text, nullable=False),
+    sa.Column("page", sa.Integer),
+    # Hash of encoder and embedded text: a vector is reused wherever the same text is met again.
+    sa.Column("content", sa.String(32), nullable=False, index=True),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+skipped = sa.Table(
+    "vector_skipped",
+    metadata,
+    sa.Column("index_id", sa.ForeignKey("vector_indexes.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("source", sa.String(1000), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    # Set where the same bytes would fail again, so that a sync need not try.
+    sa.Column("size", sa.BigInteger),
+    sa.Column("mtime_ns", sa.BigInteger),
+    sa.Column("versions", sa.String(300)),
+)
+
+pending = sa.Table(
+    "vector_pending",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("index_id", sa.ForeignKey("vector_indexes.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("chunk_id", sa.String(32), nullable=False),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,119 @@
+"""The FastAPI application: every face over one platform, and the order in which it comes up and goes down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from governance import routes as governance_routes
+from governance.call import Call, Caller, Task
+from retrieval import routes as retrieval_routes
+from serving import databricks, errors, indexes, routes, tracking
+from serving.platform import Platform
+from serving.routes import bearer
+from serving.services import authorize, page_services
+from serving.ui.mount import mount
+
+log = logging.getLogger("smalti")
+
+
+def application(platform: Platform) -> FastAPI:
+    """The app. `/health` answers once it runs; `/ready` once the first question can be answered.
+
+    `app.state`: `platform`; `reports` of the first sync; `failure`, what kept it from becoming ready; `announce` and `stop`,
+    called when it is ready and when it cannot become so.
+    """
+    app = FastAPI(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
+    app.state.announce = app.state.stop = lambda: None
+    app.state.example = "What is this about?"
+    errors.install(app)
+
+    async def caller(request: Request) -> Caller:
+        return await asyncio.to_thread(platform.identity.authenticate, bearer(request.headers))
+
+    async def invoke(request: Request, index: str, task: Task, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        call = Call(index, task, payload, credential=bearer(request.headers), request_id=errors.request_id(request.scope))
+        return await platform.dispatcher.invoke(call)
+
+    @app.get("/health", include_in_schema=False)
+    async def health() -> Response:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/ready", include_in_schema=False)
+    async def ready() -> Response:
+        if app.state.ready:
+            return JSONResponse({"ready": True})
+        reason = str(app.state.failure or "the documents are being indexed")
+        return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
+
+    app.include_router(routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal))
+    app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
+    app.include_router(
+        governance_routes.router(
+            platform.identity,
+            platform.grants,
+            platform.policies,
+            platform.journal,
+            caller=caller,
+        )
+    )
+    app.include_router(
+        retrieval_routes.router(
+            platform.indexes,
+            caller=caller,
+            invoke=invoke,
+            visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
+            manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
+        )
+    )
+    app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
+    if platform.mlflow:
+        app.include_router(tracking.router(platform.mlflow, authorize(platform.identity), sign_in="/login"))
+    app.include_router(databricks.fallback())
+    app.state.pages = mount(app, page_services(platform))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    platform: Platform = app.state.platform
+    await platform.runtime.open()
+    coming_up = asyncio.create_task(_come_up(app))
+    try:
+        yield
+    finally:
+        coming_up.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await coming_up
+        await app.state.pages.stop()
+        await platform.close()
+
+
+async def _come_up(app: FastAPI) -> None:
+    platform: Platform = app.state.platform
+    try:
+        app.state.reports = await asyncio.to_thread(platform.sync, getattr(app.state, "progress", None))
+        await platform.warm()
+        titles = await asyncio.to_thread(platform.titles, lambda name: True, 1)
+        app.state.example = f"What is said about {titles[0]}?" if titles else "What is this about?"
+    except Exception as error:
+        if not type(error).__module__.startswith("retrieval"):
+            log.exception("the server cannot become ready")
+        app.state.failure = error
+        app.state.stop()
+        return
+    app.state.ready = True
+    app.state.announce()
+    # What people and tracing need comes after the first question can be answered.
+    if platform.mlflow and platform.tracer:
+        platform.tracer.start()
+        await platform.mlflow.start()
+    await app.state.pages.start()

@@ -1,0 +1,194 @@
+"""What every command needs: settings, state, output for people and for machines, and the server of this state folder."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+    from fastapi import FastAPI
+    from sqlalchemy import Engine
+
+    from governance.grants import Grants
+    from governance.identity import Identity
+    from governance.journal import Journal
+    from retrieval.embed import Encoder
+    from serving.settings import Settings
+    from serving.state import Home
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the message says what and what to do. `code` is the exit status."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check(response: httpx.Response) -> Any:
+    """The JSON of a good answer.
+
+    Raises
+    ------
+    CommandError: with the server's own line, when the answer is an error.
+    """
+    if response.is_success:
+        return response.json()
+    try:
+        body = response.json()
+        error = body.get("error")
+        message = error["message"] if isinstance(error, dict) else body.get("message") or body.get("detail") or response.text
+    except ValueError:
+        message = response.text[:500]
+    raise CommandError(f"{message} (HTTP {response.status_code}, request {response.headers.get('x-request-id', 'unknown')})")
+
+
+class Workspace:
+    """The settings and the state that a command works on; each part is opened when it is first asked for.
+
+    Parameters
+    ----------
+    config: `smalti.yaml` to read instead of the one here.
+    build: makes the application on an owned state folder; used by commands that need a server while none runs.
+    """
+
+    def __init__(self, config: Path | None, build: Callable[[Settings, Home], FastAPI]) -> None:
+        self._config, self._build = config, build
+        self.check = check
+        self.given: dict[str, Any] = {}
+        """Settings from the command line, over file and environment."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        from serving.settings import Settings
+
+        return Settings.load(self._config, **self.given)
+
+    @cached_property
+    def home(self) -> Home:
+        from serving.state import Home
+
+        return Home(self.settings.home)
+
+    @cached_property
+    def engine(self) -> Engine:
+        from serving.state import open_database
+
+        return open_database(f"sqlite:///{self.home.database}")
+
+    @cached_property
+    def identity(self) -> Identity:
+        from governance.identity import Identity
+
+        return Identity(self.engine, self.home.pepper)
+
+    @cached_property
+    def grants(self) -> Grants:
+        from governance.grants import Grants
+
+        return Grants(self.engine, self.settings.resources)
+
+    @cached_property
+    def journal(self) -> Journal:
+        from governance.journal import Journal
+
+        return Journal(self.engine, self.home.journal, interval=None)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        from retrieval.embed import Encoder
+
+        return Encoder.load(self.home.models)
+
+    def print_json(self, value: Any) -> None:
+        """One JSON value on a line of standard output, for machines."""
+        print(json.dumps(value, ensure_ascii=False, default=str))
+
+    def print_rows(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
+        """Rows as a table, or as a JSON list. `columns` maps a row's key to its heading; `empty` is said where there is none."""
+        if as_json:
+            self.print_json(list(rows))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        if not rows:
+            console.print(empty, highlight=False)
+            return
+        table = Table(*columns.values(), box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(_cell(row.get(key)) for key in columns))
+        console.print(table)
+
+    @contextmanager
+    def connect(self) -> Iterator[httpx.Client]:
+        """A client of the server that owns this state; where none runs, one is started for the length of the block.
+
+        It is signed in with an administrator's key that lives for an hour at most and ends with the block: who can
+        write the state folder is its owner.
+        """
+        import httpx
+
+        key, secret = self.identity.create_key("local", admin=True, ttl=3600, label="command line")
+        headers = {"Authorization": f"Bearer {secret}"}
+        running = self.home.server()
+        try:
+            if running:
+                with httpx.Client(base_url=running["url"], headers=headers, timeout=None, trust_env=False) as client:
+                    yield client
+            else:
+                with self._own_server() as url, httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False) as client:
+                    yield client
+        finally:
+            self.identity.revoke(key.id)
+
+    @contextmanager
+    def _own_server(self) -> Iterator[str]:
+        import uvicorn
+
+        from serving.state import owned
+
+        with owned(self.home), socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            local = self.settings.model_copy(update={"mlflow": False, "public_url": self.settings.public_url or url})
+            server = uvicorn.Server(uvicorn.Config(self._build(local, self.home), log_config=None, timeout_graceful_shutdown=2))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            try:
+                self._wait(url, thread)
+                yield url
+            finally:
+                server.should_exit = True
+                thread.join(timeout=10)
+
+    def _wait(self, url: str, thread: threading.Thread) -> None:
+        import httpx
+
+        deadline = time.monotonic() + 60
+        with httpx.Client(trust_env=False) as client:
+            while time.monotonic() < deadline and thread.is_alive():
+                try:
+                    if client.get(f"{url}/ready").status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.05)
+        raise CommandError("The server for this command did not become ready; `smalti doctor` looks for the reason.")
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return ""
+    return escape(", ".join(map(str, value)) if isinstance(value, list | tuple | set | frozenset) else str(value))

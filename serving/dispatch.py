@@ -1,0 +1,120 @@
+"""The dispatcher: finds the engine of a call and runs it through the gateway, from outside and from inside alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from governance.call import Call, Engine, Event, Task, bad_request, current_call
+from retrieval.types import Passage, Retriever
+from serving.endpoint import Endpoint, Endpoints
+from serving.engines.index import Searchable, index_engine
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+_FACES = {
+    "agent": "/v1/chat/completions or /v1/responses",
+    "chat": "/v1/chat/completions or /v1/responses",
+    "embeddings": "/v1/embeddings",
+}
+
+inner_usage: ContextVar[dict[str, int] | None] = ContextVar("smalti_inner_usage", default=None)
+"""Where the inner model calls of the running answer add up their tokens; set by the agent engine."""
+
+inner_loop: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("smalti_inner_loop", default=None)
+"""The loop the running answer lives on, for nodes that call a model from a worker thread."""
+
+
+class Policy(Protocol):
+    """What is needed of `governance.gateway.Gateway`."""
+
+    def call(self, call: Call, engine: Engine | None) -> AsyncIterator[Event]: ...
+
+    async def invoke(self, call: Call, engine: Engine | None) -> Mapping[str, Any]: ...
+
+
+class Dispatcher:
+    """The way to every engine.
+
+    Parameters
+    ----------
+    gateway: the policy function each call passes.
+    endpoints: the registry of endpoints.
+    indexes: the vector search indexes, reached by the tasks `search` and `document`.
+    """
+
+    def __init__(self, gateway: Policy, endpoints: Endpoints, indexes: Searchable | None = None) -> None:
+        self.gateway, self.endpoints = gateway, endpoints
+        self._index_engine = index_engine(indexes) if indexes is not None else None
+
+    def stream(self, call: Call) -> AsyncIterator[Event]:
+        """The call's events; exactly one terminal event is the last. Raises `CallError` before the first one."""
+        return self.gateway.call(call, self.engine(call))
+
+    async def invoke(self, call: Call) -> Mapping[str, Any]:
+        """The call's `result` or `response`; raises `CallError` where it failed."""
+        return await self.gateway.invoke(call, self.engine(call))
+
+    def engine(self, call: Call) -> Engine | None:
+        """The engine that answers `call`, one that refuses it where the task does not fit, None where there is none."""
+        if call.task in ("search", "document"):
+            return self._index_engine
+        endpoint = self.endpoints.find(call.endpoint)
+        if endpoint is None:
+            return None
+        asked = "chat" if call.task == "agent" else call.task
+        given = "chat" if endpoint.call_task == "agent" else endpoint.call_task
+        return endpoint.engine if asked == given else _refusing(endpoint)
+
+    def inner_call(self, endpoint: str, task: Task, payload: Mapping[str, Any], *, stream: bool = False) -> Call:
+        """A call on behalf of the one being answered: its caller, thread and tags; raises RuntimeError outside of one."""
+        outer = current_call.get()
+        if outer is None or outer.caller is None:
+            raise RuntimeError(f"{endpoint!r} was called outside of a governed call: run the agent through its endpoint.")
+        return Call(
+            endpoint=endpoint,
+            task=task,
+            payload=payload,
+            caller=outer.caller,
+            parent_id=outer.request_id,
+            thread_id=outer.thread_id,
+            stream=stream,
+            usage_context=outer.usage_context,
+        )
+
+    async def inner(self, endpoint: str, task: Task, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An inner unary call (`governance.call.Invoke`)."""
+        return await self.invoke(self.inner_call(endpoint, task, payload))
+
+    def retriever(self, index_name: str) -> Retriever:
+        """What an agent is handed to search `index_name` (`docs` is `main.default.docs`), on behalf of whoever asks."""
+        name = index_name if "." in index_name else f"main.default.{index_name}"
+
+        async def retrieve(query: str, *, k: int = 5) -> Sequence[Passage]:
+            found = await self.inner(name, "search", {"query": query, "k": k})
+            return [Passage.from_dict(row) for row in found["passages"]]
+
+        return retrieve
+
+    def chat_model(self, endpoint: str, **defaults: Any) -> BaseChatModel:
+        """A LangChain chat model that calls a chat endpoint, on behalf of whoever asks.
+
+        `defaults`: `temperature`, `max_tokens`, `stop` for calls that do not say.
+        """
+        from serving.chat_model import EndpointChatModel
+
+        return EndpointChatModel(dispatcher=self, endpoint=endpoint, **defaults)
+
+
+def _refusing(endpoint: Endpoint) -> Engine:
+    """An engine that says which protocol reaches the endpoint; within the gateway, so that the call is recorded."""
+
+    async def refuse(call: Call) -> AsyncIterator[Event]:
+        face = _FACES[endpoint.call_task]
+        raise bad_request(f"Endpoint {endpoint.name!r} has task {endpoint.task}: call it by {face}.", "model")
+        yield  # makes this an async generator
+
+    return refuse

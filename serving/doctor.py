@@ -1,0 +1,113 @@
+"""Looks at the installation: what would keep the server from starting or answering, and what to do about it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.cli import Workspace
+
+ROOMS = ("agents", "retrieval", "finetune", "serving", "governance", "evals")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `detail` says what was found, and what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine(work: Workspace) -> list[Finding]:
+    """Every check; one that raises is a finding too."""
+    checks: dict[str, Callable[[Workspace], str]] = {
+        "python": _python,
+        "settings": _settings,
+        "packages": _packages,
+        "encoder": _encoder,
+        "state": _state,
+        "documents": _documents,
+        "port": _port,
+        "model": _model,
+    }
+    findings = []
+    for name, look in checks.items():
+        try:
+            findings.append(Finding(name, True, look(work)))
+        except Exception as error:
+            findings.append(Finding(name, False, str(error) or error.__class__.__name__))
+    return findings
+
+
+def _python(_: Workspace) -> str:
+    if sys.version_info < (3, 11):
+        raise RuntimeError(f"Python {sys.version.split()[0]}; 3.11 or newer is needed.")
+    return sys.version.split()[0]
+
+
+def _settings(work: Workspace) -> str:
+    return f"state in {work.settings.home.resolve()}, {len(work.settings.endpoints)} endpoints declared"
+
+
+def _packages(_: Workspace) -> str:
+    house = Path(__file__).resolve().parent.parent
+    for room in ROOMS:
+        spec = find_spec(room)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parent.parent != house:
+            owner = ", ".join(packages_distributions().get(room, ["another distribution"]))
+            raise RuntimeError(f"The package `{room}` comes from {owner} at {origin}. Install Smalti in an environment of its own.")
+    return "no other distribution shadows a room"
+
+
+def _encoder(work: Workspace) -> str:
+    from retrieval.weights import find
+
+    return f"weights in {find(work.home.models)}"
+
+
+def _state(work: Workspace) -> str:
+    from governance.tables import metadata
+    from serving.state import upgrade
+
+    upgrade(work.engine, [metadata])
+    holder = work.home.server()
+    return f"{work.home.path}, served by process {holder['pid']} at {holder['url']}" if holder else f"{work.home.path}, not served now"
+
+
+def _documents(work: Workspace) -> str:
+    folder = work.settings.docs or Path("docs")
+    if not folder.exists():
+        raise RuntimeError(f"There is no folder {folder}. Name one: smalti serve --docs PATH")
+    return str(folder.resolve())
+
+
+def _port(work: Workspace) -> str:
+    holder = work.home.server()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((work.settings.host, work.settings.port))
+        except OSError as error:
+            if holder and holder["url"].endswith(f":{work.settings.port}"):
+                return f"{work.settings.port}, by this state's own server"
+            raise RuntimeError(f"Port {work.settings.port} is taken ({error.strerror}). Use another: smalti serve --port N") from None
+    return f"{work.settings.port} is free"
+
+
+def _model(work: Workspace) -> str:
+    settings = work.settings
+    if not (settings.chat_model or settings.chat_base_url):
+        return "none configured: answers are extractive"
+    return f"{settings.chat_model or 'default'} at {settings.chat_base_url or 'its provider'}"

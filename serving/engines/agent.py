@@ -1,0 +1,157 @@
+"""The engine of an agent: the only place where LangGraph's stream becomes events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from governance.call import STEP, Call, CallError, Engine, Event, bad_request, not_found
+from serving.dispatch import inner_loop, inner_usage
+from serving.engines.answer import Answer
+from serving.engines.messages import items_to_langchain
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+
+    from agents.runtime import Agent, Runtime
+
+_EXACT = 20_000  # characters up to which tokens are counted rather than estimated
+
+CITED = ("id", "document_id", "index", "source", "title", "start", "end", "score")
+"""Fields of a retrieved passage that an answer's `custom_outputs` tell."""
+
+
+def agent_engine(
+    runtime: Runtime,
+    agent: Agent,
+    *,
+    base_url: str | Callable[[Call], str] = "",
+    count_tokens: Callable[[str], int] | None = None,
+) -> Engine:
+    """An engine that runs `agent`.
+
+    Parameters
+    ----------
+    runtime, agent: what runs it, and what runs.
+    base_url: where citations lead, `{base_url}/documents/{index}/{document_id}?start=S&end=E`.
+    count_tokens: counts an answer's tokens where no model was called; by default four characters are a token.
+    """
+
+    async def run(call: Call) -> AsyncIterator[Event]:
+        from agents.runtime import ThreadBusy, ThreadNotFound
+
+        messages = items_to_langchain(call.payload)
+        if messages[-1].type not in ("human", "tool"):
+            raise bad_request(
+                "The last message must be the user's: there is nothing to answer after an assistant message.", "input"
+            )
+        answer = Answer(call)
+        usage: dict[str, int] = {}
+        outer_usage, outer_loop = inner_usage.get(), inner_loop.get()
+        inner_usage.set(usage)
+        inner_loop.set(asyncio.get_running_loop())
+        site = base_url(call) if callable(base_url) else base_url
+        state: Mapping[str, Any] = {}
+        owner = call.caller.name if call.caller else ""
+        parts = runtime.stream(agent, messages, thread_id=call.thread_id, owner=owner, run_id=call.request_id)
+        started = False
+        try:
+            async with aclosing(parts):  # type: ignore[type-var]
+                async for _, mode, chunk in parts:
+                    if not started:  # only now is it known that the thread is the caller's and free
+                        started = True
+                        for event in answer.start():
+                            yield event
+                    if mode == "values":
+                        state = chunk
+                        continue
+                    for event in _events(answer, mode, chunk, site):
+                        yield event
+        except ThreadNotFound as error:
+            raise not_found(str(error)) from None
+        except ThreadBusy as error:
+            raise CallError(str(error), status=409, code="RESOURCE_CONFLICT", retry_after=1) from None
+        finally:
+            inner_usage.set(outer_usage)
+            inner_loop.set(outer_loop)
+        if not started:
+            for event in answer.start():
+                yield event
+        for event in _end(call, answer, state, usage, messages, count_tokens or _estimate):
+            yield event
+
+    return run
+
+
+def _events(answer: Answer, mode: str, chunk: Any, site: str) -> Sequence[Event]:
+    """What a part of LangGraph's stream says to the client."""
+    if mode == "messages":
+        return list(answer.write(chunk[0].text))
+    if not isinstance(chunk, Mapping):
+        return ()
+    if delta := chunk.get("delta"):
+        return list(answer.write(delta))
+    if citation := chunk.get("citation"):
+        return list(answer.annotate(annotation(citation, site)))
+    if step := chunk.get("step"):
+        return (Event(STEP, step),)
+    return ()
+
+
+def annotation(citation: Mapping[str, Any], site: str = "") -> dict[str, Any]:
+    """A citation as a `url_citation` whose address opens the stored passage, highlighted."""
+    where = f"{quote(citation['index'], safe='')}/{quote(citation['document_id'], safe='')}"
+    return {
+        "type": "url_citation",
+        "start_index": citation["text_start"],
+        "end_index": citation["text_end"],
+        "url": f"{site}/documents/{where}?start={citation['start']}&end={citation['end']}",
+        "title": citation["title"],
+    }
+
+
+def _end(
+    call: Call,
+    answer: Answer,
+    state: Mapping[str, Any],
+    usage: Mapping[str, int],
+    messages: Sequence[BaseMessage],
+    count_tokens: Callable[[str], int],
+) -> list[Event]:
+    events: list[Event] = []
+    said = state.get("messages") or ()
+    if not answer.written and said and said[-1].type == "ai":  # a graph that does not stream what it says
+        events += answer.write(said[-1].text)
+    if not usage.get("total_tokens"):
+        read = "\n".join(message.text for message in messages)
+        usage = {"input_tokens": _count(read, count_tokens), "output_tokens": _count(answer.written, count_tokens)}
+    route, abstained, mode = state.get("route"), bool(state.get("abstained")), state.get("mode") or "generative"
+    citations = [each if isinstance(each, Mapping) else each.to_dict() for each in state.get("citations") or ()]
+    metadata = {
+        "mode": mode,
+        "abstained": str(abstained).lower(),
+        "route": getattr(route, "label", None),
+        "thread_id": call.thread_id,
+    }
+    custom = {
+        "mode": mode,
+        "abstained": abstained,
+        "route": {"label": route.label, "confidence": route.confidence} if route else None,
+        "passages": [{key: getattr(passage, key) for key in CITED} for passage in state.get("documents") or ()],
+        "citations": citations,
+        "trace_id": f"tr-{call.request_id}",
+        "thread_id": call.thread_id,
+    }
+    told = {key: str(value) for key, value in metadata.items() if value is not None}
+    return [*events, *answer.finish(usage=usage, metadata=told, custom_outputs=custom)]
+
+
+def _count(text: str, count_tokens: Callable[[str], int]) -> int:
+    return count_tokens(text) if len(text) <= _EXACT else _estimate(text)
+
+
+def _estimate(text: str) -> int:
+    return -(-len(text) // 4)

@@ -1,0 +1,200 @@
+"""Builds the Responses event sequence of one answer, in the order OpenAI's API sends it.
+
+Source: https://platform.openai.com/docs/api-reference/responses-streaming
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from governance.call import Call, Event
+
+_ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "previous_response_id",
+    "conversation",
+    "temperature",
+    "top_p",
+    "user",
+    "reasoning",
+    "store",
+)
+
+
+class Answer:
+    """One answer being written: call `start`, then text, annotations and tool calls in any order, then `finish` once.
+
+    Parameters
+    ----------
+    call: the call it answers; the response's id is `resp_` and the call's request id.
+    model: what the response names as its model; the endpoint by default.
+    """
+
+    def __init__(self, call: Call, *, model: str | None = None) -> None:
+        payload = call.payload
+        self.id = f"resp_{call.request_id}"
+        self._done = ""
+        self._call_id = call.request_id
+        self._output: list[dict[str, Any]] = []
+        self._parts: list[str] = []
+        self._annotations: list[Mapping[str, Any]] = []
+        self._open: dict[str, Any] | None = None
+        self._delta: dict[str, Any] = {}
+        self._response: dict[str, Any] = {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "background": False,
+            "completed_at": None,
+            "error": None,
+            "incomplete_details": None,
+            "model": model or call.endpoint,
+            "output": [],
+            "parallel_tool_calls": payload.get("parallel_tool_calls", True),
+            "text": payload.get("text") or {"format": {"type": "text"}},
+            "tool_choice": payload.get("tool_choice") or "auto",
+            "tools": payload.get("tools") or [],
+            "truncation": payload.get("truncation") or "disabled",
+            "metadata": payload.get("metadata") or {},
+            "usage": None,
+            **{key: payload.get(key) for key in _ECHOED},
+        }
+
+    @property
+    def written(self) -> str:
+        """The text of the answer so far."""
+        return self._done + ("".join(self._parts) if self._open and self._open["type"] == "message" else "")
+
+    def start(self) -> Iterator[Event]:
+        yield Event("response.created", {"response": dict(self._response)})
+        yield Event("response.in_progress", {"response": dict(self._response)})
+
+    def write(self, delta: str) -> Iterator[Event]:
+        """Text of the answer; opens the message where none is open."""
+        if not delta:
+            return
+        if self._open is None or self._open["type"] != "message":
+            yield from self._open_message()
+        self._parts.append(delta)
+        yield Event("response.output_text.delta", {**self._delta, "delta": delta})
+
+    def annotate(self, annotation: Mapping[str, Any]) -> Iterator[Event]:
+        """An annotation of the text written so far."""
+        if self._open is None or self._open["type"] != "message":
+            yield from self._open_message()
+        place = {key: self._delta[key] for key in ("item_id", "output_index", "content_index")}
+        yield Event(
+            "response.output_text.annotation.added",
+            {**place, "annotation_index": len(self._annotations), "annotation": annotation},
+        )
+        self._annotations.append(annotation)
+
+    def call_tool(self, call_id: str, name: str) -> Iterator[Event]:
+        """Begin a call of a client's function; its arguments follow by `arguments`."""
+        yield from self._close()
+        position = len(self._output)
+        self._open = {
+            "type": "function_call",
+            "id": f"fc_{self._call_id}_{position}",
+            "call_id": call_id,
+            "name": name,
+            "arguments": "",
+            "status": "in_progress",
+        }
+        self._parts = []
+        yield Event("response.output_item.added", {"output_index": position, "item": dict(self._open)})
+
+    def arguments(self, delta: str) -> Iterator[Event]:
+        """More of the open function call's arguments (JSON text)."""
+        if delta and self._open is not None:
+            self._parts.append(delta)
+            place = {"item_id": self._open["id"], "output_index": len(self._output)}
+            yield Event("response.function_call_arguments.delta", {**place, "delta": delta})
+
+    def finish(
+        self,
+        *,
+        usage: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        custom_outputs: Mapping[str, Any] | None = None,
+        incomplete: str | None = None,
+    ) -> Iterator[Event]:
+        """Close what is open and end the answer.
+
+        Parameters
+        ----------
+        usage: `input_tokens` and `output_tokens`.
+        metadata: added to the request's metadata.
+        custom_outputs: as MLflow's `ResponsesAgentResponse` carries them.
+        incomplete: `max_output_tokens` or `content_filter`, where the answer stopped short.
+        """
+        status = "incomplete" if incomplete else "completed"
+        if not self._output and self._open is None:
+            yield from self._open_message()
+        yield from self._close(status)
+        response = {
+            **self._response,
+            "status": status,
+            "completed_at": None if incomplete else int(time.time()),
+            "incomplete_details": {"reason": incomplete} if incomplete else None,
+            "output": self._output,
+            "metadata": {**self._response["metadata"], **(metadata or {})},
+            "usage": usage_body(usage or {}),
+        }
+        if custom_outputs is not None:
+            response["custom_outputs"] = custom_outputs
+        yield Event(f"response.{status}", {"response": response})
+
+    def _open_message(self) -> Iterator[Event]:
+        yield from self._close()
+        position = len(self._output)
+        item = {
+            "type": "message",
+            "id": f"msg_{self._call_id}_{position}",
+            "role": "assistant",
+            "status": "in_progress",
+            "content": [],
+        }
+        self._open, self._parts, self._annotations = item, [], []
+        self._delta = {"item_id": item["id"], "output_index": position, "content_index": 0, "logprobs": []}
+        yield Event("response.output_item.added", {"output_index": position, "item": item})
+        place = {"item_id": item["id"], "output_index": position, "content_index": 0}
+        yield Event("response.content_part.added", {**place, "part": _part("", [])})
+
+    def _close(self, status: str = "completed") -> Iterator[Event]:
+        if self._open is None:
+            return
+        position, text = len(self._output), "".join(self._parts)
+        place = {"item_id": self._open["id"], "output_index": position}
+        if self._open["type"] == "message":
+            self._done += text
+            part = _part(text, list(self._annotations))
+            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": []})
+            yield Event("response.content_part.done", {**place, "content_index": 0, "part": part})
+            item = {**self._open, "status": status, "content": [part]}
+        else:
+            yield Event("response.function_call_arguments.done", {**place, "name": self._open["name"], "arguments": text})
+            item = {**self._open, "status": status, "arguments": text}
+        self._open = None
+        self._output.append(item)
+        yield Event("response.output_item.done", {"output_index": position, "item": item})
+
+
+def _part(text: str, annotations: list[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
+
+
+def usage_body(usage: Mapping[str, int]) -> dict[str, Any]:
+    """Token counts as the Responses API writes them."""
+    read, written = int(usage.get("input_tokens", 0)), int(usage.get("output_tokens", 0))
+    return {
+        "input_tokens": read,
+        "input_tokens_details": {"cached_tokens": int(usage.get("cached_tokens", 0)), "cache_write_tokens": 0},
+        "output_tokens": written,
+        "output_tokens_details": {"reasoning_tokens": int(usage.get("reasoning_tokens", 0))},
+        "total_tokens": read + written,
+    }

@@ -1,0 +1,55 @@
+"""The engine of a vector search index: tasks `search` and `document`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from governance.call import Call, CallError, Engine, Event, bad_request
+from retrieval.errors import RetrievalError
+from retrieval.types import Document, Passage
+
+MAX_K = 1000
+
+
+class Searchable(Protocol):
+    """What is needed of `retrieval.index.Indexes`."""
+
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]: ...
+
+    def document(self, name: str, document_id: str) -> Document: ...
+
+
+def index_engine(indexes: Searchable) -> Engine:
+    """An engine over all indexes; `Call.endpoint` is the index's full name.
+
+    `search` reads `{"query": str, "k": 1-1000, "mode": str}` and gives `{"passages": [Passage.to_dict(), …]}` best first;
+    `document` reads `{"id": str}` and gives `{"document": the Document's fields}`.
+    """
+
+    async def run(call: Call) -> AsyncIterator[Event]:
+        try:
+            yield Event("result", {"result": await _run(indexes, call)})
+        except RetrievalError as error:
+            raise CallError(error.message, status=error.status, code=error.code) from error
+
+    return run
+
+
+async def _run(indexes: Searchable, call: Call) -> dict[str, Any]:
+    if call.task == "document":
+        document_id = call.payload.get("id")
+        if not isinstance(document_id, str):
+            raise bad_request("Field 'id' must be a document's id.", "id")
+        document = await asyncio.to_thread(indexes.document, call.endpoint, document_id)
+        return {"document": asdict(document)}
+    query, k = call.payload.get("query"), call.payload.get("k", 5)
+    if not isinstance(query, str) or not query.strip():
+        raise bad_request("Field 'query' must be a text to search for.", "query")
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_K:
+        raise bad_request(f"Field 'k' must be an integer from 1 to {MAX_K}.", "k")
+    more = {"mode": call.payload["mode"]} if call.payload.get("mode") else {}
+    passages = await indexes.asearch(call.endpoint, query, k=k, **more)
+    return {"passages": [passage.to_dict() for passage in passages]}

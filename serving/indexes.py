@@ -1,0 +1,106 @@
+"""Managing indexes over HTTP, for owners: what the `smalti index` command calls. Queries are in `retrieval/routes.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import StreamingResponse
+
+from governance.call import Caller, bad_request, forbidden
+from governance.grants import Grants
+from retrieval.index import IndexInfo, Indexes, full_name
+
+PREFIX = "/api/2.0/smalti/indexes"
+
+
+class SyncRequest(BaseModel):
+    """`path` declares the index, or gives it another folder; without it an existing one is brought up to date."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    path: str | None = None
+
+
+def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> APIRouter:
+    """`GET` all or one, `POST` to add or sync (progress and report as JSON lines), `DELETE` to drop.
+
+    Adding names a folder of the server, so it takes an administrator; syncing and dropping take CAN_MANAGE.
+    """
+    routes = APIRouter(prefix=PREFIX)
+
+    @routes.get("")
+    async def list_all(who: Caller = Depends(caller)) -> dict[str, Any]:
+        found = await asyncio.to_thread(indexes.list)
+        return {"indexes": [_info(each) for each in found if grants.allowed(who, f"index:{each.name}", "CAN_VIEW")]}
+
+    @routes.get("/{name}")
+    async def one(name: str, who: Caller = Depends(caller)) -> dict[str, Any]:
+        full = full_name(name)
+        grants.check(who, f"index:{full}", "CAN_VIEW")
+        return _info(await asyncio.to_thread(indexes.get, full))
+
+    @routes.delete("/{name}")
+    async def drop(name: str, who: Caller = Depends(caller)) -> dict[str, Any]:
+        full = full_name(name)
+        grants.check(who, f"index:{full}", "CAN_MANAGE")
+        await asyncio.to_thread(indexes.drop, full)
+        return {"name": full}
+
+    @routes.post("")
+    async def sync(request: Request, who: Caller = Depends(caller)) -> StreamingResponse:
+        body = await _read(request)
+        if body.path is not None:
+            if not who.admin:
+                raise forbidden("Only an administrator may index a folder of the server.")
+            if not Path(body.path).is_absolute():
+                raise bad_request("Field 'path' must be an absolute path on the server.", "path")
+            name = (await asyncio.to_thread(indexes.add, body.name, Path(body.path))).name
+        else:
+            name = full_name(body.name)
+            grants.check(who, f"index:{name}", "CAN_MANAGE")
+            await asyncio.to_thread(indexes.get, name)
+        return StreamingResponse(_lines(indexes, name), media_type="application/x-ndjson")
+
+    return routes
+
+
+async def _read(request: Request) -> SyncRequest:
+    try:
+        return SyncRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise bad_request(f"Field {field!r}: {problem['msg']}. Send {{'name': NAME, 'path': FOLDER}}.", field) from None
+
+
+def _info(info: IndexInfo) -> dict[str, Any]:
+    return asdict(info)
+
+
+async def _lines(indexes: Indexes, name: str) -> AsyncIterator[bytes]:
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def progress(step: Any) -> None:
+        loop.call_soon_threadsafe(told.put_nowait, asdict(step))
+
+    work = asyncio.create_task(asyncio.to_thread(indexes.sync, name, progress))
+    while not work.done() or not told.empty():
+        next_told = asyncio.create_task(told.get())
+        done, _ = await asyncio.wait({next_told, work}, return_when=asyncio.FIRST_COMPLETED)
+        if next_told in done:
+            yield orjson.dumps(next_told.result()) + b"\n"
+        else:
+            next_told.cancel()
+    try:
+        yield orjson.dumps({"report": asdict(work.result())}) + b"\n"
+    except Exception as error:
+        yield orjson.dumps({"error": str(error) or type(error).__name__}) + b"\n"

@@ -1,0 +1,97 @@
+"""The process that runs MLflow's tracking server: `python -m serving.mlflow_child SOCKET`, started by `serving.tracking` alone.
+
+It is configured by the variables `mlflow server` hands to its workers (mlflow/server/constants.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+
+def serve(path: Path) -> None:
+    """Serve MLflow on the unix socket `path` until the parent closes our stdin (it ended) or terminates us."""
+
+    def until_parent_ends() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=until_parent_ends, daemon=True).start()
+    os.umask(0o077)
+    started = os.dup(1)
+    os.dup2(2, 1)  # what MLflow prints belongs in the log
+    os.nice(5)  # answers come first
+
+    warnings.simplefilter("ignore")
+    backend = os.environ["_MLFLOW_SERVER_FILE_STORE"]
+    prepare(backend)
+
+    import uvicorn
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
+
+    initialize_backend_stores(backend, backend, os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            os.write(started, b"ready\n")
+
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=3
+        )
+        Server(config).run(sockets=[listener])
+
+
+def prepare(uri: str) -> None:
+    """Make the tables, or bring an older MLflow's up to date.
+
+    Of an SQLite file this is done on a copy that then takes its place, so that being killed leaves no half-made database;
+    the older file is kept as `mlflow.db.before-upgrade`.
+    """
+    import sqlalchemy
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels import models  # noqa: F401 - the tables utils looks for
+
+    url = sqlalchemy.make_url(uri)
+    path = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+    scratch = path.with_name(f"{path.name}.new") if path else None
+
+    def run(target: sqlalchemy.URL, work: Callable[[sqlalchemy.Engine], object]) -> object:
+        engine = sqlalchemy.create_engine(target)
+        try:
+            return work(engine)
+        finally:
+            engine.dispose()
+
+    def current(engine: sqlalchemy.Engine) -> bool:
+        return utils._all_tables_exist(engine) and utils._get_schema_version(engine) == utils._get_latest_schema_revision()
+
+    def bring_up(engine: sqlalchemy.Engine) -> None:
+        (utils._initialize_tables if utils._is_empty_database(engine) else utils._upgrade_db)(engine)
+
+    if (path is None or path.exists()) and run(url, current):
+        return
+    if path is None or scratch is None:
+        run(url, bring_up)
+        return
+    scratch.unlink(missing_ok=True)
+    if path.exists():
+        shutil.copy2(path, path.with_name(f"{path.name}.before-upgrade"))
+        shutil.copy2(path, scratch)
+    run(url.set(database=str(scratch)), bring_up)
+    scratch.replace(path)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,224 @@
+"""Opens the rooms on one state folder and joins them: identity, gateway, indexes, endpoints, agents, tracing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents import Agent, AgentLoadError, Route, Runtime, load_builder, make_reader, make_router
+from agents import router as routing
+from agents.tables import metadata as agent_tables
+from governance.call import Call, CallRecord, Engine, Event, unavailable
+from governance.gateway import Gateway
+from governance.grants import Grants
+from governance.identity import Identity
+from governance.journal import Journal
+from governance.limits import Limits, Policies
+from governance.tables import metadata as governance_tables
+from retrieval.embed import Encoder
+from retrieval.index import Indexes
+from retrieval.tables import metadata as retrieval_tables
+from serving.dispatch import Dispatcher
+from serving.endpoint import Endpoint, Endpoints
+from serving.engines.agent import agent_engine
+from serving.engines.embedding import embedding_engine
+from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
+from serving.state import Home, open_database, upgrade
+from serving.tracing import Tracer
+from serving.tracking import MlflowServer
+from serving.ui.session import OneTimeCodes
+
+if TYPE_CHECKING:
+    from retrieval.types import SyncReport
+
+log = logging.getLogger("smalti")
+
+TrainRouter = Callable[[Path, Encoder, Path], Any]
+"""`train(examples, encoder, cache)`: a classifier with `labels` and `predict_proba`."""
+
+_PROVIDERS = {"databricks-model-serving": "databricks"}
+
+
+class Platform:
+    """Everything that answers calls.
+
+    Parameters
+    ----------
+    settings: what was configured.
+    home: the state folder, owned by this process.
+    train_router: makes the classifier behind the question router.
+
+    Raises
+    ------
+    StateError, SettingsError, ModelSettingError, EncoderError: it cannot be opened; the message says what to do.
+    """
+
+    def __init__(self, settings: Settings, home: Home, *, train_router: TrainRouter) -> None:
+        self.settings, self.home = settings, home
+        self.url = settings.public_url or f"http://{settings.host}:{settings.port}"
+        self.engine = open_database(f"sqlite:///{home.database}")
+        upgrade(self.engine, [governance_tables, retrieval_tables, agent_tables])
+
+        self.identity = Identity(self.engine, home.pepper)
+        self.admin_secret = self.identity.ensure_admin(settings.admin_key)
+        self.grants = Grants(self.engine, settings.resources)
+        for grant in settings.grants:
+            self.grants.grant(grant.principal, grant.securable, grant.level)
+        declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
+        self.policies = Policies(self.engine, declared)
+        self.journal = Journal(self.engine, home.journal)
+        self.mlflow = MlflowServer(home.path) if settings.mlflow else None
+        self.tracer = Tracer(self.mlflow) if self.mlflow else None
+        observers: list[Callable[[CallRecord], None]] = [self.tracer] if self.tracer else []
+        self.gateway = Gateway(self.identity, self.grants, Limits(self.policies), self.journal, observers)
+
+        self.encoder = Encoder.load(home.models)
+        self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        self.endpoints = Endpoints()
+        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
+        self.runtime = Runtime(self.engine, home.checkpoints)
+        self.codes = OneTimeCodes()
+        self._models: list[ExternalChat] = []
+
+        classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
+        self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
+        self._reader = make_reader(self.encoder.aembed)
+        self.endpoints.register(
+            Endpoint(
+                name=self.encoder.name.lower(),
+                task="llm/v1/embeddings",
+                engine=embedding_engine(self.encoder),
+                description="Sentence embeddings.",
+            )
+        )
+        if settings.generative:
+            self._register_model(CHAT, settings.chat_model, settings.chat_base_url, settings.chat_api_key, "The configured chat model.")
+        for declaration in settings.all_endpoints():
+            self._declare(declaration)
+
+    # ---- endpoints
+
+    def _declare(self, declaration: EndpointDeclaration) -> None:
+        entity = declaration.config.served_entities[0]
+        if entity.agent is not None:
+            self._register_agent(declaration, entity.agent)
+        elif entity.external_model is not None:
+            self._register_external(declaration, entity.external_model)
+
+    def _register_external(self, declaration: EndpointDeclaration, model: ExternalModel) -> None:
+        provider = _PROVIDERS.get(model.provider, model.provider)
+        spec = model.name if provider == "custom" else f"{provider}:{model.name}"
+        key = os.environ.get(model.api_key_env) if model.api_key_env else None
+        self._register_model(declaration.name, spec, model.base_url, key, declaration.description)
+
+    def _register_model(self, name: str, spec: str | None, base_url: str | None, key: str | None, description: str) -> None:
+        given = {"SMALTI_CHAT_BASE_URL": base_url, "SMALTI_CHAT_API_KEY": key}
+        environment = {k: v for k, v in os.environ.items() if k not in given} | {k: v for k, v in given.items() if v}
+        upstream = parse_chat_model(spec, environment)
+        assert upstream is not None
+        patience = self.settings.chat_timeout
+        model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
+        self._models.append(model)
+        external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
+        self.endpoints.register(
+            Endpoint(name=name, task="llm/v1/chat", engine=model.run, entity={"external_model": external}, description=description)
+        )
+
+    def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
+        entity = {"entity_name": agent.builder}
+        try:
+            builder = load_builder(agent.builder)
+            model = self.settings.model_of(agent)
+            made = Agent(
+                declaration.name,
+                builder,
+                self.dispatcher.chat_model(model) if model else None,
+                self.dispatcher.retriever(agent.index),
+                description=agent.description or declaration.description,
+                options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
+            )
+            engine = agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
+        except Exception as error:  # one agent's fault must not keep the others from answering
+            reason = str(error) if isinstance(error, AgentLoadError) else f"{type(error).__name__}: {error}"
+            log.warning("endpoint %s is not available: %s", declaration.name, reason)
+            engine = _broken(declaration.name, reason)
+            entity |= {"state": {"deployment": "DEPLOYMENT_FAILED", "deployment_state_message": reason}}
+        self.endpoints.register(
+            Endpoint(
+                name=declaration.name,
+                task="agent/v1/responses",
+                engine=engine,
+                entity=entity,
+                description=agent.description or declaration.description,
+            )
+        )
+
+    def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
+        """The gateway policy of an endpoint that is in force."""
+        config = self.policies.get(endpoint.name)
+        return config.as_dict() if config else None
+
+    def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
+        """Titles of some documents in the indexes that `visible` lets through."""
+        found: dict[str, None] = {}
+        for info in self.indexes.list():
+            if visible(info.name):
+                for row in self.indexes.rows(info.name):
+                    found[row["title"]] = None
+                    if len(found) >= limit:
+                        return list(found)
+        return list(found)
+
+    async def route(self, question: str) -> Route:
+        """What the router makes of a question."""
+        return await self._router(question)
+
+    # ---- life
+
+    def sync(self, progress: Callable[[Any], None] | None = None) -> list[SyncReport]:
+        """Bring the configured indexes up to date with their folders. Blocking.
+
+        Raises
+        ------
+        RetrievalError: a folder is missing or holds nothing that can be read.
+        """
+        sources = [(index.name, index.source) for index in self.settings.indexes]
+        if self.settings.docs is not None:
+            sources.insert(0, ("docs", self.settings.docs))
+        reports = []
+        for name, path in sources:
+            info = self.indexes.add(name, path)
+            reports.append(self.indexes.sync(info.name, progress))
+        return reports
+
+    async def warm(self) -> None:
+        """Touch what the first question needs, so that it is not slower than the second."""
+        await self._router("warm up")
+        for info in await asyncio.to_thread(self.indexes.list):
+            await self.indexes.asearch(info.name, "warm up", k=1)
+
+    async def close(self) -> None:
+        """End everything in the order that loses nothing: answers, traces, the journal's ingestion, the databases."""
+        if self.tracer:
+            await self.tracer.stop()
+        if self.mlflow:
+            await self.mlflow.stop()
+        for model in self._models:
+            await model.aclose()
+        await self.runtime.close()
+        await asyncio.to_thread(self.indexes.close)
+        await asyncio.to_thread(self.journal.close)
+        self.engine.dispose()
+
+
+def _broken(name: str, reason: str) -> Engine:
+    async def refuse(_: Call) -> Any:
+        raise unavailable(f"Endpoint {name!r} is not available: {reason}")
+        yield Event("result", {})  # makes this an async generator
+
+    return refuse

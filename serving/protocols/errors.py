@@ -1,0 +1,41 @@
+"""Errors in each protocol's own shape.
+
+Sources: https://platform.openai.com/docs/guides/error-codes and https://docs.databricks.com/api/workspace/introduction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.call import CallError
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {
+    401: "invalid_api_key",
+    403: "permission_denied",
+    404: "model_not_found",
+    413: "request_too_large",
+    429: "rate_limit_exceeded",
+}
+
+
+def openai_error(error: CallError, request_id: str) -> dict[str, Any]:
+    """The body OpenAI's clients read."""
+    kind = _TYPES.get(error.status) or ("server_error" if error.status >= 500 else "invalid_request_error")
+    code = _CODES.get(error.status) or ("server_error" if error.status >= 500 else error.code.lower())
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code, "request_id": request_id}}
+
+
+def databricks_error(error: CallError, request_id: str) -> dict[str, Any]:
+    """The body Databricks' SDK reads; `details` carries the request id as its error details do."""
+    detail = {"@type": "type.googleapis.com/google.rpc.RequestInfo", "request_id": request_id, "serving_data": ""}
+    return {"error_code": error.code, "message": error.message, "details": [detail]}
+
+
+def response_error(response: Mapping[str, Any]) -> CallError:
+    """The error a failed response carries, as a `CallError` again."""
+    body = response.get("error") or {}
+    limited = body.get("code") == "rate_limit_exceeded"
+    message = str(body.get("message") or "The answer failed. Send the request again.")
+    return CallError(message, status=429 if limited else 500, code="REQUEST_LIMIT_EXCEEDED" if limited else "INTERNAL_ERROR")

@@ -1,0 +1,42 @@
+"""Databricks' `/serving-endpoints/{name}/invocations`: the body and the endpoint's task say which protocol it is.
+
+`messages` → Chat Completions; `prompt` → completions; `input` → embeddings on an embeddings endpoint, else Responses
+(MLflow's `ResponsesAgent`). Streams are `data:` lines only with `[DONE]` last: MLflow's client raises on anything else.
+
+Source: https://docs.databricks.com/api/workspace/servingendpoints/query
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from governance.call import Call, bad_request
+from serving.protocols import chat, completions, embeddings, responses
+from serving.protocols.request import Encoder, Request, take
+
+
+def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Request, Callable[[Call], Encoder]]:
+    """The request, and what makes its encoder.
+
+    Parameters
+    ----------
+    body: the JSON object sent.
+    model: the endpoint the path names.
+    task: that endpoint's task, None where there is no such endpoint.
+    """
+    if extra := take(body, "extra_params", dict):
+        body = {**{key: value for key, value in extra.items() if key not in body}, **body}
+    if task == "llm/v1/embeddings" and "input" in body:
+        request = embeddings.decode(body, model=model)
+        return request, lambda call: embeddings.Encoder(call, encoding=request.options["encoding"])
+    if "messages" in body:
+        request = chat.decode(body, model=model)
+        return request, lambda call: chat.Encoder(call, databricks=True)
+    if "input" in body:
+        return responses.decode(body, model=model), lambda call: responses.Encoder(call, bare=True)
+    if "prompt" in body:
+        request = completions.decode(body, model=model)
+        return request, lambda call: completions.Encoder(call, databricks=True)
+    wanted = {"llm/v1/embeddings": "'input'", "agent/v1/responses": "'input' or 'messages'"}.get(task or "", "'messages'")
+    raise bad_request(f"The body names nothing to answer: endpoint {model!r} reads {wanted}.", wanted.split("'")[1])

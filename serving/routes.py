@@ -1,0 +1,325 @@
+"""HTTP: the OpenAI and Databricks paths that lead to endpoints. Each call goes through the dispatcher, so the gateway.
+
+Bodies are read raw and parsed once; a stream's first event is awaited before headers go out, so that a refusal has its
+own HTTP status; when the client goes, the answer's task is cancelled and every generator of the chain closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from governance.call import Call, Caller, CallError, bad_request
+from serving.dispatch import Dispatcher
+from serving.endpoint import Endpoint
+from serving.errors import request_id
+from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse
+from serving.protocols.previous import Journal
+from serving.protocols.request import Encoder, Request, parse
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of a request body, unpacked."""
+
+Decoded = tuple[Request, Callable[[Call], Encoder]]
+Decode = Callable[[dict[str, Any], str | None], Decoded]
+
+_BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
+
+
+class Identity(Protocol):
+    """What is needed of `governance.identity.Identity`."""
+
+    def authenticate(self, secret: str | None) -> Caller: ...
+
+
+class Grants(Protocol):
+    """What is needed of `governance.grants.Grants`."""
+
+    def check(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> None: ...
+
+    def allowed(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> bool: ...
+
+    def level(self, caller: Caller, securable: str) -> str | None: ...
+
+
+def bearer(headers: Any) -> str | None:
+    """The bearer token of an `Authorization` header, None where there is none."""
+    match = _BEARER.fullmatch(headers.get("authorization", ""))
+    return match[1] if match else None
+
+
+async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
+    """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
+    too_large = CallError(
+        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less text, or fewer messages.",
+        status=413,
+        code="REQUEST_TOO_LARGE",
+    )
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+    body = b"".join(chunks)
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "gzip":
+        unpacker = zlib.decompressobj(31)
+        try:
+            body = unpacker.decompress(body, limit + 1)
+        except zlib.error:
+            raise bad_request("The body is not valid gzip.") from None
+        if len(body) > limit:
+            raise too_large
+    elif encoding != "identity":
+        raise CallError(f"Content-Encoding {encoding[:40]!r} is not read; send gzip or none.", status=415, code="BAD_REQUEST")
+    return body
+
+
+class Answering:
+    """An ASGI response that runs one call and ends it when the client goes.
+
+    Parameters
+    ----------
+    dispatcher, call, encoder: what to run and how to write its answer.
+    endpoint: the endpoint that is called, where there is one; named in `served-model-name`.
+    explain: makes a better error of a refusal.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        call: Call,
+        encoder: Encoder,
+        *,
+        endpoint: Endpoint | None = None,
+        explain: Callable[[CallError], CallError] = lambda error: error,
+    ) -> None:
+        self._dispatcher, self._call, self._encoder, self._explain = dispatcher, call, encoder, explain
+        self._headers = [(b"served-model-name", endpoint.served_name.encode("latin-1", "replace"))] if endpoint else []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._stream(send) if self._call.stream else self._whole(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        except CallError as error:
+            raise self._explain(error) from None
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+
+    async def _whole(self, send: Send) -> None:
+        body = self._encoder.body(await self._dispatcher.invoke(self._call))
+        length = (b"content-length", str(len(body)).encode())
+        headers = [*self._headers, (b"content-type", b"application/json"), length]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, send: Send) -> None:
+        events: Any = self._dispatcher.stream(self._call)
+        encode = self._encoder.event
+        started = False
+        try:
+            async for event in events:
+                if not started:
+                    await send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *sse.HEADERS]})
+                    started = True
+                if framed := encode(event):
+                    await send({"type": "http.response.body", "body": framed, "more_body": True})
+        except CallError as error:
+            if not started:
+                raise
+            await send({"type": "http.response.body", "body": self._encoder.failure(error), "more_body": True})
+        finally:
+            await events.aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Face:
+    """The handlers of the paths that call endpoints.
+
+    Parameters
+    ----------
+    dispatcher: runs calls.
+    identity: who holds a key, for the listings and for requests that cannot be read.
+    grants: which endpoints a caller may query.
+    journal: where the response that a request continues is found; None where requests must bring their history.
+    max_body: bytes of a request body.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        identity: Identity,
+        grants: Grants,
+        *,
+        journal: Journal | None = None,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        self._dispatcher, self._identity, self._grants = dispatcher, identity, grants
+        self._journal, self._max_body = journal, max_body
+
+    async def answer(self, http: HttpRequest, decode: Decode) -> Any:
+        """Decode a request and run it as a call."""
+        name = http.path_params.get("name")
+        credential = bearer(http.headers)
+        identifier = request_id(http.scope)
+        if credential is None:  # refused by the gateway, which records it; the body is not worth reading
+            call = Call(name or "", "chat", {}, request_id=identifier)
+            return Answering(self._dispatcher, call, chat.Encoder(call))
+        try:
+            request, encoder = decode(parse(await read_body(http, self._max_body)), name)
+            request = await self._continued(request, credential)
+        except CallError:
+            await self.caller(http)  # who has no valid key learns that first
+            raise
+        endpoint = self._dispatcher.endpoints.find(request.model)
+        agent = endpoint is not None and endpoint.call_task == "agent" and request.task == "chat"
+        call = Call(
+            endpoint=request.model,
+            task="agent" if agent else request.task,
+            payload=request.payload,
+            credential=credential,
+            request_id=identifier,
+            client_request_id=request.client_request_id,
+            thread_id=request.thread_id if agent else None,
+            stream=request.stream,
+            usage_context=request.usage_context,
+        )
+        if endpoint is not None:
+            return Answering(self._dispatcher, call, encoder(call), endpoint=endpoint)
+        return Answering(self._dispatcher, call, encoder(call), explain=partial(self._explain, credential, request.model))
+
+    async def _continued(self, request: Request, credential: str) -> Request:
+        """The request with the conversation that it continues: on the same thread, or with the history in front."""
+        if not request.previous or self._journal is None:
+            return request
+        caller = await asyncio.to_thread(self._identity.authenticate, credential)
+        found = await asyncio.to_thread(previous.find, self._journal, caller, request.previous)
+        if found.thread_id:
+            return replace(request, thread_id=found.thread_id)
+        return replace(request, payload={**request.payload, "input": [*found.items, *request.payload["input"]]})
+
+    def _explain(self, credential: str, model: str, error: CallError) -> CallError:
+        if error.status != 404:
+            return error
+        better = self._dispatcher.endpoints.missing(
+            model, [each.name for each in self.visible(self._identity.authenticate(credential))]
+        )
+        better.param = "model"
+        return better
+
+    async def caller(self, http: HttpRequest) -> Caller:
+        """Who asks; raises `CallError` (401)."""
+        return await asyncio.to_thread(self._identity.authenticate, bearer(http.headers))
+
+    def visible(self, caller: Caller) -> list[Endpoint]:
+        """The endpoints a caller may query."""
+        return [each for each in self._dispatcher.endpoints if self._grants.allowed(caller, f"endpoint:{each.name}")]
+
+    async def models(self, http: HttpRequest) -> Response:
+        """`GET /v1/models`: the endpoints the caller may query."""
+        caller = await self.caller(http)
+        endpoints = await asyncio.to_thread(self.visible, caller)
+        return Response(
+            orjson.dumps({"object": "list", "data": [_model(each) for each in endpoints]}), media_type="application/json"
+        )
+
+    async def stored(self, http: HttpRequest) -> Response:
+        """`GET /v1/responses/{response_id}`: an answer that was given before, to whom it was given."""
+        caller = await self.caller(http)
+        if self._journal is None:
+            raise CallError("Responses are not stored here.", status=404, code="RESOURCE_DOES_NOT_EXIST")
+        found = await asyncio.to_thread(
+            previous.find, self._journal, caller, http.path_params["response_id"], param="response_id"
+        )
+        return Response(orjson.dumps(found.response), media_type="application/json")
+
+    async def model(self, http: HttpRequest) -> Response:
+        """`GET /v1/models/{name}`."""
+        caller = await self.caller(http)
+        endpoints = {each.name: each for each in await asyncio.to_thread(self.visible, caller)}
+        name = http.path_params["name"]
+        if name not in endpoints:
+            raise self._dispatcher.endpoints.missing(name, list(endpoints))
+        return Response(orjson.dumps(_model(endpoints[name])), media_type="application/json")
+
+
+def _model(endpoint: Endpoint) -> dict[str, Any]:
+    created = endpoint.created_ms // 1000
+    return {"id": endpoint.name, "object": "model", "created": created, "owned_by": endpoint.creator, "task": endpoint.task}
+
+
+def _chat(body: dict[str, Any], name: str | None, *, databricks: bool) -> Decoded:
+    request = chat.decode(body, model=name)
+    return request, lambda call: chat.Encoder(call, include_usage=request.options["include_usage"], databricks=databricks)
+
+
+def _completions(body: dict[str, Any], name: str | None, *, databricks: bool) -> Decoded:
+    request = completions.decode(body, model=name)
+    return request, lambda call: completions.Encoder(call, include_usage=request.options["include_usage"], databricks=databricks)
+
+
+def _responses(body: dict[str, Any], name: str | None, *, databricks: bool) -> Decoded:
+    return responses.decode(body, model=name), responses.Encoder
+
+
+def _embeddings(body: dict[str, Any], name: str | None, *, databricks: bool) -> Decoded:
+    request = embeddings.decode(body, model=name)
+    return request, lambda call: embeddings.Encoder(call, encoding=request.options["encoding"])
+
+
+_PATHS = {"chat/completions": _chat, "completions": _completions, "responses": _responses, "embeddings": _embeddings}
+_PREFIXES = ("/v1", "/serving-endpoints", "/ai-gateway/mlflow/v1", "/ai-gateway/openai/v1")
+
+
+def router(
+    dispatcher: Dispatcher, identity: Identity, grants: Grants, *, journal: Journal | None = None, max_body: int = MAX_BODY
+) -> APIRouter:
+    """The paths clients call endpoints by; parameters as for `Face`."""
+    face = Face(dispatcher, identity, grants, journal=journal, max_body=max_body)
+    routes = APIRouter()
+
+    def post(path: str, decode: Decode) -> None:
+        async def handler(http: HttpRequest) -> Any:
+            return await face.answer(http, decode)
+
+        routes.add_route(path, handler, methods=["POST"], include_in_schema=False)
+
+    for prefix in _PREFIXES:
+        for path, decode in _PATHS.items():
+            post(f"{prefix}/{path}", partial(decode, databricks=prefix != "/v1"))
+        routes.add_route(prefix + "/responses/{response_id}", face.stored, methods=["GET"], include_in_schema=False)
+        routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)
+    routes.add_route("/v1/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
+
+    def invoked(body: dict[str, Any], name: str | None) -> Decoded:
+        endpoint = dispatcher.endpoints.find(name or "")
+        return invocations.decode(body, model=name or "", task=endpoint.task if endpoint else None)
+
+    for prefix in ("/serving-endpoints", "/api/2.0/serving-endpoints"):
+        post(prefix + "/{name}/invocations", invoked)
+    return routes

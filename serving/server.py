@@ -1,0 +1,119 @@
+"""The `serve` command: owns the state, takes the port, says where everything is, and serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shlex
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.cli import CommandError, Workspace
+from serving.state import owned
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from serving.settings import Settings
+    from serving.state import Home
+
+DRAIN_SECONDS = 20
+"""How long running answers may take to end once the server was told to stop."""
+
+
+def run(work: Workspace, build: Callable[[Settings, Home], FastAPI], *, as_json: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises
+    ------
+    CommandError: the port is taken, or the documents cannot be indexed. StateError: the state is in use.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    settings = work.settings
+    if settings.docs is None and Path("docs").is_dir():
+        work.given["docs"] = Path("docs")
+        del work.settings
+        settings = work.settings
+    if settings.docs is not None and not settings.docs.exists():
+        raise CommandError(f"There is no folder {settings.docs}. Name the one with your documents: make run DOCS=~/handbook", 2)
+    with owned(work.home), _listen(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+        work.given["port"] = port
+        del work.settings
+        app = build(work.settings, work.home)
+        app.state.announce = lambda: _announce(work, app, as_json)
+        asyncio.run(_serve(app, listener))
+    if app.state.failure:
+        raise CommandError(str(app.state.failure), 2)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise CommandError(f"Port {port} on {host} is taken ({error.strerror}). Use another: make run PORT={port + 1}", 2) from None
+    return listener
+
+
+async def _serve(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
+    server = uvicorn.Server(config)
+    app.state.stop = lambda: setattr(server, "should_exit", True)
+    with contextlib.suppress(asyncio.CancelledError):
+        await server.serve(sockets=[listener])
+
+
+def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
+    from governance.call import Caller
+    from retrieval.commands import summary
+
+    platform = app.state.platform
+    url, secret = platform.url, platform.admin_secret
+    work.home.announce(f"http://{_reachable(work.settings.host)}:{work.settings.port}")
+    sign_in = f"{url}/signin?code={platform.codes.issue(Caller('admin', admin=True))}"
+    key = secret or "$SMALTI_KEY"
+    body = json.dumps({"model": "assistant", "input": app.state.example})
+    curl = f"curl {url}/v1/responses -H {_quote(f'Authorization: Bearer {key}')} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    if as_json:
+        told = {"url": url, "chat": sign_in, "console": f"{url}/console", "mlflow": f"{url}/mlflow", "admin_key": secret}
+        work.print_json({**told, "indexes": [_report(report) for report in app.state.reports], "curl": curl})
+        sys.stdout.flush()
+        return
+    for report in app.state.reports:
+        print(summary(_report(report)))
+    print(f"\n  Smalti is ready.\n\n  chat     {sign_in}\n  console  {url}/console")
+    if platform.mlflow:
+        print(f"  MLflow   {url}/mlflow")
+    if secret:
+        print(f"\n  admin key (shown only now): {secret}")
+    elif work.settings.admin_key:
+        print("\n  admin key: the one in SMALTI_ADMIN_KEY. For the line below: export SMALTI_KEY=$SMALTI_ADMIN_KEY")
+    else:
+        print("\n  admin key: shown at the first start; make another: smalti keys create NAME --admin")
+    print(f"\n  {curl}\n", flush=True)
+
+
+def _report(report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _quote(text: str) -> str:
+    return f'"{text}"' if "$" in text else shlex.quote(text)
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)

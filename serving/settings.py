@@ -1,0 +1,223 @@
+"""Settings: `smalti.yaml`, then the environment, then the command line; the last one wins.
+
+Endpoints are declared in the field names of the Databricks REST API
+(https://docs.databricks.com/api/workspace/servingendpoints/create), so that a declaration moves there as it is; what an
+agent needs beside them stands under `agent`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+ASSISTANT, CHAT = "assistant", "chat"
+"""Names of the default agent's endpoint and of the one that `chat_model` makes."""
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message names file, line, key and what is accepted."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AgentEntity(_Strict):
+    """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
+
+    builder: str = "agents.graphs.supervisor:build"
+    index: str = "main.default.docs"
+    model: str | None = None
+    """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
+    description: str = ""
+
+
+class ExternalModel(_Strict):
+    """An OpenAI-compatible chat model elsewhere. The key is read from the environment variable `api_key_env`."""
+
+    name: str
+    provider: Literal["openai", "databricks-model-serving", "custom", "ollama", "vllm"] = "openai"
+    task: Literal["llm/v1/chat"] = "llm/v1/chat"
+    base_url: str | None = None
+    api_key_env: str | None = None
+
+
+class ServedEntity(_Strict):
+    name: str | None = None
+    agent: AgentEntity | None = None
+    external_model: ExternalModel | None = None
+
+
+class EndpointConfig(_Strict):
+    served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=1)]
+
+
+class EndpointDeclaration(_Strict):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    config: EndpointConfig
+    description: str = ""
+    ai_gateway: dict[str, Any] | None = None
+
+
+class IndexDeclaration(_Strict):
+    name: str
+    source: Path
+
+
+class GrantDeclaration(_Strict):
+    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` is `endpoint:NAME` or `index:NAME`."""
+
+    principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
+    securable: Annotated[str, Field(pattern=r"^(endpoint|index):.+$")]
+    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"] = "CAN_QUERY"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each field is also the environment variable `SMALTI_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="SMALTI_", env_ignore_empty=True, extra="forbid", frozen=True)
+
+    home: Path = Path(".smalti")
+    docs: Path | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    admin_key: str | None = Field(default=None, repr=False)
+    public_url: str | None = None
+    """Where clients reach this server, when that is not `http://host:port`; citation links start with it."""
+    chat_model: str | None = None
+    chat_base_url: str | None = None
+    chat_api_key: str | None = Field(default=None, repr=False)
+    chat_timeout: Annotated[float, Field(gt=0)] = 60.0
+    router: Path | None = None
+    """Labelled examples of the question router; default: `agents/router.jsonl`."""
+    mlflow: bool = True
+    endpoints: list[EndpointDeclaration] = Field(default_factory=list)
+    indexes: list[IndexDeclaration] = Field(default_factory=list)
+    grants: list[GrantDeclaration] = Field(default_factory=list)
+
+    @property
+    def generative(self) -> bool:
+        return bool(self.chat_model or self.chat_base_url)
+
+    def all_endpoints(self) -> list[EndpointDeclaration]:
+        """The declared endpoints and those that are there without being declared: `assistant`, and `chat` with a model."""
+        implied = [ServedEntity(agent=AgentEntity(description="Answers from your documents, with citations."))]
+        assistant = EndpointDeclaration(name=ASSISTANT, config=EndpointConfig(served_entities=implied))
+        named = any(endpoint.name == ASSISTANT for endpoint in self.endpoints)
+        return [*self.endpoints, *([] if named else [assistant])]
+
+    def model_of(self, agent: AgentEntity) -> str | None:
+        """Name of the chat endpoint an agent asks; None for an extractive one."""
+        return (CHAT if self.generative else None) if agent.model is None else agent.model or None
+
+    def resources(self, securable: str) -> list[str]:
+        """What calling an endpoint needs besides: an agent's index and its model."""
+        for endpoint in self.all_endpoints():
+            agent = endpoint.config.served_entities[0].agent
+            if agent and securable == f"endpoint:{endpoint.name}":
+                model = self.model_of(agent)
+                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else [])]
+        return []
+
+    @field_validator("docs", "router", mode="after")
+    @classmethod
+    def _home_folder(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value
+
+    @field_validator("admin_key", "chat_model", "chat_base_url", "chat_api_key", "docs", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @classmethod
+    def load(cls, file: Path | None = None, **given: Any) -> Settings:
+        """Read `file` (default: `smalti.yaml` here, if there is one), the environment and what was `given`.
+
+        Raises
+        ------
+        SettingsError: no such file, not YAML, an unknown key, a value that is not accepted.
+        """
+        path = file or Path("smalti.yaml")
+        declared, lines = ({}, {}) if file is None and not path.exists() else _read(path)
+        environment = {name for name in cls.model_fields if _in_environment(name)}
+        overriding = {key: value for key, value in given.items() if value is not None}
+        kept = {key: value for key, value in declared.items() if key not in environment}
+        try:
+            return cls(**{**kept, **overriding})
+        except ValidationError as error:
+            raise SettingsError("\n".join(_explain(path, lines, problem) for problem in error.errors())) from None
+
+
+def _in_environment(name: str) -> bool:
+    import os
+
+    return bool(os.environ.get(f"SMALTI_{name.upper()}"))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SettingsError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    if value is None:
+        return {}, {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}:1: expected keys and values, such as `port: 8000`")
+    lines: dict[tuple[Any, ...], int] = {}
+    if node is not None:
+        _number(node, (), lines)
+    return value, lines
+
+
+def _number(node: yaml.Node, path: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            lines[(*path, key.value)] = key.start_mark.line + 1
+            _number(child, (*path, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, child in enumerate(node.value):
+            _number(child, (*path, position), lines)
+
+
+def _explain(path: Path, lines: dict[tuple[Any, ...], int], problem: Any) -> str:
+    place = tuple(problem["loc"])
+    known = place
+    while known and known not in lines:
+        known = known[:-1]
+    where = f"{path}:{lines[known]}: " if known else ""
+    key = ".".join(str(part) for part in place)
+    message = problem["msg"]
+    if problem["type"] == "extra_forbidden":
+        message = f"no such key; accepted here: {', '.join(_accepted(place[:-1]))}"
+    return f"{where}{key}: {message}"
+
+
+def _accepted(place: tuple[Any, ...]) -> list[str]:
+    model: Any = Settings
+    for part in place:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        found = [a for a in (annotation, *_arguments(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not found:
+            return []
+        model = found[0]
+    return sorted(model.model_fields)
+
+
+def _arguments(annotation: Any) -> list[Any]:
+    from typing import get_args
+
+    return [inner for argument in get_args(annotation) for inner in (argument, *_arguments(argument))]

@@ -1,0 +1,181 @@
+"""The state folder (`SMALTI_HOME`): one owner, one database, a schema version, and how to reach the owner.
+
+Layout: `smalti.db` (configuration, grants, threads, usage, tables), `journal/`, `chroma/`, `mlflow.db`, `mlartifacts/`,
+`models/`, `checkpoints.db`. Only one process may serve a folder; commands that merely read or change policy open the
+database beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
+
+SCHEMA_VERSION = 1
+"""Raised whenever a table gains or loses a column. Older state is upgraded in place after a copy is kept."""
+
+
+class StateError(Exception):
+    """The state folder cannot be used; the message says which, why and what to do."""
+
+
+class Home:
+    """Paths of a state folder, and the lock that gives it one owner.
+
+    Parameters
+    ----------
+    path: the folder; made, readable by its owner only, when it is not there.
+
+    Raises
+    ------
+    StateError: the folder cannot be made or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().resolve()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(
+                f"The state folder {self.path} cannot be made ({error.strerror}). Set SMALTI_HOME to a folder you may write."
+            ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise StateError(f"The state folder {self.path} is not writable. Set SMALTI_HOME to a folder you may write.")
+        self.database = self.path / "smalti.db"
+        self.journal = self.path / "journal"
+        self.chroma = self.path / "chroma"
+        self.models = self.path / "models"
+        self.checkpoints = self.path / "checkpoints.db"
+        self.pepper = self.path / "pepper"
+        self._address = self.path / "server.json"
+        self._lock = FileLock(self.path / "lock", timeout=0)
+
+    def own(self) -> None:
+        """Take the folder for this process until it ends, however it ends.
+
+        Raises
+        ------
+        StateError: another process has it.
+        """
+        try:
+            self._lock.acquire()
+        except Timeout:
+            holder = self.server() or {}
+            who = f"process {holder['pid']}, serving {holder['url']}" if holder else "another process"
+            raise StateError(
+                f"The state folder {self.path} is in use by {who}. Stop that one, or set SMALTI_HOME to another folder."
+            ) from None
+        self._address.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self._lock.is_locked:
+            self._address.unlink(missing_ok=True)
+            self._lock.release()
+
+    def announce(self, url: str) -> None:
+        """Tell commands on this machine where the owner of this folder answers."""
+        partial = self._address.with_suffix(".partial")
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        partial.replace(self._address)
+
+    def server(self) -> dict[str, Any] | None:
+        """`{"url", "pid"}` of the process that serves this folder now, or None."""
+        try:
+            holder = json.loads(self._address.read_text())
+        except (OSError, ValueError):
+            return None
+        if self._lock.is_locked:
+            return holder
+        probe = FileLock(self.path / "lock", timeout=0)
+        try:
+            probe.acquire()
+        except Timeout:
+            return holder
+        probe.release()
+        return None
+
+
+@contextmanager
+def owned(home: Home) -> Iterator[Home]:
+    """`home`, owned for the length of the block."""
+    home.own()
+    try:
+        yield home
+    finally:
+        home.release()
+
+
+def open_database(url: str) -> Engine:
+    """A database engine with the settings every room relies on.
+
+    SQLite: write-ahead log (readers never wait for the writer), foreign keys enforced, 30 s patience for a second
+    writer (https://sqlite.org/wal.html, https://sqlite.org/pragma.html).
+    """
+    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _(connection: Any, _record: Any) -> None:
+            cursor = connection.cursor()
+            for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def upgrade(engine: Engine, metadatas: Sequence[MetaData]) -> None:
+    """Bring the database's tables to this version's schema.
+
+    Tables and columns this version adds are made; nothing is dropped. A SQLite file is copied aside first
+    (`smalti.db.v<old>.bak`), so that an older Smalti can be gone back to.
+
+    Raises
+    ------
+    StateError: the state was written by a newer Smalti, or the file is no database.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE IF NOT EXISTS smalti_schema (version INTEGER NOT NULL)"))
+            found = connection.execute(text("SELECT max(version) FROM smalti_schema")).scalar()
+    except Exception as error:
+        raise StateError(
+            f"The database {engine.url.render_as_string(hide_password=True)} cannot be opened: {error.__class__.__name__}. "
+            "Restore it from a copy, or set SMALTI_HOME to another folder."
+        ) from error
+    if found is not None and found > SCHEMA_VERSION:
+        raise StateError(
+            f"The state in {engine.url.database} has schema {found}; this Smalti knows up to {SCHEMA_VERSION}. "
+            "Upgrade Smalti, or set SMALTI_HOME to another folder."
+        )
+    older = found is not None and found < SCHEMA_VERSION
+    if older and engine.dialect.name == "sqlite" and engine.url.database:
+        with engine.begin() as connection:
+            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        shutil.copy2(engine.url.database, f"{engine.url.database}.v{found}.bak")
+    for metadata in metadatas:
+        metadata.create_all(engine)
+        if older:
+            _add_columns(engine, metadata)
+    if found != SCHEMA_VERSION:
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM smalti_schema"))
+            connection.execute(text("INSERT INTO smalti_schema (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
+
+
+def _add_columns(engine: Engine, metadata: MetaData) -> None:
+    seen = inspect(engine)
+    with engine.begin() as connection:
+        for table in metadata.tables.values():
+            present = {column["name"] for column in seen.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in present:
+                    kind = column.type.compile(engine.dialect)
+                    connection.execute(text(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {kind}'))

@@ -1,0 +1,117 @@
+"""An answer on the page: prose that grows, then its sources, thumbs and how it came to be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nicegui.client import Client
+from nicegui.element import Element
+
+from serving.ui.parts import Prose, button, how_answered, set_text, source_row, tag, thinking
+from serving.ui.turn import Turn
+
+FLUSH = 0.03
+"""Seconds between two drawings of a streaming answer."""
+
+Rate = Callable[[Turn, bool, str | None], Awaitable[bool]]
+
+
+class AnswerView:
+    """A drawn answer: prose that grows, then sources, thumbs and how it was answered."""
+
+    def __init__(self, client: Client, turn: Turn, rate: Rate, again: Callable[[], Any] | None) -> None:
+        self.client, self.turn, self._rated, self._again = client, turn, rate, again
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.box = tag("article", "answer", aria_label="Answer")
+        with self.box:
+            with tag("div", "answer-head"):
+                tag("img", src="/ui/logo.svg", alt="")
+                self._badge = tag("span", text="")
+            self._prose = Prose()
+            self._wait: Element | None = thinking()
+            self._tail = tag("div")
+
+    def changed(self) -> None:
+        """Draw soon: at once if nothing was drawn for a while, else when the pause is over."""
+        if self._timer is None:
+            pause = self._last + FLUSH - time.monotonic()
+            if pause <= 0:
+                self._draw()
+            else:
+                self._timer = asyncio.get_running_loop().call_later(pause, self._draw)
+
+    def _draw(self, *, whole: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._last = None, time.monotonic()
+        if self.client.is_deleted or self.box.is_deleted:
+            return
+        with self.client:
+            if self._wait is not None and (self.turn.text or whole):
+                self._wait.delete()
+                self._wait = None
+            self._prose.show(self.turn.text, self.turn.sources, whole=whole)
+
+    def finish(self) -> None:
+        """The answer is complete, stopped or failed: draw what belongs under it."""
+        turn = self.turn
+        self._draw(whole=True)
+        if turn.status == "completed":
+            set_text(self._badge.classes("badge"), turn.badge)
+        with self._tail:
+            if turn.status == "failed":
+                self._trouble()
+                return
+            if turn.status == "stopped":
+                tag("p", "stopped", text="You stopped this answer.")
+            if turn.sources:
+                source_row(turn)
+            with tag("div", "tools"):
+                if turn.text:
+                    tag("button", "copy", "Copy", type="button", data_copy="answer")
+                if turn.status == "completed" and turn.request_id:
+                    self._thumbs()
+            if turn.status == "completed" and (turn.steps or turn.route or turn.mode):
+                how_answered(turn)
+
+    def _trouble(self) -> None:
+        with tag("div", "trouble", role="alert"):
+            tag("p", text=self.turn.error)
+            with tag("div", "row-of"):
+                if self._again is not None:
+                    button("button quiet", "Try again", self._again, text="Try again")
+            if self.turn.request_id:
+                tag("small", text=f"request {self.turn.request_id}")
+
+    def _thumbs(self) -> None:
+        self._up = button("icon-button up", "Helpful", lambda: self._rate(True), glyph="thumb-up", aria_pressed="false")
+        self._down = button(
+            "icon-button down", "Not helpful", lambda: self._rate(False), glyph="thumb-down", aria_pressed="false"
+        )
+        self._said = tag("span", "said", role="status")
+        with self._tail:
+            self._form = tag("div")
+
+    async def _rate(self, helpful: bool) -> None:
+        if not await self._rated(self.turn, helpful, None):
+            return
+        self._up.props["aria-pressed"], self._down.props["aria-pressed"] = str(helpful).lower(), str(not helpful).lower()
+        set_text(self._said, "Thank you.")
+        self._form.clear()
+        with self._form, tag("form", "comment") as form:
+            label = "What was good? (optional)" if helpful else "What was wrong or missing? (optional)"
+            tag("input", "field", placeholder=label, aria_label=label, maxlength=2000, autofocus=True)
+            tag("button", "button quiet", "Send", type="submit")
+
+        async def comment(event: Any) -> None:
+            text = str(event.args).strip()
+            if not text or await self._rated(self.turn, helpful, text):
+                self._form.clear()
+                set_text(self._said, "Thank you for the comment." if text else "Thank you.")
+
+        form.on("submit", comment, js_handler="(e) => { e.preventDefault(); emit(e.target.querySelector('input').value); }")
+        self.client.run_javascript(f"document.querySelector('#c{form.id} input')?.focus()")

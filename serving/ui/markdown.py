@@ -1,0 +1,163 @@
+"""Markdown of an answer as safe HTML, block by block.
+
+Raw HTML is text, images are links (nothing is fetched from elsewhere), and only http, https, mailto and local links are
+kept: what a model or a document says can never run. `[n]` becomes a chip where citation `n` is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+from typing import Any
+from urllib.parse import urlsplit
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+_MARKER = re.compile(r"\[(\d{1,3})\](?![(:])")
+_HIGHLIGHT_LIMIT = 20_000
+"""Characters of code that are coloured; longer code stays plain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a citation points to. `url` is a local path or an http(s) address."""
+
+    number: int
+    title: str
+    url: str
+    quote: str = ""
+    source: str = ""
+    heading: tuple[str, ...] = ()
+
+
+def chip(source: Source) -> str:
+    """The numbered tile of a citation; its card (title, quote) is drawn by the page from the data attributes."""
+    where = " › ".join((*source.heading,)) or source.source
+    return (
+        f'<a class="cite tile-{source.number % 5}" href="{escape(source.url)}" target="_blank" rel="noopener noreferrer" '
+        f'data-title="{escape(source.title)}" data-where="{escape(where)}" data-quote="{escape(source.quote)}" '
+        f'aria-label="Source {source.number}: {escape(source.title)}">{source.number}</a>'
+    )
+
+
+def _marker(state: StateInline, silent: bool) -> bool:
+    if state.src[state.pos] != "[" or not (match := _MARKER.match(state.src, state.pos)):
+        return False
+    if int(match[1]) not in state.env.get("sources", {}):
+        return False
+    if not silent:
+        state.push("cite", "", 0).meta = {"number": int(match[1])}
+    state.pos = match.end()
+    return True
+
+
+def _link_ok(url: str) -> bool:
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        return False
+    return parts.scheme.lower() in {"http", "https", "mailto"} or (not parts.scheme and not parts.netloc)
+
+
+def _code(text: str, language: str) -> str:
+    shown = escape(text)
+    if language and len(text) < _HIGHLIGHT_LIMIT:
+        try:
+            shown = highlight(text, get_lexer_by_name(language, stripnl=False), HtmlFormatter(nowrap=True))
+        except ClassNotFound:
+            language = ""
+    label = f'<span class="lang">{escape(language)}</span>' if language else '<span class="lang"></span>'
+    return (
+        f'<div class="code"><div class="code-bar">{label}<button type="button" class="copy" data-copy="code">Copy</button></div>'
+        f'<pre tabindex="0"><code>{shown}</code></pre></div>'
+    )
+
+
+@cache
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "typographer": False}).enable(["table", "strikethrough"])
+    parser.validateLink = _link_ok  # type: ignore[method-assign]
+    parser.inline.ruler.before("link", "cite", _marker)
+
+    def cite(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+        return chip(env["sources"][tokens[i].meta["number"]])
+
+    def image(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+        url, text = str(tokens[i].attrGet("src") or ""), tokens[i].content or "image"
+        return f'<a href="{escape(url)}" target="_blank" rel="noopener noreferrer nofollow">{escape(text)}</a>'
+
+    def link(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+        tokens[i].attrSet("target", "_blank")
+        tokens[i].attrSet("rel", "noopener noreferrer nofollow")
+        return renderer.renderToken(tokens, i, options, env)
+
+    def fence(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+        return _code(tokens[i].content, (tokens[i].info.split() or [""])[0])
+
+    def table(opening: bool) -> Any:
+        def draw(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+            return '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>' if opening else "</table></div>"
+
+        return draw
+
+    for name, rule in {
+        "cite": cite, "image": image, "link_open": link, "fence": fence, "code_block": fence,
+        "table_open": table(True), "table_close": table(False),
+    }.items():  # fmt: skip
+        parser.add_render_rule(name, rule)
+    return parser
+
+
+@dataclass(slots=True)
+class Blocks:
+    """A growing answer as top-level blocks of HTML. While text streams only the last block is parsed again.
+
+    `update` returns the first block that changed; everything from there is new.
+    """
+
+    html: list[str] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
+    """Line at which each block starts."""
+
+    def update(self, text: str, sources: Mapping[int, Source], *, whole: bool = False) -> int:
+        keep = 0 if whole or not self.html else len(self.html) - 1
+        first_line = self._starts[keep] if keep else 0
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        html, starts = render(lines[first_line:], sources)
+        if whole:
+            keep = next(
+                (i for i, (old, new) in enumerate(zip(self.html, html, strict=False)) if old != new),
+                min(len(self.html), len(html)),
+            )
+            self.html, self._starts = html, starts
+            return keep
+        self.html[keep:] = html
+        self._starts[keep:] = [first_line + start for start in starts]
+        return keep
+
+
+def render(lines: list[str], sources: Mapping[int, Source]) -> tuple[list[str], list[int]]:
+    """HTML of each top-level block and the line at which it starts."""
+    parser, env = _parser(), {"sources": sources}
+    html: list[str] = []
+    starts: list[int] = []
+    group: list[Token] = []
+    depth = 0
+    for token in parser.parse("\n".join(lines), env):
+        if depth == 0 and not group:
+            starts.append((token.map or [0])[0])
+        group.append(token)
+        depth += token.nesting
+        if depth == 0:
+            html.append(parser.renderer.render(group, parser.options, env))
+            group = []
+    return html, starts

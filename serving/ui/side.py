@@ -1,0 +1,153 @@
+"""The side bar: the caller's conversations, and the way to the console, the other theme and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from nicegui import ui
+
+from agents.runtime import ThreadNotFound
+from governance.call import CallError
+from serving.ui.parts import age_group, button, icon, moment, set_text, tag
+from serving.ui.services import Thread
+
+if TYPE_CHECKING:
+    from serving.ui.chat import ChatPage
+
+
+TITLE_CHARS = 80
+
+
+class SideBar:
+    """Lists, opens, renames and deletes the caller's conversations."""
+
+    def __init__(self, page: ChatPage) -> None:
+        self.page = page
+
+    def build(self) -> None:
+        with tag("aside", id="side", aria_label="Conversations"):
+            with tag("a", "brand", href="/", aria_label="Smalti, new chat"):
+                tag("img", src="/ui/logo.svg", alt="")
+                tag("span", text="Smalti")
+            with button("", "New chat", self.page.new_chat, id="new-chat"):
+                icon("plus")
+                tag("span", text="New chat")
+            self.list = tag("nav", "threads", aria_label="Conversations")
+            with tag("div", "side-foot"):
+                tag("span", "who", text=self.page.caller.name, title=self.page.caller.name)
+                with tag("a", "icon-button", href="/console", aria_label="Console", title="Console"):
+                    icon("chart")
+                with button("icon-button", "Dark mode", data_theme_toggle=True, aria_pressed="false"):
+                    icon("moon", "moon")
+                    icon("sun", "sun")
+                with (
+                    tag("form", method="post", action="/logout"),
+                    tag("button", "icon-button", type="submit", aria_label="Sign out", title="Sign out"),
+                ):
+                    icon("out")
+
+    async def refresh(self) -> None:
+        try:
+            threads = sorted(await self.page.services.threads.list(await self.page.owner()), key=lambda each: -each.updated_at)
+        except CallError as error:
+            self.page.notice(error)
+            return
+        self.list.clear()
+        set_text(self.page.title, next((t.title for t in threads if t.id == self.page.thread_id), "New chat"))
+        heading = ""
+        with self.list:
+            if not threads:
+                tag("p", "empty-list", text="Your conversations will be listed here.")
+            for thread in threads:
+                if (group := age_group(thread.updated_at)) != heading:
+                    tag("h2", text=(heading := group))
+                self._thread_row(thread)
+
+    def _thread_row(self, thread: Thread) -> None:
+        current = thread.id == self.page.thread_id
+        title = thread.title or "Untitled"
+        with tag("div", "thread current" if current else "thread"):
+            link = tag(
+                "a",
+                "thread-open",
+                href=f"/?thread={quote(thread.id, safe='')}",
+                title=title,
+                aria_current="page" if current else None,
+            )
+            link.on(
+                "click",
+                lambda: self.page.open(thread.id),
+                [],
+                js_handler="(e) => { if (!e.ctrlKey && !e.metaKey) { e.preventDefault(); emit(); } }",
+            )
+            with link:
+                tag("span", text=title)
+                tag("time", text=moment(thread.updated_at))
+            with tag("div", "thread-tools"):
+                button("icon-button rename", f"Rename {title}", lambda: self._rename(thread), glyph="pencil")
+                button("icon-button delete", f"Delete {title}", lambda: self._delete(thread), glyph="trash")
+
+    async def _rename(self, thread: Thread) -> None:
+        with self._dialog("Rename this conversation") as dialog, tag("form") as form:
+            field = tag("input", "field", value=thread.title, maxlength=TITLE_CHARS, aria_label="Title", autofocus=True)
+            with tag("div", "row-of"):
+                button("button quiet", "Cancel", dialog.close, text="Cancel")
+                tag("button", "button", "Rename", type="submit")
+        form.on(
+            "submit",
+            lambda event: dialog.submit(str(event.args)),
+            js_handler="(e) => { e.preventDefault(); emit(e.target.querySelector('input').value); }",
+        )
+        field.on("focus", js_handler="(e) => e.target.select()")
+        title = " ".join(str(await dialog or "").split())[:TITLE_CHARS]
+        dialog.delete()
+        if title and title != thread.title:
+            await self._change(self.page.services.threads.rename, thread.id, title)
+
+    async def _delete(self, thread: Thread) -> None:
+        with self._dialog("Delete this conversation?") as dialog:
+            tag("p", text=f"“{thread.title}” and its answers are removed for good.")
+            with tag("div", "row-of"):
+                button("button quiet", "Cancel", dialog.close, text="Cancel", autofocus=True)
+                button("button danger", "Delete", lambda: dialog.submit(True), text="Delete")
+        sure = await dialog
+        dialog.delete()
+        if sure:
+            if thread.id == self.page.thread_id:
+                await self.page.new_chat()
+            await self._change(self.page.services.threads.delete, thread.id)
+
+    async def _change(self, change: Callable[..., Any], thread_id: str, *given: Any) -> None:
+        try:
+            await change(thread_id, await self.page.owner(), *given)
+        except ThreadNotFound:
+            pass  # gone already; the list shows it
+        except CallError as error:
+            self.page.notice(error)
+        await self.refresh()
+
+    def _dialog(self, title: str) -> ui.dialog:
+        with self.page.client:
+            dialog = _Sheet(title)
+        dialog.open()
+        return dialog
+
+
+class _Sheet(ui.dialog):
+    """A dialog with a heading; its content is what is built inside `with`."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        with self.default_slot:
+            self.sheet = tag("div", "sheet", role="document")
+        with self.sheet:
+            tag("h2", text=title)
+
+    def __enter__(self) -> _Sheet:
+        self.sheet.__enter__()
+        return self
+
+    def __exit__(self, *given: Any) -> None:
+        self.sheet.__exit__(*given)

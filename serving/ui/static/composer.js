@@ -1,0 +1,56 @@
+// Where a question is written: Enter sends, Shift+Enter breaks the line, Esc stops, Ctrl+K or / comes here.
+export default {
+  template: `
+    <form class="composer" @submit.prevent="send">
+      <textarea ref="box" v-model="text" rows="1" :placeholder="placeholder" aria-label="Your question" enterkeyhint="send"
+        maxlength="100000" @keydown.enter="enter" @input="grow"></textarea>
+      <button v-if="busy" type="button" class="round stop" aria-label="Stop the answer" title="Stop (Esc)" @click="$emit('stop')">
+        <svg viewBox="0 0 20 20" aria-hidden="true"><rect x="5.5" y="5.5" width="9" height="9" rx="1.6" fill="currentColor"/></svg>
+      </button>
+      <button v-else type="submit" class="round send" aria-label="Send" title="Send (Enter)" :disabled="!text.trim()">
+        <svg viewBox="0 0 20 20" aria-hidden="true"><path d="M10 16V4.8M5 9.4l5-5 5 5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/></svg>
+      </button>
+    </form>`,
+  props: { busy: Boolean, placeholder: String },
+  emits: ["send", "stop"],
+  data: () => ({ text: "" }),
+  mounted() {
+    this.keys = (event) => {
+      const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+      const modal = document.querySelector(".q-dialog");
+      if (modal) return;
+      if ((event.key === "k" && (event.ctrlKey || event.metaKey)) || (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey)) {
+        event.preventDefault();
+        this.focus();
+      } else if (event.key === "Escape" && this.busy && !window.smalti?.closeTop()) {
+        event.preventDefault();
+        this.$emit("stop");
+      }
+    };
+    addEventListener("keydown", this.keys);
+    if (matchMedia("(pointer: fine)").matches) this.focus();
+  },
+  beforeUnmount() { removeEventListener("keydown", this.keys); },
+  methods: {
+    focus() { this.$refs.box.focus(); },
+    enter(event) {
+      if (event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.send();
+    },
+    send() {
+      const text = this.text.trim();
+      if (!text || this.busy) return;
+      this.text = "";
+      this.$nextTick(this.grow);
+      window.smalti?.pin();
+      this.$emit("send", text);
+      this.focus();
+    },
+    grow() {
+      const box = this.$refs.box;
+      box.style.height = "auto";
+      box.style.height = `${Math.min(box.scrollHeight, innerHeight * 0.4)}px`;
+    },
+  },
+};

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.data import DatasetError, Prediction, Row, RowResult, load_dataset
+
+
+def write(folder: Path, *rows: object) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_full_row_is_read_and_the_file_hashed(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"id": "a", "question": "Who?", "expected_facts": ["x", "y"], "expected_sources": ["d/a.md"], "topic": "t"},
+        "",
+        {"question": "What?", "unanswerable": True, "expected_facts": None},
+    )
+    dataset = load_dataset(path)
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(dataset) == 2
+    assert dataset.rows[0] == Row("a", "Who?", ("x", "y"), ("d/a.md",), False, 1, {"topic": "t"})
+    assert (dataset.rows[1].unanswerable, dataset.rows[1].line) == (True, 3)
+
+
+def test_ids_stay_when_lines_move_and_equal_rows_get_their_own(tmp_path: Path) -> None:
+    one, two = {"question": "Who?"}, {"question": "What?"}
+    first = [row.id for row in load_dataset(write(tmp_path, one, two, one))]
+    second = [row.id for row in load_dataset(write(tmp_path, two, one, one))]
+    assert first[0] == second[1]
+    assert first[1] == second[0]
+    assert len(set(first)) == 3
+
+
+def test_byte_order_mark_windows_lines_and_line_separators_inside_strings(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"question": "a\u2028b"}\r\n{"question": "c"}'.encode())
+    assert [row.question for row in load_dataset(path)] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "said"),
+    [
+        ("{nope", None, "is not JSON"),
+        ("[", None, "looks like a JSON array"),
+        ('"text"', None, "is a string, not an object"),
+        ("{}", "question", "is missing"),
+        ('{"question": 3}', "question", "is a number, not a string"),
+        ('{"question": "  "}', "question", "is empty"),
+        ('{"question": "q", "question": "r"}', "question", "is given twice"),
+        ('{"question": "q", "expected_facts": "f"}', "expected_facts", 'write "expected_facts": ["…"]'),
+        ('{"question": "q", "expected_sources": [1]}', "expected_sources", "element 1 is a number"),
+        ('{"question": "q", "expected_facts": ["a", ""]}', "expected_facts", "element 2 is empty"),
+        ('{"question": "q", "unanswerable": "yes"}', "unanswerable", "not true or false"),
+        ('{"question": "q", "unanswerable": true, "expected_facts": ["f"]}', "unanswerable", "remove one of the two"),
+        ('{"question": "q", "unanswerble": true}', "unanswerble", "did you mean 'unanswerable'?"),
+        ('{"question": "q", "expected_fact": ["f"]}', "expected_fact", "did you mean 'expected_facts'?"),
+        ('{"question": "q", "id": true}', "id", "is a boolean, not a name"),
+        ("[" * 100_000, None, "nested too deeply"),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_line_key_and_fix(tmp_path: Path, line: str, key: str | None, said: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(write(tmp_path, line))
+    error = caught.value
+    assert (error.line, error.key) == (1, key)
+    assert said in str(error)
+    assert f"{tmp_path / 'rows.jsonl'}, line 1" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_duplicate_ids_name_both_lines(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"line 3, key 'id': '7' is already the id of line 1"):
+        load_dataset(write(tmp_path, {"id": 7, "question": "a"}, {"question": "b"}, {"id": "7", "question": "c"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no rows"),
+        (b"\n \n", "holds no rows"),
+        ('{"question": "q"}'.encode("utf-16"), "save it as UTF-8"),
+        (b'{"question": "q"}\n{"question": "\xe9"}', "line 2: byte 15 is not UTF-8"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=said):
+        load_dataset(path)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            load_dataset(path)
+
+
+def test_a_result_survives_json() -> None:
+    result = RowResult(Row("a", "q", ("f",), ("s",), False, 3, {"k": 1}), Prediction("t", ("s",), False, 1.5, "r", "t", None))
+    assert RowResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from databricks.sdk.service import serving
+from sqlalchemy import Engine, create_engine
+
+from governance.call import CallError
+from governance.policies import AiGatewayConfig, Policies
+
+
+def test_what_databricks_sdk_sends_is_understood() -> None:
+    sent = serving.AiGatewayConfig(
+        rate_limits=[
+            serving.AiGatewayRateLimit(
+                calls=10,
+                key=serving.AiGatewayRateLimitKey.USER_GROUP,
+                principal="support",
+                renewal_period=serving.AiGatewayRateLimitRenewalPeriod.MINUTE,
+            )
+        ],
+        inference_table_config=serving.AiGatewayInferenceTableConfig(enabled=True, catalog_name="main", schema_name="default"),
+        usage_tracking_config=serving.AiGatewayUsageTrackingConfig(enabled=False),
+    ).as_dict()
+    config = AiGatewayConfig.parse(sent)
+    assert config.as_dict() == sent
+    assert config.payload_logged
+    assert not config.usage_tracked
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"rate_limit": []},
+            "ai_gateway.rate_limit: unknown key; accepted: rate_limits, inference_table_config, usage_tracking_config",
+        ),
+        ({"guardrails": {}}, "ai_gateway.guardrails: unknown key"),
+        ({"rate_limits": [{"call": 1}]}, "ai_gateway.rate_limits.0.call: unknown key; accepted: calls, tokens, key, principal"),
+        ({"rate_limits": [{"key": "user"}]}, "rate_limits.0: a rate limit needs calls or tokens"),
+        ({"rate_limits": [{"calls": -1}]}, "rate_limits.0.calls: "),
+        ({"rate_limits": [{"calls": "ten"}]}, "rate_limits.0.calls: "),
+        ({"rate_limits": [{"calls": True}]}, "rate_limits.0.calls: "),
+        ({"rate_limits": [{"calls": 1, "renewal_period": "day"}]}, "rate_limits.0.renewal_period: input should be 'minute'"),
+        ({"rate_limits": [{"calls": 1, "key": "user_group"}]}, "needs principal"),
+        ({"rate_limits": [{"calls": 1, "principal": "x"}]}, "takes no principal"),
+        ({"inference_table_config": {"enable": True}}, "inference_table_config.enable: unknown key; accepted: enabled"),
+        ([], "ai_gateway: "),
+    ],
+)
+def test_mistakes_name_the_key(data: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        AiGatewayConfig.parse(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_policies_are_in_force_at_once_here_and_elsewhere_and_survive(database: Engine) -> None:
+    policies = Policies(database)
+    elsewhere = create_engine(database.url)
+    other = Policies(elsewhere)
+    assert policies.get("assistant") is None
+    other.set("assistant", {"rate_limits": [{"calls": 3}]}, by="root")
+    found = policies.get("assistant")
+    assert found is not None
+    assert found.rate_limits[0].calls == 3
+    policies.set("assistant", {"rate_limits": [{"tokens": 4}]})
+    found = other.get("assistant")
+    assert found is not None
+    assert found.rate_limits[0].tokens == 4
+    policies.forget("assistant")
+    assert other.get("assistant") is None
+    elsewhere.dispose()
+
+
+def test_the_file_wins_and_says_so(database: Engine) -> None:
+    policies = Policies(database)
+    policies.set("assistant", {"rate_limits": [{"calls": 3}]})
+    policies.declare({"assistant": {"rate_limits": [{"calls": 9}]}})
+    found = policies.get("assistant")
+    assert found is not None
+    assert found.rate_limits[0].calls == 9
+    with pytest.raises(CallError, match=r"declared in smalti\.yaml"):
+        policies.set("assistant", {})
+    with pytest.raises(ValueError, match=r"chat\.ai_gateway\.oops"):
+        policies.declare({"chat": {"oops": 1}})
+    assert policies.get("assistant") is found  # a wrong file changes nothing
+    policies.declare({})
+    found = policies.get("assistant")
+    assert found is not None
+    assert found.rate_limits[0].calls == 3
+
+
+def test_without_a_database_nothing_can_be_stored() -> None:
+    policies = Policies(declared={"assistant": {"rate_limits": [{"calls": 1}]}})
+    assert policies.get("assistant") is not None
+    with pytest.raises(RuntimeError):
+        policies.set("other", {})

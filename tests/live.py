@@ -1,0 +1,99 @@
+"""A real server in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+KEY = "an-administrators-key-for-tests"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Live:
+    """A running server: its address, an administrator's key, its process and state folder."""
+
+    url: str
+    home: Path
+    process: subprocess.Popen[str]
+    told: dict
+    key: str = KEY
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def client(self, **more) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60, trust_env=False, **more)
+
+    def kill(self) -> None:
+        """As the kernel does it when memory runs out."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SMALTI_", "OPENAI_", "DATABRICKS_", "MLFLOW_"))}
+    return clean | {"SMALTI_HOME": str(home), "SMALTI_ADMIN_KEY": KEY, "SMALTI_MLFLOW": "false", "HF_HUB_OFFLINE": "1"} | more
+
+
+def smalti(*arguments: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line and wait for it."""
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(home, **more), capture_output=True, text=True, timeout=180)
+
+
+def start(home: Path, docs: Path | None = None, *, port: int = 0, **more: str) -> Live:
+    """Start a server and wait until it has told that it is ready."""
+    command = [sys.executable, "-m", "app", "serve", "--json", "--port", str(port), *(["--docs", str(docs)] if docs else [])]
+    log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(home, **more), stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    log.close()
+    if not line:
+        process.wait(10)
+        raise RuntimeError(f"the server ended with {process.returncode}: {Path(log.name).read_text()}")
+    told = json.loads(line)
+    return Live(told["url"], home, process, told)
+
+
+def stop(live: Live) -> None:
+    """Stop a server as a terminal does, and wait for it."""
+    if live.process.poll() is None:
+        live.process.send_signal(signal.SIGTERM)
+        try:
+            live.process.wait(15)
+        except subprocess.TimeoutExpired:
+            live.process.kill()
+            live.process.wait(10)
+    if live.process.stdout:
+        live.process.stdout.close()
+
+
+@contextmanager
+def serving(home: Path, docs: Path | None = None, **more: str) -> Iterator[Live]:
+    """A server for the length of a block."""
+    live = start(home, docs, **more)
+    try:
+        yield live
+    finally:
+        stop(live)
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    """Wait for something that happens soon; fails when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

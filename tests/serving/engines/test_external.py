@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from governance.call import Call, CallError, Event
+from serving.engines.external import ExternalChat, Timeouts
+from serving.engines.upstream import Upstream as Address
+from tests.serving.upstream import KEY, TEXT, Upstream
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    opened = Upstream()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def engine(upstream: Upstream) -> AsyncIterator[Any]:
+    opened: list[ExternalChat] = []
+
+    def make(
+        model: str | None, *, key: str = KEY, provider: str = "custom", base: str | None = None, **seconds: float
+    ) -> ExternalChat:
+        address = Address(base or upstream.url, model, key, provider)
+        opened.append(ExternalChat(address, timeouts=Timeouts(**{"first_byte": 2.0, "between": 2.0, **seconds})))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        await each.aclose()
+
+
+def ask(text: str = "hello", **more: Any) -> Call:
+    return Call("chat", "chat", {"input": [{"type": "message", "role": "user", "content": text}], **more})
+
+
+async def run(engine: ExternalChat, call: Call | None = None) -> list[Event]:
+    return [event async for event in engine.run(call or ask())]
+
+
+def said(events: list[Event]) -> str:
+    return "".join(event.data["delta"] for event in events if event.type == "response.output_text.delta")
+
+
+@pytest.mark.parametrize("model", ["echo", "split", "whole", "no-usage-option"])
+async def test_text_and_usage_however_it_is_sent(engine: Any, model: str) -> None:
+    events = await run(engine(model))
+    assert said(events) == TEXT
+    assert [event.terminal for event in events] == [False] * (len(events) - 1) + [True]
+    response = events[-1].data["response"]
+    assert response["output"][0]["content"][0]["text"] == TEXT
+    assert response["usage"]["total_tokens"] == (0 if model == "split" else 18)
+
+
+async def test_requests_are_translated(engine: Any, upstream: Upstream) -> None:
+    items = [
+        {"type": "message", "role": "developer", "content": "be brief"},
+        {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "look"}, {"type": "input_image", "image_url": "data:x"}],
+        },
+        {"type": "message", "role": "assistant", "content": "I call"},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+        {"type": "function_call", "call_id": "b", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": "1"},
+    ]
+    schema = {"type": "json_schema", "name": "s", "schema": {"type": "object"}, "strict": True}
+    payload = {
+        "input": items,
+        "instructions": "be kind",
+        "max_output_tokens": 9,
+        "stop": ["x"],
+        "temperature": 0.5,
+        "text": {"format": schema},
+    }
+    await run(engine("echo", provider="openai"), Call("chat", "chat", payload))
+    body = upstream.requests[-1]
+    assert [message["role"] for message in body["messages"]] == ["system", "system", "user", "assistant", "tool"]
+    assert body["messages"][2]["content"][1] == {"type": "image_url", "image_url": {"url": "data:x", "detail": "auto"}}
+    assert [call["id"] for call in body["messages"][3]["tool_calls"]] == ["a", "b"]
+    assert (body["max_completion_tokens"], body["stop"], body["temperature"]) == (9, ["x"], 0.5)
+    assert body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "s", "schema": {"type": "object"}, "strict": True},
+    }
+    await run(engine("echo"), ask(max_output_tokens=3))
+    assert upstream.requests[-1]["max_tokens"] == 3
+
+
+async def test_parallel_tool_calls(engine: Any, upstream: Upstream) -> None:
+    tool = {"type": "function", "name": "weather", "description": "d", "parameters": {"type": "object"}, "strict": False}
+    events = await run(engine("tools"), ask(tools=[tool], tool_choice={"type": "function", "name": "weather"}))
+    output = events[-1].data["response"]["output"]
+    assert [(item["call_id"], item["name"], item["arguments"]) for item in output] == [
+        ("c0", "weather", '{"city": "Rome"}'),
+        ("c1", "weather", '{"city": "Oslo"}'),
+    ]
+    assert upstream.requests[-1]["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert upstream.requests[-1]["tools"][0]["function"]["description"] == "d"
+
+
+async def test_an_answer_cut_short_is_incomplete(engine: Any) -> None:
+    last = (await run(engine("long")))[-1]
+    assert (last.type, last.data["response"]["incomplete_details"]) == ("response.incomplete", {"reason": "max_output_tokens"})
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [
+        ("fails", 502, "HTTP 500"),
+        ("busy", 429, "limit"),
+        ("too-much", 400, "maximum context length is 10 tokens"),
+        ("redirects", 502, "redirects"),
+        ("silent", 504, "did not answer in 0.3 s"),
+    ],
+)
+async def test_refusals_come_before_the_first_event(engine: Any, model: str, status: int, says: str) -> None:
+    with pytest.raises(CallError, match=says) as caught:
+        await anext(engine(model, first_byte=0.3).run(ask()))
+    assert caught.value.status == status
+    assert KEY not in caught.value.message
+    assert len(caught.value.message) < 500
+    assert "\n" not in caught.value.message
+    if model == "busy":
+        assert caught.value.retry_after == 7
+
+
+async def test_a_wrong_key_is_the_servers_own_trouble(engine: Any) -> None:
+    with pytest.raises(CallError, match="Check SMALTI_CHAT_API_KEY") as caught:
+        await run(engine("echo", key="wrong"))
+    assert caught.value.status == 502
+
+
+async def test_nobody_there(engine: Any) -> None:
+    with pytest.raises(CallError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        await run(engine("echo", base="http://127.0.0.1:9/v1"))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("stops", "in the middle"),
+        ("error-inside", "CUDA out of memory"),
+        ("garbage", "not JSON"),
+        ("huge", "cannot be read"),
+        ("stalls", "stopped sending"),
+    ],
+)
+async def test_failures_in_the_middle(engine: Any, model: str, says: str) -> None:
+    events = []
+    with pytest.raises(CallError, match=says) as caught:
+        async for event in engine(model, first_byte=1.0, between=0.3).run(ask()):
+            events.append(event)
+    assert caught.value.status in (502, 504)
+    assert events[0].type == "response.created"
+    assert not any(event.terminal for event in events)
+
+
+async def test_a_slow_reader_is_no_silent_upstream(engine: Any) -> None:
+    events = []
+    async for event in engine("echo", first_byte=0.2, between=0.2).run(ask()):
+        events.append(event)
+        if len(events) == 5:
+            await asyncio.sleep(0.5)
+    assert events[-1].type == "response.completed"
+
+
+async def test_closing_the_generator_ends_the_upstreams_answer() -> None:
+    upstream = Upstream()
+    engine = ExternalChat(Address(upstream.url, "endless", KEY))
+    try:
+        events: Any = engine.run(ask())
+        async for event in events:
+            if event.type == "response.output_text.delta":
+                break
+        await events.aclose()
+        deadline = time.monotonic() + 3
+        while not upstream.gone.is_set() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert upstream.gone.is_set()
+    finally:
+        await engine.aclose()
+        upstream.close()
+
+
+async def test_the_first_model_listed_is_used_where_none_is_named(engine: Any, upstream: Upstream) -> None:
+    assert said(await run(engine(None))) == TEXT
+    assert upstream.requests[-1]["model"] == "echo"
