@@ -49,6 +49,7 @@ def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
 cli = typer.Typer(
     name="smalti",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="Agents, vector search, model serving, fine-tuning, an AI gateway and evaluation in one process.",
 )

@@ -80,8 +80,9 @@ class Runtime:
         async with self._opening:
             if self._saver is None:
                 import aiosqlite
-                from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
                 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+                from agents.serde import CompactSerializer
 
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 connection = await aiosqlite.connect(self._file, timeout=30)
@@ -90,7 +91,7 @@ class Runtime:
                 await connection.execute("PRAGMA journal_size_limit=1048576")
                 ours = [("retrieval.types", "Passage"), ("agents.state", "Citation"), ("agents.state", "Route")]
                 allowed = [*ours, *((t.__module__, t.__qualname__) for t in self._types)]
-                saver = AsyncSqliteSaver(connection, serde=JsonPlusSerializer(allowed_msgpack_modules=allowed))
+                saver = AsyncSqliteSaver(connection, serde=CompactSerializer(allowed_msgpack_modules=allowed))
                 await saver.setup()
                 self._saver = saver
             return self._saver

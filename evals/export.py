@@ -10,8 +10,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,6 +37,7 @@ def export(request: Mapping[str, Any], report: Report = lambda line: None) -> di
     from evals.scorers import mlflow_name, mlflow_scorers
 
     harness.tqdm = lambda *args, **kwargs: _Progress(report)  # pyright: ignore[reportPrivateImportUsage]
+    _use_wal(request["tracking_uri"])
     mlflow.set_tracking_uri(request["tracking_uri"])
     client = mlflow.MlflowClient()
     experiment_id = _experiment(client, request["experiment"], request["artifact_root"])
@@ -53,6 +57,7 @@ def export(request: Mapping[str, Any], report: Report = lambda line: None) -> di
                 genai.evaluate(data=data, scorers=scorers)
             except Exception as error:  # whatever it was, the check below tells what is missing
                 reason = f" ({type(error).__name__}: {error})".replace("\n", " ")[:500]
+                _settle()
             missing = _missing(client, experiment_id, run_id, wanted)
             if not missing:
                 break
@@ -63,6 +68,23 @@ def export(request: Mapping[str, Any], report: Report = lambda line: None) -> di
         mlflow.log_metrics({**_means(rows), **request["metrics"]})
         _keep_journal(client, run, request)
     return {"run_id": run_id, "experiment_id": experiment_id, "rows": len(wanted)}
+
+
+def _use_wal(tracking_uri: str) -> None:
+    """Let a SQLite database be read while it is written (the setting stays with the file); it also halves the time to record."""
+    if tracking_uri.startswith("sqlite:///"):
+        path = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Where another process holds the database just now, or it is none at all, MLflow is the one to say so.
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=5)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _settle() -> None:
+    """Wait for the threads of an evaluation that gave up: they are left to finish their rows and would write behind our back."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("MlflowGenAIEvalPredict", "MlflowGenAIEvalScore")):
+            thread.join(60)
 
 
 def _experiment(client: Any, name: str, artifact_root: str | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,8 @@ index = typer.Typer(no_args_is_help=True, help="Indexes: folders made searchable
 SKIPPED = 3
 """Exit status when the index is good but files were skipped."""
 
-_INDEXES = {"name": "Name", "path": "Folder", "documents": "Documents", "chunks": "Chunks", "status": "Status", "skipped": "Skipped"}
+_INDEXES = {"name": "Name", "path": "Folder", "documents": "Documents", "chunks": "Chunks"}
+_INDEXES |= {"status": "Status", "skipped": "Skipped"}
 _HITS = {"score": "Score", "source": "Source", "text": "Text"}
 
 
@@ -92,7 +95,7 @@ def drop(context: typer.Context, name: Name, as_json: Json = False) -> None:
 
 def _sync(work: Any, path: str, body: dict[str, Any], as_json: bool) -> None:
     report: dict[str, Any] = {}
-    with work.connect() as client, progress_bar(as_json) as show, client.stream("POST", path, json=body) as response:
+    with work.connect() as client, progress_bar(as_json) as bar, client.stream("POST", path, json=body) as response:
         if not response.is_success:
             response.read()
             work.check(response)
@@ -103,7 +106,7 @@ def _sync(work: Any, path: str, body: dict[str, Any], as_json: bool) -> None:
             if "report" in told:
                 report = told["report"]
             else:
-                show(told)
+                bar.show(told)
     if as_json:
         work.print_json(report)
     else:
@@ -126,26 +129,34 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join([line, *(f"skipped {item['source']}: {item['reason']}" for item in report["skipped"])])
 
 
-class progress_bar:  # noqa: N801 (used like a function)
-    """A progress bar on standard error, fed with `{"done", "total", "chunks"}`; silent for machines."""
+class ProgressBar:
+    """A progress bar on standard error; silent for machines and where standard error is no terminal."""
 
-    def __init__(self, silent: bool = False) -> None:
-        self._silent = silent
-
-    def __enter__(self) -> Any:
+    def __init__(self, silent: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[chunks]} chunks"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=self._silent or not console.is_terminal)
+        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("files, {task.fields[chunks]} chunks"))
+        quiet = silent or not console.is_terminal
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)
+        self._task = self._bar.add_task("", total=None, chunks=0, visible=False)
         self._bar.start()
-        task = self._bar.add_task("", total=None, chunks=0)
 
-        def show(told: dict[str, Any]) -> None:
-            self._bar.update(task, completed=told["done"], total=told["total"] or None, chunks=told.get("chunks", 0))
+    def show(self, told: dict[str, Any]) -> None:
+        """Draw a sync's progress: `done` of `total` files, `chunks` so far."""
+        self._bar.update(self._task, completed=told["done"], total=told["total"] or None, chunks=told["chunks"], visible=True)
 
-        return show
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Take the bar away; safe to call again."""
         self._bar.stop()
+
+
+@contextmanager
+def progress_bar(silent: bool = False) -> Iterator[ProgressBar]:
+    """A progress bar for the length of a block."""
+    bar = ProgressBar(silent)
+    try:
+        yield bar
+    finally:
+        bar.stop()

@@ -1,6 +1,6 @@
 """Document files to text, by converters that others keep: pypdfium2, trafilatura, mammoth, docutils.
 
-`main` is the loop of the worker process (`retrieval.worker`): a hostile file's converter runs there, under limits, and may be ended.
+`main` is the loop of the worker process (`retrieval.worker`): there a hostile file is converted under limits, and may be ended.
 """
 
 from __future__ import annotations

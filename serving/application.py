@@ -39,8 +39,9 @@ def application(platform: Platform) -> FastAPI:
     async def caller(request: Request) -> Caller:
         return await asyncio.to_thread(platform.identity.authenticate, bearer(request.headers))
 
-    async def invoke(request: Request, index: str, task: Task, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        call = Call(index, task, payload, credential=bearer(request.headers), request_id=errors.request_id(request.scope))
+    async def invoke(request: Request, index: str, task: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked: Task = "document" if task == "document" else "search"
+        call = Call(index, asked, payload, credential=bearer(request.headers), request_id=errors.request_id(request.scope))
         return await platform.dispatcher.invoke(call)
 
     @app.get("/health", include_in_schema=False)

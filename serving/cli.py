@@ -139,14 +139,14 @@ class Workspace:
         import httpx
 
         key, secret = self.identity.create_key("local", admin=True, ttl=3600, label="command line")
-        headers = {"Authorization": f"Bearer {secret}"}
+        options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {secret}"}, "timeout": None, "trust_env": False}
         running = self.home.server()
         try:
             if running:
-                with httpx.Client(base_url=running["url"], headers=headers, timeout=None, trust_env=False) as client:
+                with httpx.Client(base_url=running["url"], **options) as client:
                     yield client
             else:
-                with self._own_server() as url, httpx.Client(base_url=url, headers=headers, timeout=None, trust_env=False) as client:
+                with self._own_server() as url, httpx.Client(base_url=url, **options) as client:
                     yield client
         finally:
             self.identity.revoke(key.id)

@@ -67,7 +67,8 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
 
     findings = examine(context.obj)
     if as_json:
-        context.obj.print_json({"ok": all(finding.ok for finding in findings), "checks": [finding.as_dict() for finding in findings]})
+        checks = [finding.as_dict() for finding in findings]
+        context.obj.print_json({"ok": all(finding.ok for finding in findings), "checks": checks})
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.detail}")

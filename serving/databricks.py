@@ -92,14 +92,10 @@ def fallback() -> APIRouter:
     routes = APIRouter()
 
     async def unknown(request: Request) -> Response:
-        methods: set[str] = set()
-        for route in request.app.router.routes:
-            match, _ = route.matches(request.scope)
-            if match == Match.PARTIAL:
-                methods |= set(getattr(route, "methods", None) or ())
         path = request.url.path[:200]
-        if methods:
-            allowed = ", ".join(sorted(methods))
+        methods = _answered(request.app.router.routes, request.scope)
+        if methods is not None:
+            allowed = ", ".join(sorted(methods)) or "other methods"
             message = f"{path} does not answer {request.method}; it answers {allowed}."
             raise CallError(message, status=405, code="METHOD_NOT_ALLOWED")
         raise CallError(f"There is no API at {request.method} {path}. Check the path.", status=404, code="ENDPOINT_NOT_FOUND")
@@ -108,3 +104,13 @@ def fallback() -> APIRouter:
     for prefix in _GROUPS:
         routes.add_route(prefix + "/{path:path}", unknown, methods=every, include_in_schema=False)
     return routes
+
+
+def _answered(routes: Any, scope: Any) -> set[str] | None:
+    """The methods that a path does answer, where it answers any; FastAPI keeps the routes of included routers inside."""
+    found: set[str] | None = None
+    for route in routes:
+        if route.matches(scope)[0] == Match.PARTIAL:
+            inner = getattr(getattr(route, "original_router", None), "routes", ())
+            found = (found or set()) | set(getattr(route, "methods", None) or _answered(inner, scope) or ())
+    return found

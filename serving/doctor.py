@@ -51,8 +51,6 @@ def examine(work: Workspace) -> list[Finding]:
 
 
 def _python(_: Workspace) -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError(f"Python {sys.version.split()[0]}; 3.11 or newer is needed.")
     return sys.version.split()[0]
 
 
@@ -67,7 +65,7 @@ def _packages(_: Workspace) -> str:
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin is None or origin.parent.parent != house:
             owner = ", ".join(packages_distributions().get(room, ["another distribution"]))
-            raise RuntimeError(f"The package `{room}` comes from {owner} at {origin}. Install Smalti in an environment of its own.")
+            raise RuntimeError(f"The package `{room}` comes from {owner}, at {origin}. Give Smalti an environment of its own.")
     return "no other distribution shadows a room"
 
 
@@ -83,7 +81,8 @@ def _state(work: Workspace) -> str:
 
     upgrade(work.engine, [metadata])
     holder = work.home.server()
-    return f"{work.home.path}, served by process {holder['pid']} at {holder['url']}" if holder else f"{work.home.path}, not served now"
+    served = f"served by process {holder['pid']} at {holder['url']}" if holder else "not served now"
+    return f"{work.home.path}, {served}"
 
 
 def _documents(work: Workspace) -> str:
@@ -102,7 +101,7 @@ def _port(work: Workspace) -> str:
         except OSError as error:
             if holder and holder["url"].endswith(f":{work.settings.port}"):
                 return f"{work.settings.port}, by this state's own server"
-            raise RuntimeError(f"Port {work.settings.port} is taken ({error.strerror}). Use another: smalti serve --port N") from None
+            raise RuntimeError(f"{work.settings.port} is taken ({error.strerror}). Use another: smalti serve --port N") from None
     return f"{work.settings.port} is free"
 
 

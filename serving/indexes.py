@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 
 from governance.call import Caller, bad_request, forbidden
 from governance.grants import Grants
-from retrieval.index import IndexInfo, Indexes, full_name
+from retrieval.index import Indexes, IndexInfo, full_name
 
 PREFIX = "/api/2.0/smalti/indexes"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,8 @@ class Platform:
             )
         )
         if settings.generative:
-            self._register_model(CHAT, settings.chat_model, settings.chat_base_url, settings.chat_api_key, "The configured chat model.")
+            given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
+            self._register_model(CHAT, *given, "The configured chat model.")
         for declaration in settings.all_endpoints():
             self._declare(declaration)
 
@@ -126,7 +127,7 @@ class Platform:
         self._models.append(model)
         external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
         self.endpoints.register(
-            Endpoint(name=name, task="llm/v1/chat", engine=model.run, entity={"external_model": external}, description=description)
+            Endpoint(name, "llm/v1/chat", model.run, entity={"external_model": external}, description=description)
         )
 
     def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
@@ -217,7 +218,7 @@ class Platform:
 
 
 def _broken(name: str, reason: str) -> Engine:
-    async def refuse(_: Call) -> Any:
+    async def refuse(_: Call) -> AsyncIterator[Event]:
         raise unavailable(f"Endpoint {name!r} is not available: {reason}")
         yield Event("result", {})  # makes this an async generator
 

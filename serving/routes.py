@@ -66,7 +66,8 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
         status=413,
         code="REQUEST_TOO_LARGE",
     )
-    if int(request.headers.get("content-length") or 0) > limit:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
         raise too_large
     chunks, size = [], 0
     async for chunk in request.stream():

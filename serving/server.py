@@ -10,9 +10,11 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from retrieval.commands import progress_bar, summary
 from serving.cli import CommandError, Workspace
 from serving.state import owned
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
     from serving.state import Home
 
+DAY = 86_400
 DRAIN_SECONDS = 20
 """How long running answers may take to end once the server was told to stop."""
 
@@ -46,8 +49,10 @@ def run(work: Workspace, build: Callable[[Settings, Home], FastAPI], *, as_json:
         work.given["port"] = port
         del work.settings
         app = build(work.settings, work.home)
-        app.state.announce = lambda: _announce(work, app, as_json)
-        asyncio.run(_serve(app, listener))
+        with progress_bar(as_json) as bar:
+            app.state.progress = lambda step: bar.show(asdict(step))
+            app.state.announce = lambda: (bar.stop(), _announce(work, app, as_json))
+            asyncio.run(_serve(app, listener))
     if app.state.failure:
         raise CommandError(str(app.state.failure), 2)
 
@@ -61,7 +66,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise CommandError(f"Port {port} on {host} is taken ({error.strerror}). Use another: make run PORT={port + 1}", 2) from None
+        hint = f"Use another: make run PORT={port + 1}"
+        raise CommandError(f"Port {port} on {host} is taken ({error.strerror}). {hint}", 2) from None
     return listener
 
 
@@ -77,42 +83,30 @@ async def _serve(app: FastAPI, listener: socket.socket) -> None:
 
 def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
     from governance.call import Caller
-    from retrieval.commands import summary
 
     platform = app.state.platform
     url, secret = platform.url, platform.admin_secret
     work.home.announce(f"http://{_reachable(work.settings.host)}:{work.settings.port}")
     sign_in = f"{url}/signin?code={platform.codes.issue(Caller('admin', admin=True))}"
-    key = secret or "$SMALTI_KEY"
+    key = secret or platform.identity.create_key("admin", admin=True, ttl=DAY, label="curl line")[1]
     body = json.dumps({"model": "assistant", "input": app.state.example})
-    curl = f"curl {url}/v1/responses -H {_quote(f'Authorization: Bearer {key}')} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    curl = f"curl {url}/v1/responses -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     if as_json:
         told = {"url": url, "chat": sign_in, "console": f"{url}/console", "mlflow": f"{url}/mlflow", "admin_key": secret}
-        work.print_json({**told, "indexes": [_report(report) for report in app.state.reports], "curl": curl})
+        work.print_json({**told, "indexes": [asdict(report) for report in app.state.reports], "curl": curl})
         sys.stdout.flush()
         return
     for report in app.state.reports:
-        print(summary(_report(report)))
+        print(summary(asdict(report)))
     print(f"\n  Smalti is ready.\n\n  chat     {sign_in}\n  console  {url}/console")
     if platform.mlflow:
         print(f"  MLflow   {url}/mlflow")
     if secret:
         print(f"\n  admin key (shown only now): {secret}")
-    elif work.settings.admin_key:
-        print("\n  admin key: the one in SMALTI_ADMIN_KEY. For the line below: export SMALTI_KEY=$SMALTI_ADMIN_KEY")
     else:
-        print("\n  admin key: shown at the first start; make another: smalti keys create NAME --admin")
+        where = "the one in SMALTI_ADMIN_KEY" if work.settings.admin_key else "shown at the first start"
+        print(f"\n  admin key: {where}; the line below has one that lives for a day")
     print(f"\n  {curl}\n", flush=True)
-
-
-def _report(report: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(report)
-
-
-def _quote(text: str) -> str:
-    return f'"{text}"' if "$" in text else shlex.quote(text)
 
 
 def _reachable(host: str) -> str:

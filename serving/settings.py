@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
 ASSISTANT, CHAT = "assistant", "chat"
 """Names of the default agent's endpoint and of the one that `chat_model` makes."""
 

@@ -40,10 +40,13 @@ class Live:
         """As the kernel does it when memory runs out."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
+        if self.process.stdout:
+            self.process.stdout.close()
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SMALTI_", "OPENAI_", "DATABRICKS_", "MLFLOW_"))}
+    foreign = ("SMALTI_", "OPENAI_", "DATABRICKS_", "MLFLOW_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return clean | {"SMALTI_HOME": str(home), "SMALTI_ADMIN_KEY": KEY, "SMALTI_MLFLOW": "false", "HF_HUB_OFFLINE": "1"} | more
 
 
@@ -82,9 +85,9 @@ def stop(live: Live) -> None:
 
 
 @contextmanager
-def serving(home: Path, docs: Path | None = None, **more: str) -> Iterator[Live]:
+def serving(home: Path, docs: Path | None = None, *, port: int = 0, **more: str) -> Iterator[Live]:
     """A server for the length of a block."""
-    live = start(home, docs, **more)
+    live = start(home, docs, port=port, **more)
     try:
         yield live
     finally:

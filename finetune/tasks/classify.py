@@ -219,17 +219,19 @@ def _logistic(X: Any, y: np.ndarray, C: float, recipe: ClassifyRecipe) -> tuple[
     """Weights and bias, a row a class, and whether the solver converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     weight = "balanced" if recipe.class_weight == "balanced" else None
     model = LogisticRegression(C=C, class_weight=weight, max_iter=1000, random_state=recipe.seed)
-    with warnings.catch_warnings(record=True) as caught:
+    # The matrices are small: threads of the linear algebra wait for each other, under load a hundred times longer than they work.
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(X, y)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    if model.coef_.shape[0] == 1:  # two classes: scikit-learn keeps the second's log-odds
-        half, bias = model.coef_[0] / 2, model.intercept_[0] / 2
-        return np.stack([-half, half]), np.array([-bias, bias]), converged
-    return model.coef_, model.intercept_, converged
+    weights, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
+    if weights.shape[0] == 1:  # two classes: scikit-learn keeps the second's log-odds
+        return np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2, converged
+    return weights, bias, converged
 
 
 def _temperature(scores: np.ndarray, y: np.ndarray) -> float:

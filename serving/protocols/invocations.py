@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
 from governance.call import Call, bad_request
 from serving.protocols import chat, completions, embeddings, responses
 from serving.protocols.request import Encoder, Request, take
@@ -26,7 +28,7 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
     task: that endpoint's task, None where there is no such endpoint.
     """
     if extra := take(body, "extra_params", dict):
-        body = {**{key: value for key, value in extra.items() if key not in body}, **body}
+        body = {**{key: _plain(value) for key, value in extra.items()}, **body}
     if task == "llm/v1/embeddings" and "input" in body:
         request = embeddings.decode(body, model=model)
         return request, lambda call: embeddings.Encoder(call, encoding=request.options["encoding"])
@@ -40,3 +42,11 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
         return request, lambda call: completions.Encoder(call, databricks=True)
     wanted = {"llm/v1/embeddings": "'input'", "agent/v1/responses": "'input' or 'messages'"}.get(task or "", "'messages'")
     raise bad_request(f"The body names nothing to answer: endpoint {model!r} reads {wanted}.", wanted.split("'")[1])
+
+
+def _plain(value: Any) -> Any:
+    """A value of `extra_params`, whose numbers and objects come as text."""
+    try:
+        return orjson.loads(value) if isinstance(value, str) else value
+    except orjson.JSONDecodeError:
+        return value

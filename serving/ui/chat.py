@@ -62,6 +62,7 @@ class ChatPage:
 
     def build(self) -> None:
         with tag("div", "app"):
+            tag("div", "veil", data_side_close=True)
             self.side.build()
             with tag("main", "main"):
                 with tag("div", "top"):
@@ -80,7 +81,6 @@ class ChatPage:
                     button("", "Go to the end", glyph="down", id="to-end")
                     self.composer = Composer("Ask about your documents", self.ask, self.stop)
                     self._build_note()
-        tag("div", "veil", data_side_close=True)
         tag("div", "hidden-text", id="live", role="status", aria_live="polite")
 
     def _build_note(self) -> None:

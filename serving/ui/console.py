@@ -133,7 +133,7 @@ class ConsolePage:
         label = f"{numbers.total.requests} requests over the last {self.span}, at most {top} in one column"
         with tag("div", "chart", role="img", aria_label=label):
             for begin, n in numbers.stretches:
-                with tag("div", "column", title=f"{moment(begin)}: {n.requests} requests, {n.errors} errors"):
+                with tag("div", "bar-col", title=f"{moment(begin)}: {n.requests} requests, {n.errors} errors"):
                     if n.errors:
                         tag("i", "bad").style(f"height:{100 * n.errors / top:.1f}%")
                     if n.requests - n.errors:
@@ -161,7 +161,7 @@ class ConsolePage:
         ]
         columns = [
             ("time", "Time (UTC)"), ("status", "Status"), ("endpoint", "Endpoint"), ("task", "Task"), ("caller", "Caller"),
-            ("latency", "ms"), ("tokens", "Tokens"), ("error", "Error"), ("request", "Request"),
+            ("latency", "ms"), ("tokens", "Tokens"), ("request", "Request"), ("error", "Error"),
         ]  # fmt: skip
         with tag("section", "panel-section", id="journal", aria_label="Journal"):
             self._table("Journal", "No calls in this time.", columns, shown, key="request", size=15)

@@ -128,7 +128,7 @@ def how_answered(turn: Turn) -> None:
 
 
 def _draw_step(step: Step, total: float) -> None:
-    with tag("div", f"step {step.kind if step.kind.isalpha() else ''} {'failed' if step.failed else ''}"):
+    with tag("div", f"step kind-{step.kind if step.kind.isalpha() else 'other'} {'failed' if step.failed else ''}"):
         with tag("div", "name", text=step.name.replace("_", " ")):
             tag("small", text="failed" if step.failed else step.detail or step.kind)
         with tag("div", "lane"):

@@ -101,8 +101,7 @@ class SideBar:
             js_handler="(e) => { e.preventDefault(); emit(e.target.querySelector('input').value); }",
         )
         field.on("focus", js_handler="(e) => e.target.select()")
-        title = " ".join(str(await dialog or "").split())[:TITLE_CHARS]
-        dialog.delete()
+        title = " ".join(str(await self._result(dialog) or "").split())[:TITLE_CHARS]
         if title and title != thread.title:
             await self._change(self.page.services.threads.rename, thread.id, title)
 
@@ -112,9 +111,7 @@ class SideBar:
             with tag("div", "row-of"):
                 button("button quiet", "Cancel", dialog.close, text="Cancel", autofocus=True)
                 button("button danger", "Delete", lambda: dialog.submit(True), text="Delete")
-        sure = await dialog
-        dialog.delete()
-        if sure:
+        if await self._result(dialog):
             if thread.id == self.page.thread_id:
                 await self.page.new_chat()
             await self._change(self.page.services.threads.delete, thread.id)
@@ -127,6 +124,14 @@ class SideBar:
         except CallError as error:
             self.page.notice(error)
         await self.refresh()
+
+    async def _result(self, dialog: ui.dialog) -> Any:
+        """What the dialog was closed with; None where it was left, also with the whole page."""
+        result = await dialog
+        if self.page.client.is_deleted:
+            return None
+        dialog.delete()
+        return result
 
     def _dialog(self, title: str) -> ui.dialog:
         with self.page.client:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ async def run(text: str, cuts: list[int] | None = None, passages: list[Passage] 
     filtered = CitationFilter(make_check(passages))
     bounds = [0, *sorted(c % (len(text) + 1) for c in cuts or []), len(text)]
     out: list[str | Marker] = []
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         out += await filtered.feed(text[a:b])
     out += await filtered.finish()
     return "".join(p if isinstance(p, str) else p.text for p in out)
@@ -41,7 +42,7 @@ async def run(text: str, cuts: list[int] | None = None, passages: list[Passage] 
         ("Use `x[1]` for the list [2] there.", "Use `x[1]` for the list there."),
         ("```py\na[1] = b[2]\n```\nDone", "```py\na[1] = b[2]\n```\nDone"),
         ("A [link](http://x.y) and [not a marker] stay.", "A [link](http://x.y) and [not a marker] stay."),
-        ("Odd ` tick, elephants are grey [1]\nnext", "Odd ` tick, elephants are grey\nnext"),
+        ("Odd ` tick, elephants are grey [1]\nnext", "Odd ` tick, elephants are grey \nnext"),
         ("Vacation is 30 days a year [1] and a doctor's note comes on the third day [2].",) * 2,
         ("Trailing [", "Trailing ["),
         ("Trailing [1", "Trailing [1"),

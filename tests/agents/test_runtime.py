@@ -109,7 +109,7 @@ async def test_one_run_at_a_time(runtime: Runtime, search: Any) -> None:
     with pytest.raises(ThreadBusy):
         await ask(runtime, slow, "second", thread="t")
     await stream.aclose()
-    state = await ask(runtime, slow, "second", thread="t")  # a stopped run is waited for
+    state = await ask(runtime, slow, "When do unused vacation days expire?", thread="t", run="r2")  # a stopped run is waited for
     assert state["messages"][-1].content == "again"
 
 

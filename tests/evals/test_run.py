@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -60,8 +61,9 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Done:
 import asyncio
 from tests.evals.test_run import answer
 from evals import evaluate
-asyncio.run(evaluate("assistant", {str(path)!r}, answer, tracking_uri="sqlite:///mlflow.db", folder=__import__("pathlib").Path("evals"),
-    params={{"chat_model": "none"}}, ui="http://127.0.0.1:8000/mlflow/"))
+from pathlib import Path
+asyncio.run(evaluate("assistant", {str(path)!r}, answer, tracking_uri="sqlite:///mlflow.db", folder=Path("evals"),
+    params={{"chat_model": "none"}}))
 """
     environment = {
         **os.environ,
@@ -188,7 +190,8 @@ import mlflow.genai.evaluation.harness as harness
 from evals import export
 request = json.load(open(sys.argv[1]))
 mlflow.set_tracking_uri(request["tracking_uri"])
-mlflow.MlflowClient().create_experiment("faulty", artifact_location="mlflow-artifacts:/77")
+if not mlflow.MlflowClient().get_experiment_by_name("faulty"):
+    mlflow.MlflowClient().create_experiment("faulty", artifact_location="mlflow-artifacts:/77")
 log, make, calls = harness._log_assessments, harness.create_minimal_trace, []
 def lossy_log(run_id, trace, assessments):
     calls.append(1)
@@ -218,7 +221,8 @@ def test_rows_that_mlflow_loses_are_recorded_again_or_reported(hundred: Done, tm
     found = json.loads(once.stdout.splitlines()[-1])
     run_id = found["run_id"]
     assert found["rows"] == 8
-    assert sql(hundred.home, f"select count(*) from entity_associations where destination_id = '{run_id}'") == [(8,)]
+    in_run = "from trace_info t join entity_associations e on e.source_id = t.request_id"
+    assert sql(hundred.home, f"select count(*) {in_run} where e.destination_id = '{run_id}'") == [(8,)]
     wanted = sum(value is not None for row in rows for value in row["scores"].values())
     of_run = f"from assessments a join entity_associations e on e.source_id = a.trace_id where e.destination_id = '{run_id}'"
     assert sql(hundred.home, f"select count(*) {of_run} and a.assessment_type = 'feedback'") == [(wanted,)]
@@ -227,6 +231,13 @@ def test_rows_that_mlflow_loses_are_recorded_again_or_reported(hundred: Done, tm
     hits = [row["scores"]["hit@1"] for row in rows if row["scores"]["hit@1"] is not None]
     assert mean == pytest.approx(sum(hits) / len(hits))
     assert (hundred.home / "mlartifacts" / "77" / run_id / "artifacts" / "rows.jsonl").is_file()
+
+    always = subprocess.run([*command, "always"], env=_child_environment(), capture_output=True, text=True, timeout=100)
+    assert always.returncode != 0
+    assert re.search(
+        r"RuntimeError: \d of 8 rows are missing from run \w+ after 3 attempts \(OSError: no connection\)", always.stderr
+    )
+    assert sql(hundred.home, "select status from runs where name = 'faulty' order by start_time") == [("FINISHED",), ("FAILED",)]
 
 
 @pytest.mark.anyio

@@ -71,7 +71,7 @@ def test_a_second_conversion_replaces_the_first_but_nothing_else(tmp_path: Path)
 
 @pytest.mark.parametrize("data", [[], {}, {"data": [{"paragraphs": [{}]}]}, {"data": []}, "text", {"data": 3}])
 def test_other_json_is_refused_and_nothing_written(tmp_path: Path, data: object) -> None:
-    with pytest.raises(SquadError, match="squad.json"):
+    with pytest.raises(SquadError, match=r"squad\.json"):
         convert(write(tmp_path, data), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -118,6 +118,6 @@ def test_another_process_sees_a_grant_and_its_end_at_once(grants: Grants, databa
     ],
 )
 def test_malformed_grants_are_clear_errors(grants: Grants, principal: str, securable: str, level: str) -> None:
-    with pytest.raises(ValueError, match="write user:NAME|write endpoint:NAME|CAN_VIEW, CAN_QUERY, CAN_MANAGE"):
+    with pytest.raises(ValueError, match=r"write user:NAME|write endpoint:NAME|CAN_VIEW, CAN_QUERY, CAN_MANAGE"):
         grants.grant(principal, securable, level)
     assert grants.list() == []

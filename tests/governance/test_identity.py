@@ -147,7 +147,7 @@ def test_a_given_admin_key_replaces_the_one_given_before(identity: Identity) -> 
     assert identity.ensure_admin(" open sesame ") is None
     assert identity.ensure_admin("open sesame") is None
     assert identity.authenticate("open sesame").admin
-    session, held = identity.create_key("admin", parent=identity.authenticate("open sesame").key_id, ttl=60, admin=True)
+    _, held = identity.create_key("admin", parent=identity.authenticate("open sesame").key_id, ttl=60, admin=True)
     identity.ensure_admin("passe-partout-é")
     assert identity.authenticate("passe-partout-é").admin
     # an HTTP header's bytes are read as Latin-1

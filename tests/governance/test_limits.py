@@ -28,16 +28,14 @@ def limits(*rules: dict[str, Any], clock: Callable[[], float] | None = None) -> 
 
 
 def admitted(of: Limits, caller: Caller = ALICE, times: int = 20, **size: Any) -> int:
-    count = 0
+    refusals = []
     for _ in range(times):
         try:
             of.reserve(caller, "assistant", **size)
-            count += 1
         except CallError as refusal:
-            assert refusal.status == 429
-            assert refusal.retry_after is not None
-            assert 0 < refusal.retry_after <= 61
-    return count
+            refusals.append(refusal)
+    assert all(refusal.status == 429 and refusal.retry_after and 0 < refusal.retry_after <= 61 for refusal in refusals)
+    return times - len(refusals)
 
 
 def test_no_policy_means_no_limit() -> None:
@@ -139,7 +137,7 @@ def test_an_unbounded_answer_reserves_what_there_is_room_for() -> None:
     of = limits({"tokens": 100})
     reservation = of.reserve(ALICE, "assistant", size=40)
     assert reservation.estimate == 100
-    with pytest.raises(CallError, match="429|limit"):
+    with pytest.raises(CallError, match="is reached"):
         of.reserve(ALICE, "assistant", size=40)
     reservation.settle(30)
     assert limits({"tokens": 10**6}).reserve(ALICE, "assistant", size=40).estimate == 10 + DEFAULT_OUTPUT_TOKENS

@@ -5,6 +5,7 @@ import gzip
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,9 @@ def test_databricks_stream_carries_usage_on_a_chunk_with_choices(made: House, ur
 
 
 def test_tools_both_ways(client: openai.OpenAI) -> None:
-    call = client.chat.completions.create(model="echo", messages=ASK, tools=[TOOL]).choices[0]
+    call: Any = client.chat.completions.create(model="echo", messages=ASK, tools=[TOOL]).choices[0]
     assert call.finish_reason == "tool_calls"
     assert call.message.content is None
-    assert call.message.tool_calls is not None
     assert json.loads(call.message.tool_calls[0].function.arguments) == {"city": "Rome"}
     with client.chat.completions.stream(model="echo", messages=ASK, tools=[TOOL]) as stream:
         final = stream.get_final_completion()
@@ -133,7 +133,7 @@ def test_responses_continue_a_previous_one(client: openai.OpenAI, made: House) -
     said = [(item["role"], item["content"]) for item in made.ran[-1].payload["input"]]
     assert said == [("user", "one"), ("assistant", "one"), ("user", "two")]
     unstored = client.responses.create(model="echo", input="one", store=False)
-    with pytest.raises(openai.NotFoundError, match="previous_response_id|stored response"):
+    with pytest.raises(openai.NotFoundError, match="no stored response"):
         client.responses.create(model="echo", input="two", previous_response_id=unstored.id)
     other = made.key("mallory", "endpoint:echo")
     with openai.OpenAI(base_url=str(client.base_url), api_key=other) as stranger, pytest.raises(openai.NotFoundError):
@@ -348,9 +348,8 @@ def test_no_route_reaches_an_engine_past_the_gateway(tmp_path: Path) -> None:
             raise AssertionError("an engine was reached")
             yield
 
-        from dataclasses import replace
-
-        closed.dispatcher.gateway = Deny()
+        deny: Any = Deny()
+        closed.dispatcher.gateway = deny
         for endpoint in closed.endpoints:
             closed.endpoints.register(replace(endpoint, engine=reached))
         bodies: list[Any] = [

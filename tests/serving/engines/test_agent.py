@@ -163,10 +163,11 @@ async def test_threads_belong_to_their_caller(site: Site) -> None:
 
 
 async def test_a_busy_thread_says_so(site: Site) -> None:
-    gate = asyncio.Event()
+    gate, entered = asyncio.Event(), asyncio.Event()
 
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        async def wait(state: State) -> State:
+        async def wait(state: Any) -> State:
+            entered.set()
             await gate.wait()
             return {"messages": [AIMessage("done")]}
 
@@ -174,9 +175,7 @@ async def test_a_busy_thread_says_so(site: Site) -> None:
 
     site.add("slow", build)
     running = asyncio.create_task(site.ask("one", endpoint="slow", thread_id="t"))
-    while not site.house.gateway.in_flight:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    await entered.wait()
     with pytest.raises(CallError) as caught:
         await site.ask("two", endpoint="slow", thread_id="t")
     assert caught.value.status == 409
@@ -186,7 +185,7 @@ async def test_a_busy_thread_says_so(site: Site) -> None:
 
 async def test_a_developers_graph_streams_its_models_tokens(site: Site) -> None:
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        async def talk(state: State) -> State:
+        async def talk(state: Any) -> State:
             return {"messages": [await model.ainvoke(state["messages"])]}
 
         return StateGraph(State).add_node("talk", talk).add_edge(START, "talk").compile(checkpointer=checkpointer)
@@ -202,7 +201,7 @@ async def test_a_developers_graph_streams_its_models_tokens(site: Site) -> None:
 
 async def test_a_plain_function_node_may_call_the_model_too(site: Site) -> None:
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        def talk(state: State) -> State:
+        def talk(state: Any) -> State:
             return {"messages": [model.invoke(state["messages"])]}
 
         return (
@@ -221,7 +220,7 @@ async def test_a_plain_function_node_may_call_the_model_too(site: Site) -> None:
 
 async def test_without_a_model_tokens_are_counted_here(site: Site) -> None:
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        async def talk(state: State) -> State:
+        async def talk(state: Any) -> State:
             return {"messages": [AIMessage("three words here")]}
 
         return StateGraph(State).add_node("talk", talk).add_edge(START, "talk").compile(checkpointer=checkpointer)
@@ -233,7 +232,7 @@ async def test_without_a_model_tokens_are_counted_here(site: Site) -> None:
 
 async def test_a_failing_node_fails_the_answer_and_hides_why(site: Site) -> None:
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        async def broken(state: State) -> State:
+        async def broken(state: Any) -> State:
             raise ZeroDivisionError("secret")
 
         return StateGraph(State).add_node("broken", broken).add_edge(START, "broken").compile(checkpointer=checkpointer)
@@ -264,7 +263,7 @@ async def test_a_client_that_goes_leaves_a_thread_that_can_go_on(site: Site) -> 
     started = asyncio.Event()
 
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
-        async def talk(state: State) -> State:
+        async def talk(state: Any) -> State:
             if len([m for m in state["messages"] if isinstance(m, HumanMessage)]) == 1:
                 started.set()
                 await asyncio.sleep(30)

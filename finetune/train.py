@@ -1,0 +1,135 @@
+"""A recipe, run: data checked, model trained and judged, everything in MLflow, and, where the recipe says so, registered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.data import check_split, read_labelled, sample
+from finetune.publish import Registered, quiet, register
+from finetune.recipe import Recipe, find
+from finetune.tasks.classify import Embed, Progress, Result, fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave: its result, where MLflow has it, what was registered, and warnings about the data."""
+
+    result: Result
+    run_id: str
+    experiment_id: str
+    registered: Registered | None
+    warnings: tuple[str, ...]
+
+
+def run(
+    recipe: Recipe,
+    embed: Embed,
+    tracking_uri: str,
+    progress: Progress | None = None,
+    *,
+    encoder: str = "",
+    artifact_location: str | None = None,
+) -> Run:
+    """Run a recipe and log it.
+
+    Parameters
+    ----------
+    recipe: from `load_recipe`.
+    embed: the recipe's encoder.
+    tracking_uri: MLflow's, such as a running server's address (its key goes in MLFLOW_TRACKING_TOKEN).
+    progress: told of each stage.
+    encoder: fingerprint of the encoder, kept with the model.
+    artifact_location: where a new experiment's artifacts lie; only needed where `tracking_uri` is a database.
+
+    Raises
+    ------
+    DataError: the data cannot be trained on; nothing was logged.
+    """
+    columns: dict[str, Any] = {"text": recipe.data.text_column, "label": recipe.data.label_column}
+    columns |= {"labels": recipe.labels, "ignore": recipe.data.ignore_columns}
+    train_file = find(recipe.data.train)
+    data = read_labelled(train_file, **columns)
+    rows, evaluation, warnings = sample(data.rows, recipe.data.max_rows, recipe.seed), (), [str(w) for w in data.warnings]
+    hashes = {"data_sha256": _sha256(train_file)}
+    if recipe.data.eval is not None:
+        eval_file = find(recipe.data.eval)
+        judged = read_labelled(eval_file, **columns)
+        check_split(data, train_file, judged, eval_file, recipe.data.text_column)
+        evaluation, hashes["eval_sha256"] = judged.rows, _sha256(eval_file)
+        warnings += [str(w) for w in judged.warnings]
+    facts = {**hashes, "encoder": recipe.encoder, "encoder_fingerprint": encoder, "task": recipe.task}
+    result = fit(rows, embed, recipe, evaluation=evaluation, progress=progress, metadata=facts)
+
+    with quiet():
+        import mlflow
+
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(tracking_uri)
+        try:
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name(recipe.name)
+            experiment = found.experiment_id if found else client.create_experiment(recipe.name, artifact_location)
+            with mlflow.start_run(experiment_id=experiment, run_name=recipe.name) as active:
+                _log(recipe, result, facts, warnings)
+                scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
+                registered = register(result.classifier, recipe.register_to, metadata=scores) if recipe.register_to else None
+        finally:
+            mlflow.set_tracking_uri(before)
+    return Run(result, active.info.run_id, experiment, registered, tuple(warnings))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _log(recipe: Recipe, result: Result, facts: Mapping[str, str], warnings: list[str]) -> None:
+    import mlflow
+
+    settings = json.loads(recipe.model_dump_json())
+    flat = {**{k: v for k, v in settings.items() if k != "data"}, **{f"data.{k}": v for k, v in settings["data"].items()}}
+    mlflow.log_params({key: value for key, value in flat.items() if value is not None})
+    mlflow.log_params({"rows": result.rows, "chosen_C": result.C, "temperature": round(result.classifier.temperature, 4)})
+    mlflow.set_tags({**facts, "judged_on": result.judged_on, "converged": str(result.converged).lower()})
+    mlflow.log_metrics({**result.metrics, **{f"baseline_{k}": v for k, v in result.baseline.items()}})
+    mlflow.log_metrics({**{f"cv_{k}": v for k, v in result.calibration.items()}, "seconds": result.seconds})
+    for step, (_, loss) in enumerate(result.curve):
+        mlflow.log_metric("cv_log_loss", loss, step=step)
+    mlflow.log_dict(settings, "recipe.json")
+    mlflow.log_dict(
+        {"labels": list(result.classifier.labels), "confusion": [list(row) for row in result.confusion]}, "confusion.json"
+    )
+    if warnings:
+        mlflow.log_text("\n".join(warnings), "data_warnings.txt")
+    mlflow.log_figure(_plots(result), "evaluation.png")
+
+
+def _plots(result: Result) -> Figure:
+    """Confusion matrix, reliability and the choice of C."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    labels = result.classifier.labels
+    left.imshow(result.confusion, cmap="Blues")
+    left.set(title="Confusion", xlabel="predicted", ylabel="true", xticks=range(len(labels)), yticks=range(len(labels)))
+    left.set_xticklabels(labels, rotation=30, ha="right")
+    left.set_yticklabels(labels)
+    for i, row in enumerate(result.confusion):
+        for j, count in enumerate(row):
+            left.text(j, i, str(count), ha="center", va="center")
+    middle.plot([0, 1], [0, 1], linestyle=":", color="grey")
+    middle.plot([c for c, _, _ in result.reliability], [a for _, a, _ in result.reliability], marker="o")
+    middle.set(
+        title=f"Reliability (ECE {result.metrics['ece']:.3f})", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
+    )
+    right.semilogx([C for C, _ in result.curve], [loss for _, loss in result.curve], marker="o")
+    right.set(title="Choice of C", xlabel="C", ylabel="cross-validated log-loss")
+    return figure
