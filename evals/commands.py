@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,13 +45,13 @@ def evaluate(
     except (DatasetError, GateError) as error:
         typer.echo(f"smalti: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None
-    with work.connect() as client:
+    with work.connect() as client, ThreadPoolExecutor(concurrency) as pool:
         work.check(client.get(f"/api/2.0/serving-endpoints/{endpoint}"))
         evaluation = asyncio.run(
             run(
                 endpoint,
                 dataset,
-                _predictor(client, endpoint),
+                _predictor(client, endpoint, pool, timeout),
                 tracking_uri=f"sqlite:///{work.home.path / 'mlflow.db'}",
                 folder=work.home.path / "evals",
                 experiment=experiment,
@@ -72,13 +73,13 @@ def evaluate(
         raise typer.Exit(code)
 
 
-def _predictor(client: httpx.Client, endpoint: str) -> Any:
+def _predictor(client: httpx.Client, endpoint: str, pool: ThreadPoolExecutor, timeout: float) -> Any:
     """Asks over the Responses API, as any client would; the sources are those that were retrieved, best first."""
     from evals.data import Prediction
 
     def ask(question: str) -> Prediction:
         started = time.perf_counter()
-        answer = client.post("/v1/responses", json={"model": endpoint, "input": question})
+        answer = client.post("/v1/responses", json={"model": endpoint, "input": question}, timeout=timeout)
         latency = (time.perf_counter() - started) * 1e3
         request_id = answer.headers.get("x-request-id", "")
         body = answer.json()
@@ -96,7 +97,7 @@ def _predictor(client: httpx.Client, endpoint: str) -> Any:
         )
 
     async def predict(question: str) -> Prediction:
-        return await asyncio.to_thread(ask, question)
+        return await asyncio.get_running_loop().run_in_executor(pool, ask, question)
 
     return predict
 

@@ -54,11 +54,8 @@ def register(classifier: LinearClassifier, name: str, *, metadata: Mapping[str, 
     from mlflow.types.schema import DataType as T
 
     facts = {**classifier.metadata, **(metadata or {}), "labels": list(classifier.labels)}
-    columns = [
-        ColSpec(T.string, "label"),
-        ColSpec(T.float, "confidence"),
-        *(ColSpec(T.float, f"p_{x}") for x in classifier.labels),
-    ]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(T.string, "label"), ColSpec(T.float, "confidence")]
+    columns += [ColSpec(T.float, f"p_{label}") for label in classifier.labels]
     inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, classifier.dimension))])
     example = np.zeros((1, classifier.dimension), np.float32)
     example[0, 0] = 1

@@ -58,7 +58,7 @@ class ClassifyRecipe(BaseRecipe):
     encoder: str = "all-MiniLM-L6-v2"
     labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """The labels there may be; without it, those that are in the data."""
-    C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
     """Inverse strengths of regularisation to choose from by cross-validated log-loss."""
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     class_weight: Literal["none", "balanced"] = "none"

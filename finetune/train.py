@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data import check_split, read_labelled, sample
-from finetune.publish import Registered, quiet, register
-from finetune.recipe import Recipe, find
+from finetune.publish import ALIAS, Registered, quiet, register
+from finetune.recipe import Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,37 @@ class Run:
     experiment_id: str
     registered: Registered | None
     warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values for machines."""
+        result = self.result
+        return {
+            "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
+            "registered": asdict(self.registered) if self.registered else None,
+            "judged_on": result.judged_on,
+            "metrics": dict(result.metrics),
+            "baseline": dict(result.baseline),
+            "calibration": dict(result.calibration),
+            "labels": list(result.classifier.labels),
+            "confusion": [list(row) for row in result.confusion],
+            "C": result.C,
+            "temperature": result.classifier.temperature,
+            "rows": result.rows,
+            "converged": result.converged,
+            "seconds": round(result.seconds, 2),
+            "warnings": list(self.warnings),
+        }
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        result, width = self.result, max(map(len, self.result.metrics))
+        lines = [f"{result.rows} rows, {len(result.classifier.labels)} labels, judged on: {result.judged_on}"]
+        lines.append(f"{'':{width}}   this model   TF-IDF baseline")
+        lines += [f"{name:{width}} {value:12.3f} {result.baseline[name]:17.3f}" for name, value in result.metrics.items()]
+        if self.registered:
+            lines.append(f"registered as {self.registered.name} version {self.registered.version}, alias {ALIAS}")
+        return "\n".join([*lines, f"MLflow run {self.run_id}", *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def run(
@@ -47,11 +79,13 @@ def run(
     tracking_uri: MLflow's, such as a running server's address (its key goes in MLFLOW_TRACKING_TOKEN).
     progress: told of each stage.
     encoder: fingerprint of the encoder, kept with the model.
-    artifact_location: where a new experiment's artifacts lie; only needed where `tracking_uri` is a database.
+    artifact_location: where a new experiment's artifacts lie; by default the server says so, and for an SQLite database it is
+        the folder `mlartifacts` beside it.
 
     Raises
     ------
     DataError: the data cannot be trained on; nothing was logged.
+    RecipeError: the experiment's artifacts can only be reached through its server, and `tracking_uri` is a database.
     """
     columns: dict[str, Any] = {"text": recipe.data.text_column, "label": recipe.data.label_column}
     columns |= {"labels": recipe.labels, "ignore": recipe.data.ignore_columns}
@@ -75,8 +109,7 @@ def run(
         mlflow.set_tracking_uri(tracking_uri)
         try:
             client = mlflow.MlflowClient()
-            found = client.get_experiment_by_name(recipe.name)
-            experiment = found.experiment_id if found else client.create_experiment(recipe.name, artifact_location)
+            experiment = _experiment(client, recipe.name, tracking_uri, artifact_location)
             with mlflow.start_run(experiment_id=experiment, run_name=recipe.name) as active:
                 _log(recipe, result, facts, warnings)
                 scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
@@ -84,6 +117,20 @@ def run(
         finally:
             mlflow.set_tracking_uri(before)
     return Run(result, active.info.run_id, experiment, registered, tuple(warnings))
+
+
+def _experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_location: str | None) -> str:
+    database = tracking_uri.removeprefix("sqlite:///") if tracking_uri.startswith("sqlite:///") else None
+    if (found := client.get_experiment_by_name(name)) is None:
+        if artifact_location is None and database:
+            artifact_location = (Path(database).resolve().parent / "mlartifacts" / name).as_uri()
+        return client.create_experiment(name, artifact_location)
+    if database and found.artifact_location.startswith("mlflow-artifacts:"):
+        raise RecipeError(
+            f"The experiment {name!r} keeps its artifacts behind the tracking server: start the server and give its address, "
+            f"or give the recipe another name (name=…)."
+        )
+    return found.experiment_id
 
 
 def _sha256(path: Path) -> str:

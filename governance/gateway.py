@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,6 +15,7 @@ from governance.call import (
     STEP,
     TERMINAL,
     Call,
+    Caller,
     CallError,
     CallRecord,
     Engine,
@@ -26,7 +26,7 @@ from governance.call import (
     unauthenticated,
     unavailable,
 )
-from governance.frames import iso, payload
+from governance.frames import payload
 from governance.grants import Grants
 from governance.identity import NO_KEY, Identity
 from governance.journal import Journal, JournalError
@@ -98,7 +98,10 @@ class Gateway:
                     except StopAsyncIteration:
                         raise CallError(f"{call.endpoint} ended without an answer; ask again", status=500) from None
                     finally:
-                        _reset(token)
+                        try:  # noqa: SIM105 - runs for every chunk, where contextlib.suppress costs twice as much
+                            current_call.reset(token)
+                        except ValueError:  # closed from another context by the garbage collector
+                            pass
                     kind = event.type
                     if kind in TERMINAL:
                         flight.answered(event)
@@ -156,7 +159,7 @@ class Gateway:
         try:
             if call.credential is not None:
                 caller = self.identity.authenticate(call.credential)
-                call = replace(call, credential=None, caller=caller)
+                call = _of(call, caller)
             elif call.caller is not None:
                 caller = call.caller
             else:
@@ -181,7 +184,7 @@ class Gateway:
                 "the call cannot be recorded, so it is not made; tell whoever runs this server, and try again"
             ) from None
         except CallError as refusal:
-            _Flight(self, replace(call, credential=None), start, root, secret, None, None).refused(refusal)
+            _Flight(self, _of(call, call.caller), start, root, secret, None, None).refused(refusal)
             raise
         self._roots[call.request_id] = (root, secret)
         return flight
@@ -289,7 +292,7 @@ class _Flight:
         if self.reservation is not None:
             self.reservation.settle(self._tokens(usage, status))
         columns: dict[str, Any] = {
-            **self._columns(),
+            **(self._columns() if self.reservation is None else self._key()),  # a refused call has no INTENT before this
             "status_code": status,
             "execution_duration_ms": (end - self.start_ns) / 1e6,
             "time_to_first_byte_ms": (self.first_ns - self.start_ns) / 1e6 if self.first_ns is not None else None,
@@ -319,16 +322,22 @@ class _Flight:
         if unrecorded is not None:
             raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
 
+    def _key(self) -> dict[str, Any]:
+        call = self.call
+        return {
+            "databricks_request_id": call.request_id,
+            "request_time": self.start_ns,
+            "endpoint_name": call.endpoint[:256],
+            "task": call.task,
+            "requester": call.caller.name if call.caller else None,
+        }
+
     def _columns(self) -> dict[str, Any]:
         call = self.call
         known = call.caller is not None
         return {
-            "databricks_request_id": call.request_id,
+            **self._key(),
             "client_request_id": short(call.client_request_id),
-            "request_time": iso(self.start_ns),
-            "endpoint_name": call.endpoint[:256],
-            "task": call.task,
-            "requester": call.caller.name if call.caller else None,
             "requester_kind": call.caller.kind if call.caller else None,
             "usage_context": call.usage_context or None if known else None,
             "parent_request_id": short(call.parent_id),
@@ -351,6 +360,23 @@ class _Flight:
 def securable(call: Call) -> str:
     """What a caller needs CAN_QUERY on to make this call."""
     return f"index:{call.endpoint}" if call.task in ("search", "document") else f"endpoint:{call.endpoint}"
+
+
+def _of(call: Call, caller: Caller | None) -> Call:
+    """The call without its credential, made by this caller; what `dataclasses.replace` does, in a third of its time."""
+    return Call(
+        call.endpoint,
+        call.task,
+        call.payload,
+        None,
+        caller,
+        call.request_id,
+        call.client_request_id,
+        call.parent_id,
+        call.thread_id,
+        call.stream,
+        call.usage_context,
+    )
 
 
 def _reset(token: Any) -> None:

@@ -34,6 +34,7 @@ except ImportError:  # without file locks, segments of ended processes are read 
 logger = logging.getLogger("smalti.journal")
 
 _COLUMNS = tuple(column.name for column in inference_table.columns)
+_PAUSE = 32  # rows after which the background work makes way
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -81,7 +82,7 @@ class Journal:
     # --- writing ---
 
     def append(self, columns: Mapping[str, Any], *, secrets: Sequence[str] = ()) -> None:
-        """Write one frame. `columns` are those of the inference table, payloads as `orjson.Fragment`.
+        """Write one frame. `columns` are those of the inference table, payloads as `orjson.Fragment`, times as Unix nanoseconds.
 
         `secrets`, and whatever looks like one of our keys, are taken out. Raises `JournalError` when not all of it is written.
         """
@@ -206,7 +207,10 @@ class Journal:
                 statement = insert(inference_table)
                 key = inference_table.c.databricks_request_id
                 merged = {c.name: func.coalesce(statement.excluded[c.name], c) for c in inference_table.columns if c is not key}
-                connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=merged), rows)
+                statement = statement.on_conflict_do_update(index_elements=[key], set_=merged)
+                for start in range(0, len(rows), _PAUSE):
+                    connection.execute(statement, rows[start : start + _PAUSE])
+                    _breathe()
         return True
 
     def _run(self, interval: float) -> None:
@@ -282,13 +286,18 @@ class Journal:
             already, self._closed = self._closed, True
             self._end()
         if not already:
-            self.ingest()
+            try:
+                self.ingest()
+            except Exception:  # the frames stay in their segments, and the next start takes them in
+                logger.warning("the journal could not be brought into the inference table at the end", exc_info=True)
 
 
 def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
     """One row a call: what its frames say, put together."""
     rows: dict[str, dict[str, Any]] = {}
-    for body in bodies:
+    for number, body in enumerate(bodies):
+        if number % _PAUSE == 0:
+            _breathe()
         try:
             columns = orjson.loads(body)
             request_id = columns["databricks_request_id"]
@@ -298,18 +307,25 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
         for name in ("request", "response", "usage_context"):
             if columns.get(name) is not None:
                 columns[name] = orjson.dumps(columns[name]).decode()
+        if isinstance(columns.get("request_time"), int):
+            columns["request_time"] = iso(columns["request_time"])
         row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
         row.update({name: value for name, value in columns.items() if value is not None and name in row})
     return list(rows.values())
 
 
-def _moment(time: datetime | str) -> datetime:
-    if isinstance(time, str):
+def _breathe() -> None:
+    """Let the threads that answer calls have the interpreter: otherwise each of their writes waits for a switch interval."""
+    time.sleep(0.0001)
+
+
+def _moment(value: datetime | str) -> datetime:
+    if isinstance(value, str):
         try:
-            time = datetime.fromisoformat(time)
+            value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{time!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+            raise ValueError(f"{value!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _lock(fd: int, *, wait: bool) -> bool:

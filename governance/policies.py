@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
 from sqlalchemy import Engine, delete, update
 
-from governance.call import Caller, CallError
+from governance.call import Caller, CallError, unavailable
 from governance.changes import Changes
 from governance.tables import policies as table
 
@@ -155,8 +155,8 @@ class Policies:
         self._lock = threading.Lock()
         self._seen = 0
         self._declared: dict[str, AiGatewayConfig] = {}
-        self._stored: dict[str, AiGatewayConfig] = {}
-        self._current: Mapping[str, AiGatewayConfig] = {}
+        self._stored: dict[str, AiGatewayConfig | ValueError] = {}
+        self._current: Mapping[str, AiGatewayConfig | ValueError] = {}
         self.declare(declared or {})
 
     def declare(self, declared: Mapping[str, Any]) -> None:
@@ -170,12 +170,15 @@ class Policies:
             self._current = {**self._stored, **parsed}
 
     def get(self, endpoint: str) -> AiGatewayConfig | None:
-        """The policy in force now."""
+        """The policy in force now. Raises `CallError` 503 for one that is stored but cannot be read: that is not no policy."""
         if self.changes is not None:
             version = self.changes.versions().get("policies", 0)
             if version != self._seen:
                 self._load(version)
-        return self._current.get(endpoint)
+        policy = self._current.get(endpoint)
+        if isinstance(policy, ValueError):
+            raise unavailable(f"the stored ai_gateway policy of {endpoint} cannot be read ({policy}): an admin must set it again")
+        return policy
 
     def set(self, endpoint: str, config: Mapping[str, Any] | AiGatewayConfig, *, by: str | None = None) -> AiGatewayConfig:
         """Store a policy, in force on the next request.
@@ -207,9 +210,16 @@ class Policies:
         assert self.changes is not None
         with self._lock:
             rows = self.changes.fetch("SELECT endpoint, config FROM ai_gateway_configs")
-            self._stored = {endpoint: AiGatewayConfig.parse(orjson.loads(config), endpoint) for endpoint, config in rows}
+            self._stored = {endpoint: _stored(config) for endpoint, config in rows}
             self._current = {**self._stored, **self._declared}
             self._seen = version
+
+
+def _stored(config: str) -> AiGatewayConfig | ValueError:
+    try:
+        return AiGatewayConfig.parse(orjson.loads(config))
+    except ValueError as error:
+        return error
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:

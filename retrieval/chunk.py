@@ -267,3 +267,17 @@ def context(title: str, heading: Sequence[str]) -> str:
     """What is put in front of a chunk for embedding and searched with it: title and headings, outermost first."""
     parts = [title, *heading]
     return " > ".join(part for i, part in enumerate(parts) if part and part not in parts[:i])
+
+
+def embedded_text(context: str, text: str, starts: Starts) -> str:
+    """What the encoder sees of a chunk: title and headings, then its text.
+
+    Of a long context the innermost headings stay, so that the text is never pushed out of the encoder's sight.
+    """
+    if not context:
+        return text
+    if len(context) > CONTEXT:
+        offsets = starts(context)
+        if len(offsets) > CONTEXT:
+            context = context[int(offsets[-CONTEXT]) :]
+    return f"{context}\n{text}"

@@ -102,6 +102,7 @@ class Indexes:
         """
         row = self._row(name)
         with self._sync_lock(row.id):
+            row = self._row(name)  # it may have been dropped while this one waited
             run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress)
             try:
                 report = run.run(Path(row.path))

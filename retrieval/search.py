@@ -57,7 +57,10 @@ def expression(query: str) -> str:
 def search(
     store: Store, vectors: Vectors, index_id: int, index: str, query: str, vector: np.ndarray | None, k: int, mode: str
 ) -> list[Passage]:
-    """The `k` best passages. `vector` is the question's, None to search words alone."""
+    """The `k` best passages. `vector` is the question's, None to search words alone.
+
+    Their score is the fused one, or in the modes that do not fuse the similarity or the BM25 score.
+    """
     depth = max(DEPTH, 2 * k)
     terms = expression(query) if mode != "dense" else ""
     similar = dict(vectors.query(index_id, vector, depth)) if vector is not None and mode != "lexical" else {}
@@ -77,7 +80,8 @@ def search(
     chosen = chosen[:k]
     if not chosen:
         return []
-    return _scored(store, index_id, terms or expression(query), vector, chosen, fused, similar, worded)
+    score = {"dense": similar, "lexical": worded}.get(mode, fused)
+    return _scored(store, index_id, terms or expression(query), vector, chosen, score, similar, worded)
 
 
 def _scored(
@@ -86,7 +90,7 @@ def _scored(
     terms: str,
     vector: np.ndarray | None,
     chosen: Sequence[tuple[int, Passage, bytes]],
-    fused: dict[str, float],
+    score: dict[str, float],
     similar: dict[str, float],
     worded: dict[str, float],
 ) -> list[Passage]:
@@ -97,7 +101,7 @@ def _scored(
     return [
         replace(
             passage,
-            score=fused[passage.id],
+            score=score[passage.id],
             similarity=float(cosine),
             lexical=worded.get(passage.id) or extra.get(seq, 0.0),
         )

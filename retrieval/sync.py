@@ -6,6 +6,8 @@ moment, the next sync goes on from what was written.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ from retrieval.store import Prepared, Store, Stored, digest
 from retrieval.types import Document, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers
+
+log = logging.getLogger("smalti.retrieval")
 
 GROUP = 384
 """Chunks embedded together: enough to sort by length and to fill every core, few enough to show progress."""
@@ -80,9 +84,10 @@ class Sync:
         self.index_id, self.index, self._progress = index_id, index, progress
         self.versions = f"{loading.VERSION}:{chunking.VERSION}:{encoder.fingerprint}"
         self.report = SyncReport(index)
-        self._skipped: list[dict[str, Any]] = []
+        self._skipped: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
         self._done = self._total = self._chunks = 0
+        self._lock = threading.Lock()  # of the counters: the reader's and the writer's thread both count
 
     def run(self, root: Path) -> SyncReport:
         """Raises SourceError when the folder is missing or nothing in it can be indexed."""
@@ -97,8 +102,9 @@ class Sync:
         gone = [had[source].id for source in had.keys() - {f.source for f in found if f.reason is None}]
         self.store.remove(self.index_id, gone)
         self.vectors.catch_up(self.index_id)
-        self.store.set_skipped(self.index_id, sorted(self._skipped, key=lambda row: row["source"]))
-        skipped = tuple(Skipped(row["source"], row["reason"]) for row in self._skipped)
+        rows = [self._skipped[source] for source in sorted(self._skipped)]
+        self.store.set_skipped(self.index_id, rows)
+        skipped = tuple(Skipped(row["source"], row["reason"]) for row in rows)
         self.report = replace(
             self.report, deleted=self.report.deleted + len(gone), seconds=time.monotonic() - self._began, skipped=skipped
         )
@@ -125,7 +131,7 @@ class Sync:
                 yield file
 
     def _keep(self, file: Found, old: Stored) -> None:
-        self.report = replace(self.report, unchanged=self.report.unchanged + 1)
+        self._count(unchanged=1)
         if old.note:
             self._skip(file, Skip(old.note))
 
@@ -133,7 +139,8 @@ class Sync:
         row = {"source": file.source, "reason": skip.reason, "size": None, "mtime_ns": None, "versions": None}
         if skip.final:
             row |= {"size": file.size, "mtime_ns": file.mtime_ns, "versions": self.versions}
-        self._skipped.append(row)
+        with self._lock:
+            self._skipped[file.source] = row
 
     def _write(self, todo: Sequence[Found], had: dict[str, Stored]) -> None:
         """The pipeline: readers -> groups of chunks -> encoder -> one writer."""
@@ -160,7 +167,7 @@ class Sync:
                         old = had.get(read.found.source)
                         if old is not None and not read.skip.keep:
                             self.store.remove(self.index_id, [old.id])
-                            self.report = replace(self.report, deleted=self.report.deleted + 1)
+                            self._count(deleted=1)
                         self._file_done()
                     elif read.prepared is None:
                         self._keep(read.found, had[read.found.source])
@@ -187,7 +194,11 @@ class Sync:
             assert old is not None
             self.store.touch(old.id, file.size, file.mtime_ns)
             return _Read(file)
-        return _Read(file, self._prepare(loaded))
+        try:
+            return _Read(file, self._prepare(loaded))
+        except Exception as error:  # one document must not end the sync of all others
+            log.exception("%s could not be cut into passages", file.path)
+            return _Read(file, skip=Skip(f"could not be cut into passages ({type(error).__name__})", final=True))
 
     def _prepare(self, loaded: Loaded) -> Prepared:
         chunks = chunking.chunk(
@@ -202,7 +213,7 @@ class Sync:
         met: dict[str, int] = {}
         for c in chunks:
             around = chunking.context(loaded.title, c.heading)
-            content = digest(self.encoder.fingerprint, embedded_text(around, c.text))
+            content = digest(self.encoder.fingerprint, chunking.embedded_text(around, c.text, self.encoder.token_starts))
             # The same text under the same heading twice in a document: told apart by which of them it is.
             met[content] = met.get(content, 0) + 1
             ids.append(digest(document_id, content, str(met[content])))
@@ -214,7 +225,7 @@ class Sync:
     def _vectors(self, group: Sequence[Prepared]) -> tuple[dict[str, bytes], int]:
         """Vectors by content hash, and how many of them had to be computed."""
         texts = {
-            content: embedded_text(around, c.text)
+            content: chunking.embedded_text(around, c.text, self.encoder.token_starts)
             for p in group
             for content, around, c in zip(p.contents, p.contexts, p.chunks, strict=True)
         }
@@ -226,30 +237,30 @@ class Sync:
 
     def _store_group(self, group: Sequence[Prepared], vectors: Future[tuple[dict[str, bytes], int]], had: set[str]) -> None:
         known, embedded = vectors.result()
-        self.report = replace(self.report, embedded=self.report.embedded + embedded)
+        self._count(embedded=embedded)
         for p in group:
             self.store.write(self.index_id, p, [known[content] for content in p.contents])
-            self._chunks += len(p.chunks)
             changed = p.document.source in had
-            self.report = replace(self.report, added=self.report.added + (not changed), changed=self.report.changed + changed)
+            self._count(added=not changed, changed=changed)
             if p.note:
                 self._skip(Found(p.document.source, Path()), Skip(p.note))
-            self._file_done()
+            self._file_done(len(p.chunks))
         self.vectors.catch_up(self.index_id)
 
-    def _file_done(self) -> None:
-        self._done += 1
-        self._tell()
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self.report = replace(self.report, **{name: getattr(self.report, name) + n for name, n in more.items()})
+
+    def _file_done(self, chunks: int = 0) -> None:
+        with self._lock:
+            self._done += 1
+            self._chunks += chunks
+            self._tell()
 
     def _tell(self) -> None:
         if self._progress is not None:
             seconds = time.monotonic() - self._began
             self._progress(Progress(self.index, self._done, self._total, self._chunks, self.report.embedded, seconds))
-
-
-def embedded_text(context: str, text: str) -> str:
-    """What the encoder sees of a chunk: title and headings, then its text."""
-    return f"{context}\n{text}" if context else text
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Found], _Read], files: Sequence[Found], depth: int) -> Iterator[_Read]:

@@ -13,8 +13,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from governance import routes as governance_routes
-from governance.call import Call, Caller, Task
+from governance.call import Call, Caller, CallError, Task
 from retrieval import routes as retrieval_routes
+from retrieval.errors import RetrievalError
 from serving import databricks, errors, indexes, routes, tracking
 from serving.platform import Platform
 from serving.routes import bearer
@@ -35,6 +36,10 @@ def application(platform: Platform) -> FastAPI:
     app.state.announce = app.state.stop = lambda: None
     app.state.example = "What is this about?"
     errors.install(app)
+
+    @app.exception_handler(RetrievalError)
+    async def refused(request: Request, error: RetrievalError) -> Response:
+        return errors.error_response(CallError(error.message, status=error.status, code=error.code), request.scope)
 
     async def caller(request: Request) -> Caller:
         return await asyncio.to_thread(platform.identity.authenticate, bearer(request.headers))
@@ -64,6 +69,7 @@ def application(platform: Platform) -> FastAPI:
             platform.policies,
             platform.journal,
             caller=caller,
+            exists=platform.exists,
         )
     )
     app.include_router(

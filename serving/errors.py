@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from governance.call import CallError
@@ -116,6 +117,8 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            log.debug("%s %s: the client went before its request was whole", scope.get("method"), scope.get("path"))
         except Exception:
             log.exception("%s %s failed (request %s)", scope.get("method"), scope.get("path"), identifier.decode())
             if started:

@@ -85,7 +85,8 @@ def prepare(uri: str) -> None:
     if path is None or scratch is None:
         run(url, bring_up)
         return
-    scratch.unlink(missing_ok=True)
+    for left_over in (scratch, scratch.with_name(f"{scratch.name}-journal")):  # of a start that was killed
+        left_over.unlink(missing_ok=True)
     if path.exists():
         shutil.copy2(path, path.with_name(f"{path.name}.before-upgrade"))
         shutil.copy2(path, scratch)

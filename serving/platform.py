@@ -164,6 +164,11 @@ class Platform:
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
+    def exists(self, securable: str) -> bool:
+        """Whether `endpoint:NAME` or `index:NAME` is there."""
+        kind, _, name = securable.partition(":")
+        return name in self.endpoints if kind == "endpoint" else any(name == info.name for info in self.indexes.list())
+
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
         """Titles of some documents in the indexes that `visible` lets through."""
         found: dict[str, None] = {}

@@ -221,7 +221,9 @@ def test_an_agent_that_does_not_import_does_not_stop_the_server(handbook: Path, 
     (tmp_path / "agent.py").write_text("import no_such_package\n")
     command = [sys.executable, "-m", "app", "serve", "--json", "--port", "0", "--docs", str(handbook)]
     env = environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         server = Live(told["url"], tmp_path / "home", process, told)

@@ -235,10 +235,14 @@ def _logistic(X: Any, y: np.ndarray, C: float, recipe: ClassifyRecipe) -> tuple[
 
 
 def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
-    """What the scores are to be divided by for the least log-loss (https://arxiv.org/abs/1706.04599)."""
+    """What the scores are to be divided by for the least log-loss (https://arxiv.org/abs/1706.04599).
+
+    Not under 1/4: examples that are all told apart would ask for certainty, which other texts do not deserve.
+    """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda t: _log_loss(_softmax(scores / np.exp(t)), y), bounds=(-3.0, 3.0), method="bounded")
+    bounds = (np.log(0.25), np.log(20.0))
+    found = minimize_scalar(lambda t: _log_loss(_softmax(scores / np.exp(t)), y), bounds=bounds, method="bounded")
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agents.runtime import Agent, Runtime
 
+_MANY = 200
 _EXACT = 20_000  # characters up to which tokens are counted rather than estimated
 
 CITED = ("id", "document_id", "index", "source", "title", "start", "end", "score")
@@ -43,7 +44,10 @@ def agent_engine(
     async def run(call: Call) -> AsyncIterator[Event]:
         from agents.runtime import ThreadBusy, ThreadNotFound
 
-        messages = items_to_langchain(call.payload)
+        if len(call.payload.get("input") or ()) > _MANY:  # 5,000 messages take half a second: not on the loop
+            messages = await asyncio.to_thread(items_to_langchain, call.payload)
+        else:
+            messages = items_to_langchain(call.payload)
         if messages[-1].type not in ("human", "tool"):
             raise bad_request(
                 "The last message must be the user's: there is nothing to answer after an assistant message.", "input"

@@ -20,7 +20,6 @@ _ECHOED = (
     "top_p",
     "user",
     "reasoning",
-    "store",
 )
 
 
@@ -61,6 +60,7 @@ class Answer:
             "truncation": payload.get("truncation") or "disabled",
             "metadata": payload.get("metadata") or {},
             "usage": None,
+            "store": payload.get("store", True),
             **{key: payload.get(key) for key in _ECHOED},
         }
 

@@ -73,9 +73,10 @@ class ExternalChat:
     async def run(self, call: Call) -> AsyncIterator[Event]:
         """Answer a call; the first event comes once the upstream has accepted it. Raises `CallError`."""
         model = self._model or await self._first_model()
-        response = await self._send(self._request(call, model))
+        request = self._request(call, model)
+        response = await self._send(request)
         answer = Answer(call, model=model)
-        reader = _Reader(answer)
+        reader = _Reader(answer, len(orjson.dumps(request["messages"])))
         finished = False
         try:
             for event in answer.start():
@@ -231,10 +232,11 @@ class ExternalChat:
 
 
 class _Reader:
-    """Turns an upstream's chunks into events."""
+    """Turns an upstream's chunks into events; `asked` is the length of what it was sent, in characters."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, answer: Answer, asked: int) -> None:
+        self._answer, self._asked = answer, asked
+        self._arguments = ""
         self._tool: Any = None
         self._usage: dict[str, int] = {}
         self.finish: str | None = None
@@ -268,12 +270,18 @@ class _Reader:
         if index != self._tool:
             self._tool = index
             events += self._answer.call_tool(call.get("id") or f"call_{index}", function.get("name") or "")
-        events += self._answer.arguments(function.get("arguments") or "")
+        part = function.get("arguments") or ""
+        self._arguments += part
+        events += self._answer.arguments(part)
         return events
 
     def end(self) -> list[Event]:
         incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
-        return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
+        if self._usage:
+            return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
+        written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
+        usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
+        return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
 
 
 def _json(raw: str | bytes) -> dict[str, Any]:

@@ -19,11 +19,15 @@ _CODES = {
     429: "rate_limit_exceeded",
 }
 
+_FAILED = {"rate_limit_exceeded": (429, "REQUEST_LIMIT_EXCEEDED"), "invalid_prompt": (400, "BAD_REQUEST")}
+
 
 def openai_error(error: CallError, request_id: str) -> dict[str, Any]:
     """The body OpenAI's clients read."""
     kind = _TYPES.get(error.status) or ("server_error" if error.status >= 500 else "invalid_request_error")
     code = _CODES.get(error.status) or ("server_error" if error.status >= 500 else error.code.lower())
+    if error.code == "ENDPOINT_NOT_FOUND":  # a path, not a model
+        code = "not_found"
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code, "request_id": request_id}}
 
 
@@ -36,6 +40,6 @@ def databricks_error(error: CallError, request_id: str) -> dict[str, Any]:
 def response_error(response: Mapping[str, Any]) -> CallError:
     """The error a failed response carries, as a `CallError` again."""
     body = response.get("error") or {}
-    limited = body.get("code") == "rate_limit_exceeded"
+    status, code = _FAILED.get(body.get("code") or "", (500, "INTERNAL_ERROR"))
     message = str(body.get("message") or "The answer failed. Send the request again.")
-    return CallError(message, status=429 if limited else 500, code="REQUEST_LIMIT_EXCEEDED" if limited else "INTERNAL_ERROR")
+    return CallError(message, status=status, code=code)

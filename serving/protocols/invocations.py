@@ -40,6 +40,8 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
     if "prompt" in body:
         request = completions.decode(body, model=model)
         return request, lambda call: completions.Encoder(call, databricks=True)
+    if task is None:  # the gateway says, and records, that there is no such endpoint
+        return Request(model, {}), chat.Encoder
     wanted = {"llm/v1/embeddings": "'input'", "agent/v1/responses": "'input' or 'messages'"}.get(task or "", "'messages'")
     raise bad_request(f"The body names nothing to answer: endpoint {model!r} reads {wanted}.", wanted.split("'")[1])
 

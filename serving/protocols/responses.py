@@ -111,7 +111,7 @@ def _item(item: Any, path: str) -> dict[str, Any]:
                 parts = _parts(output, f"{path}.output")
                 output = "".join(part.get("text", "") for part in parts)
             return {"type": kind, "call_id": call_id, "output": output}
-        case "reasoning" | "item_reference":
+        case "reasoning":
             return dict(item)
         case _:
             accepted = "message, function_call, function_call_output and reasoning"

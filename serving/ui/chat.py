@@ -175,7 +175,10 @@ class ChatPage:
         thread_id = self.thread_id or ""
         call = Call(
             endpoint=self.agent, task="agent", credential=self._credential, thread_id=thread_id, stream=True,
-            payload={"model": self.agent, "input": text, "stream": True, "conversation": {"id": thread_id}},
+            payload={
+                "model": self.agent, "stream": True, "conversation": {"id": thread_id},
+                "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}],
+            },
         )  # fmt: skip
         with self.messages:
             question = self._question(text)

@@ -202,7 +202,8 @@ class ConsolePage:
             {
                 "id": row.get("id"), "name": row.get("name"), "kind": str(row.get("kind") or "").replace("_", " "),
                 "groups": ", ".join(row.get("groups") or ()), "admin": "admin" if row.get("admin") else "",
-                "label": row.get("label"), "created": _when(row.get("created_at")), "expires": _when(row.get("expires_at")) or "never",
+                "label": row.get("label"), "created": _when(row.get("created_at")),
+                "expires": _when(row.get("expires_at")) or "never",
                 "state": "revoked" if row.get("revoked") else "in force",
             }
             for row in rows

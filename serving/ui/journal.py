@@ -23,10 +23,18 @@ class _Journal(Protocol):
 
 
 _COLUMNS = {
-    "request_id": "databricks_request_id", "time": "request_time", "endpoint": "endpoint_name", "task": "task", "caller": "requester",
-    "status": "status_code", "latency_ms": "execution_duration_ms", "input_tokens": "input_tokens", "output_tokens": "output_tokens",
-    "error": "error", "parent_id": "parent_request_id",
-}  # fmt: skip
+    "request_id": "databricks_request_id",
+    "time": "request_time",
+    "endpoint": "endpoint_name",
+    "task": "task",
+    "caller": "requester",
+    "status": "status_code",
+    "latency_ms": "execution_duration_ms",
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "error": "error",
+    "parent_id": "parent_request_id",
+}
 
 
 def reader(engine: Engine, journal: _Journal) -> Read:
@@ -46,10 +54,9 @@ def reader(engine: Engine, journal: _Journal) -> Read:
         statement = select(*(columns[name].label(key) for key, name in _COLUMNS.items())).where(columns.request_time >= begin)
         if not caller.admin:
             statement = statement.where(columns.requester == caller.name)
+        newest = statement.order_by(columns.request_time.desc()).limit(limit)
         with engine.connect() as connection:
-            return [
-                dict(row) for row in connection.execute(statement.order_by(columns.request_time.desc()).limit(limit)).mappings()
-            ]
+            return [{**row, "time": seconds_of(row["time"])} for row in connection.execute(newest).mappings()]
 
     async def rows(caller: Caller, since: float, limit: int) -> Sequence[Row]:
         return await asyncio.to_thread(read, caller, since, limit)

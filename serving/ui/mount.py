@@ -47,7 +47,8 @@ def _configure() -> Any:
     if not _configured:
         core.app.add_middleware(PageHeaders)  # first, so innermost: it sees the page before it is compressed
         # NiceGUI mounts itself on an app and takes over all its unknown paths; the shell keeps ours free of that
-        ui.run_with(Shell(), title="Smalti", language="en-US", dark=None, tailwind=False, show_welcome_message=False, reconnect_timeout=10)
+        look: dict[str, Any] = {"title": "Smalti", "language": "en-US", "dark": None, "tailwind": False}
+        ui.run_with(Shell(), **look, show_welcome_message=False, reconnect_timeout=10)
         from serving.ui import chat, console
 
         chat.register()

@@ -181,7 +181,7 @@ def _step(row: Mapping[str, Any], begin: int) -> Step:
     passages = outputs.get("passages", outputs.get("documents")) if isinstance(outputs, Mapping) else outputs
     if row.get("kind") == "retrieval" and isinstance(passages, Sequence) and not isinstance(passages, str):
         parts.append(f"{len(passages)} passage{'' if len(passages) == 1 else 's'}")
-    parts += [f"{key} {value}" for key in ("model", "mode", "tool") if (value := attributes.get(key))]
+    parts += [str(value) for key in ("model", "mode", "tool") if (value := attributes.get(key))]
     failed = str(row.get("status", "ok")).lower() in ("error", "failed")
     name = str(row.get("name") or row.get("kind") or "step")
     return Step(name, str(row.get("kind") or ""), " · ".join(parts), (start - begin) / 1e6, max(0.0, (end - start) / 1e6), failed)

@@ -73,7 +73,9 @@ def docs(questions: Path, indexes: Indexes) -> Iterator[dict[str, Any]]:
         yield row(question, found, asked["expected_facts"], answerable, f"docs-{number}", "docs")
         if answerable:
             other = PROJECTS[(PROJECTS.index(project) + 1) % 3]
-            yield row(question, indexes.search(name_of(other), question, k=K), [], False, f"docs-{number}", "docs of another project")
+            yield row(
+                question, indexes.search(name_of(other), question, k=K), [], False, f"docs-{number}", "docs of another project"
+            )
 
 
 def nomiracl(data: Path, encoder: Encoder) -> Iterator[dict[str, Any]]:

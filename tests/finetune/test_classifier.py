@@ -50,6 +50,8 @@ def test_a_damaged_file_says_so(classifier: LinearClassifier, change: dict) -> N
 
 
 def test_importing_the_room_imports_nothing_heavy() -> None:
-    code = "import sys, finetune; assert not {'numpy', 'sklearn', 'mlflow', 'pydantic'} & set(sys.modules); finetune.LinearClassifier; " \
-        "finetune.fit_cached; assert not {'sklearn', 'scipy', 'mlflow', 'pydantic'} & set(sys.modules)"  # fmt: skip
+    code = (
+        "import sys, finetune\nassert not {'numpy', 'sklearn', 'mlflow', 'pydantic'} & set(sys.modules)\n"
+        "finetune.LinearClassifier, finetune.fit_cached\nassert not {'sklearn', 'scipy', 'mlflow', 'pydantic'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=20)

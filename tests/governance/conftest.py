@@ -27,7 +27,9 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def database(home: Path) -> Iterator[Engine]:
     engine = create_engine(f"sqlite:///{home}/smalti.db")
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
+    event.listen(
+        engine, "connect", lambda connection, _: connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF")
+    )
     yield engine
     engine.dispose()
 

@@ -280,3 +280,18 @@ def test_kill_9_loses_nothing_that_was_acknowledged(database: Engine, home: Path
         rows[name]["status_code"] == 200 and rows[name]["request"] and rows[name]["response"] for name in said["completion"]
     )
     assert sum(row["status_code"] is None for row in rows.values()) <= 20  # at most the one each was busy with
+
+
+def test_closing_without_a_database_keeps_the_frames_for_the_next_start(
+    database: Engine, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(database, folder, interval=None)
+    journal.append(intent("a"))
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE inference_table RENAME TO elsewhere"))
+    journal.close()
+    assert "could not be brought" in caplog.text
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO inference_table"))
+    with Journal(database, folder, interval=None) as again:
+        assert ids(again) == ["a"]

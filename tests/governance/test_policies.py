@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from databricks.sdk.service import serving
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 
 from governance.call import CallError
 from governance.policies import AiGatewayConfig, Policies
@@ -97,3 +97,18 @@ def test_without_a_database_nothing_can_be_stored() -> None:
     assert policies.get("assistant") is not None
     with pytest.raises(RuntimeError):
         policies.set("other", {})
+
+
+def test_a_stored_policy_that_cannot_be_read_lets_nobody_through(database: Engine) -> None:
+    policies = Policies(database)
+    policies.set("assistant", {"rate_limits": [{"calls": 1}]})
+    policies.set("chat", {})
+    with policies.changes.write("policies") as (connection, _):  # type: ignore[union-attr]
+        unreadable = text("UPDATE ai_gateway_configs SET config = :config WHERE endpoint = 'assistant'")
+        connection.execute(unreadable, {"config": '{"new": 1}'})
+    with pytest.raises(CallError, match="set it again") as caught:
+        policies.get("assistant")
+    assert caught.value.status == 503
+    assert policies.get("chat") is not None
+    policies.set("assistant", {})
+    assert policies.get("assistant") is not None

@@ -18,6 +18,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """The encoder without quantisation."""
+    return Encoder.load(tmp_path_factory.getbasetemp() / "encoder", threads=1, variant="fp32")
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[sa.Engine]:
     engine = sa.create_engine(f"sqlite:///{tmp_path}/smalti.db", connect_args={"timeout": 30})
@@ -47,5 +53,7 @@ def folder(tmp_path: Path) -> Path:
         "# Bread\n\nKnead the dough for ten minutes, then let it rest until it has doubled.\n\n"
         "## Oven\n\nBake at 230 degrees for forty minutes with steam.\n"
     )
-    (root / "guides" / "client.txt").write_text("Set max_retries to 3 and HTTPTimeout to 20 seconds.\n\nThe client retries on error E1047 only.\n")
+    (root / "guides" / "client.txt").write_text(
+        "Set max_retries to 3 and HTTPTimeout to 20 seconds.\n\nThe client retries on error E1047 only.\n"
+    )
     return root

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import Encoder
-from retrieval.chunk import TARGET, chunk, context, sentences
+from retrieval.chunk import CONTEXT, TARGET, chunk, context, embedded_text, sentences
 from retrieval.load import plain
 
 
@@ -20,10 +21,21 @@ def words(text: str) -> np.ndarray:
 
 MARKDOWN = st.lists(
     st.one_of(
-        st.sampled_from(["# One\n", "## Two\n", "### Three\n", "Title\n=====\n", "\n", "---\n", "```python\nx = 1\n\ny = 2\n```\n", "~~~\n"]),
-        st.sampled_from(["- item one\n- item two\n  - nested\n", "1. first\n2. second\n", "| a | b |\n|---|---|\n| 1 | 2 |\n", "> quoted. Yes.\n"]),
+        st.sampled_from(
+            ["# One\n", "## Two\n", "### Three\n", "Title\n=====\n", "\n", "---\n", "```python\nx = 1\n\ny = 2\n```\n", "~~~\n"]
+        ),
+        st.sampled_from(
+            [
+                "- item one\n- item two\n  - nested\n",
+                "1. first\n2. second\n",
+                "| a | b |\n|---|---|\n| 1 | 2 |\n",
+                "> quoted. Yes.\n",
+            ]
+        ),
         st.text(alphabet="ab. !?\n\t#*`|-_é🙂\u2028\x0b\x85\xa0", max_size=80),
-        st.lists(st.sampled_from(["alpha", "beta.", "gamma!", "e.g.", "Delta", "東京。"]), max_size=60).map(lambda w: " ".join(w) + "\n\n"),
+        st.lists(st.sampled_from(["alpha", "beta.", "gamma!", "e.g.", "Delta", "東京。"]), max_size=60).map(
+            lambda w: " ".join(w) + "\n\n"
+        ),
     ),
     max_size=25,
 ).map("".join)
@@ -49,7 +61,7 @@ def test_spans_are_exact_and_cover_the_words(text: str, media: str, target: int)
 def test_sentences_are_in_order_and_lose_nothing(text: str) -> None:
     spans = sentences(text)
     assert all(a < b for a, b in spans)
-    assert all(x[1] <= y[0] for x, y in zip(spans, spans[1:], strict=False))
+    assert all(x[1] <= y[0] for x, y in pairwise(spans))
     assert "".join("".join(text[a:b].split()) for a, b in spans) == "".join(text.split())
 
 
@@ -123,4 +135,8 @@ def test_pages_and_given_headings_part_a_text() -> None:
 
 def test_context_says_nothing_twice() -> None:
     assert context("Guide", ("Guide", "Install")) == "Guide > Install"
+    long = context("Title", [f"heading number {i}" for i in range(60)])
+    seen = embedded_text(long, "The text.", words)
+    assert seen.endswith("heading number 59\nThe text.")
+    assert len(words(seen)) == CONTEXT + 2
     assert plain("Use [`Agent`][x.Agent] **now** {#anchor}") == "Use Agent now"

@@ -19,7 +19,7 @@ from retrieval import Encoder, EncoderError, weights
 TEXTS = [
     "Hello world",
     "How do I set the number of retries of a tool?",
-    "Glass tiles, called smalti, are poured and cut by hand. " * 40,
+    "Glass tiles, called smalti, are poured and cut by hand. " * 25,
     "x",
     "Straße, naïve, 東京, 🙂 and `code_with_names()`",
 ]
@@ -68,8 +68,7 @@ def reference(model: Path) -> np.ndarray:
     return np.array(rows)
 
 
-def test_float_model_is_bert(reference: np.ndarray, tmp_path: Path) -> None:
-    exact = Encoder.load(tmp_path, threads=1, variant="fp32")
+def test_float_model_is_bert(exact: Encoder, reference: np.ndarray) -> None:
     assert (exact.embed(TEXTS) * reference).sum(1).min() > 0.9999
 
 
@@ -84,11 +83,9 @@ def test_default_model_agrees_with_bert(encoder: Encoder, reference: np.ndarray)
     assert min(cosines[1], cosines[2], cosines[4]) > 0.99
 
 
-def test_ranks_as_float_model(encoder: Encoder, tmp_path: Path) -> None:
+def test_ranks_as_float_model(encoder: Encoder, exact: Encoder) -> None:
     texts = ["a cat sleeps", "a kitten naps", "stock prices fell", "shares dropped today", "how to bake bread", "knead the dough"]
-    exact = Encoder.load(tmp_path, threads=1, variant="fp32").embed(texts)
-    ours = encoder.embed(texts)
-    for vectors in (exact, ours):
+    for vectors in (exact.embed(texts), encoder.embed(texts)):
         nearest = (vectors @ vectors.T - 2 * np.eye(6)).argmax(1)
         assert nearest.tolist() == [1, 0, 3, 2, 5, 4]
 
@@ -154,10 +151,8 @@ def test_token_starts_are_where_words_begin(encoder: Encoder) -> None:
     assert text[starts[-1] :].startswith("apples")
 
 
-def test_damaged_model_file_is_built_again(tmp_path: Path) -> None:
-    Encoder.load(tmp_path, threads=1)
-    (built,) = tmp_path.glob("*.onnx")
-    built.write_bytes(b"not a model")
+def test_damaged_model_file_is_built_again(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / f"{encoder.fingerprint.replace(':', '-')}.onnx").write_bytes(b"not a model")
     assert Encoder.load(tmp_path, threads=1).embed(["works"]).shape == (1, 384)
 
 

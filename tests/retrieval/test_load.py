@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
@@ -113,7 +114,8 @@ def test_html_is_its_main_text(tmp_path: Path, workers: Workers) -> None:
     path = tmp_path / "page.html"
     body = "".join(f"<p>Paragraph {i} explains how the furnace is heated and for how long it holds.</p>" for i in range(6))
     path.write_text(
-        f"<html><head><title>Furnace</title><script>alert(1)</script></head><body><nav><a href='/'>Home</a><a href='/x'>Shop</a></nav>"
+        "<html><head><title>Furnace</title><script>alert(1)</script></head>"
+        "<body><nav><a href='/'>Home</a><a href='/x'>Shop</a></nav>"
         f"<article><h1>Furnace</h1>{body}<h2>Cooling</h2><p>Let it cool slowly overnight, never in a draught.</p></article>"
         f"<footer>Cookies and imprint</footer></body></html>"
     )
@@ -130,16 +132,17 @@ def test_a_tiny_or_deeply_nested_page_is_read_or_refused(tmp_path: Path, workers
     path.write_text("<h1>Note</h1><p>Kiln 4 is broken.</p>")
     assert "Kiln 4 is broken." in read(path, workers).text
     path.write_text("<div>" * 20_000 + "deep" + "</div>" * 20_000)
-    try:
+    with contextlib.suppress(Skip):  # either is right, as long as the next file is read
         assert "deep" in read(path, workers).text
-    except Skip as skip:
-        assert skip.reason
     path.write_text("<h1>Note</h1><p>Still alive.</p>")
     assert "Still alive." in read(path, workers).text
 
 
 def test_rst_sections_come_from_docutils(tmp_path: Path, workers: Workers) -> None:
-    text = "=====\nGuide\n=====\n\nIntro.\n\nInstall\n=======\n\nRun it with :doc:`x`.\n\n.. note::\n\n   Mind *this*.\n\nLinux\n-----\n\nUse apt.\n"
+    text = (
+        "=====\nGuide\n=====\n\nIntro.\n\nInstall\n=======\n\nRun it with :doc:`x`.\n\n"
+        ".. note::\n\n   Mind *this*.\n\nLinux\n-----\n\nUse apt.\n"
+    )
     path = tmp_path / "guide.rst"
     path.write_text(text)
     loaded = read(path, workers)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,22 +39,6 @@ async def test_indexes_are_reached_through_the_gateway(tmp_path: Path) -> None:
             await made.dispatcher.invoke(Call("main.default.none", "search", {"query": "x"}, made.admin))
         assert caught.value.status == 404
         assert [row["status_code"] for row in made.rows()] == [200, 200, 403, 404]
-
-
-@pytest.mark.parametrize(
-    ("task", "payload", "param"),
-    [
-        ("search", {"query": " "}, "query"),
-        ("search", {"query": "x", "k": 0}, "k"),
-        ("search", {"query": 3}, "query"),
-        ("document", {}, "id"),
-    ],
-)
-async def test_bad_index_requests(tmp_path: Path, task: Any, payload: Any, param: str) -> None:
-    with house(tmp_path, indexes=Shelf()) as made:
-        with pytest.raises(CallError) as caught:
-            await made.dispatcher.invoke(Call("main.default.docs", task, payload, made.admin))
-        assert (caught.value.status, caught.value.param) == (400, param)
 
 
 async def test_inner_calls_take_caller_thread_and_parent(tmp_path: Path) -> None:

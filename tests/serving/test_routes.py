@@ -15,7 +15,10 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tests.serving.upstream import House, house, serving
+from serving.endpoint import Endpoint
+from serving.engines.external import ExternalChat, Timeouts
+from serving.engines.upstream import Upstream as Address
+from tests.serving.upstream import KEY, House, Upstream, house, serving
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,36 @@ async def test_async_client_sixteen_at_once(made: House, url: str) -> None:
     assert len({answer.id for answer in answers}) == 16
 
 
+@pytest.mark.anyio
+async def test_two_hundred_streams_at_once_lose_no_row(made: House, url: str) -> None:
+    import asyncio
+
+    before = len(made.rows(endpoint="agent"))
+    limits = httpx.Limits(max_connections=200)
+    headers = {"authorization": f"Bearer {made.admin}"}
+    body = {"model": "agent", "messages": [{"role": "user", "content": "a b c d e f g h"}], "stream": True}
+    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=60, trust_env=False) as client:
+        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(200)))
+    assert {(answer.status_code, answer.text.count('"content":" ')) for answer in answers} == {(200, 7)}
+    rows = made.rows(endpoint="agent")[before:]
+    assert {row["databricks_request_id"] for row in rows} == {answer.headers["x-request-id"] for answer in answers}
+    assert {row["status_code"] for row in rows} == {200}
+
+
+def test_a_client_that_goes_before_its_body_is_whole(made: House, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    import socket
+
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.admin}\r\ncontent-length: 99\r\n\r\n"
+        )
+        raw.sendall(head.encode() + b"{")
+        time.sleep(0.1)
+    time.sleep(0.2)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_invocations_by_body(http: httpx.Client) -> None:
     path = "/serving-endpoints/{}/invocations"
     chat = http.post(path.format("echo"), json={"messages": ASK, "client_request_id": "mine", "usage_context": {"team": "x"}})
@@ -202,6 +235,7 @@ def test_invocations_by_body(http: httpx.Client) -> None:
     wrong = http.post(path.format("echo"), json={"dataframe_split": {}})
     assert wrong.status_code == 400
     assert "messages" in wrong.json()["message"]
+    assert http.post(path.format("none"), json={"dataframe_split": {}}).status_code == 404
 
 
 def test_journal_keeps_the_clients_own_tags(http: httpx.Client, made: House) -> None:
@@ -249,6 +283,32 @@ def test_a_crash_tells_no_internals(http: httpx.Client, made: House) -> None:
     assert "secret detail" not in answer.text
     assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
     assert made.rows(request_id=answer.headers["x-request-id"])[0]["status_code"] == 500
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [("fails", 502, "HTTP 500"), ("silent", 504, "did not answer"), ("busy", 429, "limit"), ("stops", None, "middle")],
+)
+def test_an_upstream_that_fails(client: openai.OpenAI, made: House, model: str, status: int | None, says: str) -> None:
+    upstream = Upstream()
+    engine = ExternalChat(Address(upstream.url, model, KEY), timeouts=Timeouts(first_byte=0.5, between=0.5))
+    made.endpoints.register(Endpoint("outside", "llm/v1/chat", engine.run))
+    try:
+        for stream in (True, False):
+            with pytest.raises(openai.APIError, match=says) as caught:
+                list(client.chat.completions.create(model="outside", messages=ASK, stream=stream))
+            assert KEY not in str(caught.value)
+            if status or not stream:
+                assert isinstance(caught.value, openai.APIStatusError)
+                assert caught.value.status_code == (status or 502)
+            assert made.rows(newest=True, limit=1)[0]["status_code"] == (status or 502)
+        if not status:
+            assert [event.type for event in client.responses.create(model="outside", input="x", stream=True)][
+                -1
+            ] == "response.failed"
+    finally:
+        made.endpoints.remove("outside")
+        upstream.close()
 
 
 def test_incomplete_answers_say_length(client: openai.OpenAI) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -241,3 +243,15 @@ def test_a_long_state_folder_gets_a_short_socket(tmp_path: Path) -> None:
     assert len(str(server.socket)) < 100
     assert server.socket.parent.stat().st_mode & 0o077 == 0
     server.socket.parent.rmdir()
+
+
+def test_a_start_killed_while_making_tables_harms_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.new").write_bytes(b"torn")
+    (tmp_path / "mlflow.db.new-journal").write_bytes(b"torn")
+    code = "import sys; from serving.mlflow_child import prepare; prepare(sys.argv[1]); prepare(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=60)
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        assert database.execute("select count(*) from alembic_version").fetchone() == (1,)

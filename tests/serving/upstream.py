@@ -67,6 +67,7 @@ class Upstream:
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(raw)))
+                self.send_header("connection", "close")
                 for key, value in headers.items():
                     self.send_header(key.replace("_", "-"), value)
                 self.end_headers()
@@ -190,6 +191,16 @@ class Upstream:
                 with contextlib.suppress(OSError):
                     for _ in range(12):
                         self.wfile.write(b"data: " + b"x" * 1_000_000)
+
+            def _drops_once(self, body: Any) -> None:
+                """As a pooled connection does that the server closed meanwhile."""
+                if sum(each["model"] == "drops-once" for each in upstream.requests) == 1:
+                    self.close_connection = True
+                else:
+                    self._echo(body)
+
+            def _drops(self, body: Any) -> None:
+                self.close_connection = True
 
             def _silent(self, body: Any) -> None:
                 upstream.gone.wait(5)

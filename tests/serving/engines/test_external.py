@@ -56,7 +56,9 @@ async def test_text_and_usage_however_it_is_sent(engine: Any, model: str) -> Non
     assert [event.terminal for event in events] == [False] * (len(events) - 1) + [True]
     response = events[-1].data["response"]
     assert response["output"][0]["content"][0]["text"] == TEXT
-    assert response["usage"]["total_tokens"] == (0 if model == "split" else 18)
+    assert response["metadata"] == ({"usage": "estimated"} if model == "split" else {})
+    total = response["usage"]["total_tokens"]
+    assert total == 18 or (model == "split" and 10 < total < 30)
 
 
 async def test_requests_are_translated(engine: Any, upstream: Upstream) -> None:
@@ -137,6 +139,14 @@ async def test_a_wrong_key_is_the_servers_own_trouble(engine: Any) -> None:
     with pytest.raises(CallError, match="Check SMALTI_CHAT_API_KEY") as caught:
         await run(engine("echo", key="wrong"))
     assert caught.value.status == 502
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_tried_once_more(engine: Any, upstream: Upstream) -> None:
+    assert said(await run(engine("drops-once"))) == TEXT
+    with pytest.raises(CallError, match="broke the connection") as caught:
+        await run(engine("drops"))
+    assert caught.value.status == 502
+    assert sum(each["model"] == "drops" for each in upstream.requests) == 2
 
 
 async def test_nobody_there(engine: Any) -> None:

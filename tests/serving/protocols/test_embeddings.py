@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from governance.call import Call, CallError
-from serving.protocols import embeddings, invocations
+from serving.protocols import embeddings
 
 
 def test_texts() -> None:
@@ -43,21 +43,3 @@ def test_base64_is_little_endian_floats(rows: Any) -> None:
     unpacked = [np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in coded["data"]]
     np.testing.assert_allclose(unpacked, [[0.1, -2.0], [3.5, 4.0]], rtol=1e-6)
     assert (plain["usage"], plain["model"], plain["object"]) == ({"prompt_tokens": 7, "total_tokens": 7}, "m", "list")
-
-
-@pytest.mark.parametrize(
-    ("body", "task", "kind"),
-    [
-        ({"messages": [{"role": "user", "content": "x"}]}, "llm/v1/chat", "chat"),
-        ({"input": "x"}, "llm/v1/embeddings", "embeddings"),
-        ({"input": "x"}, "agent/v1/responses", "responses"),
-        ({"input": "x"}, None, "responses"),
-        ({"prompt": "x", "extra_params": {"seed": "3", "user": "ann"}}, "llm/v1/chat", "completions"),
-    ],
-)
-def test_the_body_and_the_task_choose_the_protocol(body: dict[str, Any], task: str | None, kind: str) -> None:
-    request, encoder = invocations.decode(body, model="named", task=task)
-    assert type(encoder(Call("named", "chat", {}))).__module__ == f"serving.protocols.{kind}"
-    assert request.model == "named"
-    if "extra_params" in body:
-        assert (request.payload["seed"], request.payload["user"]) == (3, "ann")

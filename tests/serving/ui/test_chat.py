@@ -8,6 +8,8 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from tests.serving.ui.world import asked
+
 pytestmark = pytest.mark.browser
 
 
@@ -47,7 +49,7 @@ def test_answer_is_visible_before_it_ends_and_shows_how_it_came(world, sign_in, 
         world.engine.delay = 0.012
     shown = done(page)
     call = world.engine.calls[-1]
-    assert (call.endpoint, call.task, call.payload["input"], call.thread_id) == (
+    assert (call.endpoint, call.task, asked(call), call.thread_id) == (
         "assistant", "agent", "How do I install it?", call.payload["conversation"]["id"],
     )  # fmt: skip
     assert world.identity.authenticate(call.credential).name == "admin"
@@ -132,7 +134,7 @@ def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
     expect(answer(page)).to_contain_text("three gigabytes")
     expect(answer(page).locator(".cite")).to_have_count(2)
     current.get_by_role("button", name=re.compile("^Rename")).click()
-    page.get_by_label("Title").fill("  Setting   up ")
+    page.get_by_label("Title", exact=True).fill("  Setting   up ")
     page.keyboard.press("Enter")
     expect(current.locator(".thread-open span")).to_have_text("Setting up")
     assert world.engine.threads.rows[thread][1].title == "Setting up"
@@ -173,7 +175,7 @@ def test_keyboard_alone_is_enough(world, sign_in):
     expect(box).to_have_value("How do I\ninstall it?")
     page.keyboard.press("Enter")
     done(page)
-    assert world.engine.calls[-1].payload["input"] == "How do I\ninstall it?"
+    assert asked(world.engine.calls[-1]) == "How do I\ninstall it?"
     expect(box).to_be_focused()
     page.get_by_role("button", name="New chat").focus()
     page.keyboard.press("/")
@@ -205,7 +207,7 @@ def test_everything_that_can_be_pressed_has_a_name(sign_in):
         !(e.getAttribute('aria-label') || e.innerText?.trim() || e.title || e.hasAttribute('alt') || e.type === 'hidden'))
         .map(e => e.outerHTML)"""
     assert page.evaluate(nameless) == []
-    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.evaluate("document.documentElement.lang") == "en-US"
 
 
 def test_dark_mode_is_remembered_and_starts_as_the_system_is(world, sign_in, chromium):
@@ -235,7 +237,7 @@ def test_empty_chat_suggests_three_questions(world, sign_in):
     )
     ideas.first.click()
     expect(done(page)).to_contain_text("three gigabytes")
-    assert world.engine.calls[-1].payload["input"] == "What does “Installing the service” say?"
+    assert asked(world.engine.calls[-1]) == "What does “Installing the service” say?"
 
 
 def test_errors_say_what_to_do_and_can_be_tried_again(world, sign_in):
@@ -299,19 +301,20 @@ def test_payloads_never_run(world, sign_in, samples):
     passage = page.frame_locator("#panel iframe").locator("#passage")
     assert passage.evaluate("(e) => e.textContent") == samples.hostile
     assert passage.evaluate("window.__xss === undefined")
-    thread = world.engine.calls[-1].thread_id
     page.keyboard.press("Escape")
-    for payload in samples.xss[:12]:
-        world.engine.threads.rows[thread] = ("admin", type(world.engine.threads.rows[thread][1])(thread, payload, time.time()))
-        page.goto(f"{world.url}/?thread={thread}")
-        done(page)
-        expect(page.locator(".thread.current .thread-open span")).to_have_text(payload)
-        assert page.evaluate("window.__xss === undefined")
+    added = [world.engine.threads.add("admin", payload, time.time() + i) for i, payload in enumerate(samples.xss)]
+    page.goto(f"{world.url}/?thread={added[1]}")
+    page.locator(".thread.current").wait_for()
+    titles = page.locator(".thread-open span").all_text_contents()
+    assert titles[: len(added)] == samples.xss[::-1]
+    assert page.locator("#side").evaluate(inside.replace(",img,svg", "").replace(",form", "")) == []
     page.locator(".thread.current .rename").click()
-    expect(page.get_by_label("Title")).to_have_value(samples.xss[11])
+    expect(page.get_by_label("Title", exact=True)).to_have_value(samples.xss[1])
     page.keyboard.press("Escape")
     page.locator(".thread.current .delete").click()
-    expect(page.get_by_role("dialog")).to_contain_text(samples.xss[11])
+    expect(page.get_by_role("dialog")).to_contain_text(samples.xss[1])
+    for thread in added:
+        del world.engine.threads.rows[thread]
 
 
 def test_injected_script_is_blocked_by_the_policy(sign_in):

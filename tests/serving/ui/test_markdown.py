@@ -1,0 +1,124 @@
+"""Answers' markdown: safe by construction, and the same whether it streams or comes at once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from serving.ui.markdown import Blocks, Source
+
+SOURCES = {
+    1: Source(1, 'A "title" <b>', "/documents/i/d?start=1&end=2", 'quote "x" <script>', "a.md", ("One", "Two")),
+    2: Source(2, "B", "/b"),
+}
+
+
+def html(text, sources=SOURCES):
+    blocks = Blocks()
+    blocks.update(text, sources, whole=True)
+    return "".join(blocks.html)
+
+
+def test_no_payload_survives_as_markup(samples):
+    for payload in [*samples.xss, "\n\n".join(samples.xss)]:
+        shown = html(payload)
+        assert set(re.findall(r"<(\w+)", shown)) <= {
+            "p", "a", "div", "span", "button", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "em", "strong",
+        }  # fmt: skip
+        for url in re.findall(r'href="([^"]*)"', shown):
+            assert not re.match(r"\s*(javascript|data|vbscript)", url, re.I)
+        assert not re.search(r"<[^>]*\son\w+=[^>]*>", re.sub(r'"[^"]*"', '""', shown))
+
+
+def test_markers_become_chips_where_the_citation_is_known():
+    shown = html("Yes.[1] And [2][1], not [3].")
+    assert re.findall(r'class="cite[^>]*>(\d)</a>', shown) == ["1", "2", "1"]
+    assert "not [3]." in shown
+    assert 'data-quote="quote &quot;x&quot; &lt;script&gt;"' in shown
+    assert 'data-where="One › Two"' in shown
+    assert 'aria-label="Source 1: A &quot;title&quot; &lt;b&gt;"' in shown
+
+
+@pytest.mark.parametrize("text", ["`[1]`", "```\n[1]\n```", "[1](http://a.example)", "\\[1]"])
+def test_markers_elsewhere_are_left_alone(text):
+    assert 'class="cite' not in html(text)
+
+
+def test_pictures_become_links_so_that_nothing_is_fetched():
+    assert "<img" not in html("![a chart](http://elsewhere.example/x.png?leak=1)")
+    assert ">a chart</a>" in html("![a chart](http://elsewhere.example/x.png)")
+
+
+def test_links_open_elsewhere_and_tell_nothing():
+    shown = html("[site](https://a.example/x?a=1&b=2)")
+    assert 'target="_blank"' in shown
+    assert "noopener noreferrer nofollow" in shown
+
+
+def test_code_is_coloured_and_copied_and_tables_scroll():
+    shown = html("```python\nimport os  # <b>\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n")
+    assert '<span class="kn">import</span>' in shown
+    assert "&lt;b&gt;" in shown
+    assert 'data-copy="code"' in shown
+    assert '<div class="wide"' in shown
+    assert "text-align:right" in shown
+    assert '<span class="lang"></span>' in html("```no-such-language\nx\n```")
+
+
+TEXT = """# Title
+
+First *paragraph* with a citation.[1]
+Second line.
+
+- one
+- two
+
+  still two
+
+1. a
+2. b
+
+```python
+x = 1
+
+y = 2
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+> quoted
+
+Last.[2]
+"""
+
+
+@pytest.mark.parametrize("step", [1, 3, 17, 1000])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_streamed_in_pieces_ends_like_all_at_once(step, newline):
+    text = TEXT.replace("\n", newline)
+    blocks = Blocks()
+    shown: list[str] = []
+    for end in range(step, len(text) + step, step):
+        first = blocks.update(text[:end], SOURCES)
+        shown = shown[:first] + blocks.html[first:]  # what the page does
+        assert shown == blocks.html
+    whole = Blocks()
+    whole.update(text, SOURCES, whole=True)
+    assert shown == whole.html
+    assert blocks.update(text, SOURCES, whole=True) == len(whole.html)  # nothing is drawn again
+
+
+def test_finished_blocks_are_not_parsed_again():
+    blocks = Blocks()
+    blocks.update("One.\n\nTwo.\n\nThr", {})
+    assert blocks.update("One.\n\nTwo.\n\nThree.", {}) == 2
+
+
+def test_a_citation_that_arrives_late_is_drawn():
+    blocks = Blocks()
+    blocks.update("One.[1]\n\nTwo.", {})
+    assert blocks.update("One.[1]\n\nTwo.", SOURCES, whole=True) == 0
+    assert 'class="cite' in blocks.html[0]

@@ -1,0 +1,87 @@
+"""The documentation is true: its snippets run, its commands work, its settings are accepted, its links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live import ROOT, Live, environment, serving, smalti
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fences(language: str) -> list:
+    found = []
+    for page in PAGES:
+        for number, (kind, text) in enumerate(FENCE.findall(page.read_text())):
+            if kind == language:
+                found.append(pytest.param(text, id=f"{page.stem}-{number}"))
+    return found
+
+
+def commands(first: str) -> list:
+    lines = {}
+    for page in PAGES:
+        for _, text in FENCE.findall(page.read_text()):
+            for line in text.replace("\\\n", " ").splitlines():
+                if line.startswith(first + " "):
+                    lines.setdefault(line, pytest.param(line, id=f"{page.stem}: {line[:60]}"))
+    return list(lines.values())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serving(tmp_path_factory.mktemp("state") / "home", ROOT / "docs") as server:
+        yield server
+
+
+def run(command: list[str] | str, live: Live, **more) -> subprocess.CompletedProcess[str]:
+    env = environment(live.home, SMALTI_KEY=live.key) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, **more)
+
+
+@pytest.mark.parametrize("snippet", fences("python"))
+def test_a_snippet_runs(snippet: str, live: Live) -> None:
+    code = snippet.replace("http://127.0.0.1:8000", live.url)
+    done = run([sys.executable, "-c", code], live)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", commands("smalti"))
+def test_a_command_works(line: str, live: Live) -> None:
+    done = smalti(*shlex.split(line)[1:], home=live.home)
+    assert done.returncode in (0, 3), done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("line", commands("curl"))
+def test_a_curl_line_is_answered(line: str, live: Live) -> None:
+    done = run(line.replace("http://127.0.0.1:8000", live.url), live, shell=True)
+    assert json.loads(done.stdout)["status"] == "completed"
+
+
+@pytest.mark.parametrize("text", fences("yaml"))
+def test_settings_in_the_docs_are_accepted(text: str, tmp_path: Path) -> None:
+    from serving.settings import Settings
+
+    (tmp_path / "smalti.yaml").write_text(text)
+    assert Settings.load(tmp_path / "smalti.yaml").endpoints
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
