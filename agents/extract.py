@@ -48,7 +48,7 @@ async def rank(question: Question, passages: Sequence[Passage], embed: Embed | N
     """The short-listed sentences, best first."""
     short = candidates(question, passages)[:SHORTLIST]
     if embed is not None and short:
-        vectors = await embed([question.text, *(c.text[:400] for c in short)])
+        vectors = await embed([question.asked, *(c.text[:400] for c in short)])
         for candidate, cosine in zip(short, vectors[1:] @ vectors[0], strict=True):
             candidate.values["cos"] = float(cosine)
     for candidate in short:

@@ -60,6 +60,8 @@ class Question:
     """What a question asks about, taken apart once."""
 
     text: str
+    asked: str
+    """What is embedded: the text, behind the question that it leans on."""
     terms: dict[str, float]
     context: dict[str, float]
     names: frozenset[str]
@@ -74,6 +76,7 @@ class Question:
         wanted = terms(text)
         return cls(
             text=text,
+            asked=f"{context} {text}".strip(),
             terms=wanted,
             context={t: w for t, w in terms(context).items() if t not in wanted} if context else {},
             names=names(text),

@@ -97,7 +97,6 @@ class Sync:
         todo = list(self._changed(found, had))
         self._total = len(todo)
         self._tell()
-        self.vectors.catch_up(self.index_id)
         self._write(todo, had)
         gone = [had[source].id for source in had.keys() - {f.source for f in found if f.reason is None}]
         self.store.remove(self.index_id, gone)

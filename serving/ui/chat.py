@@ -114,7 +114,7 @@ class ChatPage:
             return
         if turns is None:
             await self.new_chat()
-            ui.notify("This conversation does not exist any more.")
+            ui.notify("This conversation does not exist any more.", position="top")
             return
         self.thread_id = thread_id
         self._go(f"/?thread={quote(thread_id, safe='')}")
@@ -253,7 +253,7 @@ class ChatPage:
         if error.status == 401:
             self.client.run_javascript("location.href = '/login?next=' + encodeURIComponent(location.pathname + location.search)")
         else:
-            ui.notify(error.message, type="negative")
+            ui.notify(error.message, type="negative", position="top")
 
     def _go(self, path: str) -> None:
         self.client.run_javascript(f"smalti.url({json.dumps(path)})")

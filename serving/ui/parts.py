@@ -11,7 +11,7 @@ from nicegui import ui
 from nicegui.element import Element
 
 from serving.ui.markdown import Blocks, Source
-from serving.ui.turn import Step, Turn
+from serving.ui.turn import Step, Turn, sureness
 
 
 def icon(name: str, classes: str = "") -> Element:
@@ -118,7 +118,7 @@ def how_answered(turn: Turn) -> None:
             with tag("dl"):
                 facts = {"Answer": turn.badge, "Route": turn.route.replace("_", " "), "Request": turn.request_id or ""}
                 if turn.confidence is not None:
-                    facts["Route"] += f", {turn.confidence:.0%} sure"
+                    facts["Route"] += f", {sureness(turn.confidence)}"
                 for name, value in facts.items():
                     if value:
                         tag("dt", text=name)

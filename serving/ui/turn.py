@@ -166,6 +166,11 @@ def local_url(url: str) -> str:
     return url if parts.scheme in ("http", "https") and parts.netloc else ""
 
 
+def sureness(confidence: float) -> str:
+    """A confidence in words; never all of it."""
+    return "over 99% sure" if confidence > 0.99 else f"{confidence:.0%} sure"
+
+
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -176,7 +181,7 @@ def _step(row: Mapping[str, Any], begin: int) -> Step:
     parts: list[str] = []
     if label := attributes.get("label"):
         confidence = _number(attributes.get("confidence"))
-        parts.append(f"{label}, {confidence:.0%} sure" if confidence is not None else str(label))
+        parts.append(str(label) if confidence is None else f"{label}, {sureness(confidence)}")
     outputs = row.get("outputs")
     passages = outputs.get("passages", outputs.get("documents")) if isinstance(outputs, Mapping) else outputs
     if row.get("kind") == "retrieval" and isinstance(passages, Sequence) and not isinstance(passages, str):

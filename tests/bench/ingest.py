@@ -80,9 +80,9 @@ def main() -> None:
         docs = Path(options.docs).resolve()
         indexes = Indexes(engine_at(home), home / "chroma", encoder)
         if options.chunks:
-            # About 900 characters a chunk in technical Markdown.
+            # About 620 bytes a chunk in technical Markdown.
             size = sum(p.stat().st_size for p in docs.rglob("*.md"))
-            replicate(docs, home / "docs", options.chunks / (size / 900))
+            replicate(docs, home / "docs", options.chunks / (size / 620))
             docs = home / "docs"
         indexes.add("bench", docs)
         report = indexes.sync("bench")
@@ -105,10 +105,8 @@ def main() -> None:
         indexes.open()
         opened = time.perf_counter() - began
         rng = random.Random(1)
-        queries = [
-            " ".join(rng.sample(re.findall(r"\w+", row["text"]), min(8, len(row["text"].split()) // 2)))
-            for row in rng.choices(rows, k=300)
-        ]
+        words = [found for row in rng.choices(rows, k=400) if len(found := re.findall(r"\w+", row["text"])) > 15]
+        queries = [" ".join(rng.sample(found, 8)) for found in words]
         vectors = dict(zip(queries, encoder.embed(queries), strict=True))
         indexes.search("bench", queries[0])
         row = indexes._row("bench")

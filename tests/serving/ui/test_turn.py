@@ -6,7 +6,7 @@ import pytest
 
 from governance.call import STEP, Event, limit_exceeded
 from serving.ui.services import ThreadMessage
-from serving.ui.turn import Turn, local_url
+from serving.ui.turn import Turn, local_url, sureness
 
 CITATION = {
     "number": 1,
@@ -102,6 +102,10 @@ def test_steps_are_ordered_timed_and_described():
     assert (route.name, route.detail, route.ms) == ("route", "documents, 80% sure", 2.0)
     assert (search.detail, search.offset_ms, search.ms) == ("2 passages", 2.0, 10.0)
     assert (lookup.failed, lookup.ms) == (True, 0.0)
+
+
+def test_confidence_is_never_all_of_it():
+    assert (sureness(0.9999), sureness(0.97)) == ("over 99% sure", "97% sure")
 
 
 def test_failures_say_what_happened_and_what_to_do():
