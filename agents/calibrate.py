@@ -29,6 +29,7 @@ from agents.support import (
     Logistic,
     Question,
     candidates,
+    parts_of,
     probability,
     question_values,
 )
@@ -63,6 +64,12 @@ def normal(text: str) -> str:
 def contains(text: str, answers: Sequence[str]) -> bool:
     padded = f" {normal(text)} "
     return any(f" {normal(answer)} " in padded for answer in answers)
+
+
+def holds(row: Row, candidate: Candidate) -> bool:
+    """Is an answer in what would be quoted for the candidate?"""
+    parts = parts_of(row.question, candidate.passage, candidate.place)
+    return contains(candidate.passage.text[parts[0].start : parts[-1].end], row.answers)
 
 
 def token_f1(text: str, answers: Sequence[str]) -> float:
@@ -121,8 +128,12 @@ def rank(rows: Sequence[Row], ranker: Logistic) -> None:
 def fit(rows: Sequence[Row]) -> dict[str, Any]:
     """Both models and the threshold, from the rows that are not held out."""
     train = [row for row in rows if not row.held_out]
-    pairs = [(c.values, contains(c.text, r.answers)) for r in train if r.answerable and r.answers for c in r.found]
-    ranker = logistic(CANDIDATE_FEATURES, [v for v, _ in pairs], [y for _, y in pairs], None, 1.0)
+    asked = [r for r in train if r.answerable and r.answers]
+    pairs = [(c.values, holds(r, c)) for r in asked for c in r.found]
+    # Each collection has the same say, whatever its size.
+    questions = Counter(r.set for r in asked)
+    weights = [len(asked) / len(questions) / questions[r.set] for r in asked for _ in r.found]
+    ranker = logistic(CANDIDATE_FEATURES, [v for v, _ in pairs], [y for _, y in pairs], weights, 0.3)
     # No collection has follow-up questions: words of the question before count by choice, less than those of the question.
     ranker["coefficients"]["context"] = round(CONTEXT_SHARE * ranker["coefficients"]["cov"], 5)
     rank(rows, Logistic(ranker))
@@ -144,7 +155,7 @@ def fit(rows: Sequence[Row]) -> dict[str, Any]:
 def report(rows: Sequence[Row], spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the models reach on rows: abstention by collection, and the answers' quality where they should answer."""
     rank(rows, Logistic(spec["ranker"]))
-    model, by_set, quality = Logistic(spec["answerable"]), defaultdict(list), []
+    model, by_set, held, quality = Logistic(spec["answerable"]), defaultdict(list), defaultdict(list), []
     hit = wrong = missed = 0
     for row in rows:
         answers = probability(model(question_values(row.question, row.passages, row.found))) >= spec["threshold"]
@@ -155,7 +166,8 @@ def report(rows: Sequence[Row], spec: Mapping[str, Any]) -> dict[str, Any]:
         if row.answerable and row.answers:
             text = write(select(row.question, row.found, 3))[0] if answers else ""
             plain = re.sub(r"\s*\[\d+\]", "", text)
-            top = contains(row.found[0].text, row.answers)
+            top = holds(row, row.found[0])
+            held[row.set].append(contains(plain, row.answers))
             quality.append((contains(plain, row.answers), token_f1(plain, row.answers), top, answers, len(plain)))
     kept = np.array(quality, float).reshape(-1, 5)
     answered = kept[kept[:, 3] > 0]
@@ -165,6 +177,7 @@ def report(rows: Sequence[Row], spec: Mapping[str, Any]) -> dict[str, Any]:
         "abstention_precision": round(hit / max(1, hit + wrong), 3),
         "abstention_recall": round(hit / max(1, hit + missed), 3),
         "containment_all": round(float(kept[:, 0].mean()), 3),
+        "containment": {name: round(float(np.mean(v)), 3) for name, v in sorted(held.items())},
         "containment_answered": round(float(answered[:, 0].mean()), 3),
         "token_f1_answered": round(float(answered[:, 1].mean()), 3),
         "top_sentence_right": round(float(kept[:, 2].mean()), 3),

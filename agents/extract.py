@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.state import NOT_FOUND, Citation, Embed, Reader, Reading
-from agents.support import Candidate, Models, Question, candidates, models, probability, question_values
-from agents.text import Unit, terms, units
+from agents.support import Candidate, Models, Question, candidates, models, parts_of, probability, question_values
+from agents.text import Unit, terms
 from retrieval.types import Passage
 
 SHORTLIST = 10
 """Sentences that are embedded for one answer."""
 MAX_QUOTES = 3
-MAX_QUOTE = 1_200
-"""Characters of a sentence or code block past which it is not quoted whole."""
 
 
 def make_reader(embed: Embed | None = None, *, threshold: float | None = None, max_quotes: int = MAX_QUOTES) -> Reader:
@@ -97,29 +95,9 @@ def _same(a: set[str], b: set[str]) -> bool:
 
 
 def _extend(question: Question, candidate: Candidate) -> Quote:
-    """The quote of a sentence; with the code block or list items that follow where it introduces them."""
-    passage, cut = candidate.passage, units(candidate.passage.text)
-    parts = [candidate.unit]
-    leads = candidate.text.rstrip().rstrip("*_`").endswith(":")
-    for unit in cut[candidate.place + 1 :]:
-        if unit.section != candidate.unit.section or unit.end - parts[0].start > MAX_QUOTE:
-            break
-        if unit.kind == "code" and (leads or question.how_to):
-            parts.append(unit)
-            break
-        if unit.kind == "item" and leads and candidate.unit.kind != "item" and len(parts) < 9:
-            parts.append(unit)
-            continue
-        if question.how_to and unit.kind == "prose" and len(parts) == 1 and unit.end - unit.start < 160:
-            # A short sentence between the one chosen and its code ("For example:") is passed over, within the quote.
-            following = cut[cut.index(unit) + 1 : cut.index(unit) + 2]
-            if following and following[0].kind == "code" and passage.text[unit.start : unit.end].rstrip().endswith(":"):
-                parts.append(unit)
-                continue
-        break
-    if len(parts) > 1 and parts[-1].kind == "prose":
-        parts = parts[:1]
-    return Quote(candidate.rank, passage, parts[0].start, parts[-1].end, tuple(parts))
+    """The quote of a sentence, with what it leads to."""
+    parts = parts_of(question, candidate.passage, candidate.place)
+    return Quote(candidate.rank, candidate.passage, parts[0].start, parts[-1].end, tuple(parts))
 
 
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?")

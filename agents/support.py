@@ -44,10 +44,22 @@ _HOW_TO = re.compile(
     r"\bhow (?:do|can|to|would|should|does one)\b"
     r"|\b(?:example|code|command|snippet|syntax|install|configure|set ?up|usage|enable)\b"
 )
+_MEANING = re.compile(
+    r"\W*(?:what(?:'s| is| are| does| do)|define|explain)\s+(?:the |an? )?(?:meaning of )?(?:the |an? )?(.{2,50}?)"
+    r"(?: mean| represent| stand for| used for| for| do)?\W*$"
+)
+_META = re.compile(
+    r"\W*(?:this (?:\w+ )?(?:page|section|guide|post|tutorial|chapter|document|example)\b|see\b|read more|learn more|welcome|"
+    r"for more|more (?:details|information)|refer to|check out|let[’']s|in this (?:page|section|guide|post|tutorial)|suppose)",
+    re.IGNORECASE,
+)
+MAX_QUOTE = 1_200
+"""Characters of a sentence with its code block or list past which the rest is not quoted."""
+MAX_ITEMS = 8
 
 CANDIDATE_FEATURES = (
     "cov", "near", "gain", "context", "cos", "sim", "rank", "hit", "miss", "bigram", "names", "length", "asks", "item",
-    "table", "title",
+    "table", "title", "code", "meta", "defines", "head",
 )  # fmt: skip
 QUESTION_FEATURES = (
     "top_sim", "sim_margin", "best_cos", "best_cov", "max_cov", "passage_cov", "missing", "names_missing", "has_names", "hit",
@@ -69,6 +81,8 @@ class Question:
     bigrams: frozenset[tuple[str, str]]
     expects: str | None
     how_to: bool
+    subject: str
+    """What a question of the kind "What is X?" asks the meaning of, lower case; else empty."""
 
     @classmethod
     def of(cls, text: str, context: str = "") -> Question:
@@ -84,6 +98,7 @@ class Question:
             bigrams=_bigrams(text),
             expects=next((kind for kind, pattern in _EXPECTS if re.search(pattern, low)), None),
             how_to=bool(_HOW_TO.search(low)),
+            subject=match.group(1).strip() if (match := _MEANING.match(low)) else "",
         )
 
 
@@ -166,6 +181,16 @@ def _candidate(
     hit, miss = _expected(question, text)
     marked = question.names | question.numbers
     have = set(own) | set(above) | numbers(text)
+    heading = terms(passage.heading[-1] if passage.heading else passage.title)
+    parts = parts_of(question, passage, place)
+    start = text.lower().lstrip("*_`[ ").removeprefix("the ").removeprefix("an ").removeprefix("a ")
+    defines = bool(question.subject) and bool(
+        re.match(
+            re.escape(question.subject)
+            + r"s?[`*_\])]*\S*,? (?:\([^)]*\) )?(?:is|are|was|were|means?|represents?|refers?|allows?)\b",
+            start,
+        )
+    )
     candidate.values = {
         "cov": cov,
         "near": near,
@@ -183,10 +208,44 @@ def _candidate(
         "item": float(unit.kind == "item"),
         "table": float(unit.kind == "table"),
         "title": title,
+        "code": float(question.how_to and parts[-1].kind == "code"),
+        "meta": float(bool(_META.match(text))),
+        "defines": float(defines),
+        "head": coverage(question.terms, set(own) | set(heading)),
     }
-    short = 0.3 if len(own) < 3 else 0.0
-    candidate.first = cov + 0.4 * near + 0.5 * passage.similarity + 0.2 / (1 + candidate.rank) + 0.15 * (hit - miss) - short
+    v = candidate.values
+    candidate.first = cov + 0.4 * near + 0.5 * passage.similarity + 0.2 * v["rank"] + 0.15 * (hit - miss)
+    candidate.first += 0.3 * v["code"] + 0.4 * v["defines"] - 0.3 * v["meta"] - 0.3 * (len(own) < 3 and not v["code"])
     return candidate
+
+
+def parts_of(question: Question, passage: Passage, place: int) -> list[Unit]:
+    """The unit at `place`, with the code block or the list items that it leads to."""
+    cut = units(passage.text)
+    parts = [cut[place]]
+    leads = passage.text[cut[place].start : cut[place].end].rstrip().rstrip("*_`").endswith(":")
+    for number in range(place + 1, len(cut)):
+        unit = cut[number]
+        if unit.section != parts[0].section or unit.end - parts[0].start > MAX_QUOTE:
+            break
+        if unit.kind == "code" and (leads or question.how_to) and not (question.how_to and _drawn(passage.text, unit)):
+            parts.append(unit)
+            break
+        if unit.kind == "item" and leads and parts[0].kind != "item" and len(parts) <= MAX_ITEMS:
+            parts.append(unit)
+            continue
+        # A short sentence between the one chosen and its code ("For example:") is quoted with it.
+        short = unit.kind == "prose" and len(parts) == 1 and unit.end - unit.start < 80
+        if question.how_to and short and number + 1 < len(cut) and cut[number + 1].kind == "code":
+            parts.append(unit)
+            continue
+        break
+    return parts[:1] if len(parts) > 1 and parts[-1].kind == "prose" else parts
+
+
+def _drawn(text: str, unit: Unit) -> bool:
+    """A block that shows output, a table or a tree, not code."""
+    return bool(re.search(r"^[ \t]*(?:\+[-=+]{3,}|\|[ -]|[├└│┌])", text[unit.start : unit.end], re.MULTILINE))
 
 
 class Logistic:

@@ -64,7 +64,7 @@ def search(
     depth = max(DEPTH, 2 * k)
     terms = expression(query) if mode != "dense" else ""
     similar = dict(vectors.query(index_id, vector, depth)) if vector is not None and mode != "lexical" else {}
-    worded = dict(store.lexical(index_id, terms, depth)) if terms else {}
+    worded, scores = store.lexical(index_id, terms, depth) if terms else ({}, {})
     fused: dict[str, float] = {}
     for ranking in (similar, worded):
         for rank, key in enumerate(ranking, 1):
@@ -81,7 +81,7 @@ def search(
     if not chosen:
         return []
     score = {"dense": similar, "lexical": worded}.get(mode, fused)
-    return _scored(store, index_id, terms or expression(query), vector, chosen, score, similar, worded)
+    return _scored(store, index_id, terms or expression(query), vector, chosen, score, scores)
 
 
 def _scored(
@@ -91,11 +91,10 @@ def _scored(
     vector: np.ndarray | None,
     chosen: Sequence[tuple[int, Passage, bytes]],
     score: dict[str, float],
-    similar: dict[str, float],
-    worded: dict[str, float],
+    scores: dict[int, float],
 ) -> list[Passage]:
     """Fills in what the other ranking did not say of a passage, so that both scores always hold."""
-    silent = [seq for seq, passage, _ in chosen if passage.id not in worded]
+    silent = [seq for seq, _, _ in chosen if seq not in scores]
     extra = store.lexical_scores(index_id, terms, silent) if terms and silent else {}
     cosines = unpack([v for _, _, v in chosen]) @ vector if vector is not None else np.zeros(len(chosen))
     return [
@@ -103,7 +102,7 @@ def _scored(
             passage,
             score=score[passage.id],
             similarity=float(cosine),
-            lexical=worded.get(passage.id) or extra.get(seq, 0.0),
+            lexical=scores.get(seq) or extra.get(seq, 0.0),
         )
         for (seq, passage, _), cosine in zip(chosen, cosines, strict=True)
     ]

@@ -30,7 +30,7 @@ from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
 
-GROUP = 384
+GROUP = 512
 """Chunks embedded together: enough to sort by length and to fill every core, few enough to show progress."""
 READERS = 3
 """Files read and cut at once."""
@@ -109,6 +109,8 @@ class Sync:
         )
         documents, chunks = self.store.counts(self.index_id)
         self.report = replace(self.report, chunks=chunks)
+        if self._chunks * 5 > chunks:
+            self.store.optimize(self.index_id)
         self.store.finish(self.index_id, self.report, self.encoder.fingerprint)
         if not documents:
             raise SourceError(_nothing(root, skipped))

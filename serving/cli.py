@@ -157,7 +157,7 @@ class Workspace:
 
         from serving.state import owned
 
-        with owned(self.home), socket.socket() as listener:
+        with owned(self.home), socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
             listener.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             local = self.settings.model_copy(update={"mlflow": False, "public_url": self.settings.public_url or url})

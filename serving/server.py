@@ -52,14 +52,15 @@ def run(work: Workspace, build: Callable[[Settings, Home], FastAPI], *, as_json:
         with progress_bar(as_json) as bar:
             app.state.progress = lambda step: bar.show(asdict(step))
             app.state.announce = lambda: (bar.stop(), _announce(work, app, as_json))
-            asyncio.run(_serve(app, listener))
+            with asyncio.Runner(loop_factory=_loop()) as runner:
+                runner.run(_serve(app, listener))
     if app.state.failure:
         raise CommandError(str(app.state.failure), 2)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio turns Nagle off
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -69,6 +70,14 @@ def _listen(host: str, port: int) -> socket.socket:
         hint = f"Use another: make run PORT={port + 1}"
         raise CommandError(f"Port {port} on {host} is taken ({error.strerror}). {hint}", 2) from None
     return listener
+
+
+def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows
+        return None
+    return uvloop.new_event_loop
 
 
 async def _serve(app: FastAPI, listener: socket.socket) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -12,6 +11,7 @@ from fastapi import Request
 from agents import Runtime, ThreadNotFound
 from governance.call import Caller, not_found
 from serving.routes import bearer
+from serving.ui.journal import reader
 from serving.ui.services import ConsoleData, Row, Thread, ThreadMessage, UiServices
 from serving.ui.session import COOKIE
 
@@ -79,14 +79,6 @@ def page_services(platform: Platform) -> UiServices:
             raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
         await platform.tracer.feedback(request_id, helpful, comment, who.name)
 
-    async def journal(who: Caller, since: float, limit: int) -> Sequence[Row]:
-        def read() -> list[Row]:
-            start = datetime.fromtimestamp(since, UTC)
-            rows = platform.journal.rows(since=start, limit=limit, newest=True)
-            return [_journal_row(row) for row in rows if who.admin or row["requester"] == who.name]
-
-        return await asyncio.to_thread(read)
-
     async def endpoints(who: Caller) -> Sequence[Row]:
         seen = [each for each in platform.endpoints if may(who, f"endpoint:{each.name}", "CAN_VIEW")]
         return [_endpoint_row(each.to_api()) for each in seen]
@@ -107,24 +99,8 @@ def page_services(platform: Platform) -> UiServices:
         agents=agents,
         suggestions=suggestions,
         feedback=feedback,
-        console=ConsoleData(journal=journal, endpoints=endpoints, indexes=indexes, keys=keys),
+        console=ConsoleData(journal=reader(platform.engine, platform.journal), endpoints=endpoints, indexes=indexes, keys=keys),
     )
-
-
-def _journal_row(row: Row) -> Row:
-    asked = row["request_time"]
-    return {
-        "request_id": row["databricks_request_id"],
-        "time": (asked if isinstance(asked, datetime) else datetime.fromisoformat(asked)).timestamp(),
-        "endpoint": row["endpoint_name"],
-        "task": row["task"],
-        "caller": row["requester"],
-        "status": row["status_code"],
-        "latency_ms": row["execution_duration_ms"],
-        "input_tokens": row["input_tokens"],
-        "output_tokens": row["output_tokens"],
-        "error": row["error"],
-    }
 
 
 def _endpoint_row(api: Row) -> Row:
