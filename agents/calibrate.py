@@ -135,7 +135,7 @@ def fit(rows: Sequence[Row]) -> dict[str, Any]:
     weights = [len(asked) / len(questions) / questions[r.set] for r in asked for _ in r.found]
     ranker = logistic(CANDIDATE_FEATURES, [v for v, _ in pairs], [y for _, y in pairs], weights, 0.3)
     # No collection has follow-up questions: words of the question before count by choice, less than those of the question.
-    ranker["coefficients"]["context"] = round(CONTEXT_SHARE * ranker["coefficients"]["cov"], 5)
+    ranker["coefficients"]["context"] = round(CONTEXT_SHARE * abs(ranker["coefficients"]["near"]), 5)
     rank(rows, Logistic(ranker))
     values = [question_values(r.question, r.passages, r.found) for r in train]
     # Each collection counts the same within its label, and both labels count the same.
