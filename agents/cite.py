@@ -22,6 +22,7 @@ MIN_COSINE = 0.6
 _OPEN, _CLOSE = "[【", "]】"
 _PARTIAL = re.compile(r"[\[【][\s\d,;^†–-]*$")
 _MARKER = re.compile(r"[\[【]\s*\^?\d+(?:\s*[,;–-]\s*\^?\d+)*\s*[\]】]")
+_UNCLOSED = re.compile(r"[\[【]\s*\^?\d+(?:\s*[,;–-]\s*\^?\d+)*\s*$")
 _LONGEST = 40
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"'”’)*_]*\s+|\n+")
 
@@ -110,6 +111,8 @@ class CitationFilter:
             if self._removed and character in ".,;:!?)":
                 self._held = ""
             self._release(out)
+            if character in _CLOSE and _UNCLOSED.search(self._clean[-400:]):
+                return  # what stood around a removed marker must not close into a new one
             self._say(character, out)
 
     async def _code_step(self, character: str, out: list[str | Marker]) -> None:

@@ -12,8 +12,10 @@ from agents.support import Candidate, Models, Question, candidates, models, part
 from agents.text import Unit, terms
 from retrieval.types import Passage
 
-SHORTLIST = 10
-"""Sentences that are embedded for one answer."""
+SHORTLIST = 6
+"""Sentences that are embedded for one answer: embedding them is most of what an answer costs."""
+EMBEDDED = 240
+"""Characters of a sentence that are embedded."""
 MAX_QUOTES = 3
 
 
@@ -46,7 +48,7 @@ async def rank(question: Question, passages: Sequence[Passage], embed: Embed | N
     """The short-listed sentences, best first."""
     short = candidates(question, passages)[:SHORTLIST]
     if embed is not None and short:
-        vectors = await embed([question.asked, *(c.text[:400] for c in short)])
+        vectors = await embed([question.asked, *(c.text[:EMBEDDED] for c in short)])
         for candidate, cosine in zip(short, vectors[1:] @ vectors[0], strict=True):
             candidate.values["cos"] = float(cosine)
     for candidate in short:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LABELS = ("documents", "small_talk", "decline")
-THRESHOLD = 0.5
-"""Probability under which a route is not trusted."""
+THRESHOLD = 0.75
+"""Probability under which a route is not trusted: a question wrongly declined costs more than small talk that is looked up."""
 
 MAX_CHARS = 2_000
 """What the router reads of a long message: its beginning, which says what is wanted."""

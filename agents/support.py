@@ -183,14 +183,7 @@ def _candidate(
     have = set(own) | set(above) | numbers(text)
     heading = terms(passage.heading[-1] if passage.heading else passage.title)
     parts = parts_of(question, passage, place)
-    start = text.lower().lstrip("*_`[ ").removeprefix("the ").removeprefix("an ").removeprefix("a ")
-    defines = bool(question.subject) and bool(
-        re.match(
-            re.escape(question.subject)
-            + r"s?[`*_\])]*\S*,? (?:\([^)]*\) )?(?:is|are|was|were|means?|represents?|refers?|allows?)\b",
-            start,
-        )
-    )
+    defines = bool(question.subject) and _defines(question.subject, text)
     candidate.values = {
         "cov": cov,
         "near": near,
@@ -217,6 +210,14 @@ def _candidate(
     candidate.first = cov + 0.4 * near + 0.5 * passage.similarity + 0.2 * v["rank"] + 0.15 * (hit - miss)
     candidate.first += 0.3 * v["code"] + 0.4 * v["defines"] - 0.3 * v["meta"] - 0.3 * (len(own) < 3 and not v["code"])
     return candidate
+
+
+def _defines(subject: str, text: str) -> bool:
+    """Does the sentence begin as a definition: "A subject is", "Subjects (plural) are"?"""
+    start = re.sub(r"^(?:the|an?) ", "", text[:120].lower().lstrip("*_`[ "))
+    rest = start.removeprefix(subject)
+    verbs = r"s?[`*_\])]*\S*,? (?:\([^)]*\) )?(?:is|are|was|were|means?|represents?|refers?|allows?)\b"
+    return len(rest) < len(start) and bool(re.match(verbs, rest))
 
 
 def parts_of(question: Question, passage: Passage, place: int) -> list[Unit]:

@@ -121,7 +121,13 @@ class CallError(Exception):
     """
 
     def __init__(
-        self, message: str, *, status: int = 500, code: str = "INTERNAL_ERROR", retry_after: float | None = None, param: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 500,
+        code: str = "INTERNAL_ERROR",
+        retry_after: float | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.status, self.code, self.retry_after, self.param = message, status, code, retry_after, param

@@ -19,7 +19,9 @@ QUESTION = "What happens when files change?"
 @pytest.mark.browser
 def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path) -> None:
     with serving(tmp_path / "home", ROOT / "docs") as live, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=QUIET)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=QUIET
+        )
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         asked_of: list[str] = []
         page.on("request", lambda request: asked_of.append(request.url))

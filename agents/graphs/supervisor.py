@@ -97,7 +97,7 @@ def build(
         return _say(reply_to((questions(state["messages"]) or [""])[-1]))
 
     async def decline(state: AgentState) -> dict[str, Any]:
-        return _say(DECLINED)
+        return _say(DECLINED, abstained=True)
 
     graph = StateGraph(AgentState)
     made = nodes(model, retriever, tools=tools, reader=reader, embed=embed, k=k, history_tokens=history_tokens)
@@ -117,11 +117,11 @@ def _next(state: AgentState) -> str:
     return route.label if route and route.label in (SMALL_TALK, DECLINE) else DOCUMENTS
 
 
-def _say(text: str) -> dict[str, Any]:
+def _say(text: str, abstained: bool = False) -> dict[str, Any]:
     with emit_step("answer", "answer", mode="canned") as step:
         emit_delta(text)
         step.outputs = {"text": text}
-    return {"messages": [answer_message(text, "canned")], "mode": "canned"}
+    return {"messages": [answer_message(text, "canned", abstained)], "mode": "canned", "abstained": abstained}
 
 
 async def _ask(model: BaseChatModel, question: str) -> str | None:

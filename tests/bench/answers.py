@@ -77,7 +77,12 @@ async def at_once(live: Live, asked: list[str]) -> tuple[dict[str, Any], list[st
     async with httpx.AsyncClient(base_url=live.url, headers=live.headers, timeout=120, limits=limits, trust_env=False) as client:
         await asyncio.gather(*(ask(client, question) for question in asked))
     seconds = time.perf_counter() - began
-    told = {"streams": len(asked), "errors": len(errors), "answers_a_second": round(len(asked) / seconds, 1), **percentiles(times)}
+    told = {
+        "streams": len(asked),
+        "errors": len(errors),
+        "answers_a_second": round(len(asked) / seconds, 1),
+        **percentiles(times),
+    }
     return told | ({"first_error": errors[0]} if errors else {}), answered
 
 
