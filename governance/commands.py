@@ -14,8 +14,7 @@ keys = typer.Typer(no_args_is_help=True, help="Keys of users and service princip
 grants = typer.Typer(no_args_is_help=True, help="Who may query or manage which endpoint or index.")
 journal = typer.Typer(no_args_is_help=True, help="The record of every call.")
 
-_KEYS = {"id": "ID", "name": "Name", "kind": "Kind", "groups": "Groups", "admin": "Admin", "label": "Label", "created": "Created"}
-_KEYS |= {"expires": "Expires", "revoked": "Revoked"}
+_KEYS = {"id": "ID", "name": "Name", "kind": "Kind", "groups": "Groups", "admin": "Admin", "label": "Label", "expires": "Expires"}
 _GRANTS = {"principal": "Principal", "securable": "On", "level": "Level", "via": "Through"}
 _ROWS = {
     "request_time": "Time",
@@ -60,9 +59,13 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(context: typer.Context, as_json: Json = False) -> None:
-    """Keys, without their secrets."""
-    rows = [key.as_dict() for key in context.obj.identity.list_keys()]
+def list_keys(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Also keys that are revoked or have expired.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keys that are valid, without their secrets."""
+    rows = [key.as_dict() for key in context.obj.identity.list_keys() if everything or key.live]
     context.obj.print_rows(rows, _KEYS, as_json=as_json, empty="No keys yet: smalti keys create NAME")
 
 

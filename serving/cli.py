@@ -80,9 +80,9 @@ class Workspace:
 
     @cached_property
     def engine(self) -> Engine:
-        from serving.state import open_database
+        from serving.state import open_state
 
-        return open_database(f"sqlite:///{self.home.database}")
+        return open_state(self.home)
 
     @cached_property
     def identity(self) -> Identity:
@@ -124,7 +124,9 @@ class Workspace:
         if not rows:
             console.print(empty, highlight=False)
             return
-        table = Table(*columns.values(), box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in columns.values():
+            table.add_column(heading, overflow="fold")  # an id that is cut cannot be copied
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in columns))
         console.print(table)

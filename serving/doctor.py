@@ -76,10 +76,7 @@ def _encoder(work: Workspace) -> str:
 
 
 def _state(work: Workspace) -> str:
-    from governance.tables import metadata
-    from serving.state import upgrade
-
-    upgrade(work.engine, [metadata])
+    work.engine.connect().close()  # opening it brings older tables up to date
     holder = work.home.server()
     served = f"served by process {holder['pid']} at {holder['url']}" if holder else "not served now"
     return f"{work.home.path}, {served}"

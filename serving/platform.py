@@ -11,24 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, Route, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
-from agents.tables import metadata as agent_tables
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
-from governance.tables import metadata as governance_tables
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
-from retrieval.tables import metadata as retrieval_tables
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
-from serving.state import Home, open_database, upgrade
+from serving.state import Home, open_state
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -61,8 +58,7 @@ class Platform:
     def __init__(self, settings: Settings, home: Home, *, train_router: TrainRouter) -> None:
         self.settings, self.home = settings, home
         self.url = settings.public_url or f"http://{settings.host}:{settings.port}"
-        self.engine = open_database(f"sqlite:///{home.database}")
-        upgrade(self.engine, [governance_tables, retrieval_tables, agent_tables])
+        self.engine = open_state(home)
 
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)

@@ -131,6 +131,22 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def open_state(home: Home) -> Engine:
+    """The database of a state folder, its tables brought to this version's schema.
+
+    Raises
+    ------
+    StateError: the state was written by a newer Smalti, or the file is no database.
+    """
+    from agents.tables import metadata as agents
+    from governance.tables import metadata as governance
+    from retrieval.tables import metadata as retrieval
+
+    engine = open_database(f"sqlite:///{home.database}")
+    upgrade(engine, [governance, retrieval, agents])
+    return engine
+
+
 def upgrade(engine: Engine, metadatas: Sequence[MetaData]) -> None:
     """Bring the database's tables to this version's schema.
 

@@ -121,7 +121,8 @@ def test_a_new_user_may_do_nothing_until_it_is_granted_and_nothing_once_revoked(
         assert client.post("/v1/responses", json=body, headers=headers).json()["custom_outputs"]["abstained"] is False
         assert smalti("keys", "revoke", made["id"], home=live.home).returncode == 0
         assert client.post("/v1/responses", json=body, headers=headers).status_code == 401
-    listed = smalti("keys", "list", "--json", home=live.home).stdout
+    assert made["id"] not in smalti("keys", "list", "--json", home=live.home).stdout
+    listed = smalti("keys", "list", "--all", "--json", home=live.home).stdout
     assert made["id"] in listed
     assert made["key"] not in listed
 
