@@ -16,7 +16,7 @@ from tests.live import KEY, Live, environment, serving, smalti, start, stop
 
 HANDBOOK = {
     "leave.md": "# Leave\n\n## Annual leave\n\nEvery employee has 28 days of annual leave. Unused days lapse on 31 March.\n",
-    "travel.md": "# Travel\n\n## Trains\n\nTrain tickets are booked in second class. The limit for a hotel is 120 euros a night.\n",
+    "travel.md": "# Travel\n\n## Trains\n\nTrains are booked in second class. The limit for a hotel is 120 euros a night.\n",
 }
 
 

@@ -1,4 +1,4 @@
-"""The chat page in a real browser over the real server: ask, read, open the cited passage, give a thumb. Makes the README's picture."""
+"""The chat page in a real browser over the real server: ask, read, open the cited passage. Makes the README's picture."""
 
 from __future__ import annotations
 

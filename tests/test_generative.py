@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import openai
@@ -162,7 +163,7 @@ def test_a_thread_can_be_used_after_its_run_failed(client: openai.OpenAI) -> Non
     assert "1976" in again.output_text
     roles = [message["role"] for message in Model.asked[-1]["messages"]]
     assert roles[-1] == "user"
-    assert not [a for a, b in zip(roles, roles[1:], strict=False) if a == b == "user"]
+    assert not [a for a, b in pairwise(roles) if a == b == "user"]
 
 
 def test_a_client_that_hangs_up_is_recorded(client: openai.OpenAI, live: Live) -> None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 MAX_QUERY = 2_000
 """Characters of a question that are searched for; of a longer one, its beginning and its end."""
 
+RETRIEVED = 10
+"""Passages found for a question: what a model writes from, and what an answer tells it was found."""
+
+READ = 5
+"""How many of them, the best, are read for quotations; reading costs time, and its calibration was made with so many."""
+
 _LEANS = re.compile(
     r"^\W*(?:and|but|so|also|then|or|what about|how about|why not|what else|which one|the (?:first|second|last|other) one)\b"
     r"|\b(?:it|its|they|them|their|he|him|his|she|her|this|that|these|those|there|one|ones|same)\b",
@@ -80,7 +86,7 @@ def nodes(
     tools: Sequence[BaseTool] = (),
     reader: Reader | None = None,
     embed: Embed | None = None,
-    k: int = 5,
+    k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
 ) -> dict[str, Any]:
     """The nodes `retrieve`, `answer` and `tools`, for graphs that hold more than this one."""
@@ -104,7 +110,7 @@ def nodes(
         before = (state.get("plan") or ["", ""])[1]
         with emit_step("answer", "answer", inputs={"question": question, "passages": len(documents)}) as step:
             assert reader is not None
-            read = await reader(question, documents, context=before) if documents else Reading(NOT_FOUND, abstained=True)
+            read = await reader(question, documents[:READ], context=before) if documents else Reading(NOT_FOUND, abstained=True)
             step.attributes |= {"support": round(read.support, 4), "abstained": read.abstained, "mode": "extractive"}
             step.outputs = {"text": read.text, "citations": len(read.citations)}
         at = 0
@@ -160,7 +166,7 @@ def build(
     checkpointer: BaseCheckpointSaver | None = None,
     reader: Reader | None = None,
     embed: Embed | None = None,
-    k: int = 5,
+    k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
 ) -> CompiledStateGraph:
     """A graph that answers each question from the passages found for it.

@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
 
 from agents.generate import HISTORY_TOKENS, QUIET
-from agents.graphs.rag import add_nodes, answer_message, clip, nodes
+from agents.graphs.rag import RETRIEVED, add_nodes, answer_message, clip, nodes
 from agents.history import questions, text_of
 from agents.state import AgentState, Embed, Reader, Route, Router, emit_delta, emit_step
 from retrieval.types import Retriever
@@ -65,7 +65,7 @@ def build(
     router: Router | None = None,
     reader: Reader | None = None,
     embed: Embed | None = None,
-    k: int = 5,
+    k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
 ) -> CompiledStateGraph:
     """A graph that routes each message, then answers it as `rag` does, with small talk, or by declining.
