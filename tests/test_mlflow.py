@@ -1,4 +1,4 @@
-"""MLflow under the same host and keys: each turn is a trace there, thumbs are feedback on it, and without a key there is nothing."""
+"""MLflow under the same host and keys: each turn is a trace there; without a key there is nothing."""
 
 from __future__ import annotations
 
