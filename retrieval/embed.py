@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_TOKENS = 256
 BATCH_TOKENS = 2048
 """Tokens of one run: small enough that a batch's states stay in the processor's cache, and several runs share the cores."""
+SMALLEST_SHARE = 48
+"""Tokens under which handing work to another core costs more than it saves."""
 CACHED = 8192
 """Vectors `aembed` remembers, about 12 MB."""
 
@@ -117,7 +119,9 @@ class Encoder:
             return np.empty((0, self.dimension), np.float32)
         ids = [_clip(e.ids) for e in self._plain.encode_batch_fast([_bounded(t) for t in texts])]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        batches = _batches(order, [len(i) for i in ids])
+        lengths = [len(i) for i in ids]
+        share = -(-sum(lengths) // self.threads)  # a handful of sentences is worth every core too
+        batches = _batches(order, lengths, min(BATCH_TOKENS, max(SMALLEST_SHARE, share)))
         out = np.empty((len(ids), self.dimension), np.float32)
 
         def run(batch: list[int]) -> None:
@@ -221,11 +225,11 @@ def _answer(
         loop.call_soon_threadsafe(settle)
 
 
-def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Splits texts, longest first, into runs of at most BATCH_TOKENS with padding."""
+def _batches(order: list[int], lengths: list[int], most: int) -> list[list[int]]:
+    """Splits texts, longest first, into runs of at most `most` tokens with padding."""
     batches: list[list[int]] = []
     for i in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= BATCH_TOKENS:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most:
             batches[-1].append(i)
         else:
             batches.append([i])

@@ -123,7 +123,7 @@ def test_threads_get_their_own_answers(encoder: Encoder) -> None:
 
 @pytest.mark.anyio
 async def test_aembed_gathers_callers_and_remembers(encoder: Encoder) -> None:
-    texts = [f"question {i}" for i in range(40)]
+    texts = [f"In which year did expedition number {i} reach the summit of the mountain?" for i in range(40)]
     answers = await asyncio.gather(*(encoder.aembed([t, "shared"]) for t in texts))
     expected = encoder.embed(texts)
     assert all(float(a[0] @ e) > 0.97 for a, e in zip(answers, expected, strict=True))
