@@ -127,7 +127,7 @@ async def test_aembed_gathers_callers_and_remembers(encoder: Encoder) -> None:
     answers = await asyncio.gather(*(encoder.aembed([t, "shared"]) for t in texts))
     expected = encoder.embed(texts)
     assert all(float(a[0] @ e) > 0.97 for a, e in zip(answers, expected, strict=True))
-    again = await encoder.aembed(["question 7"])
+    again = await encoder.aembed([texts[7]])
     assert np.array_equal(again[0], answers[7][0])
     assert (await encoder.aembed([])).shape == (0, 384)
 
