@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.update(HF_HUB_OFFLINE="1", ANONYMIZED_TELEMETRY="false", MLFLOW_DISABLE_TELEMETRY="true", LANGSMITH_TRACING="false")
 
@@ -12,3 +18,16 @@ os.environ.update(HF_HUB_OFFLINE="1", ANONYMIZED_TELEMETRY="false", MLFLOW_DISAB
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One real browser for all tests that drive one: Playwright allows a process one event loop, which is why they run apart."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", *quiet])
+        yield browser
+        browser.close()

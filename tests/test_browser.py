@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from tests.live import ROOT, serving
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 QUESTION = "What happens when files change?"
 
 
 @pytest.mark.browser
-def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path) -> None:
-    with serving(tmp_path / "home", ROOT / "docs") as live, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=QUIET
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path, chromium: Browser) -> None:
+    with serving(tmp_path / "home", ROOT / "docs") as live:
+        page = chromium.new_page(viewport={"width": 1280, "height": 800})
         asked_of: list[str] = []
         page.on("request", lambda request: asked_of.append(request.url))
         page.goto(live.told["chat"])
@@ -44,4 +39,4 @@ def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path) -> None:
         assert mark.inner_text().strip()
         outside = [url for url in asked_of if not url.startswith((live.url, live.url.replace("http", "ws", 1), "data:", "blob:"))]
         assert outside == []
-        browser.close()
+        page.close()

@@ -21,6 +21,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from playwright.sync_api import Browser
 from starlette.requests import Request
 
 from governance.call import Caller, unauthenticated
@@ -181,29 +182,21 @@ def test_uploads_cannot_run_as_a_page_of_this_host(alice: httpx.Client) -> None:
 
 
 @pytest.mark.browser
-def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = next(
-        (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None
-    )
+def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client, chromium: Browser) -> None:
     assert alice.post("/api/2.0/mlflow/experiments/create", json={"name": "seen in the page"}).status_code == 200
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        context = browser.new_context()
-        context.add_cookies([{"name": "smalti_session", "value": "key-alice", "url": site.url}])
-        page = context.new_page()
-        failed: list[str] = []
-        page.on(
-            "response", lambda response: failed.append(f"{response.status} {response.url}") if response.status >= 500 else None
-        )
-        asked: set[str] = set()
-        page.on(
-            "request",
-            lambda request: asked.add(request.url) if not request.url.startswith((site.url, "data:", "blob:")) else None,
-        )
-        page.goto(f"{site.url}/mlflow/#/experiments")
-        page.get_by_text("seen in the page").first.wait_for(timeout=30_000)
-        browser.close()
+    context = chromium.new_context()
+    context.add_cookies([{"name": "smalti_session", "value": "key-alice", "url": site.url}])
+    page = context.new_page()
+    failed: list[str] = []
+    page.on("response", lambda response: failed.append(f"{response.status} {response.url}") if response.status >= 500 else None)
+    asked: set[str] = set()
+    page.on(
+        "request",
+        lambda request: asked.add(request.url) if not request.url.startswith((site.url, "data:", "blob:")) else None,
+    )
+    page.goto(f"{site.url}/mlflow/#/experiments")
+    page.get_by_text("seen in the page").first.wait_for(timeout=30_000)
+    context.close()
     assert failed == []
     assert asked == set()  # nothing is fetched from outside
 
