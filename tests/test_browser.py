@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 from tests.live import ROOT, serving
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
-QUESTION = "What happens when files change?"
+QUESTION = "How do I add my own examples to the router?"
 
 
 @pytest.mark.browser
