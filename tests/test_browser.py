@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.live import ROOT, serving
+from tests.live import ROOT, serving, wait_until
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 QUESTION = "How do I add my own examples to the router?"
@@ -39,4 +39,29 @@ def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path, chromium: Bro
         assert mark.inner_text().strip()
         outside = [url for url in asked_of if not url.startswith((live.url, live.url.replace("http", "ws", 1), "data:", "blob:"))]
         assert outside == []
+        page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+def test_a_thumb_with_a_comment_is_feedback_on_the_trace(tmp_path: Path, chromium: Browser) -> None:
+    with serving(tmp_path / "home", ROOT / "docs", SMALTI_MLFLOW="true") as live, live.client() as client:
+        page = chromium.new_page()
+        page.goto(live.told["chat"])
+        box = page.get_by_role("textbox").first
+        box.fill("How do I back up the state?")
+        box.press("Enter")
+        page.get_by_role("button", name="Helpful", exact=True).click(timeout=30_000)
+        comment = page.get_by_role("textbox", name=re.compile("What was good"))
+        comment.fill("short and right")
+        comment.press("Enter")
+        (row,) = client.get("/api/2.0/smalti/journal", params={"endpoint": "assistant"}).json()["rows"]
+        trace = f"/api/3.0/mlflow/traces/tr-{row['databricks_request_id']}"
+
+        def given() -> list[dict]:
+            answer = client.get(trace)
+            return answer.json()["trace"]["trace_info"].get("assessments", []) if answer.status_code == 200 else []
+
+        wait_until(lambda: any(each.get("rationale") == "short and right" for each in given()), 60)
+        assert [each["feedback"]["value"] for each in given()] == [True]
         page.close()
