@@ -106,20 +106,23 @@ def main() -> None:
         sys.exit(2)
 
 
+ROOMS = ("agents", "evals", "finetune", "governance", "retrieval", "serving")
+
+
 def _expected(error: Exception) -> bool:
-    """Whether a room raised it to be read by a person, or the operating system refused something."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
-        "agents",
-        "evals",
-        "finetune",
-        "governance",
-        "retrieval",
-        "serving",
-    )
+    """Whether it was raised to be read by a person: a room's own error, a room's `ValueError` or `KeyError`, or the system's."""
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ROOMS:
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    raised_in = last.tb_frame.f_globals.get("__name__", "") if last else ""
+    return type(error) in (ValueError, KeyError) and raised_in.split(".")[0] in ROOMS
 
 
 def _say(error: Exception) -> None:
-    print(f"smalti: {error}", file=sys.stderr)
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"smalti: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

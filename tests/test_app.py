@@ -215,6 +215,30 @@ def test_a_mistake_in_the_settings_file_is_named_with_its_line(text: str, said: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["keys", "revoke", "nope"], "there is no key with id 'nope'"),
+        (["grants", "add", "alice", "endpoint:assistant"], "user:NAME"),
+        (["finetune", "run", "nope.yaml"], "nope.yaml"),
+        (["eval", "assistant", "--data", "nope.jsonl"], "nope.jsonl"),
+        (["--config", "nope.yaml", "doctor"], "nope.yaml"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = smalti(*arguments, home=tmp_path / "home")
+    assert done.returncode != 0
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_admin_key_that_is_too_short_is_refused(handbook: Path, tmp_path: Path) -> None:
+    refused = smalti("serve", "--docs", str(handbook), "--port", "0", home=tmp_path / "home", SMALTI_ADMIN_KEY="short")
+    assert refused.returncode == 2
+    assert "at least 8 characters" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_an_agent_that_does_not_import_does_not_stop_the_server(handbook: Path, tmp_path: Path) -> None:
     (tmp_path / "smalti.yaml").write_text(
         "endpoints:\n- name: broken\n  config:\n    served_entities:\n    - agent: {builder: './agent.py:build'}\n"
