@@ -80,3 +80,11 @@ pending = sa.Table(
     sa.Column("chunk_id", sa.String(32), nullable=False),
     sqlite_autoincrement=True,
 )
+
+# The words of a chunk, see `retrieval.words.encode`; apart from the chunk, so that reading text reads no words.
+terms = sa.Table(
+    "vector_terms",
+    metadata,
+    sa.Column("seq", sa.ForeignKey("vector_chunks.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("terms", sa.LargeBinary, nullable=False),
+)
