@@ -82,6 +82,23 @@ def query(
     context.obj.print_rows(rows, _HITS, as_json=as_json, empty="Nothing found.")
 
 
+@index.command("table")
+def table(
+    context: typer.Context,
+    name: Name,
+    place: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv or .parquet file, or DATABASE_URL#TABLE.")],
+    as_json: Json = False,
+) -> None:
+    """Declare a table as NAME, so that Delta Sync indexes can be made from it."""
+    path = place if "://" in place else str(Path(place).expanduser().resolve())
+    with context.obj.connect() as client:
+        done = context.obj.check(client.post("/api/2.0/smalti/indexes/tables", json={"name": name, "path": path}))
+    if as_json:
+        context.obj.print_json(done)
+    else:
+        print(f"{done['name']}: {done['rows']:,} rows.")
+
+
 @index.command("drop")
 def drop(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Delete NAME and everything stored for it; the folder is left alone."""

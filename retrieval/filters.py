@@ -116,6 +116,7 @@ class _Column:
             codes[i] = code
         self._numbers, self._codes = numbers, codes
         self._tokens: dict[str, list[int]] | None = None
+        self._numeric: np.ndarray | None = None
         self._lists = any(isinstance(value, list) for value in self._distinct)
 
     def _of(self, chosen: Sequence[int]) -> np.ndarray:
@@ -139,13 +140,15 @@ class _Column:
         return self._of([self._numbers[value] for value in wanted if value in self._numbers])
 
     def compared(self, operator: str, value: Any) -> np.ndarray:
-        number, test = isinstance(value, int | float), _ORDER[operator]
-        chosen = []
-        for code, mine in enumerate(self._distinct):
-            comparable = isinstance(mine, int | float) and not isinstance(mine, bool) if number else isinstance(mine, str)
-            if comparable and test(mine, value):
-                chosen.append(code)
-        return self._of(chosen)
+        test = _ORDER[operator]
+        if isinstance(value, int | float):
+            if self._numeric is None:
+                numbers = [isinstance(mine, int | float) and not isinstance(mine, bool) for mine in self._distinct]
+                self._numeric = np.array(
+                    [mine if ok else np.nan for mine, ok in zip(self._distinct, numbers, strict=True)], float
+                )
+            return test(self._numeric, value)[self._codes]
+        return self._of([code for code, mine in enumerate(self._distinct) if isinstance(mine, str) and test(mine, value)])
 
     def holding(self, token: str) -> np.ndarray:
         """Rows whose text holds all of `token`'s words as whole ones, in any case."""

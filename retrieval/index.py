@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import search as searching
 from retrieval.embed import Encoder
-from retrieval.errors import BadRequest, NotFound, RetrievalError, SourceError
+from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.memory import Memory
+from retrieval.rows import Embed, RowIndexes
 from retrieval.store import ChunkSource, Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, Passage, Skipped, SyncReport
@@ -77,6 +78,10 @@ class Indexes:
         self._lock = threading.Lock()
         self._syncing: dict[int, threading.Lock] = {}
         self._memories: dict[int, Memory] = {}
+        self.over_rows = RowIndexes(engine, taken=lambda name: self._store.index(name) is not None, folder_rows=self.rows)
+        """Direct Access and Delta Sync indexes, and their endpoints."""
+        self.embed_with: Embed | None = None
+        """How an embeddings endpoint is called, through the gateway; the application sets it."""
 
     def add(self, name: str, path: Path) -> IndexInfo:
         """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
@@ -94,6 +99,8 @@ class Indexes:
         place = Path(path).expanduser().absolute()
         if not place.exists():
             raise SourceError(f"{place} does not exist: give the folder or file that holds the documents")
+        if self.over_rows.find(full) is not None:
+            raise AlreadyExists(f"index {full} exists already, over rows: choose another name, or drop it")
         self._store.add_index(full, str(place), self.encoder.fingerprint)
         return self.get(full)
 
@@ -162,6 +169,37 @@ class Indexes:
         vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
         return await asyncio.to_thread(self._search, row, query, vector, k, mode, filters)
 
+    async def answer(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A query or scan of an index over rows, or a scan of one over a folder, as `retrieval.ask` made it of a request."""
+        full = full_name(name)
+        over_rows = await asyncio.to_thread(self.over_rows.find, full) is not None
+        if asked["op"] == "query":
+            return await self.over_rows.query(full, asked, self.embed)
+        scan = self.over_rows.scan if over_rows else self._scan
+        return await asyncio.to_thread(scan, full, asked["count"], asked["after"])
+
+    async def embed(self, endpoint: str, texts: Sequence[str], caller: Any) -> np.ndarray:
+        """Vectors by an embeddings endpoint: the encoder here by its own name, every other through `embed_with`."""
+        if endpoint == self.encoder.name.lower():
+            return await self.encoder.aembed(texts)
+        if self.embed_with is None:
+            raise NotFound(f"embeddings endpoint {endpoint!r} does not exist: {self.encoder.name.lower()!r} does")
+        return await self.embed_with(endpoint, texts, caller)
+
+    def _scan(self, name: str, count: int, after: str | None) -> dict[str, Any]:
+        row = self._row(name)
+        rows = self._memory(row.id).snapshot()
+        slots = np.flatnonzero(rows.alive)
+        if after is not None:
+            at = rows.slot_of().get(after)
+            if at is None:
+                raise BadRequest("field 'last_primary_key' must be a primary key of the index")
+            slots = slots[slots > at]
+        keys = [rows.keys[slot] for slot in slots[:count]]
+        found = self._store.passages(row.name, keys)
+        data = [_columns(found[key][1]) for key in keys if key in found]
+        return {"data": data, "last_primary_key": keys[-1] if keys else None}
+
     def document(self, name: str, document_id: str) -> Document:
         """A stored document, its text as indexed. Raises NotFound."""
         row = self._row(name)
@@ -197,10 +235,7 @@ class Indexes:
         """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
         row = self._row(name)
         for passage in self._store.rows(row.id, row.name):
-            values = passage.to_dict()
-            for score in ("index", "score", "similarity", "lexical"):
-                del values[score]
-            yield values
+            yield _columns(passage)
 
     def close(self) -> None:
         """Closes Chroma and ends the converters. The engine and the encoder stay open."""
@@ -270,6 +305,13 @@ class Indexes:
             if found is None:
                 found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
             return found
+
+
+def _columns(passage: Passage) -> dict[str, Any]:
+    values = passage.to_dict()
+    for score in ("index", "score", "similarity", "lexical"):
+        del values[score]
+    return values
 
 
 def full_name(name: str) -> str:

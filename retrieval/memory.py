@@ -88,6 +88,8 @@ class Snapshot:
     postings: tuple[Postings, ...]
     languages: tuple[int, ...]
     """Languages the rows are in, the commonest first."""
+    squares: np.ndarray | None = None
+    """Squared lengths of the vectors where rows are compared by distance; None where by cosine of unit vectors."""
     cache: dict[Any, Any] = field(default_factory=dict)
     """What filters derived from the columns; lives as long as the snapshot."""
 
@@ -96,8 +98,12 @@ class Snapshot:
         return self.live == self.size
 
     def similarities(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
-        """Dot products with the rows' vectors: of `slots`, or of all."""
-        return self.matrix[: self.size] @ vector if slots is None else self.matrix[slots] @ vector
+        """Similarities of the rows' vectors: of `slots`, or of all. By distance d it is 1 / (1 + d²), as Databricks scores."""
+        dots = self.matrix[: self.size] @ vector if slots is None else self.matrix[slots] @ vector
+        if self.squares is None:
+            return dots
+        squares = self.squares if slots is None else self.squares[slots]
+        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * dots, 0))
 
     def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
         """Inverse document frequency and postings of each term that occurs."""
@@ -117,6 +123,17 @@ class Snapshot:
                 scores[part.slots[a:b]] += np.float32(idf) * part.impacts[a:b]
         return scores
 
+    def lexical_of(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]], slots: np.ndarray) -> np.ndarray:
+        """BM25 of a few rows."""
+        scores = np.zeros(len(slots), np.float32)
+        slots = slots.astype(np.int32, copy=False)
+        for idf, parts in spans:
+            for part, a, b in parts:
+                held = part.slots[a:b]
+                at = np.minimum(np.searchsorted(held, slots), b - a - 1)
+                scores += np.float32(idf) * part.impacts[a + at] * (held[at] == slots)
+        return scores
+
     def slot_of(self) -> dict[str, int]:
         """Slots of the live rows by key."""
         found = self.cache.get("slots")
@@ -128,7 +145,7 @@ class Snapshot:
 def best(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest finite scores, best first; equal ones in order."""
     if count < len(scores):
-        part = np.argpartition(-scores, count - 1)[:count]
+        part = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
         # Of equal scores at the edge the first rows are taken, so that a page follows the one before it.
         edge = scores[part].min()
         above = np.flatnonzero(scores > edge)
@@ -146,10 +163,11 @@ class Memory:
     ----------
     source: where the rows are.
     dimension: of the vectors; 0 where rows have none.
+    distance: compare by distance instead of cosine: the vectors need not have unit length.
     """
 
-    def __init__(self, source: Source, dimension: int) -> None:
-        self._source, self._dimension = source, dimension
+    def __init__(self, source: Source, dimension: int, *, distance: bool = False) -> None:
+        self._source, self._dimension, self._distance = source, dimension, distance
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -226,4 +244,5 @@ class Memory:
             postings.append(Postings.build(next(joined), next(joined), next(joined), lengths, average))
         numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
-        return Snapshot(at, int(alive.sum()), keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages)
+        squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
+        return Snapshot(at, int(alive.sum()), keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares)

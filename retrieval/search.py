@@ -118,9 +118,10 @@ def search(
         chosen, score = chosen[keep], score[keep]
     chosen, score = chosen[:k], score[:k]
     cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
-    if bm25 is None and query:
-        spans = rows.spans(terms(query, rows.languages))
-        bm25 = rows.lexical(spans) if spans else None
+    if bm25 is not None:
+        scores = bm25[chosen]
+    else:
+        scores = rows.lexical_of(rows.spans(terms(query, rows.languages)) if query else [], chosen)
     at_dense = {int(slot): i for i, slot in enumerate(dense_slots, 1)}
     at_lexical = {int(slot): i for i, slot in enumerate(worded, 1)}
     return [
@@ -128,7 +129,7 @@ def search(
             slot,
             float(score[i]),
             float(cosines[i]),
-            float(bm25[slot]) if bm25 is not None else 0.0,
+            float(scores[i]),
             at_dense.get(slot, 0),
             at_lexical.get(slot, 0),
         )
