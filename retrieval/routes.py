@@ -162,7 +162,7 @@ def router(
             raise BadRequest("field 'endpoint_name' must name a vector search endpoint")
         made = await asyncio.to_thread(over.create, full, on, spec, asking.name)
         if spec.source:
-            start_sync(made.name, asking)
+            start_sync(made, asking)
         return _row_described(await asyncio.to_thread(over.get, full), str(request.base_url))
 
     @routes.get(PREFIX + "/indexes/{name}")
@@ -186,18 +186,20 @@ def router(
         if isinstance(info, RowIndex):
             if info.spec.kind != "DELTA_SYNC":
                 raise BadRequest(f"index {info.name} is of type DIRECT_ACCESS: upsert and delete its rows instead")
-            start_sync(info.name, asking)
+            start_sync(info, asking)
         elif info.status != "SYNCING":
             threading.Thread(target=indexes.sync_quietly, args=(info.name,), name=f"smalti-sync-{info.name}", daemon=True).start()
         return {}
 
-    def start_sync(name: str, asking: Any) -> None:
+    def start_sync(index: RowIndex, asking: Any) -> None:
         async def work() -> None:
             try:
-                await over.sync(name, indexes.embed, asking)
+                await over.sync(index.name, indexes.embed, asking)
             except Exception as error:
-                log.warning("sync of %s: %s", name, getattr(error, "message", None) or repr(error))
+                log.warning("sync of %s: %s", index.name, getattr(error, "message", None) or repr(error))
 
+        if not over.begin(index.id):
+            return
         task = asyncio.get_running_loop().create_task(work())
         running.add(task)
         task.add_done_callback(running.discard)

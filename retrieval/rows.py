@@ -330,15 +330,17 @@ class RowIndexes:
         self._changed(index.id)
         return {"status": "SUCCESS", "result": {"success_row_count": gone, "failed_primary_keys": []}}
 
-    async def sync(self, name: str, embed: Embed, caller: Any) -> None:
-        """Makes the index equal to its source; embeds only text that changed. A failure is kept in `get(name).error`."""
-        index = await asyncio.to_thread(self.get, name)
-        if index.spec.kind != "DELTA_SYNC":
-            raise BadRequest(f"index {name} is of type DIRECT_ACCESS: upsert and delete its rows instead")
+    def begin(self, index_id: int) -> bool:
+        """Marks an index as syncing, so that its status says so at once; False where it is already."""
         with self._lock:
-            if index.id in self._syncing:
-                return
-            self._syncing.add(index.id)
+            if index_id in self._syncing:
+                return False
+            self._syncing.add(index_id)
+            return True
+
+    async def sync(self, name: str, embed: Embed, caller: Any) -> None:
+        """After `begin`. Makes the index equal to its source; embeds only text that changed. A failure is kept in `get(name).error`."""
+        index = await asyncio.to_thread(self.get, name)
         try:
             await self._sync(index, embed, caller)
         except Exception as error:
