@@ -282,6 +282,8 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Found], _Read], files: Sequ
 
 def _nothing(root: Path, skipped: Sequence[Skipped]) -> str:
     if not skipped:
-        return f"{root} holds no documents: put md, rst, txt, html, pdf or docx files there, or name another folder"
+        return f"{root} holds no documents: put md, rst, txt, html, pdf, docx or other documents there, or name another folder"
     shown = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) + ("; …" if len(skipped) > 3 else "")
-    return f"nothing in {root} could be indexed ({shown}): it needs md, rst, txt, html, pdf or docx files that can be read"
+    return (
+        f"nothing in {root} could be indexed ({shown}): it needs documents that can be read, as md, txt, html, pdf or docx files"
+    )

@@ -1,4 +1,4 @@
-"""Indexes over rows, as Databricks' clients drive them: created, filled, filtered, paged, synced; nothing read past the gateway."""
+"""Indexes over rows, as Databricks' clients drive them; nothing is read past the gateway."""
 
 from __future__ import annotations
 
