@@ -339,7 +339,7 @@ class RowIndexes:
             return True
 
     async def sync(self, name: str, embed: Embed, caller: Any) -> None:
-        """After `begin`. Makes the index equal to its source, embedding what changed. Why it failed is kept in `get(name).error`."""
+        """After `begin`. Makes the index equal to its source, embedding what changed; a failure is kept in `get(name).error`."""
         index = await asyncio.to_thread(self.get, name)
         try:
             await self._sync(index, embed, caller)
