@@ -99,7 +99,9 @@ def _same(a: set[str], b: set[str]) -> bool:
 def _extend(question: Question, candidate: Candidate) -> Quote:
     """The quote of a sentence, with what it leads to."""
     parts = parts_of(question, candidate.passage, candidate.place)
-    return Quote(candidate.rank, candidate.passage, parts[0].start, parts[-1].end, tuple(parts))
+    start, whole = parts[0].start, candidate.passage.text[parts[0].start : parts[-1].end]
+    # A passage may be cut inside a block of code, and then ends in white space.
+    return Quote(candidate.rank, candidate.passage, start, start + len(whole.rstrip()), tuple(parts))
 
 
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?")

@@ -40,6 +40,35 @@ def sync(context: typer.Context, name: Name, as_json: Json = False) -> None:
     _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name}, as_json)
 
 
+@index.command("watch")
+def watch(
+    context: typer.Context,
+    name: Name,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Stop after this long; default: Ctrl-C.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow NAME's folder: what is saved there is searchable within a second."""
+    from retrieval.watch import changes
+
+    with context.obj.connect() as client:
+        row = context.obj.check(client.get(f"/api/2.0/smalti/indexes/{name}"))
+        if not as_json:
+            print(f"Watching {row['path']} for {row['name']}; Ctrl-C ends it.", flush=True)
+        try:
+            for _ in changes(Path(row["path"]), seconds=seconds):
+                response = client.post("/api/2.0/smalti/indexes", json={"name": row["name"]})
+                told = [json.loads(line) for line in response.text.splitlines()] if response.is_success else []
+                if not told:
+                    context.obj.check(response)
+                last = told[-1]
+                if as_json:
+                    context.obj.print_json(last)
+                else:
+                    print(summary(last["report"]) if "report" in last else last["error"], flush=True)
+        except KeyboardInterrupt:
+            return
+
+
 @index.command("list")
 def list_indexes(context: typer.Context, as_json: Json = False) -> None:
     """All indexes."""
@@ -80,6 +109,23 @@ def query(
     if not as_json:
         rows = [{**row, "score": f"{row['score']:.4f}", "text": " ".join(row["text"].split())[:160]} for row in rows]
     context.obj.print_rows(rows, _HITS, as_json=as_json, empty="Nothing found.")
+
+
+@index.command("table")
+def table(
+    context: typer.Context,
+    name: Name,
+    place: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv or .parquet file, or DATABASE_URL#TABLE.")],
+    as_json: Json = False,
+) -> None:
+    """Declare a table as NAME, so that Delta Sync indexes can be made from it."""
+    path = place if "://" in place else str(Path(place).expanduser().resolve())
+    with context.obj.connect() as client:
+        done = context.obj.check(client.post("/api/2.0/smalti/indexes/tables", json={"name": name, "path": path}))
+    if as_json:
+        context.obj.print_json(done)
+    else:
+        print(f"{done['name']}: {done['rows']:,} rows.")
 
 
 @index.command("drop")

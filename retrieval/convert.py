@@ -268,7 +268,10 @@ def main(memory: int, seconds: int) -> None:
     import resource
     import warnings
 
+    from retrieval.convert_more import CONVERTERS as MORE
+
     warnings.simplefilter("ignore")
+    converters = CONVERTERS | MORE
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a converter prints must not end up in an answer
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -278,7 +281,7 @@ def main(memory: int, seconds: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 5, resource.RLIM_INFINITY))
         try:
-            result = CONVERTERS[name.decode()](data)
+            result = converters[name.decode()](data)
             if len(result.text) > MAX_TEXT:
                 raise Unreadable(f"holds more than {MAX_TEXT:,} characters")
             result.text = _clean(result.text) if result.pages == [] and not result.headings else result.text

@@ -25,6 +25,13 @@ class NotFound(RetrievalError):
         super().__init__(message, 404, "RESOURCE_DOES_NOT_EXIST")
 
 
+class AlreadyExists(RetrievalError):
+    """A name that is taken."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 409, "RESOURCE_ALREADY_EXISTS")
+
+
 class BadRequest(RetrievalError):
     """A name, parameter or mode that is not accepted."""
 

@@ -7,17 +7,21 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy.engine import Engine, Row
 
+from retrieval import filters as filtering
 from retrieval import search as searching
 from retrieval.embed import Encoder
-from retrieval.errors import BadRequest, NotFound, RetrievalError, SourceError
-from retrieval.store import Store
+from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
+from retrieval.memory import Memory
+from retrieval.rows import Embed, RowIndexes
+from retrieval.store import ChunkSource, Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
@@ -26,6 +30,7 @@ from retrieval.worker import Workers
 log = logging.getLogger("smalti.retrieval")
 
 MAX_K = 1000
+FILTERED = ("id", "document_id", "source", "title", "heading", "page", "start", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,11 @@ class Indexes:
         self._workers = Workers()
         self._lock = threading.Lock()
         self._syncing: dict[int, threading.Lock] = {}
+        self._memories: dict[int, Memory] = {}
+        self.over_rows = RowIndexes(engine, taken=lambda name: self._store.index(name) is not None, folder_rows=self.rows)
+        """Direct Access and Delta Sync indexes, and their endpoints."""
+        self.embed_with: Embed | None = None
+        """How an embeddings endpoint is called, through the gateway; the application sets it."""
 
     def add(self, name: str, path: Path) -> IndexInfo:
         """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
@@ -89,6 +99,8 @@ class Indexes:
         place = Path(path).expanduser().absolute()
         if not place.exists():
             raise SourceError(f"{place} does not exist: give the folder or file that holds the documents")
+        if self.over_rows.find(full) is not None:
+            raise AlreadyExists(f"index {full} exists already, over rows: choose another name, or drop it")
         self._store.add_index(full, str(place), self.encoder.fingerprint)
         return self.get(full)
 
@@ -103,7 +115,13 @@ class Indexes:
         row = self._row(name)
         with self._sync_lock(row.id):
             row = self._row(name)  # it may have been dropped while this one waited
-            run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress)
+            memory = self._memory(row.id)
+
+            def changed() -> None:
+                if memory.loaded:
+                    memory.refresh()
+
+            run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress, changed)
             try:
                 report = run.run(Path(row.path))
             except Exception as error:
@@ -122,12 +140,17 @@ class Indexes:
             log.exception("sync of %s failed", name)
 
     def open(self) -> None:
-        """Opens Chroma and checks every index against the truth, so that the first search need not."""
+        """Reads every index and checks Chroma against the truth, so that the first search need not."""
         for row in self._store.indexes():
             self._vectors.open(row.id)
+            self._memory(row.id).refresh()
 
-    def search(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    def search(
+        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+    ) -> list[Passage]:
         """The `k` best passages for `query`, best first; [] for a question without words.
+
+        `filters` over id, document_id, source, title, heading, page, start and end: see `retrieval.filters`; a string is SQL.
 
         Raises
         ------
@@ -136,13 +159,46 @@ class Indexes:
         """
         row, query = self._searchable(name, query, k, mode)
         vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
-        return self._search(row, query, vector, k, mode)
+        return self._search(row, query, vector, k, mode, filters)
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    async def asearch(
+        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+    ) -> list[Passage]:
         """`search` off the event loop; questions that arrive together are embedded together."""
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
         vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
-        return await asyncio.to_thread(self._search, row, query, vector, k, mode)
+        return await asyncio.to_thread(self._search, row, query, vector, k, mode, filters)
+
+    async def answer(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A query or scan of an index over rows, or a scan of one over a folder, as `retrieval.ask` made it of a request."""
+        full = full_name(name)
+        over_rows = await asyncio.to_thread(self.over_rows.find, full) is not None
+        if asked["op"] == "query":
+            return await self.over_rows.query(full, asked, self.embed)
+        scan = self.over_rows.scan if over_rows else self._scan
+        return await asyncio.to_thread(scan, full, asked["count"], asked["after"])
+
+    async def embed(self, endpoint: str, texts: Sequence[str], caller: Any) -> np.ndarray:
+        """Vectors by an embeddings endpoint: the encoder here by its own name, every other through `embed_with`."""
+        if endpoint == self.encoder.name.lower():
+            return await self.encoder.aembed(texts)
+        if self.embed_with is None:
+            raise NotFound(f"embeddings endpoint {endpoint!r} does not exist: {self.encoder.name.lower()!r} does")
+        return await self.embed_with(endpoint, texts, caller)
+
+    def _scan(self, name: str, count: int, after: str | None) -> dict[str, Any]:
+        row = self._row(name)
+        rows = self._memory(row.id).snapshot()
+        slots = np.flatnonzero(rows.alive)
+        if after is not None:
+            at = rows.slot_of().get(after)
+            if at is None:
+                raise BadRequest("field 'last_primary_key' must be a primary key of the index")
+            slots = slots[slots > at]
+        keys = [rows.keys[slot] for slot in slots[:count]]
+        found = self._store.passages(row.name, keys)
+        data = [_columns(found[key][1]) for key in keys if key in found]
+        return {"data": data, "last_primary_key": keys[-1] if keys else None}
 
     def document(self, name: str, document_id: str) -> Document:
         """A stored document, its text as indexed. Raises NotFound."""
@@ -173,15 +229,13 @@ class Indexes:
         with self._sync_lock(row.id):
             self._vectors.drop(row.id)
             self._store.drop_index(row.id)
+            self._memories.pop(row.id, None)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
         row = self._row(name)
         for passage in self._store.rows(row.id, row.name):
-            values = passage.to_dict()
-            for score in ("index", "score", "similarity", "lexical"):
-                del values[score]
-            yield values
+            yield _columns(passage)
 
     def close(self) -> None:
         """Closes Chroma and ends the converters. The engine and the encoder stay open."""
@@ -221,10 +275,43 @@ class Indexes:
             raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
         return self._row(name), searching.tidy(query)
 
-    def _search(self, row: Row[Any], query: str, vector: Any, k: int, mode: str) -> list[Passage]:
+    def _search(
+        self, row: Row[Any], query: str, vector: Any, k: int, mode: str, filters: Mapping[str, Any] | str | None = None
+    ) -> list[Passage]:
         if not query:
             return []
-        return searching.search(self._store, self._vectors, row.id, row.name, query, vector, k, mode)
+        memory = self._memory(row.id)
+
+        def nearest(at: np.ndarray, count: int) -> list[tuple[str, float]]:
+            return self._vectors.query(row.id, at, count)
+
+        rows, hits, found = memory.snapshot(), [], {}
+        for _ in range(3):
+            rows = memory.snapshot()
+            chosen = filtering.of(rows, filters, FILTERED) if filters else None
+            hits = searching.search(
+                rows, query, vector, k, mode, mask=chosen, nearest=lambda v, n: self._vectors.query(row.id, v, n)
+            )
+            found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
+            if len(found) == len(hits):
+                break
+            memory.refresh()  # a document changed between the search and the reading of its passages
+        keyed = [(hit, found[rows.keys[hit.slot]][1]) for hit in hits if rows.keys[hit.slot] in found]
+        return [replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical) for hit, passage in keyed]
+
+    def _memory(self, index_id: int) -> Memory:
+        with self._lock:
+            found = self._memories.get(index_id)
+            if found is None:
+                found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
+            return found
+
+
+def _columns(passage: Passage) -> dict[str, Any]:
+    values = passage.to_dict()
+    for score in ("index", "score", "similarity", "lexical"):
+        del values[score]
+    return values
 
 
 def full_name(name: str) -> str:

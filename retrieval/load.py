@@ -14,7 +14,7 @@ from retrieval.convert import Converted, Unreadable, decoded
 from retrieval.errors import SourceError
 from retrieval.worker import Workers
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the same file may now give another text; documents of another version are read again."""
 MAX_BYTES = 50_000_000
 
@@ -31,8 +31,32 @@ MEDIA = {
     ".xhtml": "text/html",
     ".pdf": "application/pdf",
     ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".csv": "text/csv",
+    ".tsv": "text/csv",
+    ".json": "application/json",
+    ".jsonl": "application/json",
+    ".eml": "message/rfc822",
+    ".ipynb": "application/x-ipynb+json",
 }
-CONVERTER = {"text/html": "html", "application/pdf": "pdf", MEDIA[".docx"]: "docx", "text/x-rst": "rst"}
+CODE = tuple(
+    ".py .java .go .rs .c .h .cc .cpp .hpp .cs .rb .php .sh .sql .kt .swift .scala .r .lua .tsx .jsx .proto".split()  # noqa: SIM905
+)
+MEDIA |= dict.fromkeys(CODE, "text/plain")
+CONVERTER = {
+    MEDIA[".pptx"]: "pptx",
+    MEDIA[".xlsx"]: "xlsx",
+    "text/csv": "table",
+    "application/json": "json",
+    "message/rfc822": "mail",
+    "application/x-ipynb+json": "notebook",
+    "text/html": "html",
+    "application/pdf": "pdf",
+    MEDIA[".docx"]: "docx",
+    "text/x-rst": "rst",
+}
+OFFICE = {"docx": "Word document", "pptx": "PowerPoint document", "xlsx": "Excel workbook"}
 # What documentation folders hold beside documents: nobody expects these to be searched, so they are passed over in silence.
 QUIET = frozenset(
     """.png .jpg .jpeg .gif .svg .webp .ico .bmp .tif .tiff .avif .css .scss .less .js .mjs .ts .map .woff .woff2 .ttf .otf .eot
@@ -166,7 +190,12 @@ def load(found: Found, workers: Workers, known_sha256: str | None = None) -> Loa
     text = converted.text
     if not text.strip():
         raise Skip("has no text", final=True)
-    title = converted.title or _title(text, media) or found.path.stem.replace("_", " ").replace("-", " ")
+    title = (
+        converted.title
+        or _title(text, media)
+        or (found.path.name if suffix in CODE else "")
+        or found.path.stem.replace("_", " ").replace("-", " ")
+    )
     return Loaded(
         found.source,
         title[:300],
@@ -211,9 +240,9 @@ def _convert(media: str, data: bytes, workers: Workers) -> Converted:
     if kind == "pdf":
         if b"%PDF" not in data[:1024]:
             raise Unreadable("broken PDF (it does not begin as one)")
-    elif kind == "docx":
+    elif kind in OFFICE:
         if not data.startswith(b"PK"):
-            raise Unreadable("broken Word document (it does not begin as one)")
+            raise Unreadable(f"broken {OFFICE[kind]} (it does not begin as one)")
     elif b"\x00" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("binary, not text")
     if kind:

@@ -1,26 +1,29 @@
-"""A question to passages: dense and lexical rankings, fused by reciprocal rank."""
+"""A question to rows of a snapshot: similarity and BM25 of every candidate, fused; near-duplicates left out."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.store import Store, unpack
-from retrieval.types import Passage
-from retrieval.vectors import Vectors
+from retrieval import words
+from retrieval.memory import Snapshot, best
+from retrieval.rank import convex
 
 MODES = ("hybrid", "dense", "lexical")
 
-DEPTH = 50
-"""Passages of each ranking that are fused."""
+DEPTH = 100
+"""Rows of each ranking that are fused."""
 RRF = 60
 """Cormack, Clarke and Büttcher 2009, https://doi.org/10.1145/1571941.1572114."""
+EXACT = 20_000
+"""Rows up to which every similarity is computed; above, the nearest come from the vector store where nothing is filtered."""
 MAX_QUERY = 4000
 """Characters of a question that are looked at."""
 MAX_TERMS = 48
+TWIN = 0.995
+"""Similarity from which two rows with the same words are one."""
 
 STOPWORDS = frozenset(
     """a about above after again all am an and any are as at be because been before being below between both but by can could
@@ -29,7 +32,21 @@ STOPWORDS = frozenset(
     should so some such than that the their them then there these they this those through to too under until up very was
     we were what when where which while who whom why will with would you your yours""".split()  # noqa: SIM905
 )
-WORD = re.compile(r"\w+(?:[._\-/:]+\w+)*")
+
+Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]]]
+"""The vector store's answer: keys and similarities of the rows nearest to a vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row found. `rank_dense` and `rank_lexical` are its places in the two rankings, 0 where it is in neither's depth."""
+
+    slot: int
+    score: float
+    similarity: float
+    lexical: float
+    rank_dense: int = 0
+    rank_lexical: int = 0
 
 
 def tidy(query: str) -> str:
@@ -37,72 +54,152 @@ def tidy(query: str) -> str:
     return query[:MAX_QUERY].replace("\x00", " ").encode("utf-8", "replace").decode().strip()
 
 
-def expression(query: str) -> str:
-    """An FTS5 expression that matches any word of `query`, or "" where it has none.
-
-    Every word is quoted, so nothing in a question is syntax. Of `max_retries` the parts are looked for, and the whole phrase.
-    """
-    terms: dict[str, None] = {}
-    for match in WORD.finditer(query):
-        word = match[0]
-        parts = re.findall(r"[^\W_]+", word)
-        if len(parts) > 1:
-            terms[" ".join(parts).lower()] = None
-        for part in parts:
-            terms[part.lower()] = None
-    kept = [t for t in terms if t not in STOPWORDS] or list(terms)
-    return " OR ".join(f'"{t}"' for t in kept[:MAX_TERMS])
+def terms(query: str, languages: Sequence[int]) -> list[int]:
+    """What a question asks for, stemmed as the rows' languages are; words without meaning only where there is nothing else."""
+    found = words.WORD.findall(query)
+    kept = [word for word in found if word.lower() not in STOPWORDS] or found
+    spoken = words.language(query)
+    # In the language it is asked in where rows are, else in the index's commonest.
+    among = [spoken] if spoken in languages else list(languages[:2]) or [0]
+    return list(dict.fromkeys(term for word in kept for number in among for term in words.terms(word, number)))[:MAX_TERMS]
 
 
 def search(
-    store: Store, vectors: Vectors, index_id: int, index: str, query: str, vector: np.ndarray | None, k: int, mode: str
-) -> list[Passage]:
-    """The `k` best passages. `vector` is the question's, None to search words alone.
-
-    Their score is the fused one, or in the modes that do not fuse the similarity or the BM25 score.
-    """
-    depth = max(DEPTH, 2 * k)
-    terms = expression(query) if mode != "dense" else ""
-    similar = dict(vectors.query(index_id, vector, depth)) if vector is not None and mode != "lexical" else {}
-    worded, scores = store.lexical(index_id, terms, depth) if terms else ({}, {})
-    fused: dict[str, float] = {}
-    for ranking in (similar, worded):
-        for rank, key in enumerate(ranking, 1):
-            fused[key] = fused.get(key, 0.0) + 1.0 / (RRF + rank)
-    order = sorted(fused, key=lambda key: (-fused[key], -similar.get(key, -1.0), key))
-    # A few more than asked for: Chroma may name a chunk that has just been replaced.
-    at, chosen = 0, []
-    while at < len(order) and len(chosen) < k:
-        part = order[at : at + k + 5]
-        at += len(part)
-        found = store.passages(index, part)
-        chosen.extend(found[key] for key in part if key in found)
-    chosen = chosen[:k]
-    if not chosen:
-        return []
-    score = {"dense": similar, "lexical": worded}.get(mode, fused)
-    return _scored(store, index_id, terms or expression(query), vector, chosen, score, scores)
-
-
-def _scored(
-    store: Store,
-    index_id: int,
-    terms: str,
+    rows: Snapshot,
+    query: str,
     vector: np.ndarray | None,
-    chosen: Sequence[tuple[int, Passage, bytes]],
-    score: dict[str, float],
-    scores: dict[int, float],
-) -> list[Passage]:
-    """Fills in what the other ranking did not say of a passage, so that both scores always hold."""
-    silent = [seq for seq, _, _ in chosen if seq not in scores]
-    extra = store.lexical_scores(index_id, terms, silent) if terms and silent else {}
-    cosines = unpack([v for _, _, v in chosen]) @ vector if vector is not None else np.zeros(len(chosen))
+    k: int,
+    mode: str = "hybrid",
+    *,
+    mask: np.ndarray | None = None,
+    nearest: Nearest | None = None,
+    fusion: str = "convex",
+    collapse: bool = True,
+) -> list[Hit]:
+    """The `k` best rows, best first. Their score is the fused one, or in the modes that do not fuse similarity or BM25.
+
+    Parameters
+    ----------
+    query: searched by its words; "" to search by `vector` alone.
+    vector: the question's, of unit length where similarity is a cosine; None to search words alone.
+    mask: which rows may be found; None for all.
+    nearest: the vector store, asked where the index is large and nothing is filtered.
+    fusion: `convex` or `rrf`.
+    collapse: whether of rows that are all but equal only the first is given.
+    """
+    if rows.live == 0:
+        return []
+    allowed = None if rows.whole and mask is None else rows.alive if mask is None else rows.alive & mask
+    depth = max(DEPTH, 2 * k)
+    spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
+    similar = vector if mode != "lexical" else None
+    dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
+    bm25 = rows.lexical(spans) if spans else None
+    if bm25 is not None:
+        ranked = bm25 if allowed is None else np.where(allowed, bm25, 0.0)
+        worded = best(ranked, depth)
+        worded = worded[ranked[worded] > 0].astype(np.int32)
+    else:
+        worded = _NOTHING[0]
+    if mode == "dense":
+        chosen, score = dense_slots, dense
+    elif mode == "lexical" or not len(dense_slots):
+        chosen, score = worded, bm25[worded] if bm25 is not None else _NOTHING[1]
+    elif similar is not None and not len(worded):
+        chosen, score = _fuse(rows, dense_slots, dense, worded, np.zeros(rows.size, np.float32), similar, fusion)
+    else:
+        assert bm25 is not None
+        assert similar is not None
+        chosen, score = _fuse(rows, dense_slots, dense, worded, bm25, similar, fusion)
+        order = np.argsort(-score, kind="stable")
+        chosen, score = chosen[order], score[order]
+    if collapse:
+        keep = _distinct(rows, chosen[: 2 * k + 20], k)
+        chosen, score = chosen[keep], score[keep]
+    chosen, score = chosen[:k], score[:k]
+    cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
+    if bm25 is not None:
+        scores = bm25[chosen]
+    else:
+        scores = rows.lexical_of(rows.spans(terms(query, rows.languages)) if query else [], chosen)
+    at_dense = {int(slot): i for i, slot in enumerate(dense_slots, 1)}
+    at_lexical = {int(slot): i for i, slot in enumerate(worded, 1)}
     return [
-        replace(
-            passage,
-            score=score[passage.id],
-            similarity=float(cosine),
-            lexical=scores.get(seq) or extra.get(seq, 0.0),
+        Hit(
+            slot,
+            float(score[i]),
+            float(cosines[i]),
+            float(scores[i]),
+            at_dense.get(slot, 0),
+            at_lexical.get(slot, 0),
         )
-        for (seq, passage, _), cosine in zip(chosen, cosines, strict=True)
+        for i, slot in enumerate(map(int, chosen))
     ]
+
+
+_NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+def _dense(
+    rows: Snapshot, vector: np.ndarray, allowed: np.ndarray | None, unfiltered: bool, depth: int, nearest: Nearest | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slots and similarities of the nearest rows, by how many may be found: few or filtered exactly, else by the store."""
+    if unfiltered and nearest is not None and rows.live > EXACT:
+        slot_of = rows.slot_of()
+        # The store may name a row that has just been replaced.
+        found = [slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of]
+        slots = np.array(found, np.int32)
+        scores = rows.similarities(vector, slots)
+        order = np.argsort(-scores, kind="stable")
+        return slots[order], scores[order]
+    if allowed is None:
+        scores = rows.similarities(vector)
+        slots = best(scores, depth).astype(np.int32)
+        return slots, scores[slots]
+    chosen = np.flatnonzero(allowed).astype(np.int32)
+    if len(chosen) * 4 > rows.size:
+        scores = np.where(allowed, rows.similarities(vector), np.float32("-inf"))
+        slots = best(scores, min(depth, len(chosen))).astype(np.int32)
+        return slots, scores[slots]
+    scores = rows.similarities(vector, chosen)
+    top = best(scores, depth)
+    return chosen[top], scores[top]
+
+
+def _fuse(
+    rows: Snapshot,
+    dense_slots: np.ndarray,
+    dense: np.ndarray,
+    worded: np.ndarray,
+    bm25: np.ndarray,
+    vector: np.ndarray,
+    fusion: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
+    extra = worded[~np.isin(worded, dense_slots)]
+    chosen = np.concatenate((dense_slots, extra))
+    if fusion == "rrf":
+        score = np.zeros(len(chosen))
+        place = {int(slot): i for i, slot in enumerate(chosen)}
+        for ranking in (dense_slots, worded):
+            for rank, slot in enumerate(ranking, 1):
+                score[place[int(slot)]] += 1 / (RRF + rank)
+        return chosen, score
+    similar = np.concatenate((dense, rows.similarities(vector, extra)))
+    return chosen, convex(similar, bm25[chosen])
+
+
+def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:
+    """Positions of rows that are not all but equal to one before them."""
+    if len(slots) < 2 or not rows.matrix.shape[1]:
+        return np.arange(len(slots))
+    kept: list[int] = []
+    block = rows.matrix[slots]
+    lengths = rows.lengths[slots]
+    for i in range(len(slots)):
+        if kept and len(kept) < k:
+            twin = (block[kept] @ block[i] >= TWIN) & (np.abs(lengths[kept] - lengths[i]) <= 0.05 * lengths[i])
+            if lengths[i] and twin.any():
+                continue
+        kept.append(i)
+    return np.array(kept)

@@ -1,9 +1,10 @@
-"""Reads and writes of the record of truth. One transaction a document; SQLite's FTS5 is the lexical index."""
+"""Reads and writes of the record of truth. One transaction a document."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval.chunk import Chunk
-from retrieval.tables import chunks, documents, indexes, metadata, pending, skipped
+from retrieval.memory import Record
+from retrieval.tables import chunks, documents, indexes, metadata, pending, skipped, terms
 from retrieval.types import Document, Passage, SyncReport
 
 BATCH = 500
@@ -48,6 +50,7 @@ class Prepared:
     ids: Sequence[str]
     contexts: Sequence[str]
     contents: Sequence[str]
+    terms: Sequence[bytes]
 
 
 def digest(*parts: str) -> str:
@@ -60,6 +63,19 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         metadata.create_all(engine)
+        self._forget_fts()
+
+    def _forget_fts(self) -> None:
+        """Drops the full-text tables of version 0.1: words are kept with the chunks now."""
+        if self.engine.dialect.name != "sqlite":
+            return
+        old = "SELECT name FROM sqlite_master WHERE name GLOB 'vector_lexical_[0-9]*' AND sql LIKE 'CREATE VIRTUAL%'"
+        with self.reading() as db:
+            names = [row[0] for row in db.exec_driver_sql(old)]
+        if names:
+            with self.engine.begin() as db:
+                for name in names:
+                    db.exec_driver_sql(f'DROP TABLE IF EXISTS "{name}"')
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -73,13 +89,7 @@ class Store:
         with self.engine.begin() as db:
             moved = db.execute(sa.update(indexes).where(indexes.c.name == name).values(path=path)).rowcount
             if not moved:
-                key = db.execute(sa.insert(indexes).values(name=name, path=path, created_at=time.time(), encoder=encoder))
-                assert key.inserted_primary_key is not None
-                # porter: words of one stem are one; unicode61: any script, without accents. `context`: title and headings.
-                db.exec_driver_sql(
-                    f"CREATE VIRTUAL TABLE {_fts(key.inserted_primary_key[0])} USING fts5(text, context, "
-                    "content='vector_chunks', content_rowid='seq', tokenize='porter unicode61 remove_diacritics 2')"
-                )
+                db.execute(sa.insert(indexes).values(name=name, path=path, created_at=time.time(), encoder=encoder))
 
     def index(self, name: str) -> Row[Any] | None:
         with self.reading() as db:
@@ -92,10 +102,10 @@ class Store:
     def drop_index(self, index_id: int) -> None:
         with self.engine.begin() as db:
             # Children by hand too: a connection may have been opened without foreign keys.
+            db.execute(sa.delete(terms).where(terms.c.seq.in_(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id))))
             for table in (pending, skipped, chunks, documents):
                 db.execute(sa.delete(table).where(table.c.index_id == index_id))
             db.execute(sa.delete(indexes).where(indexes.c.id == index_id))
-            db.exec_driver_sql(f"DROP TABLE IF EXISTS {_fts(index_id)}")
 
     def counts(self, index_id: int) -> tuple[int, int]:
         """Documents and chunks of an index."""
@@ -164,10 +174,11 @@ class Store:
             ]
             if rows:
                 db.execute(sa.insert(chunks), rows)
-                db.exec_driver_sql(
-                    f"INSERT INTO {_fts(index_id)}(rowid, text, context) "
-                    "SELECT seq, text, context FROM vector_chunks WHERE document_id = ?",
-                    (d.id,),
+                mine = sa.select(chunks.c.id, chunks.c.seq).where(chunks.c.document_id == d.id)
+                numbers = {row.id: row.seq for row in db.execute(mine)}
+                db.execute(
+                    sa.insert(terms),
+                    [{"seq": numbers[key], "terms": held} for key, held in zip(prepared.ids, prepared.terms, strict=True)],
                 )
             new = dict(zip(prepared.ids, prepared.contents, strict=True))
             told = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
@@ -184,14 +195,9 @@ class Store:
                 _tell(db, index_id, list(self._remove(db, index_id, document_ids[at : at + BATCH])))
 
     def _remove(self, db: Connection, index_id: int, document_ids: Sequence[str]) -> dict[str, str]:
-        marks = ", ".join("?" * len(document_ids))
-        # A write comes first, so that the transaction holds the write lock before it reads.
-        db.exec_driver_sql(
-            f"INSERT INTO {_fts(index_id)}({_fts(index_id)}, rowid, text, context) "
-            f"SELECT 'delete', seq, text, context FROM vector_chunks WHERE document_id IN ({marks})",
-            tuple(document_ids),
-        )
         of = chunks.c.document_id.in_(document_ids)
+        # A write comes first, so that the transaction holds the write lock before it reads.
+        db.execute(sa.delete(terms).where(terms.c.seq.in_(sa.select(chunks.c.seq).where(of))))
         old = {row.id: row.content for row in db.execute(sa.select(chunks.c.id, chunks.c.content).where(of))}
         db.execute(sa.delete(chunks).where(of))
         db.execute(sa.delete(documents).where(documents.c.id.in_(document_ids)))
@@ -257,29 +263,26 @@ class Store:
             yield [row.id for row in rows], unpack([row.vector for row in rows])
             last = rows[-1].seq
 
-    def lexical(self, index_id: int, expression: str, depth: int) -> tuple[dict[str, float], dict[int, float]]:
-        """The `depth` best chunks for an FTS5 expression, best first: BM25 scores by id, and by seq."""
-        fts = _fts(index_id)
-        sql = f"SELECT rowid, -bm25({fts}, {WEIGHTS}) AS score FROM {fts} WHERE {fts} MATCH ? ORDER BY score DESC LIMIT ?"
+    def seqs(self, index_id: int) -> np.ndarray:
+        """Numbers of an index's chunks, ascending."""
         with self.reading() as db:
-            scores: dict[int, float] = {row[0]: row[1] for row in db.exec_driver_sql(sql, (expression, depth))}
-            known = sa.select(chunks.c.seq, chunks.c.id).where(chunks.c.seq.in_(scores))
-            ids = {row.seq: row.id for row in db.execute(known)}
-        return {ids[seq]: score for seq, score in scores.items() if seq in ids}, scores
+            found = db.execute(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id).order_by(chunks.c.seq))
+            return np.fromiter((row[0] for row in found), np.int64)
 
-    def optimize(self, index_id: int) -> None:
-        """Merges the lexical index's segments: searches take a quarter less time."""
-        with self.engine.begin() as db:
-            db.exec_driver_sql(f"INSERT INTO {_fts(index_id)}({_fts(index_id)}) VALUES ('optimize')")
-
-    def lexical_scores(self, index_id: int, expression: str, seqs: Sequence[int]) -> dict[int, float]:
-        """BM25 scores of given chunks, where a term occurs at all."""
-        fts = _fts(index_id)
-        # "+" keeps FTS5 from looking each row up by itself, which would weigh the terms anew every time.
-        marks = ", ".join("?" * len(seqs))
-        sql = f"SELECT rowid, -bm25({fts}, {WEIGHTS}) FROM {fts} WHERE {fts} MATCH ? AND +rowid IN ({marks})"
-        with self.reading() as db:
-            return {row[0]: row[1] for row in db.exec_driver_sql(sql, (expression, *seqs))}
+    def records(self, index_id: int, after: int) -> Iterator[Record]:
+        """Chunks above a number, as searches hold them."""
+        while True:
+            with self.reading() as db:
+                rows = db.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()
+            if not rows:
+                return
+            for row in rows:
+                values = row._asdict()
+                seq, vector, held = values.pop("seq"), values.pop("vector"), values.pop("terms")
+                for name in ("document_id", "source", "title", "heading"):
+                    values[name] = sys.intern(values[name])
+                yield Record(seq, row.id, vector, held, values)
+            after = rows[-1].seq
 
     # What was skipped
 
@@ -315,9 +318,6 @@ class Store:
             db.execute(sa.update(indexes).where(indexes.c.id == index_id).values(epoch=epoch, generation=generation))
 
 
-WEIGHTS = "1.0, 0.6"
-"""BM25 weights of a chunk's text and of the title and headings above it."""
-
 _PASSAGES = sa.select(
     chunks.c.seq,
     chunks.c.id,
@@ -331,6 +331,26 @@ _PASSAGES = sa.select(
     chunks.c.page,
     chunks.c.vector,
 ).join_from(chunks, documents, documents.c.id == chunks.c.document_id)
+
+
+_RECORDS = (
+    sa.select(
+        chunks.c.seq,
+        chunks.c.id,
+        chunks.c.vector,
+        terms.c.terms,
+        chunks.c.document_id,
+        documents.c.source,
+        documents.c.title,
+        chunks.c.heading,
+        chunks.c.page,
+        chunks.c.start,
+        chunks.c.end,
+    )
+    .select_from(chunks.join(documents, documents.c.id == chunks.c.document_id).outerjoin(terms, terms.c.seq == chunks.c.seq))
+    .order_by(chunks.c.seq)
+    .limit(4000)
+)
 
 
 def _passage(index: str, row: Any) -> Passage:
@@ -348,10 +368,6 @@ def _passage(index: str, row: Any) -> Passage:
     )
 
 
-def _fts(index_id: int) -> str:
-    return f"vector_lexical_{int(index_id)}"
-
-
 def _tell(db: Connection, index_id: int, ids: Sequence[str]) -> None:
     if ids:
         db.execute(sa.insert(pending), [{"index_id": index_id, "chunk_id": key} for key in ids])
@@ -360,3 +376,16 @@ def _tell(db: Connection, index_id: int, ids: Sequence[str]) -> None:
 def unpack(vectors: Sequence[bytes]) -> np.ndarray:
     """Stored vectors as a matrix."""
     return np.frombuffer(b"".join(vectors), np.float32).reshape(len(vectors), -1)
+
+
+class ChunkSource:
+    """The chunks of one index, for `retrieval.memory`."""
+
+    def __init__(self, store: Store, index_id: int) -> None:
+        self._store, self._index_id = store, index_id
+
+    def seqs(self) -> np.ndarray:
+        return self._store.seqs(self._index_id)
+
+    def records(self, after: int) -> Iterator[Record]:
+        return self._store.records(self._index_id, after)

@@ -20,6 +20,7 @@ import numpy as np
 
 from retrieval import chunk as chunking
 from retrieval import load as loading
+from retrieval import words
 from retrieval.embed import Encoder
 from retrieval.errors import SourceError
 from retrieval.load import Found, Loaded, Skip
@@ -68,7 +69,7 @@ class _Read:
 
 
 class Sync:
-    """One run over one index. `report` is filled as it goes."""
+    """One run over one index. `report` is filled as it goes; `changed` is called when documents were written or removed."""
 
     def __init__(
         self,
@@ -79,10 +80,12 @@ class Sync:
         index_id: int,
         index: str,
         progress: Callable[[Progress], None] | None,
+        changed: Callable[[], object] = lambda: None,
     ) -> None:
+        self._told = changed
         self.store, self.vectors, self.encoder, self.workers = store, vectors, encoder, workers
         self.index_id, self.index, self._progress = index_id, index, progress
-        self.versions = f"{loading.VERSION}:{chunking.VERSION}:{encoder.fingerprint}"
+        self.versions = f"{loading.VERSION}:{chunking.VERSION}:{words.VERSION}:{encoder.fingerprint}"
         self.report = SyncReport(index)
         self._skipped: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
@@ -101,6 +104,7 @@ class Sync:
         gone = [had[source].id for source in had.keys() - {f.source for f in found if f.reason is None}]
         self.store.remove(self.index_id, gone)
         self.vectors.catch_up(self.index_id)
+        self._told()
         rows = [self._skipped[source] for source in sorted(self._skipped)]
         self.store.set_skipped(self.index_id, rows)
         skipped = tuple(Skipped(row["source"], row["reason"]) for row in rows)
@@ -109,8 +113,6 @@ class Sync:
         )
         documents, chunks = self.store.counts(self.index_id)
         self.report = replace(self.report, chunks=chunks)
-        if self._chunks * 5 > chunks:
-            self.store.optimize(self.index_id)
         self.store.finish(self.index_id, self.report, self.encoder.fingerprint)
         if not documents:
             raise SourceError(_nothing(root, skipped))
@@ -220,8 +222,10 @@ class Sync:
             ids.append(digest(document_id, content, str(met[content])))
             contexts.append(around)
             contents.append(content)
+        spoken = words.language(loaded.text)
+        held = [words.encode(c.text, around, spoken) for c, around in zip(chunks, contexts, strict=True)]
         document = Document(document_id, self.index, loaded.source, loaded.title, loaded.text, loaded.media_type, loaded.sha256)
-        return Prepared(document, loaded.size, loaded.mtime_ns, self.versions, loaded.note, chunks, ids, contexts, contents)
+        return Prepared(document, loaded.size, loaded.mtime_ns, self.versions, loaded.note, chunks, ids, contexts, contents, held)
 
     def _vectors(self, group: Sequence[Prepared]) -> tuple[dict[str, bytes], int]:
         """Vectors by content hash, and how many of them had to be computed."""
@@ -247,6 +251,7 @@ class Sync:
                 self._skip(Found(p.document.source, Path()), Skip(p.note))
             self._file_done(len(p.chunks))
         self.vectors.catch_up(self.index_id)
+        self._told()
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -277,6 +282,8 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Found], _Read], files: Sequ
 
 def _nothing(root: Path, skipped: Sequence[Skipped]) -> str:
     if not skipped:
-        return f"{root} holds no documents: put md, rst, txt, html, pdf or docx files there, or name another folder"
+        return f"{root} holds no documents: put md, rst, txt, html, pdf, docx or other documents there, or name another folder"
     shown = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) + ("; …" if len(skipped) > 3 else "")
-    return f"nothing in {root} could be indexed ({shown}): it needs md, rst, txt, html, pdf or docx files that can be read"
+    return (
+        f"nothing in {root} could be indexed ({shown}): it needs documents that can be read, as md, txt, html, pdf or docx files"
+    )

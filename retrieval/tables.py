@@ -80,3 +80,58 @@ pending = sa.Table(
     sa.Column("chunk_id", sa.String(32), nullable=False),
     sqlite_autoincrement=True,
 )
+
+# The words of a chunk, see `retrieval.words.encode`; apart from the chunk, so that reading text reads no words.
+terms = sa.Table(
+    "vector_terms",
+    metadata,
+    sa.Column("seq", sa.ForeignKey("vector_chunks.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("terms", sa.LargeBinary, nullable=False),
+)
+
+# What clients of the vector search API make: endpoints, indexes over rows, their rows, and tables to sync from.
+search_endpoints = sa.Table(
+    "vector_search_endpoints",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("id", sa.String(36), nullable=False),
+    sa.Column("kind", sa.String(40), nullable=False),
+    sa.Column("creator", sa.String(200), nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+)
+
+row_indexes = sa.Table(
+    "vector_row_indexes",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(400), nullable=False, unique=True),
+    sa.Column("endpoint", sa.String(200), nullable=False),
+    sa.Column("creator", sa.String(200), nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("synced_ms", sa.BigInteger),
+    sa.Column("error", sa.Text, nullable=False, default=""),
+    sqlite_autoincrement=True,
+)
+
+rows = sa.Table(
+    "vector_rows",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("index_id", sa.ForeignKey("vector_row_indexes.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("key", sa.String(1000), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    # Hash of what was embedded: a sync embeds only what changed.
+    sa.Column("content", sa.String(32), nullable=False),
+    sa.Column("vector", sa.LargeBinary),
+    sa.Column("terms", sa.LargeBinary),
+    sa.UniqueConstraint("index_id", "key"),
+    sqlite_autoincrement=True,
+)
+
+source_tables = sa.Table(
+    "vector_source_tables",
+    metadata,
+    sa.Column("name", sa.String(400), primary_key=True),
+    sa.Column("place", sa.Text, nullable=False),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -72,6 +72,16 @@ def application(platform: Platform) -> FastAPI:
             exists=platform.exists,
         )
     )
+
+    async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
+        import numpy as np
+
+        asked = {"input": list(texts)}
+        inner = platform.dispatcher.inner_call(endpoint, "embeddings", asked) if who is None else None
+        found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
+        return np.asarray(found["embeddings"], np.float32)
+
+    platform.indexes.embed_with = embed_with
     app.include_router(
         retrieval_routes.router(
             platform.indexes,

@@ -69,6 +69,23 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
             await asyncio.to_thread(indexes.get, name)
         return StreamingResponse(_lines(indexes, name), media_type="application/x-ndjson")
 
+    @routes.get("/tables/all")
+    async def tables(who: Caller = Depends(caller)) -> dict[str, Any]:
+        if not who.admin:
+            raise forbidden("Only an administrator may see the tables of the server.")
+        return {"tables": await asyncio.to_thread(indexes.over_rows.tables)}
+
+    @routes.post("/tables")
+    async def add_table(request: Request, who: Caller = Depends(caller)) -> dict[str, Any]:
+        """Declares a file or database table of the server as a source that Delta Sync indexes may name."""
+        body = await _read(request)
+        if not who.admin:
+            raise forbidden("Only an administrator may declare a table of the server.")
+        if body.path is None or not ("://" in body.path or Path(body.path).is_absolute()):
+            raise bad_request("Field 'path' must be an absolute path on the server, or DATABASE_URL#TABLE.", "path")
+        name = full_name(body.name)
+        return {"name": name, "rows": await asyncio.to_thread(indexes.over_rows.add_table, name, body.path)}
+
     return routes
 
 

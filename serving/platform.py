@@ -163,7 +163,9 @@ class Platform:
     def exists(self, securable: str) -> bool:
         """Whether `endpoint:NAME` or `index:NAME` is there."""
         kind, _, name = securable.partition(":")
-        return name in self.endpoints if kind == "endpoint" else any(name == info.name for info in self.indexes.list())
+        if kind == "endpoint":
+            return name in self.endpoints
+        return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
         """Titles of some documents in the indexes that `visible` lets through."""

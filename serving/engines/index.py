@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -17,16 +17,20 @@ MAX_K = 1000
 class Searchable(Protocol):
     """What is needed of `retrieval.index.Indexes`."""
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]: ...
+    async def asearch(
+        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+    ) -> list[Passage]: ...
 
     def document(self, name: str, document_id: str) -> Document: ...
+
+    async def answer(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 def index_engine(indexes: Searchable) -> Engine:
     """An engine over all indexes; `Call.endpoint` is the index's full name.
 
-    `search` reads `{"query": str, "k": 1-1000, "mode": str}` and gives `{"passages": [Passage.to_dict(), …]}` best first;
-    `document` reads `{"id": str}` and gives `{"document": the Document's fields}`.
+    `search` reads `{"query": str, "k": 1-1000, "mode": str, "filters": …}` and gives `{"passages": [Passage.to_dict(), …]}`
+    best first; with `op` it reads rows, as `Indexes.answer` says. `document` reads `{"id": str}` and gives `{"document": …}`.
     """
 
     async def run(call: Call) -> AsyncIterator[Event]:
@@ -45,11 +49,13 @@ async def _run(indexes: Searchable, call: Call) -> dict[str, Any]:
             raise bad_request("Field 'id' must be a document's id.", "id")
         document = await asyncio.to_thread(indexes.document, call.endpoint, document_id)
         return {"document": asdict(document)}
+    if call.payload.get("op"):
+        return await indexes.answer(call.endpoint, call.payload)
     query, k = call.payload.get("query"), call.payload.get("k", 5)
     if not isinstance(query, str) or not query.strip():
         raise bad_request("Field 'query' must be a text to search for.", "query")
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise bad_request(f"Field 'k' must be an integer from 1 to {MAX_K}.", "k")
-    more = {"mode": call.payload["mode"]} if call.payload.get("mode") else {}
+    more = {name: call.payload[name] for name in ("mode", "filters") if call.payload.get(name)}
     passages = await indexes.asearch(call.endpoint, query, k=k, **more)
     return {"passages": [passage.to_dict() for passage in passages]}

@@ -174,7 +174,7 @@ def test_encodings(tmp_path: Path, workers: Workers, data: bytes, text: str) -> 
         ("empty.md", b"", "empty"),
         ("blank.md", b" \n\t\n", "has no text"),
         ("binary.txt", bytes(range(256)), "binary"),
-        ("table.xlsx", b"PK", "no converter for .xlsx files"),
+        ("archive.rar", b"Rar!", "no converter for .rar files"),
     ],
 )
 def test_refused_with_a_reason(tmp_path: Path, workers: Workers, name: str, data: bytes, reason: str) -> None:

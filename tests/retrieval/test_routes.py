@@ -115,7 +115,8 @@ async def test_score_threshold(house: House) -> None:
         ({"query_text": 7}, "'query_text' must be a string"),
         ({"query_text": " "}, "'query_text' must be the text"),
         ({}, "'query_text' must be the text"),
-        ({"query_text": "x", "filters_json": "{}"}, "'filters_json' is not supported"),
+        ({"query_text": "x", "filters_json": "[1"}, "'filters_json' must be a JSON object"),
+        ({"query_text": "x", "facets": ["a"]}, "'facets' is not supported"),
         ([1], "must be a JSON object"),
     ],
 )

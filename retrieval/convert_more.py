@@ -1,0 +1,191 @@
+"""More document files to text: slides, workbooks, tables, JSON, mail, notebooks. Run where `retrieval.convert` runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded, html
+
+MAX_CELLS = 2_000_000
+
+
+def _unpacks(data: bytes) -> None:
+    """Raises Unreadable for an archive that is broken, or a bomb."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise Unreadable("broken Office document") from error
+    if size > MAX_UNPACKED:
+        raise Unreadable(f"unpacks to more than {MAX_UNPACKED // 1_000_000} MB")
+
+
+def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Each row as an item that names its columns, so that a passage cut from a table needs no header."""
+    header: list[str] = []
+    lines: list[str] = []
+    cells = size = 0
+    for row in rows:
+        values = [" ".join(str(value).split()) if value is not None else "" for value in row]
+        cells += len(values)
+        if not any(values):
+            continue
+        if not header:
+            header = values
+            continue
+        named = (
+            f"{name}: {value}" if name else value
+            for name, value in zip([*header, *[""] * len(values)], values, strict=False)
+            if value
+        )
+        lines.append("- " + "; ".join(named))
+        size += len(lines[-1])
+        if cells > MAX_CELLS or size > MAX_TEXT:
+            raise Unreadable(f"is a data set (more than {MAX_CELLS:,} cells): declare it as a table instead")
+    return lines or (["- " + "; ".join(filter(None, header))] if header else [])
+
+
+def pptx(data: bytes) -> Converted:
+    from pptx import Presentation
+
+    _unpacks(data)
+    try:
+        deck: Any = Presentation(io.BytesIO(data))
+    except Exception as error:
+        raise Unreadable("broken PowerPoint document") from error
+    parts: list[str] = []
+    for number, slide in enumerate(deck.slides, 1):
+        title = slide.shapes.title.text_frame.text.strip() if slide.shapes.title is not None else ""
+        body: list[str] = []
+        stack = list(reversed(slide.shapes))
+        while stack:
+            shape = stack.pop()
+            if shape.shape_type == 6:  # a group
+                stack.extend(reversed(shape.shapes))
+            elif getattr(shape, "has_table", False) and shape.has_table:
+                body.append("\n".join(_rows([cell.text for cell in row.cells] for row in shape.table.rows)))
+            elif shape.has_text_frame and shape != slide.shapes.title:
+                body.extend("- " + " ".join(p.text.split()) for p in shape.text_frame.paragraphs if p.text.strip())
+        if slide.has_notes_slide and (notes := slide.notes_slide.notes_text_frame) is not None and notes.text.strip():
+            body.append("\n" + notes.text.strip())
+        if title or body:
+            parts.append(f"## {' '.join(title.split()) or f'Slide {number}'}\n\n" + "\n".join(body))
+    if not parts:
+        raise Unreadable("PowerPoint document has no text")
+    return Converted("\n\n".join(parts) + "\n", (deck.core_properties.title or "").strip())
+
+
+def xlsx(data: bytes) -> Converted:
+    import openpyxl
+
+    _unpacks(data)
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        parts = []
+        for sheet in book.worksheets:
+            lines = _rows(sheet.iter_rows(values_only=True))
+            if lines:
+                parts.append(f"## {sheet.title}\n\n" + "\n".join(lines))
+        book.close()
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable("broken Excel workbook") from error
+    if not parts:
+        raise Unreadable("Excel workbook has no values")
+    return Converted("\n\n".join(parts) + "\n")
+
+
+def table(data: bytes) -> Converted:
+    text = decoded(data)
+    try:
+        dialect: Any = csv.Sniffer().sniff(text[:20_000], delimiters=",;\t|")
+    except csv.Error:
+        dialect = csv.excel
+    try:
+        lines = _rows(csv.reader(io.StringIO(text), dialect))
+    except csv.Error as error:
+        raise Unreadable(f"broken CSV ({error})") from error
+    if not lines:
+        raise Unreadable("has no rows")
+    return Converted("\n".join(lines) + "\n")
+
+
+def json_text(data: bytes) -> Converted:
+    text = decoded(data)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:  # JSON lines
+            value = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise Unreadable("broken JSON") from error
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        lines = ["- " + "; ".join(f"{key}: {_flat(item)}" for key, item in row.items() if item is not None) for row in value]
+        return Converted("\n".join(lines) + "\n")
+    return Converted("```json\n" + json.dumps(value, ensure_ascii=False, indent=1) + "\n```\n")
+
+
+def _flat(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def mail(data: bytes) -> Converted:
+    import email
+    from email import policy
+
+    message: Any = email.message_from_bytes(data, policy=policy.default)
+    if not message.keys():
+        raise Unreadable("broken mail (it has no headers)")
+    subject = " ".join(str(message.get("subject") or "").split())
+    head = [
+        f"{name.capitalize()}: {' '.join(str(message[name]).split())}" for name in ("from", "to", "cc", "date") if message[name]
+    ]
+    part = message.get_body(preferencelist=("plain", "html"))
+    body = ""
+    if part is not None:
+        try:
+            body = part.get_content()
+        except (LookupError, ValueError):
+            body = decoded(part.get_payload(decode=True) or b"")
+        if part.get_content_type() == "text/html":
+            body = html(body.encode("utf-8", "replace")).text
+    names = [name for each in message.iter_attachments() if (name := each.get_filename())]
+    if names:
+        body += "\n\nAttachments: " + ", ".join(names)
+    if not body.strip() and not subject:
+        raise Unreadable("mail has no text")
+    return Converted(f"# {subject or 'Mail'}\n\n" + "\n".join(head) + "\n\n" + body.replace("\r\n", "\n").strip() + "\n", subject)
+
+
+def notebook(data: bytes) -> Converted:
+    try:
+        value = json.loads(decoded(data))
+        cells = value["cells"]
+        language = value.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+        parts = []
+        for cell in cells:
+            source = cell["source"]
+            source = ("".join(source) if isinstance(source, list) else str(source)).strip()
+            if source:
+                parts.append(f"```{language}\n{source}\n```" if cell["cell_type"] == "code" else source)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unreadable("broken notebook") from error
+    if not parts:
+        raise Unreadable("notebook has no cells with text")
+    return Converted("\n\n".join(parts) + "\n")
+
+
+CONVERTERS: dict[str, Callable[[bytes], Converted]] = {
+    "pptx": pptx,
+    "xlsx": xlsx,
+    "table": table,
+    "json": json_text,
+    "mail": mail,
+    "notebook": notebook,
+}

@@ -1,0 +1,306 @@
+"""Filters over the columns of a snapshot, as masks: Databricks' `filters_json` and SQL-like `filter_string`.
+
+Source: https://docs.databricks.com/aws/en/vector-search/query-vector-search (standard and storage-optimized endpoints).
+"""
+
+from __future__ import annotations
+
+import json
+import operator as operators
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retrieval.errors import BadRequest
+from retrieval.memory import Snapshot
+
+_OPERATORS = re.compile(r"\s+(NOT|<=|>=|<|>|LIKE|NOT\s+LIKE)\s*$", re.I)
+_ORDER = {"<": operators.lt, "<=": operators.le, ">": operators.gt, ">=": operators.ge}
+_TOKEN = re.compile(r"\w+")
+_MOST = 1024
+"""Values of one list; conditions of one filter."""
+
+
+def parse(filters_json: str) -> dict[str, Any]:
+    """The filter as a mapping. Raises BadRequest where it is none."""
+    try:
+        value = json.loads(filters_json)
+    except (ValueError, RecursionError):
+        raise BadRequest("field 'filters_json' must be a JSON object as a string, as '{\"id <\": 5}'") from None
+    if not isinstance(value, dict):
+        raise BadRequest("field 'filters_json' must be a JSON object as a string, as '{\"id <\": 5}'")
+    return value
+
+
+def of(rows: Snapshot, filters: Mapping[str, Any] | str, columns: Sequence[str]) -> np.ndarray:
+    """Which rows meet a filter: a mapping, or SQL-like text."""
+    return sql_mask(rows, filters, columns) if isinstance(filters, str) else mask(rows, filters, columns)
+
+
+def mask(rows: Snapshot, filters: Mapping[str, Any], columns: Sequence[str]) -> np.ndarray:
+    """Which rows meet all conditions.
+
+    A key is a column, then an operator: none (equal, or one of a list), `NOT`, `<`, `<=`, `>`, `>=`, `LIKE` (holds the whole
+    token). `"a OR b": [x, y]` is met where a is x or b is y. A row without a value meets no condition but `NOT`.
+
+    Raises
+    ------
+    BadRequest: a column is unknown, or a value does not fit its operator.
+    """
+    if len(filters) > _MOST:
+        raise BadRequest(f"a filter takes at most {_MOST} conditions")
+    met = np.ones(rows.size, bool)
+    for key, value in filters.items():
+        alternatives = re.split(r"\s+OR\s+", key)
+        if len(alternatives) > 1:
+            values = value if isinstance(value, list) else [value] * len(alternatives)
+            if len(values) != len(alternatives):
+                raise BadRequest(f"filter {key!r} names {len(alternatives)} columns: give a list of as many values")
+            any_of = np.zeros(rows.size, bool)
+            for one, wanted in zip(alternatives, values, strict=True):
+                any_of |= _condition(rows, one, wanted, columns)
+            met &= any_of
+        else:
+            met &= _condition(rows, key, value, columns)
+    return met
+
+
+def _condition(rows: Snapshot, key: str, value: Any, columns: Sequence[str]) -> np.ndarray:
+    found = _OPERATORS.search(key)
+    column = (key[: found.start()] if found else key).strip()
+    operator = re.sub(r"\s+", " ", found[1]).upper() if found else "="
+    if column not in columns:
+        raise BadRequest(f"filter names column {column!r}, which the index does not have: it has {', '.join(columns)}")
+    values = value if isinstance(value, list) else [value]
+    if len(values) > _MOST:
+        raise BadRequest(f"filter {key!r} has {len(values):,} values: at most {_MOST:,} are taken")
+    for each in values:
+        if isinstance(each, dict | list):
+            raise BadRequest(f"filter {key!r} must compare with a string, a number, true, false, null, or a list of these")
+    data = _column(rows, column)
+    if operator in ("=", "NOT"):
+        equal = data.equal(values)
+        return equal if operator == "=" else ~equal
+    if operator.endswith("LIKE"):
+        like = np.zeros(rows.size, bool)
+        for each in values:
+            like |= data.holding(str(each))
+        return like if operator == "LIKE" else ~like & data.present()
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise BadRequest(f"filter {key!r} must compare with one number or string")
+    return data.compared(operator, value)
+
+
+def _column(rows: Snapshot, name: str) -> _Column:
+    found = rows.cache.get(("column", name))
+    if found is None:
+        found = rows.cache[("column", name)] = _Column([fields.get(name) for fields in rows.fields[: rows.size]])
+    return found
+
+
+class _Column:
+    """A column's values as codes of its distinct ones: every comparison runs over few values, then over small numbers."""
+
+    def __init__(self, values: list[Any]) -> None:
+        numbers: dict[Any, int] = {}
+        codes = np.empty(len(values), np.int32)
+        self._distinct: list[Any] = []
+        for i, value in enumerate(values):
+            key = (type(value) is bool, tuple(map(_plain, value))) if isinstance(value, list) else _plain(value)
+            code = numbers.get(key)
+            if code is None:
+                code = numbers[key] = len(self._distinct)
+                self._distinct.append(value)
+            codes[i] = code
+        self._numbers, self._codes = numbers, codes
+        self._tokens: dict[str, list[int]] | None = None
+        self._numeric: np.ndarray | None = None
+        self._lists = any(isinstance(value, list) for value in self._distinct)
+
+    def _of(self, chosen: Sequence[int]) -> np.ndarray:
+        table = np.zeros(len(self._distinct), bool)
+        table[list(chosen)] = True
+        return table[self._codes]
+
+    def present(self) -> np.ndarray:
+        return self._of([code for code, value in enumerate(self._distinct) if value is not None])
+
+    def equal(self, values: Sequence[Any]) -> np.ndarray:
+        """Rows whose value is one of `values`; of a column of lists, whose list holds one."""
+        wanted = {_plain(value) for value in values}
+        if self._lists:
+            held = [
+                code
+                for code, value in enumerate(self._distinct)
+                if (wanted & set(map(_plain, value)) if isinstance(value, list) else _plain(value) in wanted)
+            ]
+            return self._of(held)
+        return self._of([self._numbers[value] for value in wanted if value in self._numbers])
+
+    def compared(self, operator: str, value: Any) -> np.ndarray:
+        test = _ORDER[operator]
+        if isinstance(value, int | float):
+            if self._numeric is None:
+                numbers = [isinstance(mine, int | float) and not isinstance(mine, bool) for mine in self._distinct]
+                self._numeric = np.array(
+                    [mine if ok else np.nan for mine, ok in zip(self._distinct, numbers, strict=True)], float
+                )
+            return test(self._numeric, value)[self._codes]
+        return self._of([code for code, mine in enumerate(self._distinct) if isinstance(mine, str) and test(mine, value)])
+
+    def holding(self, token: str) -> np.ndarray:
+        """Rows whose text holds all of `token`'s words as whole ones, in any case."""
+        if self._tokens is None:
+            tokens: dict[str, list[int]] = {}
+            for code, value in enumerate(self._distinct):
+                for word in set(_TOKEN.findall(str(value).lower())) if value is not None else ():
+                    tokens.setdefault(word, []).append(code)
+            self._tokens = tokens
+        found: set[int] | None = None
+        for word in _TOKEN.findall(token.lower()):
+            having = set(self._tokens.get(word, ()))
+            found = having if found is None else found & having
+        return self._of(sorted(found or ()))
+
+    def like(self, pattern: str) -> np.ndarray:
+        """Rows whose text is as SQL's LIKE says: `%` any characters, `_` one."""
+        steps = [".*" if part == "%" else "." if part == "_" else re.escape(part) for part in re.split(r"([%_])", pattern)]
+        wanted = re.compile(re.sub(r"(\.\*)+", ".*", "".join(steps)), re.S)
+        return self._of([code for code, value in enumerate(self._distinct) if isinstance(value, str) and wanted.fullmatch(value)])
+
+
+def _plain(value: Any) -> Any:
+    """What equality compares: 1 and 1.0 are one, 1 and true are not."""
+    return ("bool", value) if isinstance(value, bool) else value
+
+
+_SQL = re.compile(
+    r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<op><=|>=|<>|!=|=|<|>)"
+    r"|(?P<mark>[(),])|(?P<quoted>`[^`]+`)|(?P<word>[A-Za-z_]\w*))"
+)
+_DEEPEST = 50
+
+
+def sql_mask(rows: Snapshot, text: str, columns: Sequence[str]) -> np.ndarray:
+    """Which rows meet a `filter_string`: comparisons, IN, LIKE (`%` and `_`), IS NULL, with AND, OR, NOT and parentheses.
+
+    Raises
+    ------
+    BadRequest: it cannot be read, or names an unknown column.
+    """
+    return _Sql(rows, text, columns).read()
+
+
+class _Sql:
+    def __init__(self, rows: Snapshot, text: str, columns: Sequence[str]) -> None:
+        self._rows, self._columns, self._text = rows, columns, text
+        self._tokens: list[tuple[str, str]] = []
+        at = 0
+        while text[at:].strip():
+            found = _SQL.match(text, at)
+            if found is None or len(self._tokens) > 4 * _MOST:
+                raise self._wrong(f"at {text[at : at + 20]!r}")
+            self._tokens.append((found.lastgroup or "", found[0].strip()))
+            at = found.end()
+        self._at = 0
+
+    def _wrong(self, where: str) -> BadRequest:
+        return BadRequest(f"field 'filter_string' cannot be read {where}: write conditions as  id < 5 AND lang IN ('en', 'de')")
+
+    def _word(self) -> str:
+        kind, token = self._tokens[self._at] if self._at < len(self._tokens) else ("", "")
+        return token.upper() if kind == "word" or kind in ("mark", "op") else ""
+
+    def _take(self, *words: str) -> bool:
+        if self._word() in words:
+            self._at += 1
+            return True
+        return False
+
+    def _next(self) -> tuple[str, str]:
+        if self._at >= len(self._tokens):
+            raise self._wrong("at its end")
+        self._at += 1
+        return self._tokens[self._at - 1]
+
+    def read(self) -> np.ndarray:
+        met = self._or(0)
+        if self._at < len(self._tokens):
+            raise self._wrong(f"at {self._tokens[self._at][1]!r}")
+        return met
+
+    def _or(self, depth: int) -> np.ndarray:
+        if depth > _DEEPEST:
+            raise self._wrong("that deep")
+        met = self._and(depth)
+        while self._take("OR"):
+            met = self._and(depth) | met
+        return met
+
+    def _and(self, depth: int) -> np.ndarray:
+        met = self._not(depth)
+        while self._take("AND"):
+            met = self._not(depth) & met
+        return met
+
+    def _not(self, depth: int) -> np.ndarray:
+        negated = False
+        while self._take("NOT"):
+            negated = not negated
+        if self._take("("):
+            met = self._or(depth + 1)
+            if not self._take(")"):
+                raise self._wrong("where ')' is missing")
+        else:
+            met = self._comparison()
+        return ~met if negated else met
+
+    def _comparison(self) -> np.ndarray:
+        kind, name = self._next()
+        if kind not in ("word", "quoted"):
+            raise self._wrong(f"at {name!r}")
+        column = name.strip("`")
+        if column not in self._columns:
+            raise BadRequest(f"filter names column {column!r}, which the index does not have: it has {', '.join(self._columns)}")
+        data = _column(self._rows, column)
+        if self._take("IS"):
+            negated = self._take("NOT")
+            if not self._take("NULL"):
+                raise self._wrong("after IS")
+            return data.present() if negated else ~data.present()
+        negated = self._take("NOT")
+        if self._take("IN"):
+            if not self._take("("):
+                raise self._wrong("after IN")
+            values = [self._value()]
+            while self._take(","):
+                values.append(self._value())
+            if not self._take(")"):
+                raise self._wrong("where ')' is missing")
+            met = data.equal(values)
+        elif self._take("LIKE"):
+            met = data.like(str(self._value()))
+        elif negated:
+            raise self._wrong("after NOT")
+        else:
+            kind, operator = self._next()
+            if kind != "op":
+                raise self._wrong(f"at {operator!r}")
+            value = self._value()
+            if operator in ("=", "!=", "<>"):
+                met = data.equal([value])
+                return met if operator == "=" else ~met & data.present()
+            return data.compared(operator, value)
+        return ~met & data.present() if negated else met
+
+    def _value(self) -> Any:
+        kind, token = self._next()
+        if kind == "string":
+            return token[1:-1].replace("''", "'")
+        if kind == "number":
+            return float(token) if re.search(r"[.eE]", token) else int(token)
+        if kind == "word" and token.upper() in ("TRUE", "FALSE"):
+            return token.upper() == "TRUE"
+        raise self._wrong(f"at {token!r}")

@@ -1,0 +1,248 @@
+"""What searches read: vectors, words and columns of one index in memory, built from the record of truth and kept equal to it.
+
+A search works on one immutable `Snapshot`. A change makes the next one: new rows are appended, old ones marked dead, and
+what is dead is dropped when it has become much. Memory: 1.5 kB a row for the vector, about 0.8 kB for the words.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from retrieval import words
+
+K1, B = 0.9, 0.4
+"""BM25's parameters; chosen on SciFact's train claims and WiCE, see docs/benchmarks.md."""
+ABOVE = 0.6
+"""Weight of a term in the title and headings, a term in the text being 1."""
+DEAD = 0.3
+"""Share of dead rows at which a snapshot is built anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row of the truth: `seq` orders and names it; a changed row comes with a new one."""
+
+    seq: int
+    key: str
+    vector: bytes | None
+    terms: bytes | None
+    fields: Mapping[str, Any]
+
+
+class Source(Protocol):
+    """The truth of one index."""
+
+    def seqs(self) -> np.ndarray:
+        """Numbers of the rows that are there now, ascending."""
+        ...
+
+    def records(self, after: int) -> Iterator[Record]:
+        """Rows with a number above `after`, ascending."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Postings:
+    """Which rows hold a term, and how much it weighs there. Sorted by term, then by row."""
+
+    ids: np.ndarray
+    slots: np.ndarray
+    counts: np.ndarray
+    terms: np.ndarray
+    starts: np.ndarray
+    impacts: np.ndarray
+
+    @classmethod
+    def build(cls, ids: np.ndarray, slots: np.ndarray, counts: np.ndarray, lengths: np.ndarray, average: float) -> Postings:
+        order = np.argsort(ids, kind="stable")
+        ids, slots, counts = ids[order], slots[order], counts[order]
+        first = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1]))) if len(ids) else np.empty(0, np.int64)
+        norm = K1 * (1 - B + B * lengths[slots] / max(average, 1.0))
+        impacts = (counts * (K1 + 1) / (counts + norm)).astype(np.float32)
+        return cls(ids, slots, counts, ids[first], np.append(first, len(ids)), impacts)
+
+    def span(self, term: int) -> tuple[int, int]:
+        at = int(np.searchsorted(self.terms, np.uint32(term)))
+        if at == len(self.terms) or self.terms[at] != term:
+            return 0, 0
+        return int(self.starts[at]), int(self.starts[at + 1])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of an index. Rows are named by their slot, 0 to `size`."""
+
+    size: int
+    live: int
+    keys: list[str]
+    seqs: np.ndarray
+    matrix: np.ndarray
+    lengths: np.ndarray
+    alive: np.ndarray
+    fields: list[Mapping[str, Any]]
+    postings: tuple[Postings, ...]
+    languages: tuple[int, ...]
+    """Languages the rows are in, the commonest first."""
+    squares: np.ndarray | None = None
+    """Squared lengths of the vectors where rows are compared by distance; None where by cosine of unit vectors."""
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """What filters derived from the columns; lives as long as the snapshot."""
+
+    @property
+    def whole(self) -> bool:
+        return self.live == self.size
+
+    def similarities(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
+        """Similarities of the rows' vectors: of `slots`, or of all. By distance d it is 1 / (1 + d²), as Databricks scores."""
+        dots = self.matrix[: self.size] @ vector if slots is None else self.matrix[slots] @ vector
+        if self.squares is None:
+            return dots
+        squares = self.squares if slots is None else self.squares[slots]
+        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * dots, 0))
+
+    def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
+        """Inverse document frequency and postings of each term that occurs."""
+        found = []
+        for term in terms:
+            parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
+            count = sum(b - a for _, a, b in parts)
+            if count:
+                found.append((float(np.log1p((max(self.size - count, 0) + 0.5) / (count + 0.5))), parts))
+        return found
+
+    def lexical(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]]) -> np.ndarray:
+        """BM25 of every row."""
+        scores = np.zeros(self.size, np.float32)
+        for idf, parts in spans:
+            for part, a, b in parts:
+                scores[part.slots[a:b]] += np.float32(idf) * part.impacts[a:b]
+        return scores
+
+    def lexical_of(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]], slots: np.ndarray) -> np.ndarray:
+        """BM25 of a few rows."""
+        scores = np.zeros(len(slots), np.float32)
+        slots = slots.astype(np.int32, copy=False)
+        for idf, parts in spans:
+            for part, a, b in parts:
+                held = part.slots[a:b]
+                at = np.minimum(np.searchsorted(held, slots), b - a - 1)
+                scores += np.float32(idf) * part.impacts[a + at] * (held[at] == slots)
+        return scores
+
+    def slot_of(self) -> dict[str, int]:
+        """Slots of the live rows by key."""
+        found = self.cache.get("slots")
+        if found is None:
+            found = self.cache["slots"] = {self.keys[i]: int(i) for i in np.flatnonzero(self.alive)}
+        return found
+
+
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` highest finite scores, best first; equal ones in order."""
+    if count < len(scores):
+        part = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+        # Of equal scores at the edge the first rows are taken, so that a page follows the one before it.
+        edge = scores[part].min()
+        above = np.flatnonzero(scores > edge)
+        part = np.concatenate((above, np.flatnonzero(scores == edge)[: count - len(above)]))
+    else:
+        part = np.arange(len(scores))
+    part = part[np.argsort(-scores[part], kind="stable")]
+    return part[np.isfinite(scores[part])]
+
+
+class Memory:
+    """Keeps the snapshot of one index equal to its truth. Thread-safe.
+
+    Parameters
+    ----------
+    source: where the rows are.
+    dimension: of the vectors; 0 where rows have none.
+    distance: compare by distance instead of cosine: the vectors need not have unit length.
+    """
+
+    def __init__(self, source: Source, dimension: int, *, distance: bool = False) -> None:
+        self._source, self._dimension, self._distance = source, dimension, distance
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self._snapshot is not None
+
+    def snapshot(self) -> Snapshot:
+        """The present state; the first call reads it."""
+        return self._snapshot or self.refresh()
+
+    def refresh(self) -> Snapshot:
+        """Takes over what changed in the truth since the last time."""
+        with self._lock:
+            now = self._snapshot
+            live = self._source.seqs()
+            if now is not None:
+                have = now.seqs[: now.size]
+                alive = np.isin(have, live, assume_unique=True)
+                last = int(have[-1]) if now.size else 0
+                if np.array_equal(alive, now.alive) and (not len(live) or live[-1] <= last):
+                    return now
+                if alive.sum() >= (1 - DEAD) * now.size:
+                    self._snapshot = self._append(now, alive, last)
+                    return self._snapshot
+            empty = Snapshot(
+                0,
+                0,
+                [],
+                np.empty(0, np.int64),
+                np.empty((len(live), self._dimension), np.float32),
+                np.empty(0, np.float32),
+                np.empty(0, bool),
+                [],
+                (),
+                (),
+            )
+            self._snapshot = self._append(empty, empty.alive, 0)
+            return self._snapshot
+
+    def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
+        keys, fields, seqs = list(old.keys), list(old.fields), []
+        matrix, at = old.matrix, old.size
+        ids, counts, sizes, lengths = [], [], [], []
+        spoken = dict.fromkeys(old.languages, 0)
+        for record in self._source.records(after):
+            if at == len(matrix):
+                # Readers of the old snapshot keep the old block; rows past their size in a shared one are not theirs.
+                grown = np.empty((max(1024, len(matrix) * 3 // 2), self._dimension), np.float32)
+                grown[:at] = matrix[:at]
+                matrix = grown
+            matrix[at] = np.frombuffer(record.vector, np.float32) if record.vector else 0.0
+            terms = words.decode(record.terms) if record.terms else None
+            if terms is not None:
+                ids.append(terms.ids)
+                counts.append(terms.text + np.float32(ABOVE) * terms.context)
+                spoken[terms.language] = spoken.get(terms.language, 0) + 1
+            sizes.append(len(terms.ids) if terms is not None else 0)
+            lengths.append(float(counts[-1].sum()) if terms is not None else 0.0)
+            keys.append(record.key)
+            fields.append(record.fields)
+            seqs.append(record.seq)
+            at += 1
+        lengths = np.concatenate((old.lengths[: old.size], np.array(lengths, np.float32)))
+        alive = np.concatenate((alive, np.ones(at - old.size, bool)))
+        average = float(lengths.mean()) if len(lengths) else 0.0
+        postings = list(old.postings)
+        if ids:
+            slots = np.repeat(np.arange(old.size, at, dtype=np.int32), sizes)
+            postings.append(Postings.build(np.concatenate(ids), slots, np.concatenate(counts), lengths, average))
+        while len(postings) > 1 and len(postings[-1].ids) * 2 >= len(postings[-2].ids):
+            b, a = postings.pop(), postings.pop()
+            joined = (np.concatenate((getattr(a, name), getattr(b, name))) for name in ("ids", "slots", "counts"))
+            postings.append(Postings.build(next(joined), next(joined), next(joined), lengths, average))
+        numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
+        languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
+        squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
+        return Snapshot(at, int(alive.sum()), keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares)

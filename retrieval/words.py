@@ -1,0 +1,143 @@
+"""Text to the terms that lexical search counts: stemmed by language, identifiers and code kept whole beside their parts."""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+VERSION = "1"
+"""Raised when the same text may now give other terms."""
+
+WORD = re.compile(r"\w+(?:[._\-/:@+]+\w+)*|\w+[+#]+")
+_PART = re.compile(r"[^\W_]+")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")
+_LONGEST = 64
+"""Characters of a word that count; more is data, not a word."""
+
+LANGUAGES = (
+    "english",
+    "german",
+    "french",
+    "spanish",
+    "italian",
+    "portuguese",
+    "dutch",
+    "swedish",
+    "danish",
+    "finnish",
+    "russian",
+)
+_COMMON = {
+    "english": "the of and to in is that for it was with as on be at by this are or from have not which you what how who why",
+    "german": "der die und das ist nicht mit den von zu ein eine dem des auf für wie wird sich auch welche wann wurde",
+    "french": "le les et des est une dans pour que qui au sur par pas du ce avec sont cette quel quelle ont",
+    "spanish": "el los las y una que es por con para del se su al lo como más fue qué quién cuál cuándo entre",
+    "italian": "il di che è gli per una della con non sono nel alla dei anche le più chi quale come dal",
+    "portuguese": "o os que não uma para com é em dos das por ao mais se foi como são pelo qual quem",
+    "dutch": "de het een en van is dat op te zijn niet met voor aan er wordt bij ook naar wie welke",
+    "swedish": "och att det som en är på för av med den till inte har ett var om från vilken",
+    "danish": "og at det er en til af på som med for ikke der den har et fra var hvad hvem",
+    "finnish": "ja on ei se että oli hän mutta kun joka ovat tai kuin myös sen mikä kuka",
+    "russian": "и в не на что с по как это от из для он к был его кто когда где",
+}
+_VOTES: dict[str, tuple[int, ...]] = {}
+for _number, _language in enumerate(LANGUAGES):
+    for _word in _COMMON[_language].split():
+        _VOTES[_word] = (*_VOTES.get(_word, ()), _number)
+
+
+def language(text: str) -> int:
+    """Number in `LANGUAGES` of the language whose commonest words occur most; English where none does."""
+    votes = [0] * len(LANGUAGES)
+    for word in _PART.findall(text[:4000].lower()):
+        for number in _VOTES.get(word, ()):
+            votes[number] += 1
+    return max(range(len(votes)), key=lambda number: (votes[number], -number))
+
+
+_stemmers: dict[int, Any] = {}
+_lock = threading.Lock()  # a Snowball stemmer serves one thread at a time; the cache above it keeps this rare
+
+
+def _stem(word: str, number: int) -> str:
+    with _lock:
+        stemmer = _stemmers.get(number)
+        if stemmer is None:
+            import Stemmer
+
+            stemmer = _stemmers[number] = Stemmer.Stemmer(LANGUAGES[number])
+        return stemmer.stemWord(word)
+
+
+def fold(word: str) -> str:
+    """Lower case, without accents."""
+    word = word.lower()
+    if word.isascii():
+        return word
+    return "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
+
+
+@lru_cache(262_144)
+def terms(word: str, number: int) -> tuple[int, ...]:
+    """The terms one written word stands for, as 32-bit hashes: each part stemmed, and the whole where it has several parts."""
+    word = word[:_LONGEST]
+    found: list[str] = []
+    parts = _PART.findall(word)
+    for part in parts:
+        lower = part.lower()
+        if _CJK.search(part):
+            found.extend(part[i : i + 2] for i in range(max(1, len(part) - 1)))
+        elif lower.isalpha():
+            found.append(fold(_stem(lower, number)))
+            pieces = _CAMEL.split(part) if not part.isupper() and part != lower and part[1:] != lower[1:] else ()
+            if len(pieces) > 1:
+                found.append("=" + lower)
+                found.extend(fold(_stem(piece.lower(), number)) for piece in pieces)
+        else:
+            found.append(fold(lower))
+    if len(parts) > 1 or word[-1:] in "+#":
+        found.append("=" + fold(word))
+    return tuple(dict.fromkeys(crc32(term.encode("utf-8", "replace")) for term in found))
+
+
+def counted(text: str, number: int) -> Counter[int]:
+    """How often each term occurs in a text of a language."""
+    return Counter(chain.from_iterable(terms(word, number) for word in WORD.findall(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of one chunk: `ids` with how often each occurs in its `text`, and in the title and headings above it."""
+
+    language: int
+    ids: np.ndarray
+    text: np.ndarray
+    context: np.ndarray
+
+
+def encode(text: str, context: str = "", number: int | None = None) -> bytes:
+    """A chunk's terms as they are stored: language and count (4 bytes each), hashes, then both counts of each, a byte each."""
+    number = language(text) if number is None else number
+    inside, above = counted(text, number), counted(context, number)
+    ids = list(inside | above)
+    head = np.array([number, len(ids)], "<u4").tobytes()
+    rows = (np.fromiter((min(part.get(i, 0), 255) for i in ids), np.uint8, len(ids)).tobytes() for part in (inside, above))
+    return b"".join((head, np.array(ids, "<u4").tobytes(), *rows))
+
+
+def decode(stored: bytes) -> Terms:
+    number, count = np.frombuffer(stored, "<u4", 2)
+    at = 8 + 4 * int(count)
+    ids = np.frombuffer(stored, "<u4", count, 8)
+    bytes_ = np.frombuffer(stored, np.uint8, 2 * int(count), at)
+    return Terms(int(number), ids, bytes_[:count], bytes_[count:])

@@ -1,0 +1,147 @@
+"""How often the right passage is found: this search, its two halves, and what each part of it adds.
+
+    python -m tests.bench.quality --data FOLDER [--sets xquad,scifact,wice]
+
+`--data` holds `scifact/` and `qa/xquad/`, and for choosing parameters SciFact's train claims and `groundedness/wice/`; the
+lines `scifact-train` and `wice` are what the weight was chosen on, `scifact-test` and `xquad-en` are only reported.
+Prints one JSON object: nDCG@10, hits@1 and hits@5 of each way to search, and the 95 % interval of hybrid less the better half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval import Encoder, words
+from retrieval.memory import Memory, Record
+from retrieval.search import search
+
+WAYS = {"hybrid": ("hybrid", "convex"), "rrf": ("hybrid", "rrf"), "dense": ("dense", ""), "lexical": ("lexical", "")}
+Set = tuple[dict[str, tuple[str, str]], dict[str, tuple[dict[str, str], dict[str, set[str]]]]]
+
+
+def scifact(data: Path) -> Set:
+    csv.field_size_limit(10**9)
+    quoted = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+    docs: dict[str, tuple[str, str]] = {}
+    with (data / "scifact/corpus_train.csv").open() as file:
+        for row in csv.DictReader(file):
+            docs[row["doc_id"]] = row["title"], " ".join(a or b for a, b in quoted.findall(row["abstract"])).replace("\\n", " ")
+    train: tuple[dict[str, str], dict[str, set[str]]] = {}, {}
+    with (data / "scifact/claims_train.csv").open() as file:
+        for row in csv.DictReader(file):
+            train[0][row["id"]] = row["claim"]
+            train[1].setdefault(row["id"], set()).update(re.findall(r"\d+", row["cited_doc_ids"]))
+    with gzip.open(data / "scifact/topics.beir-v1.0.0-scifact.test.tsv.gz", "rt") as file:
+        topics = dict(line.rstrip("\n").split("\t") for line in file)
+    right: dict[str, set[str]] = {}
+    for line in (data / "scifact/qrels.beir-v1.0.0-scifact.test.txt").read_text().splitlines():
+        topic, _, doc, grade = line.split()
+        if int(grade):
+            right.setdefault(topic, set()).add(doc)
+    return docs, {"scifact-train": train, "scifact-test": (topics, right)}
+
+
+def xquad(data: Path) -> Set:
+    docs, asked, right = {}, {}, {}
+    for article in json.loads((data / "qa/xquad/xquad.en.json").read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            key = str(len(docs))
+            docs[key] = "", paragraph["context"]
+            for each in paragraph["qas"]:
+                asked[each["id"]], right[each["id"]] = each["question"], {key}
+    return docs, {"xquad-en": (asked, right)}
+
+
+def wice(data: Path) -> Set:
+    docs: dict[str, tuple[str, str]] = {}
+    asked, right, met = {}, {}, {}
+    for number, line in enumerate((data / "groundedness/wice/claim_dev.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        evidence = tuple(row["evidence"])
+        if evidence not in met:
+            at, part = met.setdefault(evidence, {}), []
+            for i, sentence in enumerate(evidence):
+                part.append(sentence)
+                at[i] = str(len(docs))
+                if sum(len(each.split()) for each in part) > 100 or i == len(evidence) - 1:
+                    docs[str(len(docs))], part = ("", " ".join(part)), []
+        found = {met[evidence][i] for group in row["supporting_sentences"] for i in group}
+        if found:
+            asked[str(number)], right[str(number)] = row["claim"], found
+    return docs, {"wice": (asked, right)}
+
+
+class Held:
+    """A collection as searches hold it."""
+
+    def __init__(self, docs: Mapping[str, tuple[str, str]], vectors: np.ndarray) -> None:
+        self._rows = [
+            Record(i, key, vector.tobytes(), words.encode(text, title), {})
+            for i, ((key, (title, text)), vector) in enumerate(zip(docs.items(), vectors, strict=True), 1)
+        ]
+
+    def seqs(self) -> np.ndarray:
+        return np.arange(1, len(self._rows) + 1)
+
+    def records(self, after: int) -> Iterator[Record]:
+        return iter(self._rows[after:])
+
+
+def gain(order: list[str], right: set[str]) -> float:
+    got = sum(1 / np.log2(i + 2) for i, key in enumerate(order[:10]) if key in right)
+    return got / sum(1 / np.log2(i + 2) for i in range(min(len(right), 10)))
+
+
+def interval(differences: np.ndarray) -> list[float]:
+    """95 % bootstrap interval of the mean of paired differences."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(differences, len(differences)).mean() for _ in range(2000)]
+    return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", default="xquad,scifact,wice")
+    options = parser.parse_args()
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Encoder.load(Path(folder))
+        for name in options.sets.split(","):
+            docs, sets = {"scifact": scifact, "xquad": xquad, "wice": wice}[name](options.data)
+            vectors = encoder.embed([f"{title}\n{text}" if title else text for title, text in docs.values()])
+            rows = Memory(Held(docs, vectors), encoder.dimension).snapshot()
+            for label, (asked, right) in sets.items():
+                asked = {key: text for key, text in asked.items() if right.get(key)}
+                embedded = dict(zip(asked, encoder.embed(list(asked.values())), strict=True))
+                gains: dict[str, np.ndarray] = {}
+                told[label] = {"questions": len(asked), "passages": len(docs)}
+                for way, (mode, fusion) in WAYS.items():
+                    orders = [
+                        [rows.keys[hit.slot] for hit in search(rows, text, embedded[key], 10, mode, fusion=fusion)]
+                        for key, text in asked.items()
+                    ]
+                    pairs = list(zip(orders, asked, strict=True))
+                    gains[way] = np.array([gain(order, right[key]) for order, key in pairs])
+                    hits = {k: np.mean([bool(set(order[:k]) & right[key]) for order, key in pairs]) for k in (1, 5)}
+                    told[label][way] = {"nDCG@10": round(float(gains[way].mean()), 4)} | {
+                        f"hits@{k}": round(float(share), 4) for k, share in hits.items()
+                    }
+                half = max(("dense", "lexical"), key=lambda way: gains[way].mean())
+                told[label][f"hybrid_less_{half}"] = interval(gains["hybrid"] - gains[half])
+        encoder.close()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How fast searches are in a large index, without the question's embedding, and how exact.
+
+    python -m tests.bench.search [--rows 50000] [--cores 0,1]
+
+Prints one JSON object. The rows are generated: words by Zipf's law, vectors in clusters as real ones are. Everything else
+is the product: database, Chroma, memory, filters, reading of the passages found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval import Indexes
+from tests.bench.ingest import engine_at
+
+WORDS = 30_000
+
+
+class Generated:
+    """Stands for the encoder: a text's vector is its first word's cluster, and noise that its words decide."""
+
+    fingerprint, dimension = "generated", 384
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(5)
+        self._clusters = rng.standard_normal((400, 384)).astype(np.float32)
+
+    def embed(self, texts: Any) -> np.ndarray:
+        out = np.empty((len(texts), 384), np.float32)
+        for i, text in enumerate(texts):
+            seed = hash(text) & 0xFFFFFFFF
+            out[i] = self._clusters[seed % 400] + 0.8 * np.random.default_rng(seed).standard_normal(384, np.float32)
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def token_starts(self, text: str) -> np.ndarray:
+        return np.flatnonzero(np.frombuffer((" " + text).encode("ascii", "replace")[:-1], np.uint8) <= 32)
+
+
+def write(folder: Path, rows: int, rng: np.random.Generator) -> None:
+    names = np.array([f"w{number:x}q" for number in range(WORDS)])
+    odds = 1 / np.arange(1, WORDS + 1) ** 1.05
+    odds /= odds.sum()
+    for at in range(0, rows, 500):
+        part = folder / f"part{at // 500 % 10}"
+        part.mkdir(parents=True, exist_ok=True)
+        drawn = names[rng.choice(WORDS, (500, 140), p=odds)]
+        (part / f"{at}.md").write_text("\n\n".join(f"# s{at + i}\n\n{' '.join(row)}." for i, row in enumerate(drawn)))
+
+
+def timed(run: Any, given: list[Any]) -> dict[str, float]:
+    for each in given[:10]:
+        run(each)
+    took = []
+    for each in given:
+        began = time.perf_counter()
+        run(each)
+        took.append((time.perf_counter() - began) * 1e3)
+    cuts = statistics.quantiles(took, n=100)
+    return {"p50_ms": round(cuts[49], 2), "p99_ms": round(cuts[98], 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--cores", default="0,1")
+    options = parser.parse_args()
+    cores = {int(core) for core in options.cores.split(",")}
+    if os.sched_getaffinity(0) != cores:
+        os.sched_setaffinity(0, cores)  # before numpy counts them
+        os.execv(sys.executable, [sys.executable, "-m", "tests.bench.search", *sys.argv[1:]])
+    rng = np.random.default_rng(1)
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        write(home / "docs", options.rows, rng)
+        encoder: Any = Generated()
+        indexes = Indexes(engine_at(home), home / "chroma", encoder)
+        indexes.add("bench", home / "docs")
+        told["sync_s"] = round(indexes.sync("bench").seconds, 1)
+        indexes.close()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        indexes = Indexes(engine_at(home), home / "chroma", encoder)
+        row = indexes._row("bench")
+        began = time.perf_counter()
+        rows = indexes._memory(row.id).refresh()
+        told["read_s"] = round(time.perf_counter() - began, 2)
+        indexes.open()
+        told["rows"] = rows.live
+        told["memory_mb"] = round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        slots = rng.choice(rows.live, 300, replace=False)
+        noise = rng.standard_normal((300, 384)).astype(np.float32)
+        vectors = rows.matrix[slots] + 0.03 * noise
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        found = indexes._store.passages(row.name, [rows.keys[slot] for slot in slots])
+        texts = [found[rows.keys[slot]][1].text.split() for slot in slots]
+        asked = [" ".join(rng.choice(text, 10)) for text in texts]
+        both = list(zip(asked, vectors, strict=True))
+
+        def run(mode: str, **more: Any) -> Any:
+            return lambda each: indexes._search(row, each[0], each[1], 10, mode, **more)
+
+        for mode in ("dense", "lexical", "hybrid"):
+            told[mode] = timed(run(mode), both)
+        exact = [set(np.argsort(-(rows.matrix[: rows.size] @ vector))[:10]) for vector in vectors]
+        near = [{rows.slot_of()[key] for key, _ in indexes._vectors.query(row.id, vector, 100)} for vector in vectors]
+        told["dense_recall@10"] = round(float(np.mean([len(a & b) / 10 for a, b in zip(exact, near, strict=True)])), 4)
+        sources = [f"part{number}/{at}.md" for number in range(10) for at in range(number * 500, options.rows, 5000)]
+        for share in (0.9, 0.1, 0.002):
+            chosen = sources[: max(1, round(len(sources) * share))] if share >= 0.01 else sources[:1]
+            extra = {"page": None} if share >= 0.01 else {}
+            where = {"source": chosen, **{k: v for k, v in extra.items() if v is not None}}
+            if share < 0.01:
+                begins = sorted(f["start"] for f in rows.fields if f["source"] == chosen[0])
+                where["start <"] = begins[min(len(begins) - 1, max(1, int(options.rows * share)))]
+            told[f"filtered_{share:.1%}"] = {
+                "dense": timed(run("dense", filters=where), both),
+                "hybrid": timed(run("hybrid", filters=where), both),
+            }
+        indexes.close()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

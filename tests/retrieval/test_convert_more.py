@@ -1,0 +1,112 @@
+"""Slides, workbooks, tables, JSON, mail, notebooks and code become passages; what is broken is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+import zipfile
+from email.message import EmailMessage
+from pathlib import Path
+
+import openpyxl
+from pptx import Presentation
+from pptx.util import Inches
+
+from retrieval import Indexes
+from retrieval.watch import changes
+
+
+def slides(path: Path) -> None:
+    deck = Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[1])
+    slide.shapes.title.text = "Kiln schedule"
+    slide.placeholders[1].text = "Anneal at 515 degrees\nCool for nine hours"
+    slide.notes_slide.notes_text_frame.text = "Never open the lid."
+    table = slide.shapes.add_table(2, 2, Inches(1), Inches(1), Inches(2), Inches(1)).table
+    for (row, column), text in {(0, 0): "Stage", (0, 1): "Hours", (1, 0): "soak", (1, 1): "3"}.items():
+        table.cell(row, column).text = text
+    deck.save(str(path))
+
+
+def test_every_kind_becomes_passages(indexes: Indexes, tmp_path: Path) -> None:
+    root = tmp_path / "docs"
+    root.mkdir()
+    slides(root / "kiln.pptx")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    sheet.title = "Prices"
+    for row in (["Colour", "Euro"], ["cobalt", 12.5], ["gold", 80]):
+        sheet.append(row)
+    book.save(root / "prices.xlsx")
+    (root / "staff.csv").write_text("name;room\nAda;12\nGrace;14\n")
+    (root / "config.json").write_text(json.dumps({"furnace": {"fuel": "propane"}}))
+    (root / "log.jsonl").write_text('{"event": "spill", "place": "hall B"}\n{"event": "fire drill"}\n')
+    letter = EmailMessage()
+    letter["Subject"], letter["From"], letter["To"] = "Missing crates", "ann@example.org", "bob@example.org"
+    letter.set_content("Two crates of tesserae did not arrive.")
+    letter.add_attachment(b"x", maintype="image", subtype="png", filename="photo.png")
+    (root / "letter.eml").write_bytes(letter.as_bytes())
+    cells = [{"cell_type": "markdown", "source": ["# Melt curve"]}, {"cell_type": "code", "source": "viscosity = 10 ** 7.6"}]
+    (root / "melt.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+    (root / "grind.py").write_text("def polish_edges(tile):\n    return tile.smooth\n")
+    (root / "bad.xlsx").write_bytes(b"PK\x03\x04 not really")
+    (root / "bad.ipynb").write_text("{}")
+    (root / "old.pptx").write_text("plain")
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in range(5):
+            archive.writestr(f"a{part}", b"0" * 100_000_000)
+    (root / "bomb.xlsx").write_bytes(bomb.getvalue())
+    indexes.add("docs", root)
+    report = indexes.sync("docs")
+    assert {s.source: s.reason for s in report.skipped} == {
+        "bad.xlsx": "broken Office document",
+        "bad.ipynb": "broken notebook",
+        "old.pptx": "broken PowerPoint document (it does not begin as one)",
+        "bomb.xlsx": "unpacks to more than 400 MB",
+    }
+    for query, source, words in (
+        ("cool for nine hours", "kiln.pptx", "Never open the lid"),
+        ("soak stage hours", "kiln.pptx", "Stage: soak; Hours: 3"),
+        ("cobalt price", "prices.xlsx", "Colour: cobalt; Euro: 12.5"),
+        ("Grace room", "staff.csv", "name: Grace; room: 14"),
+        ("furnace fuel", "config.json", "propane"),
+        ("spill", "log.jsonl", "event: spill; place: hall B"),
+        ("tesserae did not arrive", "letter.eml", "photo.png"),
+        ("viscosity", "melt.ipynb", "10 ** 7.6"),
+        ("polish_edges", "grind.py", "def polish_edges"),
+    ):
+        best = indexes.search("docs", query)[0]
+        assert (best.source, words in indexes.document("docs", best.document_id).text) == (source, True), query
+        assert indexes.document("docs", best.document_id).text[best.start : best.end] == best.text
+
+
+def test_a_saved_file_is_searchable_within_a_second(indexes: Indexes, folder: Path) -> None:
+    indexes.add("docs", folder)
+    indexes.sync("docs")
+    indexes.search("docs", "warm up")
+    stop, ready = threading.Event(), threading.Event()
+
+    def follow() -> None:
+        ready.set()
+        for _ in changes(folder, stop=stop):
+            indexes.sync("docs")
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        ready.wait()
+        time.sleep(0.3)
+        (folder / "glass.md").write_text("# Glass\n\nUranium makes the glass glow green.\n")
+        saved = time.monotonic()
+        while not any("Uranium" in p.text for p in indexes.search("docs", "uranium glow", k=1)):
+            assert time.monotonic() - saved < 5
+            time.sleep(0.02)
+        assert not any("Cobalt" in p.text for p in indexes.search("docs", "cobalt blue", k=10))
+    finally:
+        stop.set()
+        thread.join()
+    print(f"searchable after {time.monotonic() - saved:.2f} s")
