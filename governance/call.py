@@ -106,6 +106,10 @@ class CallRecord:
     """`input_tokens`, `output_tokens`, `total_tokens` where known."""
     steps: tuple[Mapping[str, Any], ...] = ()
     """Bodies of the `smalti.step` events: name, kind, start_ns, end_ns, inputs, outputs, attributes."""
+    cost: float | None = None
+    """US dollars, where the model has a price."""
+    verdicts: tuple[Mapping[str, str], ...] = ()
+    """What guardrails did: guardrail, where, action, reason."""
 
 
 class CallError(Exception):
@@ -121,7 +125,13 @@ class CallError(Exception):
     """
 
     def __init__(
-        self, message: str, *, status: int = 500, code: str = "INTERNAL_ERROR", retry_after: float | None = None, param: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 500,
+        code: str = "INTERNAL_ERROR",
+        retry_after: float | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.status, self.code, self.retry_after, self.param = message, status, code, retry_after, param

@@ -69,8 +69,8 @@ class Reservation:
         self.estimate = estimate
         """Tokens reserved; 0 where no token limit applies."""
 
-    def settle(self, tokens: int) -> None:
-        """Put the tokens really used in place of the estimate. Once; later calls do nothing."""
+    def settle(self, tokens: int, cost: float = 0.0) -> None:
+        """Put the tokens really used, and the dollars, in place of the estimate. Once; later calls do nothing."""
         charges, self._charges = self._charges, None
         if charges:
             self._limits._settle(charges, max(int(tokens), 0))

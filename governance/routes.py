@@ -186,7 +186,10 @@ def router(
     @routes.put("/api/2.0/serving-endpoints/{name}/ai-gateway", openapi_extra=_schema(AiGatewayConfig))
     def put_ai_gateway(name: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
         manager(who, "endpoint", name)
-        return policies.set(name, _parse(AiGatewayConfig, body), by=who.name).as_dict()
+        try:
+            return policies.set(name, _parse(AiGatewayConfig, body), by=who.name).as_dict()
+        except ValueError as error:
+            raise bad_request(str(error), "guardrails") from None
 
     # --- journal ---
 

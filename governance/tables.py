@@ -91,6 +91,9 @@ inference_table = Table(
     Column("thread_id", String(256)),
     Column("error", Text),
     Column("trace_id", String(64)),
+    Column("cost", Float),  # US dollars
+    Column("price_version", String(64)),
+    Column("guardrail_verdicts", Text),  # JSON array of guardrail, where, action, reason
     Index("inference_table_by_time", "request_time", "databricks_request_id"),
     Index("inference_table_by_endpoint", "endpoint_name", "request_time"),
 )

@@ -15,9 +15,11 @@ from agents.tables import metadata as agent_tables
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
+from governance.guardrails.judges import SAFETY, Toolkit
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
+from governance.prices import Prices
 from governance.tables import metadata as governance_tables
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
@@ -51,7 +53,7 @@ class Platform:
     ----------
     settings: what was configured.
     home: the state folder, owned by this process.
-    train_router: makes the classifier behind the question router.
+    train_router: makes the classifiers behind the question router and the safety guardrail.
 
     Raises
     ------
@@ -75,9 +77,16 @@ class Platform:
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
         observers: list[Callable[[CallRecord], None]] = [self.tracer] if self.tracer else []
-        self.gateway = Gateway(self.identity, self.grants, Limits(self.policies), self.journal, observers)
-
         self.encoder = Encoder.load(home.models)
+        self.prices = Prices.load(settings.prices)
+        toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
+        self.gateway = Gateway(
+            self.identity, self.grants, Limits(self.policies), self.journal, observers, prices=self.prices, toolkit=toolkit
+        )
+        for name in declared:
+            policy = self.policies.get(name)
+            if policy is not None and policy.guarded:
+                self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
         self.endpoints = Endpoints()
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
@@ -125,6 +134,8 @@ class Platform:
         patience = self.settings.chat_timeout
         model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
         self._models.append(model)
+        if upstream.model:
+            self.prices.serve(name, upstream.model)
         external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
         self.endpoints.register(
             Endpoint(name, "llm/v1/chat", model.run, entity={"external_model": external}, description=description)

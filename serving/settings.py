@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     chat_timeout: Annotated[float, Field(gt=0)] = 60.0
     router: Path | None = None
     """Labelled examples of the question router; default: `agents/router.jsonl`."""
+    prices: Path | None = None
+    """A price table that is laid over the bundled one; see `governance/prices.yaml`."""
     mlflow: bool = True
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
