@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
+from governance.budgets import LeaseNeeded
 from governance.call import (
     STEP,
     TERMINAL,
@@ -66,6 +67,8 @@ class Gateway:
         self.observers: list[Observer] = list(observers)
         self.prices = prices or Prices()
         self.toolkit = toolkit or Toolkit()
+        self.warnings: dict[str, str] = {}
+        """Soft budgets that calls found used up, by request id; whoever answers takes it out and tells it in a header."""
         self._flights: dict[str, Flight] = {}  # calls in flight by request id
         self._guards: dict[str, tuple[AiGatewayConfig, Guard]] = {}
 
@@ -189,7 +192,15 @@ class Gateway:
             request = payload(request_of(call), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
-            reservation = self.limits.reserve(caller, call.endpoint, len(request), output)
+            while reservation is None:
+                try:
+                    reservation = self.limits.reserve(caller, call.endpoint, len(request), output)
+                except LeaseNeeded as needed:
+                    await asyncio.to_thread(needed.fetch)
+            if reservation.warnings:
+                self.warnings[call.request_id] = "; ".join(reservation.warnings)
+                if len(self.warnings) > 1_000:
+                    self.warnings.pop(next(iter(self.warnings)))
             flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard)
             flight.intent(request)
         except JournalError as error:

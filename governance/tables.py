@@ -98,6 +98,30 @@ inference_table = Table(
     Index("inference_table_by_endpoint", "endpoint_name", "request_time"),
 )
 
+budget_counters = Table(
+    "budget_counters",
+    metadata,
+    Column("endpoint", String(256), primary_key=True),
+    Column("metric", String(16), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("whose", String(256), primary_key=True),
+    Column("period", String(16), primary_key=True),  # 2026-11-23 or 2026-11, UTC
+    Column("used", BigInteger, nullable=False),  # calls, tokens or millionths of a dollar
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", String(32), nullable=False),
+    Column("actor", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(600), nullable=False),
+    Column("before", Text),  # JSON
+    Column("after", Text),  # JSON
+    Index("audit_log_by_time", "time"),
+)
+
 segments = Table(
     "journal_segments",
     metadata,

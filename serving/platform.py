@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Agent, AgentLoadError, Route, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from agents.tables import metadata as agent_tables
+from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
@@ -80,9 +81,9 @@ class Platform:
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
-        self.gateway = Gateway(
-            self.identity, self.grants, Limits(self.policies), self.journal, observers, prices=self.prices, toolkit=toolkit
-        )
+        self.budgets = Budgets(self.engine)
+        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
+        self.gateway = Gateway(self.identity, self.grants, limits, self.journal, observers, prices=self.prices, toolkit=toolkit)
         for name in declared:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
@@ -228,6 +229,7 @@ class Platform:
         for model in self._models:
             await model.aclose()
         await self.runtime.close()
+        await asyncio.to_thread(self.budgets.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()
