@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -23,8 +21,10 @@ from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
+from governance import audit
 from governance.call import Caller, unauthenticated
 from governance.changes import Changes
+from governance.pepper import load_pepper
 from governance.tables import keys, principals
 
 Kind = Literal["user", "service_principal"]
@@ -89,7 +89,7 @@ class Identity:
     def __init__(self, engine: Engine, pepper_file: Path) -> None:
         self.changes = Changes.of(engine)
         self._engine = engine
-        self._pepper = _load_pepper(Path(pepper_file))
+        self._pepper = load_pepper(Path(pepper_file))
         self._pepper_id = hashlib.sha256(self._pepper).hexdigest()[:16]
         self._lock = threading.RLock()
         self._seen = 0
@@ -146,6 +146,7 @@ class Identity:
         ttl: float | None = None,
         label: str = "",
         parent: str | None = None,
+        by: str | None = None,
     ) -> tuple[Key, str]:
         """Make a key; gives it and its secret, which cannot be had again.
 
@@ -157,6 +158,7 @@ class Identity:
         ttl: seconds until it expires; None for never.
         label: what it is for, shown in lists.
         parent: id of the key this one is made from (a session's): revoking that one ends this one too.
+        by: who makes it, for the audit log.
         """
         if ttl is not None and not ttl > 0:
             raise ValueError("ttl must be more than 0 seconds")
@@ -164,7 +166,9 @@ class Identity:
         with self.changes.write("identity") as (connection, version):
             now = time.time()
             expires = now + ttl if ttl is not None else None
-            return self._insert(connection, version, secret, name, kind, groups, admin, label, now, expires, parent), secret
+            key = self._insert(connection, version, secret, name, kind, groups, admin, label, now, expires, parent)
+            audit.record(connection, by, "key.create", f"key:{key.id}", after=key.as_dict())
+            return key, secret
 
     def ensure_admin(self, secret: str | None = None) -> str | None:
         """Make sure that an admin can sign in.
@@ -184,7 +188,8 @@ class Identity:
                 if found is not None:
                     return None
                 fresh = PREFIX + secrets.token_urlsafe(32)
-                self._insert(connection, version, fresh, "admin", "user", (), True, "first start", now, None)
+                key = self._insert(connection, version, fresh, "admin", "user", (), True, "first start", now, None)
+                audit.record(connection, "first start", "key.create", f"key:{key.id}", after=key.as_dict())
                 return fresh
         secret = _given(secret)
         digest = self._digest(secret.encode())
@@ -195,27 +200,31 @@ class Identity:
                 raise ValueError(f"the given admin key is already the key of {old['kind']} {old['name']}: choose another")
             self._end(connection, version, (keys.c.label == GIVEN) & (keys.c.digest != digest))
             if old is None:
-                self._insert(connection, version, secret, "admin", "user", (), True, GIVEN, now, None)
+                key = self._insert(connection, version, secret, "admin", "user", (), True, GIVEN, now, None)
+                audit.record(connection, "settings", "key.create", f"key:{key.id}", after=key.as_dict())
             else:
                 connection.execute(
                     update(keys).where(keys.c.digest == digest).values(revoked=None, expires=None, changed=version)
                 )
         return None
 
-    def revoke(self, key_id: str) -> Key:
+    def revoke(self, key_id: str, *, by: str | None = None) -> Key:
         """End a key, in force on the next request. Raises `KeyError` where there is no such key; revoking twice is fine."""
         with self.changes.write("identity") as (connection, version):
             self._end(connection, version, keys.c.id == key_id)
             row = connection.execute(select(keys).where(keys.c.id == key_id)).mappings().first()
             if row is None:
                 raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
+            audit.record(connection, by, "key.revoke", f"key:{key_id}", {"name": row["name"], "kind": row["kind"]})
             return _key({**row, "groups": json.dumps(self._stored_groups(connection, row["kind"], row["name"]))})
 
-    def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user") -> tuple[str, ...]:
+    def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user", by: str | None = None) -> tuple[str, ...]:
         """Replace the groups of a user or service principal; all its keys follow on the next request."""
         wanted = tuple(sorted({_name(group, "group") for group in groups}))
         with self.changes.write("identity") as (connection, version):
+            before = self._stored_groups(connection, kind, name)
             self._store_groups(connection, version, _kind(kind), _name(name, "name"), wanted)
+            audit.record(connection, by, "groups.set", f"{kind}:{name}", before, wanted)
         return wanted
 
     # --- within ---
@@ -368,31 +377,3 @@ def _key(row: Any) -> Key:
         row["expires"],
         row["revoked"],
     )
-
-
-def _load_pepper(path: Path) -> bytes:
-    """The pepper, made on first use: written in full under another name, then linked, so that no one ever reads half of it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".pepper-", dir=path.parent)  # mode 0600
-        try:
-            os.write(handle, secrets.token_bytes(32))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            pass  # another process was first; its pepper counts
-        except OSError:  # a file system without links
-            if not path.exists():
-                os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-    if path.stat().st_mode & 0o077 and os.name == "posix":
-        path.chmod(0o600)
-    pepper = path.read_bytes()
-    if len(pepper) < 32:
-        raise ValueError(f"{path} is damaged: restore it from a backup, or delete it and make new keys")
-    return pepper

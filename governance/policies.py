@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Engine, delete, select, update
 
+from governance import audit
 from governance.call import Caller, CallError, unavailable
 from governance.changes import Changes
 from governance.tables import policies as table
@@ -280,15 +281,26 @@ class Policies:
             raise RuntimeError("these policies have no database to be stored in")
         values = {"config": orjson.dumps(parsed.as_dict()).decode(), "changed_by": by, "changed": time.time()}
         with self.changes.write("policies") as (connection, _):
+            old = connection.execute(select(table.c.config).where(table.c.endpoint == endpoint)).scalar()
+            before = orjson.loads(old) if old else None
+            audit.record(connection, by, "policy.set", f"endpoint:{endpoint}", before, parsed.as_dict())
             if connection.execute(update(table).where(table.c.endpoint == endpoint).values(**values)).rowcount == 0:
                 connection.execute(table.insert().values(endpoint=endpoint, **values))
         return parsed
 
-    def forget(self, endpoint: str) -> None:
+    def forget(self, endpoint: str, *, by: str | None = None) -> None:
         """Remove the stored policy of an endpoint that is gone."""
         if self.changes is not None:
             with self.changes.write("policies") as (connection, _):
+                old = connection.execute(select(table.c.config).where(table.c.endpoint == endpoint)).scalar()
+                if old:
+                    audit.record(connection, by, "policy.remove", f"endpoint:{endpoint}", orjson.loads(old))
                 connection.execute(delete(table).where(table.c.endpoint == endpoint))
+
+    def list(self) -> dict[str, AiGatewayConfig]:
+        """The policies in force, by endpoint."""
+        self.get("")
+        return {name: found for name, found in sorted(self._current.items()) if isinstance(found, AiGatewayConfig)}
 
     def _load(self, version: int) -> None:
         assert self.changes is not None

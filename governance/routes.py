@@ -116,7 +116,13 @@ def router(
         wanted = _parse(NewKey, body)
         try:
             key, secret = identity.create_key(
-                wanted.name, kind=wanted.kind, groups=wanted.groups, admin=wanted.admin, ttl=wanted.ttl, label=wanted.label
+                wanted.name,
+                kind=wanted.kind,
+                groups=wanted.groups,
+                admin=wanted.admin,
+                ttl=wanted.ttl,
+                label=wanted.label,
+                by=who.name,
             )
         except ValueError as error:
             raise bad_request(str(error)) from None
@@ -131,7 +137,7 @@ def router(
     def revoke_key(key_id: str, who: Caller = who_asks) -> dict[str, Any]:
         _admin(who)
         try:
-            return identity.revoke(key_id).as_dict()
+            return identity.revoke(key_id, by=who.name).as_dict()
         except KeyError as error:
             raise not_found(error.args[0]) from None
 
@@ -141,7 +147,7 @@ def router(
         wanted = _parse(Groups, body)
         kind: Kind = wanted.kind
         try:
-            return {"name": name, "kind": kind, "groups": list(identity.set_groups(name, wanted.groups, kind=kind))}
+            return {"name": name, "kind": kind, "groups": list(identity.set_groups(name, wanted.groups, kind=kind, by=who.name))}
         except ValueError as error:
             raise bad_request(str(error)) from None
 

@@ -80,9 +80,14 @@ class Workspace:
 
     @cached_property
     def engine(self) -> Engine:
-        from serving.state import open_database
+        from agents.tables import metadata as agent_tables
+        from governance.tables import metadata as governance_tables
+        from retrieval.tables import metadata as retrieval_tables
+        from serving.state import open_database, upgrade
 
-        return open_database(f"sqlite:///{self.home.database}")
+        engine = open_database(f"sqlite:///{self.home.database}")
+        upgrade(engine, [governance_tables, retrieval_tables, agent_tables])
+        return engine
 
     @cached_property
     def identity(self) -> Identity:

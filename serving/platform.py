@@ -20,6 +20,7 @@ from governance.guardrails.judges import SAFETY, Toolkit
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
+from governance.metrics import Metrics
 from governance.prices import Prices
 from governance.tables import metadata as governance_tables
 from retrieval.embed import Encoder
@@ -84,6 +85,8 @@ class Platform:
         self.budgets = Budgets(self.engine)
         limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
         self.gateway = Gateway(self.identity, self.grants, limits, self.journal, observers, prices=self.prices, toolkit=toolkit)
+        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        self.gateway.observers.append(self.metrics)
         for name in declared:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:

@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     """Labelled examples of the question router; default: `agents/router.jsonl`."""
     prices: Path | None = None
     """A price table that is laid over the bundled one; see `governance/prices.yaml`."""
+    metrics_key: str | None = Field(default=None, repr=False)
+    """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
     mlflow: bool = True
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
