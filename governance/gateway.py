@@ -50,6 +50,7 @@ class Gateway:
     observers: told of each finished call, refused ones too; they must return at once.
     prices: what tokens cost; without them no call has a cost.
     toolkit: what guardrails need that look at the meaning.
+    max_in_flight: calls from outside that may be answered at a time; one more is refused at once with 503. None for no bound.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Gateway:
         *,
         prices: Prices | None = None,
         toolkit: Toolkit | None = None,
+        max_in_flight: int | None = None,
     ) -> None:
         self.identity, self.grants, self.limits, self.journal = identity, grants, limits, journal
         self.observers: list[Observer] = list(observers)
         self.prices = prices or Prices()
         self.toolkit = toolkit or Toolkit()
+        self.max_in_flight = max_in_flight
         self.warnings: dict[str, str] = {}
         """Soft budgets that calls found used up, by request id; whoever answers takes it out and tells it in a header."""
         self._flights: dict[str, Flight] = {}  # calls in flight by request id
@@ -185,6 +188,8 @@ class Gateway:
                     f"there is no endpoint or index {call.endpoint!r} here; ask an admin, or list them with `smalti endpoints`"
                 )
             self.grants.check(caller, securable(call))
+            if self.max_in_flight is not None and outer is None and len(self._flights) >= self.max_in_flight:
+                raise unavailable("the server answers as many calls as it can; try again in a moment", retry_after=1.0)
             policy = self.limits.policies.get(call.endpoint)
             guard = self.guard(call.endpoint, policy) if policy is not None and policy.guarded else None
             if guard is not None:

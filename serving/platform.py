@@ -22,6 +22,7 @@ from governance.journal import Journal
 from governance.limits import Limits, Policies
 from governance.metrics import Metrics
 from governance.prices import Prices
+from governance.resilience import resilient
 from governance.tables import metadata as governance_tables
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
@@ -84,7 +85,16 @@ class Platform:
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
         self.budgets = Budgets(self.engine)
         limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
-        self.gateway = Gateway(self.identity, self.grants, limits, self.journal, observers, prices=self.prices, toolkit=toolkit)
+        self.gateway = Gateway(
+            self.identity,
+            self.grants,
+            limits,
+            self.journal,
+            observers,
+            prices=self.prices,
+            toolkit=toolkit,
+            max_in_flight=settings.max_in_flight,
+        )
         self.metrics = Metrics(lambda: self.gateway.in_flight)
         self.gateway.observers.append(self.metrics)
         for name in declared:
@@ -140,10 +150,15 @@ class Platform:
         self._models.append(model)
         if upstream.model:
             self.prices.serve(name, upstream.model)
+        engine = resilient([(name, model.run)], fallback=lambda: self._falls_back(name))
         external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
         self.endpoints.register(
-            Endpoint(name, "llm/v1/chat", model.run, entity={"external_model": external}, description=description)
+            Endpoint(name, "llm/v1/chat", engine, entity={"external_model": external}, description=description)
         )
+
+    def _falls_back(self, name: str) -> bool:
+        policy = self.policies.get(name)
+        return policy is not None and policy.fallback_config is not None and policy.fallback_config.enabled
 
     def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
         entity = {"entity_name": agent.builder}
