@@ -35,6 +35,8 @@ class Caller:
     groups: frozenset[str] = frozenset()
     admin: bool = False
     key_id: str | None = None
+    scopes: frozenset[str] | None = None
+    """Securables that the presented key is good for; None for all its owner's. Inner calls are not narrowed by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def create_key(
     admin: Annotated[bool, typer.Option("--admin", help="NAME may do everything with this key.")] = False,
     days: Annotated[float | None, typer.Option(min=0.001, help="The key expires after so many days.")] = None,
     label: Annotated[str, typer.Option(help="A note for the list.")] = "",
+    scope: Annotated[list[str] | None, typer.Option(help="The key is good for this endpoint:NAME or index:NAME only.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once."""
@@ -54,7 +55,7 @@ def create_key(
     kind = "service_principal" if service_principal else "user"
     groups = sorted({*work.identity.groups_of(name, kind), *(group or ())})
     key, secret = work.identity.create_key(
-        name, kind=kind, groups=groups, admin=admin, ttl=days * 86400 if days else None, label=label
+        name, kind=kind, groups=groups, admin=admin, ttl=days * 86400 if days else None, label=label, scopes=scope or None
     )
     wanted = [f"endpoint:{item}" for item in endpoint or ()] + [f"index:{item}" for item in index or ()]
     granted = [grant.as_dict() for item in wanted for grant in work.grants.grant(f"{kind}:{name}", item, "CAN_QUERY")]
@@ -73,6 +74,21 @@ def list_keys(context: typer.Context, as_json: Json = False) -> None:
     """Keys, without their secrets."""
     rows = [key.as_dict() for key in context.obj.identity.list_keys()]
     context.obj.print_rows(rows, _KEYS, as_json=as_json, empty="No keys yet: smalti keys create NAME")
+
+
+@keys.command("rotate")
+def rotate_key(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="ID")],
+    overlap: Annotated[float, typer.Option(min=0, help="Hours for which the old key goes on working.")] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Make a key in place of another, with the same rights, and print it, this once."""
+    key, secret = context.obj.identity.rotate(key_id, overlap=overlap * 3600)
+    if as_json:
+        context.obj.print_json({**key.as_dict(), "key": secret})
+    else:
+        print(f"Key {key.id} for {key.name}, shown only now; {key_id} works for {overlap:g} hours more:\n\n  {secret}\n")
 
 
 @keys.command("revoke")

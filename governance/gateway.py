@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 from governance.budgets import LeaseNeeded
@@ -188,6 +189,9 @@ class Gateway:
                     f"there is no endpoint or index {call.endpoint!r} here; ask an admin, or list them with `smalti endpoints`"
                 )
             self.grants.check(caller, securable(call))
+            if caller.scopes is not None:  # what the call needs inside is its owner's to use
+                caller = replace(caller, scopes=None)
+                call = _of(call, caller)
             if self.max_in_flight is not None and outer is None and len(self._flights) >= self.max_in_flight:
                 raise unavailable("the server answers as many calls as it can; try again in a moment", retry_after=1.0)
             policy = self.limits.policies.get(call.endpoint)

@@ -62,6 +62,8 @@ class Grants:
 
     def check(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> None:
         """Raises `CallError` 403 that says who lacks what, and the command that grants it."""
+        if caller.scopes is not None and securable not in caller.scopes:
+            raise forbidden(f"this key is good for {', '.join(sorted(caller.scopes)) or 'nothing'} only, not for {securable}")
         if not self.allowed(caller, securable, level):
             principal = f"{caller.kind}:{caller.name}"
             raise forbidden(
@@ -70,12 +72,16 @@ class Grants:
             )
 
     def allowed(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> bool:
+        if caller.scopes is not None and securable not in caller.scopes:
+            return False
         if caller.admin:
             return True
         return self._rank(caller, securable) >= _RANK[level]
 
     def level(self, caller: Caller, securable: str) -> str | None:
         """The caller's highest level on a securable; None without any."""
+        if caller.scopes is not None and securable not in caller.scopes:
+            return None
         rank = _RANK["CAN_MANAGE"] if caller.admin else self._rank(caller, securable)
         return LEVELS[rank] if rank >= 0 else None
 

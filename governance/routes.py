@@ -42,6 +42,7 @@ class NewKey(BaseModel):
     admin: StrictBool = False
     ttl: float | None = Field(default=None, gt=0, description="seconds until it expires; none: never")
     label: str = Field(default="", max_length=256)
+    scopes: list[str] | None = Field(default=None, description="securables it is good for; none: all its owner's")
 
 
 class AccessControl(BaseModel):
@@ -123,7 +124,21 @@ def router(
                 ttl=wanted.ttl,
                 label=wanted.label,
                 by=who.name,
+                scopes=wanted.scopes,
             )
+        except ValueError as error:
+            raise bad_request(str(error)) from None
+        return {"key": secret, **key.as_dict()}
+
+    @routes.post("/api/2.0/smalti/keys/{key_id}/rotate")
+    def rotate_key(
+        key_id: str, who: Caller = who_asks, overlap: Annotated[float, Query(ge=0, le=31_536_000)] = 86_400.0
+    ) -> dict[str, Any]:
+        _admin(who)
+        try:
+            key, secret = identity.rotate(key_id, overlap=overlap, by=who.name)
+        except KeyError as error:
+            raise not_found(error.args[0]) from None
         except ValueError as error:
             raise bad_request(str(error)) from None
         return {"key": secret, **key.as_dict()}

@@ -33,6 +33,7 @@ keys = Table(
     Column("created", Float, nullable=False),
     Column("expires", Float),
     Column("revoked", Float),
+    Column("scopes", Text),  # JSON array of securables the key is good for; NULL for all its owner's
     Column("parent", String(16), index=True),  # the key it was made from, and with which it ends
     Column("changed", BigInteger, nullable=False, index=True),  # the change counter's value when this row was last written
 )
