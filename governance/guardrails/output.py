@@ -159,7 +159,10 @@ class Shield:
                 found = self.rules.find(value["text"])
                 rest = {key: self._guarded(item) for key, item in value.items() if key not in ("text", "type", "annotations")}
                 notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
-                return {**value, **rest, "text": self._checked(value["text"]), "annotations": notes}
+                if refused := self.rules.blocking(found):
+                    raise refused
+                self._other += found
+                return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
             return {
                 key: item if key in _ADDRESSES and isinstance(item, str) else self._keyed(key, item)
                 for key, item in value.items()
