@@ -20,7 +20,7 @@ _CONTEXT = 96  # characters already let go of that are looked at again, for what
 _TAIL = 512
 _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
-_ODD_SPACE = re.compile(r"\s\s|[^\S ]")
+_ODD_SPACES = ("  ", "\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")  # all but a single space
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
 
@@ -37,7 +37,7 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
 
     Compatibility forms become plain ones and invisible characters vanish; for `words` case and runs of spaces do too.
     """
-    if text.isascii() and (not words or not _ODD_SPACE.search(text)):
+    if text.isascii() and not (words and any(space in text for space in _ODD_SPACES)):
         return (text.casefold() if words else text), None
     folded: list[str] = []
     origin: list[int] = []

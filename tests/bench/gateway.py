@@ -1,7 +1,8 @@
 """What `Gateway.call` adds to a bare engine: key, grant, limits and journal, in this process; then with tier-1 guardrails too.
 
 `python tests/bench/gateway.py [--calls N]` prints JSON. Times are microseconds a call at a request body of 2 KB and of 22 KB,
-and a streamed chunk; `guarded_` ones with PII masked and keywords refused on input and output. Bare and governed calls take turns, so that both see the same machine.
+and a streamed chunk; `guarded_` ones with PII masked and keywords refused on input and output. Bare and governed calls take
+turns, so that both see the same machine.
 """
 
 from __future__ import annotations
