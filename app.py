@@ -14,7 +14,7 @@ import typer
 
 from evals.commands import evaluate
 from finetune.commands import finetune
-from governance.commands import grants, journal, keys
+from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
 from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
@@ -40,7 +40,7 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
-    """The question router's classifier, trained when its examples or the encoder changed."""
+    """A classifier (of questions, of what is safe), trained when its examples or the encoder changed."""
     from finetune.tasks.classify import fit_cached
 
     return fit_cached(examples, encoder.embed, cache, encoder=encoder.fingerprint)
@@ -58,7 +58,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
-for command in (ask, endpoints, doctor):
+for command in (ask, endpoints, doctor, usage, limits, audit):
     cli.command()(command)
 cli.command("eval")(evaluate)
 

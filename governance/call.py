@@ -35,6 +35,8 @@ class Caller:
     groups: frozenset[str] = frozenset()
     admin: bool = False
     key_id: str | None = None
+    scopes: frozenset[str] | None = None
+    """Securables that the presented key is good for; None for all its owner's. Inner calls are not narrowed by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ class CallRecord:
     """`input_tokens`, `output_tokens`, `total_tokens` where known."""
     steps: tuple[Mapping[str, Any], ...] = ()
     """Bodies of the `smalti.step` events: name, kind, start_ns, end_ns, inputs, outputs, attributes."""
+    cost: float | None = None
+    """US dollars, where the model has a price."""
+    verdicts: tuple[Mapping[str, str], ...] = ()
+    """What guardrails did: guardrail, where, action, reason."""
 
 
 class CallError(Exception):

@@ -1,9 +1,14 @@
-"""Commands of owners: `keys`, `grants`, `journal`. They work on the state folder itself, beside a running server."""
+"""Commands of owners, on the state folder itself, beside a running server: keys, grants, journal, usage, limits, audit."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +21,10 @@ journal = typer.Typer(no_args_is_help=True, help="The record of every call.")
 
 _KEYS = {"id": "ID", "name": "Name", "kind": "Kind", "groups": "Groups", "admin": "Admin", "label": "Label", "expires": "Expires"}
 _GRANTS = {"principal": "Principal", "securable": "On", "level": "Level", "via": "Through"}
+_USAGE = {"requests": "Requests", "errors": "Errors", "input_tokens": "Read", "output_tokens": "Written", "cost": "$"}
+_LIMITS = {"endpoint": "Endpoint", "key": "Key", "principal": "Principal", "renewal_period": "Period", "calls": "Calls"}
+_LIMITS |= {"tokens": "Tokens", "cost": "$", "soft": "Soft", "used": "Used"}
+_AUDIT = {"time": "Time", "actor": "Who", "action": "What", "subject": "On", "before": "Before", "after": "After"}
 _ROWS = {
     "request_time": "Time",
     "status_code": "Status",
@@ -37,6 +46,7 @@ def create_key(
     admin: Annotated[bool, typer.Option("--admin", help="NAME may do everything with this key.")] = False,
     days: Annotated[float | None, typer.Option(min=0.001, help="The key expires after so many days.")] = None,
     label: Annotated[str, typer.Option(help="A note for the list.")] = "",
+    scope: Annotated[list[str] | None, typer.Option(help="The key is good for this endpoint:NAME or index:NAME only.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once."""
@@ -44,7 +54,7 @@ def create_key(
     kind = "service_principal" if service_principal else "user"
     groups = sorted({*work.identity.groups_of(name, kind), *(group or ())})
     key, secret = work.identity.create_key(
-        name, kind=kind, groups=groups, admin=admin, ttl=days * 86400 if days else None, label=label
+        name, kind=kind, groups=groups, admin=admin, ttl=days * 86400 if days else None, label=label, scopes=scope or None
     )
     wanted = [f"endpoint:{item}" for item in endpoint or ()] + [f"index:{item}" for item in index or ()]
     granted = [grant.as_dict() for item in wanted for grant in work.grants.grant(f"{kind}:{name}", item, "CAN_QUERY")]
@@ -67,6 +77,21 @@ def list_keys(
     """Keys that are valid, without their secrets."""
     rows = [key.as_dict() for key in context.obj.identity.list_keys() if everything or key.live]
     context.obj.print_rows(rows, _KEYS, as_json=as_json, empty="No keys yet: smalti keys create NAME")
+
+
+@keys.command("rotate")
+def rotate_key(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="ID")],
+    overlap: Annotated[float, typer.Option(min=0, help="Hours for which the old key goes on working.")] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Make a key in place of another, with the same rights, and print it, this once."""
+    key, secret = context.obj.identity.rotate(key_id, overlap=overlap * 3600)
+    if as_json:
+        context.obj.print_json({**key.as_dict(), "key": secret})
+    else:
+        print(f"Key {key.id} for {key.name}, shown only now; {key_id} works for {overlap:g} hours more:\n\n  {secret}\n")
 
 
 @keys.command("revoke")
@@ -113,19 +138,153 @@ def remove_grant(context: typer.Context, principal: _Principal, securable: _Secu
         print(f"{removed} taken back.")
 
 
+_Endpoint = Annotated[str | None, typer.Option(help="Only rows of this endpoint or index.")]
+
+
 @journal.command("export")
 def export(
     context: typer.Context,
-    endpoint: Annotated[str | None, typer.Option(help="Only rows of this endpoint or index.")] = None,
+    endpoint: _Endpoint = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, oldest first.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only calls from this time on, ISO 8601.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write this Parquet file.")] = None,
+    delta: Annotated[Path | None, typer.Option(help="Write a Delta table to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The inference table: one row a call, one JSON object a line with --json."""
+    """The inference table: one row a call, one JSON object a line with --json, or a file that Spark and DuckDB read."""
     work = context.obj
-    rows = work.journal.rows(endpoint=endpoint, limit=limit)
+    rows = work.journal.rows(since, endpoint=endpoint, limit=limit)
+    for path, form in ((parquet, "parquet"), (delta, "delta")):
+        if path is not None:
+            from governance import export as writing
+
+            count = getattr(writing, form)(rows, path)
+            if as_json:
+                work.print_json({"rows": count, "path": str(path)})
+            else:
+                print(f"{count} rows written to {path}")
+            return
+    _show(work, rows, as_json)
+
+
+@journal.command("query")
+def query(
+    context: typer.Context,
+    endpoint: _Endpoint = None,
+    caller: Annotated[str | None, typer.Option(help="Only calls of this user or service principal.")] = None,
+    status: Annotated[int | None, typer.Option(help="Only calls with this status.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only calls from this time on, ISO 8601.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only this call.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many rows, newest first.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Find calls, the newest first."""
+    found = context.obj.journal.rows(since, endpoint=endpoint, request_id=request_id, newest=True)
+    wanted = {name: value for name, value in (("requester", caller), ("status_code", status)) if value is not None}
+    chosen = (row for row in found if all(row[name] == value for name, value in wanted.items()))
+    _show(context.obj, islice(chosen, limit), as_json)
+
+
+@journal.command("tail")
+def tail(
+    context: typer.Context,
+    count: Annotated[int, typer.Option("-n", min=1, help="So many of the newest calls.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with the calls that come.")] = False,
+    endpoint: _Endpoint = None,
+    as_json: Json = False,
+) -> None:
+    """The newest calls, oldest of them first."""
+    work = context.obj
+    shown = list(work.journal.rows(endpoint=endpoint, limit=count, newest=True))[::-1]
+    _show(work, shown, as_json)
+    seen = {row["databricks_request_id"] for row in shown}
+    since = shown[-1]["request_time"] if shown else None
+    while follow:
+        time.sleep(0.5)
+        fresh = [row for row in work.journal.rows(since, endpoint=endpoint) if row["databricks_request_id"] not in seen]
+        if fresh:
+            _show(work, fresh, as_json)
+            seen |= {row["databricks_request_id"] for row in fresh}
+
+
+@journal.command("prune")
+def prune(
+    context: typer.Context,
+    days: Annotated[float, typer.Option(min=0, help="Keep the rows of so many days, delete older ones.")],
+    as_json: Json = False,
+) -> None:
+    """Delete old rows of the inference table, and what was counted for budgets of months before."""
+    from governance.budgets import Budgets
+    from governance.usage import prune as delete
+
+    work = context.obj
+    work.journal.ingest()
+    before = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    count = delete(work.engine, before)
+    Budgets(work.engine).prune(before)
+    if as_json:
+        work.print_json({"deleted": count, "before": before})
+    else:
+        print(f"{count} rows from before {before} deleted.")
+
+
+def usage(
+    context: typer.Context,
+    by: Annotated[str, typer.Option(help="What to count by: some of endpoint,requester,day.")] = "endpoint,requester,day",
+    since: Annotated[str | None, typer.Option(help="From this day on, as 2026-11-22.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before this day.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Requests, tokens and cost, by endpoint, caller and day."""
+    from governance.usage import usage as count
+
+    work = context.obj
+    work.journal.ingest()
+    groups = [name for name in by.split(",") if name]
+    rows = count(work.engine, by=groups, since=since, until=until)
+    shown = rows if as_json else [{**row, "cost": f"{row['cost']:.4f}"} for row in rows]
+    work.print_rows(shown, {name: name.capitalize() for name in groups} | _USAGE, as_json=as_json, empty="No calls yet.")
+
+
+def limits(context: typer.Context, as_json: Json = False) -> None:
+    """The limits in force, and what is used of those of a day and a month."""
+    from governance.budgets import Budgets
+    from governance.policies import Policies
+
+    work = context.obj
+    declared = {each.name: each.ai_gateway for each in work.settings.endpoints if each.ai_gateway is not None}
+    used: dict[tuple[str, ...], list[str]] = {}
+    for (endpoint, metric, kind, whose, period), amount in Budgets(work.engine).used().items():
+        spent = f"{amount / 1e6:.4f}" if metric == "cost" else str(amount)
+        name = "day" if len(period) == 10 else "month"
+        used.setdefault((endpoint, kind, name), []).append(f"{whose or endpoint}: {spent} {metric}")
+    rows = []
+    for name, policy in Policies(work.engine, declared).list().items():
+        for limit in policy.as_dict().get("rate_limits", ()):
+            key = (name, limit.get("key", "endpoint"), limit.get("renewal_period", "minute"))
+            rows.append({"endpoint": name, **limit, "used": used.get(key, [])})
+    work.print_rows(rows, _LIMITS, as_json=as_json, empty="No limits: set ai_gateway.rate_limits of an endpoint.")
+
+
+def audit(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many changes, newest first.")] = 50,
+    subject: Annotated[str | None, typer.Option(help="Only changes of this, as endpoint:assistant or key:ID.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Who changed which key, grant or policy, when, and from what to what."""
+    from governance.audit import entries
+    from governance.tables import create
+
+    work = context.obj
+    create(work.engine)
+    work.print_rows(entries(work.engine, limit=limit, subject=subject), _AUDIT, as_json=as_json, empty="No changes yet.")
+
+
+def _show(work: Any, rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         for row in rows:
             sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        return
-    shown: list[dict[str, Any]] = list(rows)
-    work.print_rows(shown, _ROWS, as_json=False, empty="No calls yet.")
+        sys.stdout.flush()
+    else:
+        work.print_rows(list(rows), _ROWS, as_json=False, empty="No calls yet.")

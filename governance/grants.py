@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, select, update
 
+from governance import audit
 from governance.call import Caller, forbidden
 from governance.changes import Changes
 from governance.tables import grants
@@ -61,6 +62,8 @@ class Grants:
 
     def check(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> None:
         """Raises `CallError` 403 that says who lacks what, and the command that grants it."""
+        if caller.scopes is not None and securable not in caller.scopes:
+            raise forbidden(f"this key is good for {', '.join(sorted(caller.scopes)) or 'nothing'} only, not for {securable}")
         if not self.allowed(caller, securable, level):
             principal = f"{caller.kind}:{caller.name}"
             raise forbidden(
@@ -69,12 +72,16 @@ class Grants:
             )
 
     def allowed(self, caller: Caller, securable: str, level: str = "CAN_QUERY") -> bool:
+        if caller.scopes is not None and securable not in caller.scopes:
+            return False
         if caller.admin:
             return True
         return self._rank(caller, securable) >= _RANK[level]
 
     def level(self, caller: Caller, securable: str) -> str | None:
         """The caller's highest level on a securable; None without any."""
+        if caller.scopes is not None and securable not in caller.scopes:
+            return None
         rank = _RANK["CAN_MANAGE"] if caller.admin else self._rank(caller, securable)
         return LEVELS[rank] if rank >= 0 else None
 
@@ -109,6 +116,7 @@ class Grants:
             needed = [name for name in needed if self.allowed(by, name, "CAN_MANAGE")]
         granted: list[Grant] = []
         with self.changes.write("grants") as (connection, _):
+            before = _held(connection, securable)
             if replace:
                 direct = (grants.c.securable == securable) & (grants.c.via == "")
                 connection.execute(delete(grants).where(direct | (grants.c.via == securable)))
@@ -122,23 +130,34 @@ class Grants:
                     ]
                 else:
                     connection.execute(delete(grants).where(grants.c.principal == principal, grants.c.via == securable))
+            after = _held(connection, securable)
+            if after != before:
+                audit.record(connection, by.name if by else None, "grants.set", securable, before, after)
         return granted
 
-    def revoke(self, principal: str, securable: str) -> int:
+    def revoke(self, principal: str, securable: str, *, by: str | None = None) -> int:
         """Take back a direct grant and what came with it; gives the number of grants removed."""
         principal, securable = check_principal(principal), check_securable(securable)
         direct = (grants.c.securable == securable) & (grants.c.via == "")
         with self.changes.write("grants") as (connection, _):
-            return connection.execute(
+            before = _held(connection, securable)
+            removed = connection.execute(
                 delete(grants).where(grants.c.principal == principal, direct | (grants.c.via == securable))
             ).rowcount
+            if removed:
+                audit.record(connection, by, "grants.remove", securable, before, _held(connection, securable))
+            return removed
 
     def forget(self, securable: str) -> int:
         """Remove every grant on a securable that is gone, so that a later one of the same name starts with none."""
         with self.changes.write("grants") as (connection, _):
-            return connection.execute(
+            before = _held(connection, securable)
+            removed = connection.execute(
                 delete(grants).where((grants.c.securable == securable) | (grants.c.via == securable))
             ).rowcount
+            if removed:
+                audit.record(connection, None, "grants.forget", securable, before, {})
+            return removed
 
     # --- within ---
 
@@ -186,6 +205,13 @@ def check_level(level: str) -> str:
     if level not in _RANK:
         raise ValueError(f"{level!r} is no level: use {', '.join(LEVELS)}")
     return level
+
+
+def _held(connection: Connection, securable: str) -> dict[str, str]:
+    """Level of each principal that has a grant of its own."""
+    direct = (grants.c.securable == securable) & (grants.c.via == "")
+    rows = connection.execute(select(grants.c.principal, grants.c.level).where(direct).order_by(grants.c.principal))
+    return {row.principal: row.level for row in rows}
 
 
 def _store(connection: Connection, grant: Grant, by: Caller | None) -> Grant:

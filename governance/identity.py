@@ -10,24 +10,24 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
+from governance import audit
 from governance.call import Caller, unauthenticated
 from governance.changes import Changes
+from governance.grants import check_securable
+from governance.key import Key, Kind, iso, key_of
+from governance.pepper import load_pepper
 from governance.tables import keys, principals
 
-Kind = Literal["user", "service_principal"]
 PREFIX = "smk_"
 NO_KEY = "no key was sent: send one as 'Authorization: Bearer smk_...' (an admin makes it with `smalti keys create`)"
 GIVEN = "given"
@@ -35,39 +35,6 @@ GIVEN = "given"
 _KEPT_AFTER_EXPIRY = 86_400.0  # seconds an expired key is kept, so that its holder is told why it stopped working
 _LASTING = 7 * 86_400.0  # an admin key must live longer than this to be the one that lets people in
 _LONGEST = 4_096  # characters of a presented key that are looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What is known of a key; never its secret. Times are Unix seconds."""
-
-    id: str
-    name: str
-    kind: Kind
-    groups: tuple[str, ...]
-    admin: bool
-    label: str
-    created: float
-    expires: float | None = None
-    revoked: float | None = None
-
-    @property
-    def live(self) -> bool:
-        return self.revoked is None and (self.expires is None or self.expires > time.time())
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON shape, times as ISO 8601 in UTC."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "kind": self.kind,
-            "groups": list(self.groups),
-            "admin": self.admin,
-            "label": self.label,
-            "created": _iso(self.created),
-            "expires": _iso(self.expires),
-            "revoked": _iso(self.revoked),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +56,7 @@ class Identity:
     def __init__(self, engine: Engine, pepper_file: Path) -> None:
         self.changes = Changes.of(engine)
         self._engine = engine
-        self._pepper = _load_pepper(Path(pepper_file))
+        self._pepper = load_pepper(Path(pepper_file))
         self._pepper_id = hashlib.sha256(self._pepper).hexdigest()[:16]
         self._lock = threading.RLock()
         self._seen = 0
@@ -128,7 +95,7 @@ class Identity:
         if name is not None:
             statement = statement.where(keys.c.name == name)
         with self._engine.connect() as connection:
-            return [_key(row._mapping) for row in connection.execute(statement.order_by(keys.c.created, keys.c.id))]
+            return [key_of(row._mapping) for row in connection.execute(statement.order_by(keys.c.created, keys.c.id))]
 
     def groups_of(self, name: str, kind: Kind = "user") -> frozenset[str]:
         self._refresh()
@@ -146,6 +113,8 @@ class Identity:
         ttl: float | None = None,
         label: str = "",
         parent: str | None = None,
+        by: str | None = None,
+        scopes: Iterable[str] | None = None,
     ) -> tuple[Key, str]:
         """Make a key; gives it and its secret, which cannot be had again.
 
@@ -157,6 +126,8 @@ class Identity:
         ttl: seconds until it expires; None for never.
         label: what it is for, shown in lists.
         parent: id of the key this one is made from (a session's): revoking that one ends this one too.
+        by: who makes it, for the audit log.
+        scopes: securables (`endpoint:NAME`, `index:NAME`) it is good for; None for all that its owner may call. Never an admin's.
         """
         if ttl is not None and not ttl > 0:
             raise ValueError("ttl must be more than 0 seconds")
@@ -164,7 +135,10 @@ class Identity:
         with self.changes.write("identity") as (connection, version):
             now = time.time()
             expires = now + ttl if ttl is not None else None
-            return self._insert(connection, version, secret, name, kind, groups, admin, label, now, expires, parent), secret
+            only = None if scopes is None else tuple(sorted({check_securable(each) for each in scopes}))
+            key = self._insert(connection, version, secret, name, kind, groups, admin, label, now, expires, parent, only)
+            audit.record(connection, by, "key.create", f"key:{key.id}", after=key.as_dict())
+            return key, secret
 
     def ensure_admin(self, secret: str | None = None) -> str | None:
         """Make sure that an admin can sign in.
@@ -184,7 +158,8 @@ class Identity:
                 if found is not None:
                     return None
                 fresh = PREFIX + secrets.token_urlsafe(32)
-                self._insert(connection, version, fresh, "admin", "user", (), True, "first start", now, None)
+                key = self._insert(connection, version, fresh, "admin", "user", (), True, "first start", now, None)
+                audit.record(connection, "first start", "key.create", f"key:{key.id}", after=key.as_dict())
                 return fresh
         secret = _given(secret)
         digest = self._digest(secret.encode())
@@ -195,27 +170,52 @@ class Identity:
                 raise ValueError(f"the given admin key is already the key of {old['kind']} {old['name']}: choose another")
             self._end(connection, version, (keys.c.label == GIVEN) & (keys.c.digest != digest))
             if old is None:
-                self._insert(connection, version, secret, "admin", "user", (), True, GIVEN, now, None)
+                key = self._insert(connection, version, secret, "admin", "user", (), True, GIVEN, now, None)
+                audit.record(connection, "settings", "key.create", f"key:{key.id}", after=key.as_dict())
             else:
                 connection.execute(
                     update(keys).where(keys.c.digest == digest).values(revoked=None, expires=None, changed=version)
                 )
         return None
 
-    def revoke(self, key_id: str) -> Key:
+    def revoke(self, key_id: str, *, by: str | None = None) -> Key:
         """End a key, in force on the next request. Raises `KeyError` where there is no such key; revoking twice is fine."""
         with self.changes.write("identity") as (connection, version):
             self._end(connection, version, keys.c.id == key_id)
             row = connection.execute(select(keys).where(keys.c.id == key_id)).mappings().first()
             if row is None:
                 raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
-            return _key({**row, "groups": json.dumps(self._stored_groups(connection, row["kind"], row["name"]))})
+            audit.record(connection, by, "key.revoke", f"key:{key_id}", {"name": row["name"], "kind": row["kind"]})
+            return key_of({**row, "groups": json.dumps(self._stored_groups(connection, row["kind"], row["name"]))})
 
-    def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user") -> tuple[str, ...]:
+    def rotate(self, key_id: str, *, overlap: float = 86_400.0, by: str | None = None) -> tuple[Key, str]:
+        """A key in place of another, with its rights and its end; the other one works for `overlap` seconds more.
+
+        Raises `KeyError` where there is no such key, and `ValueError` where it is not in force or was given by a setting.
+        """
+        secret = PREFIX + secrets.token_urlsafe(32)
+        with self.changes.write("identity") as (connection, version):
+            now = time.time()
+            old = connection.execute(select(keys).where(keys.c.id == key_id)).mappings().first()
+            if old is None:
+                raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
+            if old["revoked"] is not None or (old["expires"] or now + 1) <= now or old["label"] == GIVEN or overlap < 0:
+                raise ValueError("only a key that is in force, and was not given by a setting, can be rotated: make a new one")
+            scopes = None if old["scopes"] is None else tuple(json.loads(old["scopes"]))
+            name, kind, label, ends = old["name"], old["kind"], old["label"], old["expires"]
+            key = self._insert(connection, version, secret, name, kind, (), old["admin"], label, now, ends, old["parent"], scopes)
+            ends = min(now + overlap, ends or now + overlap)
+            connection.execute(update(keys).where(keys.c.id == key_id).values(expires=ends, changed=version))
+            audit.record(connection, by, "key.rotate", f"key:{key_id}", after={"key": key.id, "old_expires": iso(ends)})
+        return key, secret
+
+    def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user", by: str | None = None) -> tuple[str, ...]:
         """Replace the groups of a user or service principal; all its keys follow on the next request."""
         wanted = tuple(sorted({_name(group, "group") for group in groups}))
         with self.changes.write("identity") as (connection, version):
+            before = self._stored_groups(connection, kind, name)
             self._store_groups(connection, version, _kind(kind), _name(name, "name"), wanted)
+            audit.record(connection, by, "groups.set", f"{kind}:{name}", before, wanted)
         return wanted
 
     # --- within ---
@@ -233,6 +233,7 @@ class Identity:
         now: float,
         expires: float | None,
         parent: str | None = None,
+        scopes: tuple[str, ...] | None = None,
     ) -> Key:
         name, kind = _name(name, "name"), _kind(kind)
         held = set(self._stored_groups(connection, kind, name))
@@ -240,11 +241,14 @@ class Identity:
         if set(wanted) != held:
             self._store_groups(connection, version, kind, name, wanted)
         if parent is not None:
-            of = connection.execute(select(keys.c.parent, keys.c.revoked).where(keys.c.id == parent)).first()
+            of = connection.execute(select(keys.c.parent, keys.c.revoked, keys.c.scopes).where(keys.c.id == parent)).first()
             if of is None or of.revoked is not None:
                 raise ValueError("the key this one is to be made from is not in force: sign in again")
             parent = of.parent or parent
-        key = Key(secrets.token_hex(8), name, kind, wanted, bool(admin), str(label)[:256], now, expires)
+            scopes = tuple(json.loads(of.scopes)) if of.scopes is not None else scopes
+        if admin and scopes is not None:
+            raise ValueError("a key with scopes cannot be an admin's")
+        key = Key(secrets.token_hex(8), name, kind, wanted, bool(admin), str(label)[:256], now, expires, scopes=scopes)
         connection.execute(delete(keys).where(keys.c.expires < now - _KEPT_AFTER_EXPIRY))
         connection.execute(
             keys.insert().values(
@@ -259,6 +263,7 @@ class Identity:
                 expires=expires,
                 revoked=None,
                 parent=parent,
+                scopes=None if scopes is None else json.dumps(list(scopes)),
                 changed=version,
             )
         )
@@ -296,7 +301,8 @@ class Identity:
             since = self._seen if version > self._seen else -1  # a counter that went back is another database: read it all
             members = self.changes.fetch("SELECT kind, name, groups FROM principals WHERE changed > :since", {"since": since})
             rows = self.changes.fetch(
-                "SELECT id, digest, name, kind, admin, expires, revoked FROM api_keys WHERE changed > :since", {"since": since}
+                "SELECT id, digest, name, kind, admin, expires, revoked, scopes FROM api_keys WHERE changed > :since",
+                {"since": since},
             )
             groups = dict(self._groups) if since >= 0 else {}
             groups.update({(kind, name): frozenset(json.loads(held)) for kind, name, held in members})
@@ -306,10 +312,11 @@ class Identity:
                 for digest, entry in entries.items():
                     who = entry.caller
                     if (who.kind, who.name) in moved:
-                        caller = Caller(who.name, who.kind, groups[who.kind, who.name], who.admin, who.key_id)
+                        caller = Caller(who.name, who.kind, groups[who.kind, who.name], who.admin, who.key_id, who.scopes)
                         entries[digest] = _Entry(caller, entry.expires, entry.revoked)
-            for key_id, digest, name, kind, admin, expires, revoked in rows:
-                caller = Caller(name, kind, groups.get((kind, name), frozenset()), bool(admin), key_id)
+            for key_id, digest, name, kind, admin, expires, revoked, scopes in rows:
+                only = None if scopes is None else frozenset(json.loads(scopes))
+                caller = Caller(name, kind, groups.get((kind, name), frozenset()), bool(admin), key_id, only)
                 entries[digest] = _Entry(caller, expires, revoked)
             if time.time() - self._swept > 3_600:
                 self._swept = time.time()
@@ -349,50 +356,3 @@ def _kind(kind: str) -> Kind:
     if kind not in ("user", "service_principal"):
         raise ValueError(f"kind must be 'user' or 'service_principal', not {kind!r}")
     return cast(Kind, kind)
-
-
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _key(row: Any) -> Key:
-    groups = tuple(json.loads(row["groups"] or "[]"))
-    return Key(
-        row["id"],
-        row["name"],
-        row["kind"],
-        groups,
-        bool(row["admin"]),
-        row["label"],
-        row["created"],
-        row["expires"],
-        row["revoked"],
-    )
-
-
-def _load_pepper(path: Path) -> bytes:
-    """The pepper, made on first use: written in full under another name, then linked, so that no one ever reads half of it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".pepper-", dir=path.parent)  # mode 0600
-        try:
-            os.write(handle, secrets.token_bytes(32))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            pass  # another process was first; its pepper counts
-        except OSError:  # a file system without links
-            if not path.exists():
-                os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-    if path.stat().st_mode & 0o077 and os.name == "posix":
-        path.chmod(0o600)
-    pepper = path.read_bytes()
-    if len(pepper) < 32:
-        raise ValueError(f"{path} is damaged: restore it from a backup, or delete it and make new keys")
-    return pepper

@@ -269,6 +269,7 @@ class Journal:
             for row in found:
                 value = dict(row)
                 value["usage_context"] = orjson.loads(value["usage_context"]) if value["usage_context"] else {}
+                value["guardrail_verdicts"] = orjson.loads(value["guardrail_verdicts"]) if value["guardrail_verdicts"] else []
                 yield value
             if len(found) < page:
                 return
@@ -304,7 +305,7 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             logger.error("a journal frame of %d bytes is whole but says nothing readable; it is passed over", len(body))
             continue
-        for name in ("request", "response", "usage_context"):
+        for name in ("request", "response", "usage_context", "guardrail_verdicts"):
             if columns.get(name) is not None:
                 columns[name] = orjson.dumps(columns[name]).decode()
         if isinstance(columns.get("request_time"), int):

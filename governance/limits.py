@@ -1,4 +1,4 @@
-"""How much: calls and tokens a minute.
+"""How much: calls and tokens a minute; days, months and money are in `governance.budgets`.
 
 A minute is a sliding one: in no 60 seconds is more admitted than the limit. What is used is kept in memory, by process.
 """
@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from governance.call import Caller, limit_exceeded
-from governance.policies import Policies
+from governance.budgets import Budgets, Key
+from governance.call import Caller, CallError, limit_exceeded, unavailable
+from governance.policies import AiGatewayConfig, Policies
+from governance.prices import Prices
 
 DEFAULT_OUTPUT_TOKENS = 512
 """What is reserved for an answer whose request sets no `max_output_tokens`, as far as there is room."""
@@ -58,7 +60,7 @@ class _Window:
 class Reservation:
     """What a call took from its limits before it began."""
 
-    __slots__ = ("_charges", "_limits", "estimate", "input_estimate")
+    __slots__ = ("_budgets", "_charges", "_limits", "estimate", "input_estimate", "warnings")
 
     def __init__(
         self, limits: Limits, charges: list[tuple[tuple[str, ...], list[int], int]], input_estimate: int, estimate: int
@@ -68,18 +70,27 @@ class Reservation:
         self.input_estimate = input_estimate
         self.estimate = estimate
         """Tokens reserved; 0 where no token limit applies."""
+        self.warnings: list[str] = []
+        """Soft budgets that are used up."""
+        self._budgets: list[tuple[Key, int]] = []
 
-    def settle(self, tokens: int) -> None:
-        """Put the tokens really used in place of the estimate. Once; later calls do nothing."""
+    def settle(self, tokens: int, cost: float = 0.0) -> None:
+        """Put the tokens really used, and the dollars, in place of the estimate. Once; later calls do nothing."""
         charges, self._charges = self._charges, None
         if charges:
             self._limits._settle(charges, max(int(tokens), 0))
+        budgets, self._budgets = self._budgets, []
+        if budgets and self._limits.budgets is not None:
+            self._limits.budgets.settle(budgets, max(int(tokens), 0), cost)
 
     def release(self) -> None:
         """Give everything back, the call too: it was not made."""
         charges, self._charges = self._charges, None
         if charges:
             self._limits._release(charges)
+        budgets, self._budgets = self._budgets, []
+        if budgets and self._limits.budgets is not None:
+            self._limits.budgets.release(budgets)
 
 
 class Limits:
@@ -89,10 +100,20 @@ class Limits:
     ----------
     policies: where the limits come from.
     clock: seconds that only go forward.
+    budgets: keeps limits of a day and a month; without it calls under such a limit are refused.
+    prices: what tokens cost, for limits in dollars.
     """
 
-    def __init__(self, policies: Policies | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        policies: Policies | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        budgets: Budgets | None = None,
+        prices: Prices | None = None,
+    ) -> None:
         self.policies = policies or Policies()
+        self.budgets, self.prices = budgets, prices or Prices()
         self._clock = clock
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, ...], _Window] = {}
@@ -107,12 +128,32 @@ class Limits:
 
         Raises
         ------
-        CallError: 429 that names the limit, with `retry_after`.
+        CallError: 429 that names the limit, with `retry_after`. LeaseNeeded: a budget must be asked for in the database first.
         """
         policy = self.policies.get(endpoint)
         given = max(math.ceil(size / 4), 1)
-        if policy is None or not policy.rules:
+        if policy is None or not (policy.rules or policy.budgets):
             return Reservation(self, [], given, 0)
+        taken: list[tuple[Key, int]] = []
+        warnings: list[str] = []
+        if policy.budgets:
+            if self.budgets is None:
+                raise unavailable(f"the budgets of {endpoint} have no database to be counted in")
+            price = self.prices.of(endpoint)
+            cost = (lambda tokens: (given * price.input + tokens * price.output) / 1e6) if price else (lambda tokens: 0.0)
+            taken, warnings = self.budgets.reserve(caller, endpoint, policy, given, output_tokens, cost)
+        try:
+            reservation = self._minute(caller, endpoint, policy, given, output_tokens)
+        except CallError:
+            if self.budgets is not None:
+                self.budgets.release(taken)
+            raise
+        reservation._budgets, reservation.warnings = taken, warnings
+        return reservation
+
+    def _minute(
+        self, caller: Caller, endpoint: str, policy: AiGatewayConfig, given: int, output_tokens: int | None
+    ) -> Reservation:
         with self._lock:
             now = self._clock()
             tick = int(now * _TICKS)

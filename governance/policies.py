@@ -12,32 +12,40 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Engine, delete, select, update
 
+from governance import audit
 from governance.call import Caller, CallError, unavailable
 from governance.changes import Changes
 from governance.tables import policies as table
 
 
 class RateLimit(BaseModel):
-    """One limit: calls, tokens, or both, a minute."""
+    """One limit: calls, tokens, money, or several of them, a minute, day or month (UTC).
+
+    `cost` (US dollars), the periods beyond a minute and `soft` (over it warns and refuses nothing) are Smalti's own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calls: StrictInt | None = Field(default=None, ge=0)
     tokens: StrictInt | None = Field(default=None, ge=0)
     key: Literal["endpoint", "user", "user_group", "service_principal"] = "endpoint"
+    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     principal: str | None = None
-    renewal_period: Literal["minute"] = "minute"
+    renewal_period: Literal["minute", "day", "month"] = "minute"
+    soft: StrictBool | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> RateLimit:
-        if self.calls is None and self.tokens is None:
-            raise ValueError("a rate limit needs calls or tokens")
+        if self.calls is None and self.tokens is None and self.cost is None:
+            raise ValueError("a rate limit needs calls, tokens or cost")
+        if self.renewal_period == "minute" and (self.cost is not None or self.soft):
+            raise ValueError("cost and soft go with renewal_period day or month")
         if self.key == "user_group" and not self.principal:
             raise ValueError("key user_group needs principal, the group's name")
         if self.key == "endpoint" and self.principal:
@@ -64,12 +72,61 @@ class UsageTrackingConfig(BaseModel):
     enabled: StrictBool | None = None
 
 
+class PiiBehavior(BaseModel):
+    """What happens to personal data: nothing, the call is refused, or typed placeholders take its place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    behavior: Literal["NONE", "BLOCK", "MASK"] | None = None
+
+
+Keyword = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class GuardrailParameters(BaseModel):
+    """What must not pass. `custom` is Smalti's own: callables `package.module:function` or `./file.py:function`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    invalid_keywords: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] | None = Field(
+        default=None, max_length=1000
+    )
+    pii: PiiBehavior | None = None
+    safety: StrictBool | None = None
+    valid_topics: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] | None = Field(default=None, max_length=100)
+    custom: tuple[str, ...] | None = None
+
+    @property
+    def any(self) -> bool:
+        pii = self.pii is not None and self.pii.behavior not in (None, "NONE")
+        return bool(pii or self.invalid_keywords or self.safety or self.valid_topics or self.custom)
+
+
+class Guardrails(BaseModel):
+    """What is looked at before the model is called, and before its answer leaves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: GuardrailParameters | None = None
+    output: GuardrailParameters | None = None
+
+
+class FallbackConfig(BaseModel):
+    """Whether the endpoint's next served entity is tried when one fails before its first word."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: StrictBool
+
+
 class AiGatewayConfig(BaseModel):
     """The policy of one endpoint. Immutable; `parse` makes it from what was written in a file or sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rate_limits: tuple[RateLimit, ...] = ()
+    rate_limits: tuple[RateLimit, ...] | None = None
+    guardrails: Guardrails | None = None
+    fallback_config: FallbackConfig | None = None
     inference_table_config: InferenceTableConfig | None = None
     usage_tracking_config: UsageTrackingConfig | None = None
 
@@ -82,7 +139,20 @@ class AiGatewayConfig(BaseModel):
             raise ValueError(explain(error, where, cls)) from None
 
     def as_dict(self) -> dict[str, Any]:
-        return self.model_dump(exclude_none=True, exclude_defaults=False, mode="json")
+        """As it was written or sent."""
+        return self.model_dump(exclude_none=True, exclude_unset=True, mode="json")
+
+    @property
+    def guarded(self) -> Guardrails | None:
+        """The guardrails, where there is something to do."""
+        rails = self.guardrails
+        return rails if rails and ((rails.input and rails.input.any) or (rails.output and rails.output.any)) else None
+
+    @property
+    def custom(self) -> bool:
+        """Whether code of the operator's is to be run, which only the file may ask for."""
+        rails = self.guardrails
+        return rails is not None and any(side is not None and bool(side.custom) for side in (rails.input, rails.output))
 
     @property
     def payload_logged(self) -> bool:
@@ -94,9 +164,20 @@ class AiGatewayConfig(BaseModel):
 
     @cached_property
     def rules(self) -> tuple[tuple[str, Rules], ...]:
-        """Limits as they are looked up, by metric; metrics without a limit are left out."""
-        found = ((metric, Rules(self.rate_limits, metric)) for metric in ("calls", "tokens"))
+        """Limits a minute as they are looked up, by metric; metrics without a limit are left out."""
+        minute = [limit for limit in self.rate_limits or () if limit.renewal_period == "minute"]
+        found = ((metric, Rules(minute, metric)) for metric in ("calls", "tokens"))
         return tuple((metric, rules) for metric, rules in found if rules.any)
+
+    @cached_property
+    def budgets(self) -> tuple[tuple[str, str, bool, Rules], ...]:
+        """Limits a day and a month: metric, period, whether soft, rules. Money is counted in millionths of a dollar."""
+        found = []
+        for period in ("day", "month"):
+            for soft in (False, True):
+                limits = [each for each in self.rate_limits or () if each.renewal_period == period and bool(each.soft) == soft]
+                found += [(metric, period, soft, Rules(limits, metric)) for metric in ("calls", "tokens", "cost")]
+        return tuple(entry for entry in found if entry[3].any)
 
 
 class Rules:
@@ -111,6 +192,8 @@ class Rules:
             allowed = getattr(limit, metric)
             if allowed is None:
                 continue
+            if metric == "cost":
+                allowed = round(allowed * 1e6)
             if limit.key == "endpoint":
                 self.endpoint = allowed if self.endpoint is None else min(self.endpoint, allowed)
             elif limit.principal is None:
@@ -192,19 +275,32 @@ class Policies:
                 status=409,
                 code="RESOURCE_CONFLICT",
             )
+        if parsed.custom:
+            raise ValueError("guardrails.custom runs code of yours, so it is accepted in smalti.yaml only")
         if self.changes is None:
             raise RuntimeError("these policies have no database to be stored in")
         values = {"config": orjson.dumps(parsed.as_dict()).decode(), "changed_by": by, "changed": time.time()}
         with self.changes.write("policies") as (connection, _):
+            old = connection.execute(select(table.c.config).where(table.c.endpoint == endpoint)).scalar()
+            before = orjson.loads(old) if old else None
+            audit.record(connection, by, "policy.set", f"endpoint:{endpoint}", before, parsed.as_dict())
             if connection.execute(update(table).where(table.c.endpoint == endpoint).values(**values)).rowcount == 0:
                 connection.execute(table.insert().values(endpoint=endpoint, **values))
         return parsed
 
-    def forget(self, endpoint: str) -> None:
+    def forget(self, endpoint: str, *, by: str | None = None) -> None:
         """Remove the stored policy of an endpoint that is gone."""
         if self.changes is not None:
             with self.changes.write("policies") as (connection, _):
+                old = connection.execute(select(table.c.config).where(table.c.endpoint == endpoint)).scalar()
+                if old:
+                    audit.record(connection, by, "policy.remove", f"endpoint:{endpoint}", orjson.loads(old))
                 connection.execute(delete(table).where(table.c.endpoint == endpoint))
+
+    def list(self) -> dict[str, AiGatewayConfig]:
+        """The policies in force, by endpoint."""
+        self.get("")
+        return {name: found for name, found in sorted(self._current.items()) if isinstance(found, AiGatewayConfig)}
 
     def _load(self, version: int) -> None:
         assert self.changes is not None

@@ -42,6 +42,7 @@ class NewKey(BaseModel):
     admin: StrictBool = False
     ttl: float | None = Field(default=None, gt=0, description="seconds until it expires; none: never")
     label: str = Field(default="", max_length=256)
+    scopes: list[str] | None = Field(default=None, description="securables it is good for; none: all its owner's")
 
 
 class AccessControl(BaseModel):
@@ -116,8 +117,28 @@ def router(
         wanted = _parse(NewKey, body)
         try:
             key, secret = identity.create_key(
-                wanted.name, kind=wanted.kind, groups=wanted.groups, admin=wanted.admin, ttl=wanted.ttl, label=wanted.label
+                wanted.name,
+                kind=wanted.kind,
+                groups=wanted.groups,
+                admin=wanted.admin,
+                ttl=wanted.ttl,
+                label=wanted.label,
+                by=who.name,
+                scopes=wanted.scopes,
             )
+        except ValueError as error:
+            raise bad_request(str(error)) from None
+        return {"key": secret, **key.as_dict()}
+
+    @routes.post("/api/2.0/smalti/keys/{key_id}/rotate")
+    def rotate_key(
+        key_id: str, who: Caller = who_asks, overlap: Annotated[float, Query(ge=0, le=31_536_000)] = 86_400.0
+    ) -> dict[str, Any]:
+        _admin(who)
+        try:
+            key, secret = identity.rotate(key_id, overlap=overlap, by=who.name)
+        except KeyError as error:
+            raise not_found(error.args[0]) from None
         except ValueError as error:
             raise bad_request(str(error)) from None
         return {"key": secret, **key.as_dict()}
@@ -131,7 +152,7 @@ def router(
     def revoke_key(key_id: str, who: Caller = who_asks) -> dict[str, Any]:
         _admin(who)
         try:
-            return identity.revoke(key_id).as_dict()
+            return identity.revoke(key_id, by=who.name).as_dict()
         except KeyError as error:
             raise not_found(error.args[0]) from None
 
@@ -141,7 +162,7 @@ def router(
         wanted = _parse(Groups, body)
         kind: Kind = wanted.kind
         try:
-            return {"name": name, "kind": kind, "groups": list(identity.set_groups(name, wanted.groups, kind=kind))}
+            return {"name": name, "kind": kind, "groups": list(identity.set_groups(name, wanted.groups, kind=kind, by=who.name))}
         except ValueError as error:
             raise bad_request(str(error)) from None
 
@@ -186,7 +207,10 @@ def router(
     @routes.put("/api/2.0/serving-endpoints/{name}/ai-gateway", openapi_extra=_schema(AiGatewayConfig))
     def put_ai_gateway(name: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
         manager(who, "endpoint", name)
-        return policies.set(name, _parse(AiGatewayConfig, body), by=who.name).as_dict()
+        try:
+            return policies.set(name, _parse(AiGatewayConfig, body), by=who.name).as_dict()
+        except ValueError as error:
+            raise bad_request(str(error), "guardrails") from None
 
     # --- journal ---
 

@@ -33,6 +33,7 @@ keys = Table(
     Column("created", Float, nullable=False),
     Column("expires", Float),
     Column("revoked", Float),
+    Column("scopes", Text),  # JSON array of securables the key is good for; NULL for all its owner's
     Column("parent", String(16), index=True),  # the key it was made from, and with which it ends
     Column("changed", BigInteger, nullable=False, index=True),  # the change counter's value when this row was last written
 )
@@ -91,8 +92,35 @@ inference_table = Table(
     Column("thread_id", String(256)),
     Column("error", Text),
     Column("trace_id", String(64)),
+    Column("cost", Float),  # US dollars
+    Column("price_version", String(64)),
+    Column("guardrail_verdicts", Text),  # JSON array of guardrail, where, action, reason
     Index("inference_table_by_time", "request_time", "databricks_request_id"),
     Index("inference_table_by_endpoint", "endpoint_name", "request_time"),
+)
+
+budget_counters = Table(
+    "budget_counters",
+    metadata,
+    Column("endpoint", String(256), primary_key=True),
+    Column("metric", String(16), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("whose", String(256), primary_key=True),
+    Column("period", String(16), primary_key=True),  # 2026-11-23 or 2026-11, UTC
+    Column("used", BigInteger, nullable=False),  # calls, tokens or millionths of a dollar
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", String(32), nullable=False),
+    Column("actor", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(600), nullable=False),
+    Column("before", Text),  # JSON
+    Column("after", Text),  # JSON
+    Index("audit_log_by_time", "time"),
 )
 
 segments = Table(

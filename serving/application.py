@@ -11,7 +11,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from governance import reports
 from governance import routes as governance_routes
 from governance.call import Call, Caller, CallError, Task
 from retrieval import routes as retrieval_routes
@@ -35,6 +37,7 @@ def application(platform: Platform) -> FastAPI:
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
     app.state.example = "What is this about?"
+    app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
 
     @app.exception_handler(RetrievalError)
@@ -83,6 +86,16 @@ def application(platform: Platform) -> FastAPI:
 
     platform.indexes.embed_with = embed_with
     app.include_router(
+        reports.router(
+            platform.engine,
+            platform.identity,
+            platform.journal,
+            platform.metrics,
+            caller=caller,
+            scrape_key=platform.settings.metrics_key,
+        )
+    )
+    app.include_router(
         retrieval_routes.router(
             platform.indexes,
             caller=caller,
@@ -97,6 +110,28 @@ def application(platform: Platform) -> FastAPI:
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform))
     return app
+
+
+class _Warnings:
+    """Pure ASGI middleware: `x-smalti-budget-warning` on answers of calls that found a soft budget used up."""
+
+    def __init__(self, app: ASGIApp, warnings: dict[str, str]) -> None:
+        self._app, self._warnings = app, warnings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if self._warnings and message["type"] == "http.response.start":
+                warning = self._warnings.pop(errors.request_id(scope), None)
+                if warning:
+                    header = (b"x-smalti-budget-warning", warning.encode("latin-1", "replace"))
+                    message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 @asynccontextmanager

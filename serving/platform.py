@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, Route, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
+from governance.guardrails.judges import SAFETY, Toolkit
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
+from governance.metrics import Metrics
+from governance.prices import Prices
+from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.dispatch import Dispatcher
@@ -48,7 +53,7 @@ class Platform:
     ----------
     settings: what was configured.
     home: the state folder, owned by this process.
-    train_router: makes the classifier behind the question router.
+    train_router: makes the classifiers behind the question router and the safety guardrail.
 
     Raises
     ------
@@ -71,9 +76,27 @@ class Platform:
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
         observers: list[Callable[[CallRecord], None]] = [self.tracer] if self.tracer else []
-        self.gateway = Gateway(self.identity, self.grants, Limits(self.policies), self.journal, observers)
-
         self.encoder = Encoder.load(home.models)
+        self.prices = Prices.load(settings.prices)
+        toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
+        self.budgets = Budgets(self.engine)
+        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
+        self.gateway = Gateway(
+            self.identity,
+            self.grants,
+            limits,
+            self.journal,
+            observers,
+            prices=self.prices,
+            toolkit=toolkit,
+            max_in_flight=settings.max_in_flight,
+        )
+        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        self.gateway.observers.append(self.metrics)
+        for name in declared:
+            policy = self.policies.get(name)
+            if policy is not None and policy.guarded:
+                self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
         self.endpoints = Endpoints()
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
@@ -121,10 +144,17 @@ class Platform:
         patience = self.settings.chat_timeout
         model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
         self._models.append(model)
+        if upstream.model:
+            self.prices.serve(name, upstream.model)
+        engine = resilient([(name, model.run)], fallback=lambda: self._falls_back(name))
         external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
         self.endpoints.register(
-            Endpoint(name, "llm/v1/chat", model.run, entity={"external_model": external}, description=description)
+            Endpoint(name, "llm/v1/chat", engine, entity={"external_model": external}, description=description)
         )
+
+    def _falls_back(self, name: str) -> bool:
+        policy = self.policies.get(name)
+        return policy is not None and policy.fallback_config is not None and policy.fallback_config.enabled
 
     def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
         entity = {"entity_name": agent.builder}
@@ -215,6 +245,7 @@ class Platform:
         for model in self._models:
             await model.aclose()
         await self.runtime.close()
+        await asyncio.to_thread(self.budgets.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()

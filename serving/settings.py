@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     chat_timeout: Annotated[float, Field(gt=0)] = 60.0
     router: Path | None = None
     """Labelled examples of the question router; default: `agents/router.jsonl`."""
+    prices: Path | None = None
+    """A price table that is laid over the bundled one; see `governance/prices.yaml`."""
+    metrics_key: str | None = Field(default=None, repr=False)
+    """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 2_000
+    """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
     mlflow: bool = True
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)

@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# Every run tries the same examples, so that a red test is a change's doing; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 os.environ.update(HF_HUB_OFFLINE="1", ANONYMIZED_TELEMETRY="false", MLFLOW_DISABLE_TELEMETRY="true", LANGSMITH_TRACING="false")
 

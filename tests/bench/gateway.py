@@ -1,7 +1,8 @@
-"""What `Gateway.call` adds to a bare engine: key, grant, limits and journal, in this process.
+"""What `Gateway.call` adds to a bare engine: key, grant, limits and journal, in this process; then with tier-1 guardrails too.
 
 `python tests/bench/gateway.py [--calls N]` prints JSON. Times are microseconds a call at a request body of 2 KB and of 22 KB,
-and a streamed chunk. Bare and governed calls take turns, so that both see the same machine.
+and a streamed chunk; `guarded_` ones with PII masked and keywords refused on input and output. Bare and governed calls take
+turns, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def quantile(values: list[float], q: float) -> float:
 
 async def measure(gateway: Gateway, secret: str, size: int, chunks: int, calls: int) -> tuple[list[float], list[float]]:
     bare, governed = [], []
-    payload = {"input": [{"role": "user", "content": "x" * (size - 100)}], "chunks": chunks, "max_output_tokens": 100}
+    prose = "The gateway writes each call twice, in 2024 as before, and then a word of 12 letters comes. " * (size // 80)
+    payload = {"input": [{"role": "user", "content": prose[: size - 100]}], "chunks": chunks, "max_output_tokens": 100}
     for turn in range(calls + calls // 10):
         call = Call("assistant", "agent", payload, credential=secret, stream=True)
         first, second = await timed(engine(call)), await timed(gateway.call(call, engine))
@@ -94,6 +96,18 @@ async def main(calls: int) -> dict[str, Any]:
             bare, governed = await measure(gateway, secret, 2_048, chunks, max(calls // 20, 20))
             added = quantile(governed, 0.5) - quantile(bare, 0.5) - result["added_us_2kb"]["p50"]
             result["added_us_chunk"] = {"p50": round(added / chunks, 2)}
+            side = {"pii": {"behavior": "MASK"}, "invalid_keywords": ["project nightfall", "codeword"]}
+            limits = policies.get("assistant")
+            assert limits is not None
+            policies.set("assistant", {**limits.as_dict(), "guardrails": {"input": side, "output": side}})
+            for size in (2_048, 22_528):
+                bare, governed = await measure(gateway, secret, size, 0, calls)
+                result[f"guarded_added_us_{size // 1024}kb"] = {
+                    name: round(quantile(governed, q) - quantile(bare, q), 1) for name, q in (("p50", 0.5), ("p99", 0.99))
+                }
+            bare, governed = await measure(gateway, secret, 2_048, chunks, max(calls // 20, 20))
+            added = quantile(governed, 0.5) - quantile(bare, 0.5) - result["guarded_added_us_2kb"]["p50"]
+            result["guarded_added_us_chunk"] = {"p50": round(added / chunks, 2)}
             result["rows"] = sum(1 for _ in journal.rows())
         database.dispose()
     return result

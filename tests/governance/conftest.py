@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, event
 
+from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Event
 from governance.gateway import Gateway
 from governance.grants import Grants
@@ -17,6 +18,7 @@ from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits
 from governance.policies import Policies
+from governance.prices import Price, Prices
 
 
 @pytest.fixture
@@ -73,9 +75,13 @@ def house(database: Engine, home: Path) -> Iterator[House]:
     _, alice = identity.create_key("alice")
     grants.grant("user:alice", "endpoint:assistant", "CAN_QUERY")
     records: list[CallRecord] = []
+    prices, budgets = Prices({"quoting": Price(input=1, output=2)}, "test"), Budgets(database)
+    prices.serve("assistant", "quoting")
     with Journal(database, home / "journal", interval=None) as journal:
-        gateway = Gateway(identity, grants, Limits(policies), journal, [records.append])
+        limits = Limits(policies, budgets=budgets, prices=prices)
+        gateway = Gateway(identity, grants, limits, journal, [records.append], prices=prices)
         yield House(home, identity, grants, policies, journal, gateway, alice, admin, records)
+    budgets.close()
 
 
 RESPONSE = {

@@ -457,3 +457,15 @@ async def test_no_logging_of_ordinary_calls(house: House, caplog: pytest.LogCapt
     with caplog.at_level(logging.DEBUG, logger="smalti"):
         await everything(house, house.call())
     assert caplog.records == []
+
+
+async def test_one_call_too_many_is_refused_at_once(house: House) -> None:
+    house.gateway.max_in_flight = 2
+    held = [house.gateway.call(house.call(), answering) for _ in range(2)]
+    for stream in held:
+        await anext(stream)
+    error = await refusal(house, house.call())
+    assert (error.status, error.retry_after) == (503, 1.0)
+    for stream in held:
+        await stream.aclose()
+    assert await everything(house, house.call())

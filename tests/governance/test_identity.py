@@ -13,6 +13,8 @@ from sqlalchemy import Engine, create_engine, text
 from governance.call import CallError
 from governance.identity import Identity
 
+from .conftest import House
+
 
 @pytest.fixture
 def identity(database: Engine, home: Path) -> Identity:
@@ -210,3 +212,31 @@ def test_two_processes_that_start_at_once_share_one_pepper_and_one_admin(home: P
     assert identity.authenticate(next(secret for secret in made if secret)).admin
     for engine in engines:
         engine.dispose()
+
+
+def test_a_rotated_key_overlaps_with_the_new_one(house: House) -> None:
+    key, old = house.identity.create_key("bob", groups=["support"], scopes=["endpoint:assistant"], label="ci")
+    fresh, new = house.identity.rotate(key.id, overlap=60)
+    assert (fresh.name, fresh.groups, fresh.label, fresh.scopes) == ("bob", ("support",), "ci", ("endpoint:assistant",))
+    assert house.identity.authenticate(old).name == house.identity.authenticate(new).name == "bob"
+    house.identity.rotate(fresh.id, overlap=0)
+    with pytest.raises(CallError, match="expired"):
+        house.identity.authenticate(new)
+    with pytest.raises(ValueError, match="in force"):
+        house.identity.rotate(fresh.id)
+    with pytest.raises(KeyError):
+        house.identity.rotate("none")
+
+
+def test_a_key_with_scopes_is_narrower_than_its_owner(house: House) -> None:
+    house.grants.grant("user:alice", "endpoint:chat", "CAN_MANAGE")
+    key, narrow = house.identity.create_key("alice", scopes=["endpoint:assistant"])
+    caller = house.identity.authenticate(narrow)
+    house.grants.check(caller, "endpoint:assistant")
+    with pytest.raises(CallError, match="good for endpoint:assistant only"):
+        house.grants.check(caller, "endpoint:chat")
+    assert house.grants.level(caller, "endpoint:chat") is None
+    _, session = house.identity.create_key("alice", parent=key.id)  # what is made from it is as narrow
+    assert house.identity.authenticate(session).scopes == {"endpoint:assistant"}
+    with pytest.raises(ValueError, match="admin"):
+        house.identity.create_key("alice", admin=True, scopes=[])

@@ -20,11 +20,24 @@ def test_what_databricks_sdk_sends_is_understood() -> None:
                 renewal_period=serving.AiGatewayRateLimitRenewalPeriod.MINUTE,
             )
         ],
+        guardrails=serving.AiGatewayGuardrails(
+            input=serving.AiGatewayGuardrailParameters(
+                invalid_keywords=["nightfall"],
+                pii=serving.AiGatewayGuardrailPiiBehavior(behavior=serving.AiGatewayGuardrailPiiBehaviorBehavior.MASK),
+                safety=True,
+                valid_topics=["holidays"],
+            ),
+            output=serving.AiGatewayGuardrailParameters(
+                pii=serving.AiGatewayGuardrailPiiBehavior(behavior=serving.AiGatewayGuardrailPiiBehaviorBehavior.BLOCK)
+            ),
+        ),
+        fallback_config=serving.FallbackConfig(enabled=True),
         inference_table_config=serving.AiGatewayInferenceTableConfig(enabled=True, catalog_name="main", schema_name="default"),
         usage_tracking_config=serving.AiGatewayUsageTrackingConfig(enabled=False),
     ).as_dict()
     config = AiGatewayConfig.parse(sent)
     assert config.as_dict() == sent
+    assert serving.AiGatewayConfig.from_dict(config.as_dict()).as_dict() == sent
     assert config.payload_logged
     assert not config.usage_tracked
 
@@ -34,15 +47,19 @@ def test_what_databricks_sdk_sends_is_understood() -> None:
     [
         (
             {"rate_limit": []},
-            "ai_gateway.rate_limit: unknown key; accepted: rate_limits, inference_table_config, usage_tracking_config",
+            "ai_gateway.rate_limit: unknown key; accepted: rate_limits, guardrails, fallback_config, inference_table_config",
         ),
-        ({"guardrails": {}}, "ai_gateway.guardrails: unknown key"),
-        ({"rate_limits": [{"call": 1}]}, "ai_gateway.rate_limits.0.call: unknown key; accepted: calls, tokens, key, principal"),
-        ({"rate_limits": [{"key": "user"}]}, "rate_limits.0: a rate limit needs calls or tokens"),
+        ({"guardrails": {"inputs": {}}}, "ai_gateway.guardrails.inputs: unknown key; accepted: input, output"),
+        ({"guardrails": {"input": {"pii": {"behavior": "HIDE"}}}}, "guardrails.input.pii.behavior: input should be 'NONE'"),
+        ({"guardrails": {"output": {"invalid_keywords": [""]}}}, "guardrails.output.invalid_keywords.0: "),
+        ({"fallback_config": {}}, "fallback_config.enabled: "),
+        ({"rate_limits": [{"cost": 1}]}, "cost and soft go with renewal_period day or month"),
+        ({"rate_limits": [{"call": 1}]}, "ai_gateway.rate_limits.0.call: unknown key; accepted: calls, tokens, key"),
+        ({"rate_limits": [{"key": "user"}]}, "rate_limits.0: a rate limit needs calls, tokens or cost"),
         ({"rate_limits": [{"calls": -1}]}, "rate_limits.0.calls: "),
         ({"rate_limits": [{"calls": "ten"}]}, "rate_limits.0.calls: "),
         ({"rate_limits": [{"calls": True}]}, "rate_limits.0.calls: "),
-        ({"rate_limits": [{"calls": 1, "renewal_period": "day"}]}, "rate_limits.0.renewal_period: input should be 'minute'"),
+        ({"rate_limits": [{"calls": 1, "renewal_period": "year"}]}, "rate_limits.0.renewal_period: input should be 'minute'"),
         ({"rate_limits": [{"calls": 1, "key": "user_group"}]}, "needs principal"),
         ({"rate_limits": [{"calls": 1, "principal": "x"}]}, "takes no principal"),
         ({"inference_table_config": {"enable": True}}, "inference_table_config.enable: unknown key; accepted: enabled"),

@@ -85,7 +85,7 @@ async def test_direct_access_from_create_to_delete(api: Any) -> None:
     rows = answer["result"]["data_array"]
     assert rows[0][:2] == ["1", 1]
     distance = sum((a - b) ** 2 for a, b in zip(thing(5)["vec"], [0, 1, 0, 0], strict=True))
-    assert dict((row[0], row[-1]) for row in rows)["5"] == pytest.approx(1 / (1 + distance), abs=1e-5)
+    assert {row[0]: row[-1] for row in rows}["5"] == pytest.approx(1 / (1 + distance), abs=1e-5)
     assert all(name == NAME and payload["op"] == "query" for name, payload in api.calls)
 
     assert (

@@ -1,0 +1,225 @@
+"""One call between its INTENT and its COMPLETION: what is kept of it, and how it is recorded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from governance.call import Call, CallError, CallRecord, Event, unavailable
+from governance.frames import payload
+from governance.journal import JournalError
+from governance.limits import Reservation
+from governance.policies import AiGatewayConfig
+from governance.record import body_of, failed_status, lean, request_of, short, usage_of
+
+if TYPE_CHECKING:
+    from governance.gateway import Gateway
+    from governance.guardrails.guard import Guard
+
+logger = logging.getLogger("smalti.gateway")
+
+MAX_PAYLOAD = 16 << 20
+"""Bytes of a request or an answer that the journal keeps whole."""
+MAX_REFUSED_PAYLOAD = 4_096
+"""The same for a call that was refused: refusals are cheap to cause."""
+CLIENT_GONE = 499
+"""Status of a call whose client went away before the end."""
+
+
+class Flight:
+    """One call between INTENT and COMPLETION."""
+
+    __slots__ = (
+        "call",
+        "created",
+        "done",
+        "first_ns",
+        "gateway",
+        "guard",
+        "inner_cost",
+        "policy",
+        "reservation",
+        "root",
+        "secret",
+        "start_ns",
+        "steps",
+        "text",
+        "verdicts",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        start_ns: int,
+        root: str,
+        secret: str | None,
+        policy: AiGatewayConfig | None,
+        reservation: Reservation | None,
+        verdicts: list[dict[str, str]] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self.gateway, self.call, self.start_ns, self.root, self.secret = gateway, call, start_ns, root, secret
+        self.policy, self.reservation = policy, reservation
+        self.first_ns: int | None = None
+        self.steps: list[Mapping[str, Any]] = []
+        self.text: list[str] = []
+        self.created: Mapping[str, Any] | None = None
+        self.verdicts: list[dict[str, str]] = [] if verdicts is None else verdicts
+        self.guard = guard
+        self.inner_cost = 0.0
+        """US dollars that the calls made for this one have cost."""
+        self.done = False
+
+    def intent(self, request: bytes) -> None:
+        logged = self.policy is None or self.policy.payload_logged
+        self._append({**self._columns(), "request": orjson.Fragment(request)} if logged else self._columns())
+
+    def answered(self, event: Event) -> None:
+        """Record the engine's terminal event. Raises `CallError` 503 when that cannot be done."""
+        body = body_of(event)
+        status = failed_status(body) if event.type == "response.failed" else 200
+        error = (body.get("error") or {}).get("message") if event.type == "response.failed" else None
+        if self.first_ns is None:
+            self.first_ns = time.time_ns()
+        self._finish(status, body, usage_of(body), error, event.data)
+
+    def failed(self, error: CallError) -> None:
+        self._finish(error.status, self._partial("failed"), {}, error.message)
+
+    def abandoned(self) -> None:
+        with suppress(CallError):
+            self._finish(CLIENT_GONE, self._partial("cancelled"), {}, "the client went away before the answer was complete")
+
+    def refused(self, refusal: CallError) -> None:
+        """Record a call that was not made: INTENT and COMPLETION in one frame, and of an unknown caller no payload at all."""
+        request = payload(request_of(self.call), MAX_REFUSED_PAYLOAD) if self.call.caller is not None else None
+        with suppress(CallError):
+            self._finish(refusal.status, None, {}, refusal.message, request=request)
+
+    def failed_response(self, error: CallError) -> dict[str, Any]:
+        """The Response object of a `response.failed` event."""
+        code = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+        base = {
+            "id": f"resp_{self.call.request_id}",
+            "object": "response",
+            "created_at": self.start_ns // 1_000_000_000,
+            "model": self.call.endpoint,
+            "output": [],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "metadata": {},
+        }
+        return {**base, **(self.created or {}), "status": "failed", "error": {"code": code, "message": error.message}}
+
+    def _partial(self, status: str) -> dict[str, Any] | None:
+        """What had been sent when it ended early, as a Response."""
+        if not self.text:
+            return None
+        content = [{"type": "output_text", "text": "".join(self.text), "annotations": []}]
+        message = {"type": "message", "role": "assistant", "status": "incomplete", "content": content}
+        return {"id": f"resp_{self.call.request_id}", "object": "response", "status": status, "output": [message]}
+
+    def _finish(
+        self,
+        status: int,
+        response: Mapping[str, Any] | None,
+        usage: Mapping[str, int],
+        error: str | None,
+        event: Mapping[str, Any] | None = None,
+        request: bytes | None = None,
+    ) -> None:
+        if self.done:
+            return
+        self.done = True
+        end = time.time_ns()
+        call, gateway = self.call, self.gateway
+        gateway._flights.pop(call.request_id, None)
+        cost = self._cost(usage, response)
+        if self.reservation is not None:
+            self.reservation.settle(self._tokens(usage, status), (cost or 0.0) + self.inner_cost)
+        if cost and (outer := gateway._flights.get(call.parent_id or "")) is not None:
+            outer.inner_cost += cost + self.inner_cost
+        columns: dict[str, Any] = {
+            **(self._columns() if self.reservation is None else self._key()),  # a refused call has no INTENT before this
+            "status_code": status,
+            "execution_duration_ms": (end - self.start_ns) / 1e6,
+            "time_to_first_byte_ms": (self.first_ns - self.start_ns) / 1e6 if self.first_ns is not None else None,
+            "error": error,
+        }
+        if self.policy is None or self.policy.usage_tracked:
+            columns.update(usage)
+            if cost is not None:
+                columns["cost"], columns["price_version"] = cost, gateway.prices.version
+        if self.verdicts:
+            columns["guardrail_verdicts"] = self.verdicts
+        if response is not None:
+            columns["served_entity_id"] = short((event or {}).get("served_entity_id") or response.get("served_entity_id"))
+            columns["served_entity_name"] = short((event or {}).get("served_entity_name") or response.get("model"))
+            if self.policy is None or self.policy.payload_logged:
+                columns["response"] = orjson.Fragment(payload(lean(response, call.task), MAX_PAYLOAD))
+        if request is not None:
+            columns["request"] = orjson.Fragment(request)
+        unrecorded: JournalError | None = None
+        try:
+            self._append(columns)
+        except JournalError as trouble:
+            logger.error("call %s of %s could not be recorded: %s", call.request_id, call.endpoint, trouble)
+            unrecorded, status, error = trouble, 503, str(trouble)
+        record = CallRecord(
+            call, status, self.start_ns, end, self.first_ns, response, error, usage, tuple(self.steps), cost, tuple(self.verdicts)
+        )
+        for observer in gateway.observers:
+            try:
+                observer(record)
+            except Exception:
+                logger.exception("an observer of call %s failed", call.request_id)
+        if unrecorded is not None:
+            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+
+    def _cost(self, usage: Mapping[str, int], response: Mapping[str, Any] | None) -> float | None:
+        """US dollars, where tokens are known and the model has a price."""
+        if not usage:
+            return None
+        model = (response or {}).get("model")
+        return self.gateway.prices.cost(self.call.endpoint, model if isinstance(model, str) else None, usage)
+
+    def _key(self) -> dict[str, Any]:
+        call = self.call
+        return {
+            "databricks_request_id": call.request_id,
+            "request_time": self.start_ns,
+            "endpoint_name": call.endpoint[:256],
+            "task": call.task,
+            "requester": call.caller.name if call.caller else None,
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        call = self.call
+        known = call.caller is not None
+        return {
+            **self._key(),
+            "client_request_id": short(call.client_request_id),
+            "requester_kind": call.caller.kind if call.caller else None,
+            "usage_context": call.usage_context or None if known else None,
+            "parent_request_id": short(call.parent_id),
+            "thread_id": short(call.thread_id) if known else None,
+            "trace_id": f"tr-{self.root}",
+        }
+
+    def _append(self, columns: Mapping[str, Any]) -> None:
+        self.gateway.journal.append(columns, secrets=(self.secret,) if self.secret else ())
+
+    def _tokens(self, usage: Mapping[str, int], status: int) -> int:
+        """Tokens to charge: the real ones, or what can be told from the texts."""
+        if usage:
+            return usage.get("total_tokens") or usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
+        if status != 200 and self.first_ns is None:
+            return 0  # nothing was answered
+        return (self.reservation.input_estimate if self.reservation else 0) + sum(map(len, self.text)) // 4

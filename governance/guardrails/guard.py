@@ -1,0 +1,163 @@
+"""Guardrails around one endpoint: its policy, compiled, applied to requests and to answers while they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from governance.call import STEP, Call, CallError, Engine, Event
+from governance.guardrails.judges import GuardrailError, Judge, Toolkit, Where, custom, safety, topics
+from governance.guardrails.output import Shield
+from governance.guardrails.rules import Blocked, Rules, mask, summary
+from governance.guardrails.texts import STRUCTURE, texts_of, walk
+from governance.policies import GuardrailParameters, Guardrails
+
+logger = logging.getLogger("smalti.guardrails")
+
+FAILED = "it could not decide, so nothing passes"
+_LONG = 32_768  # characters from which a text is looked at off the event loop
+
+Verdicts = list[dict[str, str]]
+"""`guardrail`, `where` (input, output), `action` (BLOCK, MASK) and `reason`, as they are kept in the call's row."""
+
+
+class Side:
+    """The guardrails of one direction. Raises `GuardrailError` where the policy asks for one that is not there."""
+
+    def __init__(self, parameters: GuardrailParameters | None, kit: Toolkit) -> None:
+        wanted = parameters or GuardrailParameters()
+        behavior = (wanted.pii.behavior if wanted.pii else None) or "NONE"
+        self.rules = Rules(behavior, wanted.invalid_keywords or ())
+        self.judges: list[Judge] = []
+        if wanted.valid_topics:
+            self.judges.append(topics(wanted.valid_topics, kit))
+        if wanted.safety:
+            self.judges.append(safety(kit))
+        self.judges += [custom(path, kit) for path in wanted.custom or ()]
+
+    @property
+    def any(self) -> bool:
+        return self.rules.any or bool(self.judges)
+
+    async def judge(self, texts: Sequence[str], where: Where) -> None:
+        """Raises `Blocked`; a judge that fails blocks too."""
+        for judge in self.judges:
+            try:
+                await judge(texts, where)
+            except Blocked:
+                raise
+            except Exception:
+                logger.exception("a guardrail failed")
+                raise Blocked("guardrail", FAILED) from None
+
+
+class Refused(CallError):
+    """The input may not pass. `call` is what of it may be recorded."""
+
+    def __init__(self, blocked: Blocked, call: Call) -> None:
+        failed = blocked.reason == FAILED
+        message = f"the {blocked.guardrail} guardrail of {call.endpoint} refuses this request: {blocked.reason}"
+        super().__init__(message, status=503 if failed else 400, code="CONTENT_FILTER")
+        self.call = call
+
+
+class Guard:
+    """One endpoint's guardrails, compiled once for each policy."""
+
+    def __init__(self, rails: Guardrails, kit: Toolkit) -> None:
+        self.input, self.output = Side(rails.input, kit), Side(rails.output, kit)
+
+    async def admit(self, call: Call, verdicts: Verdicts) -> Call:
+        """The call as it may go on, masked where the policy masks. Raises `Refused`."""
+        if not self.input.any:
+            return call
+        try:
+            long = sum(map(len, texts_of(call.payload, everything=True))) > _LONG
+            masked, found, blocked = (
+                await asyncio.to_thread(_screen, call, self.input.rules) if long else _screen(call, self.input.rules)
+            )
+            if found and not blocked:
+                verdicts.append(verdict("pii", "input", "MASK", summary(found)))
+            if not blocked and self.input.judges and call.task in ("agent", "chat", "search", "classify"):
+                try:
+                    await self.input.judge(texts_of(masked.payload), "input")
+                except Blocked as refused:
+                    blocked = refused
+        except Exception:
+            logger.exception("a guardrail failed")
+            masked, blocked = replace(call, payload={}, usage_context={}), Blocked("guardrail", FAILED)
+        if blocked:
+            verdicts.append(verdict(blocked.guardrail, "input", "BLOCK", blocked.reason))
+            raise Refused(blocked, masked)
+        return masked
+
+    def around(self, engine: Engine, verdicts: Verdicts) -> Engine:
+        """The engine, its answer guarded."""
+        if not self.output.any:
+            return engine
+        side = self.output
+
+        async def guarded(call: Call) -> AsyncIterator[Event]:
+            shield = Shield(side.rules, call)
+            late: list[Event] = []  # where the whole answer is judged, nothing leaves before
+            try:
+                async with aclosing(engine(call)) as events:  # type: ignore[type-var]
+                    async for event in events:
+                        try:
+                            ready = shield.feed(event)
+                            if event.terminal and side.judges and call.task in ("agent", "chat"):
+                                await side.judge([shield.sent], "output")
+                        except (Blocked, CallError):
+                            raise
+                        except Exception:
+                            logger.exception("a guardrail failed")
+                            raise Blocked("guardrail", FAILED) from None
+                        if side.judges and not event.terminal and event.type != STEP:
+                            late += ready
+                            continue
+                        if event.terminal and shield.found:
+                            verdicts.append(verdict("pii", "output", "MASK", summary(shield.found)))
+                        for each in [*late, *ready] if event.terminal else ready:
+                            yield each
+            except Blocked as blocked:
+                verdicts.append(verdict(blocked.guardrail, "output", "BLOCK", blocked.reason))
+                if call.task not in ("agent", "chat"):
+                    message = f"the {blocked.guardrail} guardrail of {call.endpoint} keeps this answer back: {blocked.reason}"
+                    raise CallError(message, status=400, code="CONTENT_FILTER") from None
+                yield shield.stopped("" if side.judges else shield.sent)
+
+        return guarded
+
+
+def verdict(guardrail: str, where: str, action: str, reason: str) -> dict[str, str]:
+    return {"guardrail": guardrail, "where": where, "action": action, "reason": reason}
+
+
+def compiled(rails: Guardrails, kit: Toolkit, endpoint: str) -> Guard:
+    """A guard; raises `CallError` 503 where it cannot be made, because then nothing may pass."""
+    try:
+        return Guard(rails, kit)
+    except GuardrailError as error:
+        message = f"the guardrails of {endpoint} cannot be applied, so nothing passes: {error}"
+        raise CallError(message, status=503, code="TEMPORARILY_UNAVAILABLE") from None
+
+
+def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
+    """The call with everything forbidden replaced, what that was, and the refusal it means."""
+    if not rules.any:
+        return call, [], None
+    all_found: list[Any] = []
+
+    def each(text: str) -> str:
+        found = rules.find(text)
+        all_found.extend(found)
+        return mask(text, found) if found else text
+
+    payload = walk(call.payload, each, STRUCTURE)
+    tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
+    blocked = rules.blocking(all_found)
+    return (replace(call, payload=payload, usage_context=tags) if all_found else call), all_found, blocked

@@ -1,0 +1,212 @@
+"""An answer on its way out: its events, with nothing forbidden in any of them.
+
+Text leaves with the delay that is needed to see where its last word ends; the arguments of a tool call leave when they are
+complete, because what JSON escapes can only be read then. Events that say something about a text wait until it has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from governance.call import STEP, Call, Event
+from governance.guardrails.pii import Finding
+from governance.guardrails.rules import Hold, Rules, mask, moved
+from governance.guardrails.texts import STRUCTURE, json_text, walk
+
+_ARGUMENTS = "response.function_call_arguments."
+_PLACE = ("output_index", "content_index", "summary_index")
+_ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
+_GENERATED = ("output", "custom_outputs", "error", "output_text")
+_ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
+
+
+class Shield:
+    """Feeds on an engine's events and gives those that may leave; raises `Blocked`."""
+
+    def __init__(self, rules: Rules, call: Call) -> None:
+        self.rules = rules
+        self.sent = ""
+        """The answer's text so far, as it leaves."""
+        self._call = call
+        self._holds: dict[tuple[Any, ...], tuple[Hold, Event]] = {}
+        self._arguments: dict[Any, tuple[list[str], Event]] = {}
+        self._waiting: list[tuple[Hold, int, Event]] = []
+        self._texts: list[Hold] = []
+        self._other: list[Finding] = []
+        self._response: Mapping[str, Any] = {}
+
+    @property
+    def found(self) -> Sequence[Finding]:
+        """What was masked: in the text and the arguments, or, where there was none, elsewhere in the answer."""
+        return [each for hold in self._texts for each in hold.found] or self._other
+
+    def feed(self, event: Event) -> list[Event]:
+        """What may leave now that this event has come."""
+        kind, data = event.type, event.data
+        if kind == STEP:
+            masked = walk(data, self._masked, frozenset({"name", "kind", "status"})) if self.rules.pii != "NONE" else data
+            return [Event(kind, masked)]
+        if kind in ("response.created", "response.in_progress", "response.queued"):
+            self._response = data.get("response") or {}
+            return [event]
+        if kind.startswith(_ARGUMENTS):
+            return self._argument(event)
+        if kind.endswith(".delta") and isinstance(data.get("delta"), str):
+            return self._delta(event)
+        if kind.endswith("annotation.added"):
+            return self._annotation(event)
+        ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
+        if event.terminal:
+            body = "result" if kind == "result" else "response"
+            inner = data.get(body, data)
+            return [*ready, Event(kind, {**data, body: self._body(inner)} if body in data else self._body(inner))]
+        shown = Event(kind, self._guarded(data))
+        if self._waiting or any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
+            hold = next(iter(self._holds.values()))[0]
+            self._waiting.append((hold, hold.arrived, shown))
+            return ready
+        return [*ready, shown]
+
+    def stopped(self, sent: str) -> Event:
+        """The terminal event of an answer that a guardrail stopped after `sent`."""
+        content = [{"type": "output_text", "text": sent, "annotations": [], "logprobs": []}]
+        message = {
+            "type": "message",
+            "id": f"msg_{self._call.request_id}_0",
+            "role": "assistant",
+            "status": "incomplete",
+            "content": content,
+        }
+        base = {"id": f"resp_{self._call.request_id}", "object": "response", "model": self._call.endpoint, "metadata": {}}
+        details = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "output": [message]}
+        return Event("response.incomplete", {"response": {**base, **self._response, **details}})
+
+    # --- within ---
+
+    def _delta(self, event: Event) -> list[Event]:
+        key = (event.type, *(event.data.get(place) for place in _PLACE))
+        hold = self._holds[key][0] if key in self._holds else self._new()
+        self._holds[key] = (hold, event)
+        return self._told(event, hold, hold.push(event.data["delta"]))
+
+    def _told(self, event: Event, hold: Hold, text: str) -> list[Event]:
+        told: list[Event] = []
+        if text:
+            if event.type == "response.output_text.delta":
+                self.sent += text
+            told.append(event if text == event.data["delta"] else Event(event.type, {**event.data, "delta": text}))
+        while self._waiting and self._waiting[0][0].gone >= self._waiting[0][1]:
+            of, _, waiting = self._waiting.pop(0)
+            told.append(Event(waiting.type, self._moved(waiting.data, of.found)))
+        return told
+
+    def _flush(self) -> list[Event]:
+        """The texts that were open are complete."""
+        told: list[Event] = []
+        for hold, event in self._holds.values():
+            told += self._told(event, hold, hold.end())
+        told += [Event(event.type, self._moved(event.data, hold.found)) for hold, _, event in self._waiting]
+        self._holds.clear()
+        self._waiting.clear()
+        return told
+
+    def _new(self) -> Hold:
+        hold = Hold(self.rules)
+        self._texts.append(hold)
+        return hold
+
+    def _annotation(self, event: Event) -> list[Event]:
+        shown = Event(event.type, self._guarded(event.data))
+        hold = next((hold for (kind, *_), (hold, _) in self._holds.items() if kind == "response.output_text.delta"), None)
+        if hold is None:
+            return [shown]
+        if hold.gone < hold.arrived or self._waiting:
+            self._waiting.append((hold, hold.arrived, shown))
+            return []
+        return [Event(shown.type, self._moved(shown.data, hold.found))]
+
+    def _argument(self, event: Event) -> list[Event]:
+        place = event.data.get("output_index")
+        if event.type.endswith("delta"):
+            self._arguments.setdefault(place, ([], event))[0].append(str(event.data.get("delta") or ""))
+            return []
+        parts, first = self._arguments.pop(place, ([], event))
+        found = len(self._other)
+        whole = json_text(str(event.data.get("arguments", "".join(parts))), self._checked)
+        hold = self._new()
+        hold.found = self._other[found:]
+        del self._other[found:]
+        told = [Event(first.type, {**first.data, "delta": whole})] if parts else []
+        return [*self._flush(), *told, Event(event.type, {**event.data, "arguments": whole})]
+
+    def _checked(self, text: str) -> str:
+        """For texts that go to the client: refused or masked."""
+        found = self.rules.find(text)
+        if refused := self.rules.blocking(found):
+            raise refused
+        self._other += found
+        return mask(text, found)
+
+    def _masked(self, text: str) -> str:
+        """For what only traces show."""
+        return mask(text, self.rules.find(text))
+
+    def _guarded(self, value: Any) -> Any:
+        """A body of an event: its texts checked, and annotations at the places where their words now are."""
+        if isinstance(value, Mapping):
+            if value.get("type") == "output_text" and isinstance(value.get("text"), str):
+                found = self.rules.find(value["text"])
+                rest = {key: self._guarded(item) for key, item in value.items() if key not in ("text", "type", "annotations")}
+                notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
+                if refused := self.rules.blocking(found):
+                    raise refused
+                self._other += found
+                return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
+            return {
+                key: item if key in _ADDRESSES and isinstance(item, str) else self._keyed(key, item)
+                for key, item in value.items()
+            }
+        return walk(value, self._checked, _ADDRESSES) if not isinstance(value, list | tuple) else self._items(value)
+
+    def _keyed(self, key: str, value: Any) -> Any:
+        if isinstance(value, str):
+            if key in _ADDRESSES:
+                return value
+            if key == "arguments":
+                return json_text(value, self._checked)
+        return self._guarded(value)
+
+    def _items(self, value: Sequence[Any]) -> Any:
+        if len(value) > 16 and isinstance(value[0], int | float):
+            return value  # a vector
+        return [self._guarded(item) for item in value]
+
+    def _body(self, body: Any) -> Any:
+        """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
+        if not isinstance(body, Mapping) or (body.get("object") != "response" and "output" not in body):
+            return self._guarded(body)
+        guarded = {key: self._guarded(item) for key, item in body.items() if key in _GENERATED}
+        citations = (guarded.get("custom_outputs") or {}).get("citations")
+        if citations and self._texts and self._texts[0].found:
+            shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
+            guarded["custom_outputs"] = {**guarded["custom_outputs"], "citations": shifted}
+        if not self.sent:
+            self.sent = "".join(
+                part.get("text") or ""
+                for item in guarded.get("output") or ()
+                if isinstance(item, Mapping)
+                for part in item.get("content") or ()
+                if isinstance(part, Mapping)
+            )
+        return {**body, **guarded}
+
+    @staticmethod
+    def _moved(data: Any, found: Sequence[Finding], begin: str = "start_index", end: str = "end_index") -> Any:
+        if not found or not isinstance(data, Mapping):
+            return data
+        if isinstance(data.get("annotation"), Mapping):
+            return {**data, "annotation": Shield._moved(data["annotation"], found)}
+        if isinstance(data.get(begin), int) and isinstance(data.get(end), int):
+            return {**data, begin: moved(data[begin], found), end: moved(data[end], found)}
+        return data

@@ -1,0 +1,362 @@
+"""Personal data and credentials in a text, found in linear time: patterns first, then the checksum each kind has.
+
+Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, API_KEY, PRIVATE_KEY, and national ids: US_SSN,
+UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names, addresses and other
+things without a form are not found here.
+
+One pass finds the runs of digits; every numbered kind is tried at the edges of such a run only, so prose costs one scan. No
+pattern has an unbounded repeat inside another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+MAX_SPAN = 64
+"""Characters of the longest finding that has spaces in it; one without spaces ends where its word does."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """`text[start:end]` is forbidden, and of which kind."""
+
+    start: int
+    end: int
+    kind: str
+
+
+_RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
+_GROUP = re.compile(r"\d+")
+_LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+_KEYS = {  # what it begins with, and all of it
+    "smk_": r"smk_[\w-]{20,200}",
+    "sk-": r"sk-[\w-]{20,200}",
+    "sk_live_": r"sk_live_\w{16,200}",
+    "rk_live_": r"rk_live_\w{16,200}",
+    "ghp_": r"ghp_\w{30,200}",
+    "gho_": r"gho_\w{30,200}",
+    "ghs_": r"ghs_\w{30,200}",
+    "github_pat_": r"github_pat_\w{22,200}",
+    "glpat-": r"glpat-[\w-]{16,200}",
+    "xox": r"xox[abeprs]-[\w-]{10,200}",
+    "AKIA": r"AKIA[0-9A-Z]{16}",
+    "ASIA": r"ASIA[0-9A-Z]{16}",
+    "AIza": r"AIza[\w-]{35}",
+    "hf_": r"hf_[A-Za-z0-9]{30,200}",
+    "npm_": r"npm_[A-Za-z0-9]{30,200}",
+    "dapi": r"dapi[0-9a-f]{32}(?:-\d)?",
+    "eyJ": r"eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{0,1000}",
+}
+_TOKENS = {prefix: re.compile(rf"(?<![A-Za-z0-9]){pattern}", re.ASCII) for prefix, pattern in _KEYS.items()}
+_BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----")
+_END = re.compile(r"-----END [A-Z ]{0,20}PRIVATE KEY-----")
+_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
+_NINO = re.compile(
+    r"(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D](?![A-Za-z0-9])", re.ASCII
+)
+_DNI = re.compile(r"([XYZ]?\d{7,8})[ -]?([A-Z])(?![A-Za-z0-9])", re.ASCII)
+_FISCAL = re.compile(r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPR-T][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z](?![A-Za-z0-9])", re.ASCII)
+_NIR = re.compile(r"([1-478]) ?(\d{2}) ?(\d{2}) ?(\d{2}|2[AB]) ?(\d{3}) ?(\d{3}) ?(\d{2})(?!\d)", re.ASCII)
+_IBANS = (  # how long each country's is
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18 "
+    "FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 "
+    "MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 "
+    "SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 "
+)
+_IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _IBANS.split()}
+
+
+def find(text: str) -> list[Finding]:
+    """Everything found, in order and without overlaps: of two that overlap the one that begins first, then the longer, stays."""
+    found: list[Finding] = []
+    if "@" in text:
+        found += _emails(text)
+    for prefix, pattern in _TOKENS.items():
+        if prefix in text:
+            found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
+    if "-----BEGIN" in text:
+        for begin in _BEGIN.finditer(text):
+            end = _END.search(text, begin.end())
+            found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
+    if _COLONS.search(text):
+        for m in _IPV6.finditer(text):
+            found += _ip(m.start(), m.end(), m[0])
+    for run in _RUN.finditer(text):
+        start, end = run.span()
+        if end - start > 6 or (start and text[start - 1].isalpha()):  # all else is too short for any kind
+            found += _numbers(text, start, end)
+    return distinct(found)
+
+
+def distinct(found: list[Finding]) -> list[Finding]:
+    """Without overlaps, in order."""
+    if len(found) < 2:
+        return found
+    kept: list[Finding] = []
+    for each in sorted(found, key=lambda finding: (finding.start, -finding.end)):
+        if kept and each.start < kept[-1].end:
+            if each.end > kept[-1].end:  # what hangs over is forbidden too
+                kept[-1] = Finding(kept[-1].start, each.end, kept[-1].kind)
+        else:
+            kept.append(each)
+    return kept
+
+
+def _emails(text: str) -> Iterator[Finding]:
+    position, floor = text.find("@"), 0
+    while position >= 0:
+        start = position
+        while start > max(floor, position - 64) and text[start - 1] in _LOCAL:
+            start -= 1
+        while start < position and text[start] in ".'`":
+            start += 1
+        domain = _DOMAIN.match(text, position + 1) if start < position else None
+        if domain:
+            yield Finding(start, domain.end(), "EMAIL")
+            floor = domain.end()
+        position = text.find("@", position + 1)
+
+
+def _ip(start: int, end: int, text: str) -> Iterator[Finding]:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return
+    if not (address.is_loopback or address.is_unspecified):  # these say nothing about anyone
+        yield Finding(start, end, "IP_ADDRESS")
+
+
+def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
+    """What a run of digits with separators holds, and what letters before or after it make of it."""
+    groups = [(m.start(), m.end()) for m in _GROUP.finditer(text, start, end)]
+    yield from _lettered(text, groups)
+    if end - start < 7:
+        return
+    before = text[start - 1] if start else " "
+    if before.isalnum() and before.isascii():
+        groups = groups[1:]  # digits stuck to a word are part of it
+    for number, (at, stop) in enumerate(groups):
+        digits, last = text[at:stop], stop
+        if number == 0 or text[at - 1] != ".":
+            yield from _ipv4(text, groups, number)
+        yield from _phone(text, groups, number)
+        seps: set[str] = set()
+        shape = str(stop - at)
+        yield from _checked(at, last, digits, shape, seps)
+        for left, right in groups[number + 1 : number + 8]:
+            seps.add(text[last:left])
+            digits, last, shape = digits + text[left:right], right, f"{shape}-{right - left}"
+            if len(digits) > 19:
+                break
+            yield from _checked(at, last, digits, shape, seps)
+
+
+def _checked(start: int, end: int, digits: str, shape: str, seps: set[str]) -> Iterator[Finding]:
+    """Kinds that are digits in groups; each has a checksum or, failing that, must be written in its own grouping."""
+    count = len(digits)
+    if count < 9 or (not digits.isascii() and not digits.isdecimal()):
+        return
+    if not seps <= {" ", "-", ".", "\u00a0", "/"}:
+        return
+    plain = seps <= {" ", "-", "\u00a0"}
+    if plain and 13 <= count <= 19 and digits[0] in "23456" and _luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
+        yield Finding(start, end, "CREDIT_CARD")
+    if count == 9 and plain and shape == "3-2-4" and _ssn(digits):
+        yield Finding(start, end, "US_SSN")
+    if count == 9 and plain and shape == "3-3-3" and digits[0] not in "08" and _luhn(digits):
+        yield Finding(start, end, "CA_SIN")
+    if count == 11 and shape in ("11", "2-3-3-3") and _steuer_id(digits):
+        yield Finding(start, end, "DE_TAX_ID")
+    if count == 11 and shape in ("2-2-2-3-2", "11", "6-3-2") and _belgian(digits):
+        yield Finding(start, end, "BE_NRN")
+    if count == 11 and shape in ("11", "3-3-3-2") and _cpf(digits):
+        yield Finding(start, end, "BR_CPF")
+    if count == 12 and shape in ("12", "4-4-4") and digits[0] not in "01" and _verhoeff(digits):
+        yield Finding(start, end, "IN_AADHAAR")
+    if count == 13 and digits.startswith("756") and shape in ("13", "3-4-4-2") and _ean(digits):
+        yield Finding(start, end, "CH_AHV")
+
+
+def _lettered(text: str, groups: list[tuple[int, int]]) -> Iterator[Finding]:
+    """Kinds with letters beside the digits: tried once for each group, where their digits must begin."""
+    for at, _ in groups:
+        back = at
+        while back > 0 and at - back < 7 and text[back - 1].isalpha() and text[back - 1].isascii():
+            back -= 1
+        letters, free = at - back, back == 0 or not text[back - 1].isalnum()
+        if letters == 2 and free:
+            yield from _iban(text, back)
+            yield from _pattern(_NINO, text, back, "UK_NINO")
+        elif letters == 0 and at >= 3 and text[at - 1] == " " and text[at - 3 : at - 1].isalpha():
+            if at == 3 or not text[at - 4].isalnum():
+                yield from _pattern(_NINO, text, at - 3, "UK_NINO")
+        elif letters == 6 and free:
+            for m in _pattern(_FISCAL, text, back, "IT_FISCAL_CODE"):
+                if _fiscal(text[m.start : m.end]):
+                    yield m
+        if letters < 2 and (back == 0 or not text[back - 1].isalnum()):
+            if (m := _DNI.match(text, back)) and _dni(m[1], m[2]):
+                yield Finding(m.start(), m.end(), "ES_DNI")
+            if letters == 0 and (m := _NIR.match(text, at)) and _nir("".join(m.groups())):
+                yield Finding(m.start(), m.end(), "FR_NIR")
+
+
+def _pattern(pattern: re.Pattern[str], text: str, at: int, kind: str) -> Iterator[Finding]:
+    if m := pattern.match(text, at):
+        yield Finding(m.start(), m.end(), kind)
+
+
+def _iban(text: str, at: int) -> Iterator[Finding]:
+    wanted = _IBAN_LENGTHS.get(text[at : at + 2].upper(), 0)
+    taken, position = [], at
+    while wanted and len(taken) < wanted and position < len(text):
+        char = text[position]
+        if char.isalnum() and char.isascii():
+            taken.append(char)
+        elif char not in " -\u00a0" or not text[position - 1].isalnum():
+            return
+        position += 1
+    if not wanted or len(taken) < wanted or (position < len(text) and text[position].isalnum() and text[position].isascii()):
+        return
+    whole = "".join(taken)
+    if position - at > wanted and not whole.isupper():
+        return  # in groups it is written in capitals
+    moved = whole[4:] + whole[:4]
+    if int("".join(str(int(char, 36)) for char in moved)) % 97 == 1:
+        yield Finding(at, position, "IBAN")
+
+
+def _ipv4(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Finding]:
+    four = groups[number : number + 4]
+    if len(four) < 4 or any(text[a[1] : b[0]] != "." for a, b in pairwise(four)):
+        return
+    if number + 4 < len(groups) and text[four[3][1] : groups[number + 4][0]] == ".":
+        return  # a version or another dotted number
+    yield from _ip(four[0][0], four[3][1], text[four[0][0] : four[3][1]])
+
+
+def _phone(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Finding]:
+    """International with + or 00; national with a leading 0 in groups; North American in groups of 3, 3 and 4."""
+    at, stop = groups[number]
+    start = at
+    plus = at > 0 and text[at - 1] == "+"
+    if plus:
+        start = at - 1
+    elif at and text[at - 1] == "(" and text[stop : stop + 1] == ")":
+        start = at - 1 - (text[at - 2 : at - 1] == "+")
+        plus = text[start] == "+"
+    elif number and not plus and text[groups[number - 1][1] : at] != " ":
+        return  # in the middle of another number
+    national = text[at] == "0" and not plus and text[at : at + 2] != "00"
+    count, last, best, lengths, seps = stop - at, stop, 0, [stop - at], []
+    for left, right in [(at, at), *groups[number + 1 : number + 7]]:
+        if right > left:
+            if right - left > 12 or (plus and count + right - left > 15):
+                break
+            seps.append(text[last:left])
+            count, last = count + right - left, right
+            lengths.append(right - left)
+        if plus or (number == 0 and text[at : at + 2] == "00"):
+            ok = 8 <= count - (0 if plus else 2) <= 15
+        elif national:
+            regular = len({*seps[1:]}) <= 1
+            ok = 9 <= count <= 12 and seps != [] and 2 <= lengths[0] <= 6 and regular and lengths[:3] != [2, 2, 4]
+            ok = ok and "." not in set(seps) - ({"."} if set(seps) == {"."} and len(lengths) == 5 else set())
+        else:
+            ok = (
+                lengths in ([3, 3, 4], [1, 3, 3, 4])
+                and len({*seps[-1:], *seps[-2:-1]} - {") ", ")"}) == 1
+                and text[at] in "123456789"
+            )
+        if ok:
+            best = last
+    if best:
+        yield Finding(start, best, "PHONE")
+
+
+def _luhn(digits: str) -> bool:
+    odd = sum(map(int, digits[-1::-2]))
+    return (odd + sum((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)[int(digit)] for digit in digits[-2::-2])) % 10 == 0
+
+
+def _card_shape(shape: str) -> bool:
+    """Written in one, in groups of 3 to 7 with a shorter last one, as cards print it."""
+    parts = shape.split("-")
+    return len(parts) == 1 or (all(3 <= int(part) <= 7 for part in parts[:-1]) and 1 <= int(parts[-1]) <= 7)
+
+
+def _ssn(digits: str) -> bool:
+    return digits[:3] not in ("000", "666") and digits[0] != "9" and digits[3:5] != "00" and digits[5:] != "0000"
+
+
+def _steuer_id(digits: str) -> bool:
+    """ISO 7064 mod 11,10; of the first ten digits exactly one occurs two or three times."""
+    counts = sorted(digits[:10].count(digit) for digit in set(digits[:10]))
+    if digits[0] == "0" or counts[-1] not in (2, 3) or (len(counts) > 1 and counts[-2] > 1):
+        return False
+    product = 10
+    for digit in digits[:10]:
+        product = ((int(digit) + product) % 10 or 10) * 2 % 11
+    return (11 - product) % 10 == int(digits[10])
+
+
+def _belgian(digits: str) -> bool:
+    month, day, check = int(digits[2:4]), int(digits[4:6]), int(digits[9:])
+    if month > 12 or day > 31 or not day:
+        return False
+    return any(97 - int(century + digits[:9]) % 97 == check for century in ("", "2"))
+
+
+def _cpf(digits: str) -> bool:
+    if len(set(digits)) == 1:
+        return False
+    for size in (9, 10):
+        rest = sum(int(digit) * weight for digit, weight in zip(digits, range(size + 1, 1, -1), strict=False)) * 10 % 11 % 10
+        if rest != int(digits[size]):
+            return False
+    return True
+
+
+def _ean(digits: str) -> bool:
+    return sum(int(digit) * (3 if place % 2 else 1) for place, digit in enumerate(digits)) % 10 == 0
+
+
+def _nir(number: str) -> bool:
+    digits = number.replace("2A", "19").replace("2B", "18")
+    return digits.isdecimal() and 97 - int(digits[:13]) % 97 == int(digits[13:])
+
+
+def _dni(number: str, letter: str) -> bool:
+    digits = number.translate({ord("X"): "0", ord("Y"): "1", ord("Z"): "2"})
+    return len(digits) == 8 and "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == letter
+
+
+_ODD = dict(
+    zip(
+        "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        [1, 0, 5, 7, 9, 13, 15, 17, 19, 21] * 2 + [2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23],
+        strict=True,
+    )
+)
+
+
+def _fiscal(code: str) -> bool:
+    even = sum(int(char, 36) if char.isdigit() else ord(char) - 65 for char in code[1:15:2])
+    return chr(65 + (even + sum(_ODD[char] for char in code[0:15:2])) % 26) == code[15]
+
+
+_D5 = ("0123456789", "1234067895", "2340178956", "3401289567", "4012395678", "5987604321", "6598710432", "7659821043", "8765932104", "9876543210")  # fmt: skip  # noqa: E501
+_P8 = ("0123456789", "1576283094", "5803796142", "8916043527", "9453126870", "4286573901", "2793806415", "7046913258")
+
+
+def _verhoeff(digits: str) -> bool:
+    check = 0
+    for place, digit in enumerate(reversed(digits)):
+        check = int(_D5[check][int(_P8[place % 8][int(digit)])])
+    return check == 0

@@ -1,0 +1,259 @@
+"""Tier 1: what is forbidden in a text by its form (personal data, keywords), and how much of an unfinished text may leave.
+
+`Rules` looks at whole texts. `Hold` looks at a text that comes in pieces and lets go of it as early as can be done safely: what
+it lets go of is, whatever the pieces were, what `Rules` makes of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
+
+KEYWORD = "KEYWORD"
+MAX_TOKEN = 8_192
+"""Characters without a space after which a text is let go of all the same, but for what was found and the last few hundred."""
+
+_CONTEXT = 96  # characters already let go of that are looked at again, for what stands before a finding
+_TAIL = 512
+_SPACED = " \u00a0"
+_MARKS = "\u0300-\u036f"
+_ODD_SPACES = ("  ", "\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")  # all but a single space
+_NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
+
+
+class Blocked(Exception):
+    """A guardrail refuses. `reason` says which and why, without the words it was about."""
+
+    def __init__(self, guardrail: str, reason: str) -> None:
+        super().__init__(reason)
+        self.guardrail, self.reason = guardrail, reason
+
+
+def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
+    """The text as it is compared, and for each of its characters where it came from (None: the same place).
+
+    Compatibility forms become plain ones and invisible characters vanish; for `words` case and runs of spaces do too.
+    """
+    if text.isascii() and not (words and any(space in text for space in _ODD_SPACES)):
+        return (text.casefold() if words else text), None
+    folded: list[str] = []
+    origin: list[int] = []
+    for place, char in enumerate(text):
+        if ord(char) > 127:
+            if unicodedata.category(char) == "Cf":
+                continue
+            char = unicodedata.normalize("NFKD" if words else "NFKC", char)
+        if words:
+            char = char.casefold()
+            if char.isspace():
+                if folded and folded[-1] == " ":
+                    continue
+                char = " "
+        folded.extend(char)
+        origin.extend([place] * len(char))
+    return "".join(folded), origin
+
+
+class Rules:
+    """What to look for.
+
+    Parameters
+    ----------
+    pii: `NONE`, `BLOCK` or `MASK`.
+    keywords: words and phrases that refuse a text; matched whole, whatever their case, width or spacing. Scripts without spaces
+        between words (Chinese, Thai …) match anywhere.
+    """
+
+    def __init__(self, pii: str = "NONE", keywords: Sequence[str] = ()) -> None:
+        self.pii = pii
+        folded = sorted({" ".join(fold(word, words=True)[0].split()) for word in keywords} - {""}, key=len, reverse=True)
+        self._keywords = [(word.split(" ")[0], re.compile(_whole(word)), word) for word in folded]
+        self._beginnings = {word[:size] for word in folded for size in range(1, len(word))}
+        self._longest = max(map(len, folded), default=0)
+
+    @property
+    def any(self) -> bool:
+        return self.pii != "NONE" or bool(self._keywords)
+
+    def find(self, text: str) -> list[Finding]:
+        """Everything forbidden in the text, without overlaps."""
+        found: list[Finding] = []
+        if self.pii != "NONE":
+            folded, origin = fold(text)
+            found = find(folded) if origin is None else [_moved(each, origin) for each in find(folded)]
+        if self._keywords:
+            found += self._words(text)
+        return distinct(found)
+
+    def blocking(self, found: Sequence[Finding]) -> Blocked | None:
+        """The refusal that these findings mean, if they mean one."""
+        words = sum(each.kind == KEYWORD for each in found)
+        if words:
+            return Blocked("invalid_keywords", f"{words} forbidden {'keyword' if words == 1 else 'keywords'}")
+        if found and self.pii == "BLOCK":
+            return Blocked("pii", summary(found))
+        return None
+
+    def _words(self, text: str) -> list[Finding]:
+        folded, origin = fold(text, words=True)
+        found = []
+        for first, pattern, _ in self._keywords:
+            if first in folded:
+                found += [Finding(m.start(), m.end(), KEYWORD) for m in pattern.finditer(folded)]
+        return found if origin is None else [_moved(each, origin) for each in found]
+
+    def open_from(self, text: str) -> int:
+        """Where in `text` begins what more text could make forbidden, or change; its length where nothing is open."""
+        folded, origin = fold(text)
+        start = _open(folded) if self.pii != "NONE" else _token(folded)
+        held = start if origin is None else (origin[start] if start < len(origin) else len(text))
+        if self._beginnings:
+            folded, origin = fold(text, words=True)
+            for place in range(max(0, len(folded) - self._longest), len(folded)):
+                if folded[place:] in self._beginnings:
+                    return min(held, place if origin is None else origin[place])
+        return held
+
+
+def mask(text: str, found: Sequence[Finding]) -> str:
+    """The text with a typed placeholder, such as `[EMAIL]`, for each finding."""
+    if not found:
+        return text
+    parts, last = [], 0
+    for each in found:
+        parts += [text[last : each.start], f"[{each.kind}]"]
+        last = each.end
+    return "".join([*parts, text[last:]])
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """Kinds and how many of each: `EMAIL, PHONE x2`. Never what was found."""
+    counts: dict[str, int] = {}
+    for each in found:
+        counts[each.kind] = counts.get(each.kind, 0) + 1
+    return ", ".join(kind if count == 1 else f"{kind} x{count}" for kind, count in sorted(counts.items()))
+
+
+class Hold:
+    """One text on its way out, in pieces. Raises `Blocked` when it may not go on."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.found: list[Finding] = []
+        """Findings so far, at their places in the original text."""
+        self.arrived = 0
+        """Characters of the original text that have come."""
+        self.gone = 0
+        """Characters of the original text that were let go of, or replaced."""
+        self._context = ""
+        self._buffer = ""
+        self._open = False  # all that is held is one unfinished word
+
+    def push(self, piece: str) -> str:
+        """More text; gives what may leave now."""
+        self.arrived += len(piece)
+        self._buffer += piece
+        if self._open and len(self._buffer) < MAX_TOKEN and not _NEWS.search(piece):
+            return ""
+        text, begun = self._context + self._buffer, len(self._context)
+        cut = max(self.rules.open_from(text), begun)
+        overlong = len(text) - cut > MAX_TOKEN
+        if overlong:
+            cut = len(text) - _TAIL
+        self._open = cut == begun and not overlong
+        return self._release(text, cut) if cut > begun else ""
+
+    def end(self) -> str:
+        """The text is complete; gives the rest."""
+        text = self._context + self._buffer
+        return self._release(text, len(text), final=True) if self._buffer else ""
+
+    def _release(self, text: str, cut: int, *, final: bool = False) -> str:
+        begun = len(self._context)
+        found = [each for each in self.rules.find(text) if each.end > begun]
+        for each in found:
+            if not final and (each.start < cut < each.end or (each.kind == "PRIVATE_KEY" and each.end == len(text))):
+                cut = max(each.start, begun)  # it goes on, or may
+                break
+        found = [Finding(max(each.start, begun), each.end, each.kind) for each in found if each.start < cut]
+        if refused := self.rules.blocking(found):
+            raise refused
+        offset = self.gone - begun
+        self.found += [Finding(each.start + offset, each.end + offset, each.kind) for each in found]
+        released = mask(text[begun:cut], [Finding(each.start - begun, each.end - begun, each.kind) for each in found])
+        self.gone += cut - begun
+        self._context, self._buffer = text[max(0, cut - _CONTEXT) : cut], text[cut:]
+        return released
+
+
+def moved(place: int, found: Sequence[Finding]) -> int:
+    """Where a place of the original text lies in the masked one; within a finding, at its placeholder's end."""
+    shift = 0
+    for each in found:
+        if each.start >= place:
+            break
+        shift += len(each.kind) + 2 - (min(each.end, place) - each.start)
+    return place + shift
+
+
+def _moved(finding: Finding, origin: Sequence[int]) -> Finding:
+    return Finding(origin[finding.start], origin[finding.end - 1] + 1, finding.kind)
+
+
+def _whole(word: str) -> str:
+    begin = "" if _unspaced(word[0]) else r"(?<!\w)"
+    end = "" if _unspaced(word[-1]) else rf"(?![\w{_MARKS}])"
+    return begin + re.escape(word) + end
+
+
+def _unspaced(char: str) -> bool:
+    """Whether words of its script stand without spaces between them, or it is no letter at all."""
+    return ord(char) >= 0x2E80 or 0x0E00 <= ord(char) <= 0x0EFF or 0x1000 <= ord(char) <= 0x109F or not char.isalnum()
+
+
+def _apart(char: str) -> bool:
+    return char.isspace() or ord(char) >= 0x2E80
+
+
+def _token(text: str) -> int:
+    """Where the unfinished word at the end begins."""
+    place = len(text)
+    while place and not _apart(text[place - 1]):
+        place -= 1
+    return place
+
+
+def _open(text: str) -> int:
+    """Where the unfinished word at the end begins, or the groups before it that it may go on with."""
+    end = len(text)
+    start = _token(text)
+    begun = text.rfind("-----BEGIN", max(0, end - MAX_SPAN))
+    if begun >= 0:
+        start = min(start, begun)
+    if start < end and text[start].islower():
+        return start
+    held = place = start
+    while end - place <= 2 * MAX_SPAN or place == start:
+        gap = place
+        while gap and place - gap < 2 and text[gap - 1] in _SPACED:
+            gap -= 1
+        if gap == place or not gap or _apart(text[gap - 1]):
+            break
+        first = gap
+        while first and not _apart(text[first - 1]):
+            first -= 1
+        word = text[first:gap]
+        digit = _has_digit(word)
+        if not digit and not (len(word) <= 4 and word.isalnum() and word.isupper()):
+            break
+        place = first
+        if digit or len(word) == 2:
+            held = first
+    return held
+
+
+def _has_digit(word: str) -> bool:
+    return any(char.isdecimal() for char in word)

@@ -1,0 +1,83 @@
+"""Prometheus metrics of every call, per endpoint. Their number is bounded whatever callers send.
+
+Names follow https://prometheus.io/docs/practices/naming/; an endpoint's label is its name where a call was admitted to it, and
+`other` for names that nothing answers to and beyond the first few hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from governance.call import CallRecord
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_ENDPOINTS = 256
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_GUARDRAILS = ("pii", "invalid_keywords", "valid_topics", "safety", "guardrail")
+
+
+class Metrics:
+    """An observer of calls.
+
+    Parameters
+    ----------
+    in_flight: tells how many calls are being answered now.
+    """
+
+    def __init__(self, in_flight: Callable[[], int] = lambda: 0) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry, "namespace": "smalti"}
+        at = ["endpoint"]
+        self._requests = Counter("requests", "Calls that ended, by status.", [*at, "task", "status"], **made)
+        self._tokens = Counter("tokens", "Tokens read and written.", [*at, "kind"], **made)
+        self._cost = Counter("cost_dollars", "What tokens cost, in US dollars.", at, **made)
+        timed = {"buckets": _SECONDS, **made}
+        self._latency = Histogram("request_seconds", "From the request to the end of its answer.", at, **timed)
+        self._first = Histogram("first_byte_seconds", "From the request to the first of its answer.", at, **timed)
+        self._limited = Counter("limits_hit", "Calls refused by a limit or a budget.", at, **made)
+        self._verdicts = Counter("guardrail_verdicts", "What guardrails did.", [*at, "guardrail", "where", "action"], **made)
+        Gauge("in_flight", "Calls being answered now.", **made).set_function(in_flight)
+        self._endpoints: set[str] = set()
+        self._children: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, record: CallRecord) -> None:
+        """Count a finished call."""
+        call = record.call
+        endpoint = self._endpoint(call.endpoint, record.status_code)
+        self._child(self._requests, endpoint, call.task, str(record.status_code)).inc()
+        for verdict in record.verdicts:
+            name = verdict["guardrail"] if verdict["guardrail"] in _GUARDRAILS else "custom"
+            self._child(self._verdicts, endpoint, name, verdict["where"], verdict["action"]).inc()
+        if record.status_code == 429:
+            self._child(self._limited, endpoint).inc()
+        if record.first_event_ns is None:
+            return
+        self._child(self._latency, endpoint).observe((record.end_ns - record.start_ns) / 1e9)
+        self._child(self._first, endpoint).observe((record.first_event_ns - record.start_ns) / 1e9)
+        for kind in ("input", "output"):
+            if count := record.usage.get(f"{kind}_tokens"):
+                self._child(self._tokens, endpoint, kind).inc(count)
+        if record.cost:
+            self._child(self._cost, endpoint).inc(record.cost)
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def _endpoint(self, name: str, status: int) -> str:
+        if name in self._endpoints:
+            return name
+        if status in (401, 403, 404) or len(self._endpoints) >= _ENDPOINTS:
+            return "other"
+        self._endpoints.add(name)
+        return name
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric._name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child

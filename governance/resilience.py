@@ -1,0 +1,112 @@
+"""Getting an answer out of engines that sometimes fail: retries, fallbacks and a circuit breaker, all before the first word.
+
+Once a word of the answer has left nothing is tried again, because the client would read two answers as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+
+from governance.call import STEP, Call, CallError, Engine, Event, unavailable
+
+RETRYABLE = frozenset({429, 502, 503, 504})
+"""Statuses that another attempt, or another engine, may not have."""
+
+_PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued", STEP})
+_LONGEST = 2.0  # seconds that are waited between attempts
+
+
+class Breaker:
+    """Keeps calls from an engine that fails again and again. Thread-safe as far as a count may be off by one.
+
+    Parameters
+    ----------
+    failures: so many in a row open it.
+    seconds: for so long; then one call may try, and closes or opens it again.
+    """
+
+    def __init__(self, failures: int = 5, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._failures, self._seconds, self._clock = failures, seconds, clock
+        self._count = 0
+        self._until = 0.0
+
+    def wait(self) -> float:
+        """Seconds until a call may be made; 0 for now, and then this call is the one that tries."""
+        if self._count < self._failures:
+            return 0.0
+        left = self._until - self._clock()
+        if left <= 0:
+            self._until = self._clock() + self._seconds  # others wait for this one's outcome
+            return 0.0
+        return left
+
+    def succeeded(self) -> None:
+        self._count = 0
+
+    def failed(self) -> None:
+        self._count += 1
+        if self._count >= self._failures:
+            self._until = self._clock() + self._seconds
+
+
+def resilient(
+    engines: Sequence[tuple[str, Engine]],
+    *,
+    fallback: Callable[[], bool] = lambda: False,
+    attempts: int = 3,
+    pause: float = 0.2,
+    breaker: Callable[[], Breaker] = Breaker,
+) -> Engine:
+    """One engine out of several.
+
+    Parameters
+    ----------
+    engines: name and engine of each served entity; the first answers, the others follow in this order.
+    fallback: whether the others may be tried now (`fallback_config.enabled`).
+    attempts: how often each is called, as long as it fails with a `RETRYABLE` status before its first word.
+    pause: seconds before the second attempt; it doubles, and a random part is taken off. A long `retry_after` ends them.
+    """
+    guarded = [(name, engine, breaker()) for name, engine in engines]
+
+    async def run(call: Call) -> AsyncIterator[Event]:
+        last: CallError | None = None
+        for name, engine, gate in guarded if fallback() else guarded[:1]:
+            for attempt in range(attempts):
+                if (wait := gate.wait()) > 0:
+                    last = last or unavailable(f"{name} failed several times in a row; it is tried again soon", retry_after=wait)
+                    break
+                begun, held = False, []
+                try:
+                    async with aclosing(engine(call)) as events:  # type: ignore[type-var]
+                        async for event in events:
+                            if not begun and event.type in _PRELUDE:
+                                held.append(event)
+                                continue
+                            if not begun:
+                                begun = True
+                                gate.succeeded()
+                                for early in held:
+                                    yield early
+                            yield event
+                    if not begun:
+                        for early in held:
+                            yield early
+                    return
+                except CallError as error:
+                    if error.status in RETRYABLE and error.status != 429:
+                        gate.failed()
+                    if begun or error.status not in RETRYABLE:
+                        raise
+                    last = error
+                delay = max(pause * 2**attempt * random.uniform(0.5, 1.0), last.retry_after or 0.0)
+                if attempt + 1 == attempts or delay > _LONGEST:
+                    break
+                await asyncio.sleep(delay)
+        assert last is not None
+        raise last
+
+    return run

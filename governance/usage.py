@@ -1,0 +1,63 @@
+"""The usage table: requests, errors, tokens and cost by endpoint, caller and day, counted from the inference table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, case, delete, func, select
+
+from governance.tables import inference_table
+
+BY = ("endpoint", "requester", "day")
+
+_COLUMNS = {
+    "endpoint": inference_table.c.endpoint_name,
+    "requester": inference_table.c.requester,
+    "day": func.substr(inference_table.c.request_time, 1, 10),
+}
+
+
+def usage(engine: Engine, *, by: Sequence[str] = BY, since: str | None = None, until: str | None = None) -> list[dict[str, Any]]:
+    """Rows of `by`, then `requests`, `errors` (status 400 and over), `input_tokens`, `output_tokens`, `cost` (US dollars).
+
+    Inner calls count for the endpoint that was called; what an agent's own row says of tokens is what its inner calls said too.
+
+    Parameters
+    ----------
+    by: some of `endpoint`, `requester`, `day`. `ValueError` for others.
+    since, until: ISO dates or times, UTC; from the first on, before the second.
+    """
+    unknown = [name for name in by if name not in _COLUMNS]
+    if unknown:
+        raise ValueError(f"usage is counted by {', '.join(BY)}, not by {unknown[0]!r}")
+    table = inference_table.c
+    groups = [_COLUMNS[name].label(name) for name in by]
+    statement = select(
+        *groups,
+        func.count().label("requests"),
+        func.sum(case((table.status_code >= 400, 1), else_=0)).label("errors"),
+        func.coalesce(func.sum(table.input_tokens), 0).label("input_tokens"),
+        func.coalesce(func.sum(table.output_tokens), 0).label("output_tokens"),
+        func.coalesce(func.sum(table.cost), 0.0).label("cost"),
+    )
+    if since:
+        statement = statement.where(table.request_time >= since)
+    if until:
+        statement = statement.where(table.request_time < until)
+    if groups:
+        statement = statement.group_by(*groups).order_by(*groups)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def prune(engine: Engine, before: str) -> int:
+    """Delete the rows of the inference table from before an ISO date or time, a thousand at a time; gives their number."""
+    table, count = inference_table.c, 0
+    while True:
+        old = select(table.databricks_request_id).where(table.request_time < before).limit(1_000)
+        with engine.begin() as connection:
+            removed = connection.execute(delete(inference_table).where(table.databricks_request_id.in_(old))).rowcount
+        count += removed
+        if removed < 1_000:
+            return count

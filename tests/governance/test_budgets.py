@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from governance.budgets import Budgets, LeaseNeeded
+from governance.call import Call, Caller, CallError, Event
+from governance.policies import AiGatewayConfig
+
+from .conftest import RESPONSE, House, answering
+
+pytestmark = pytest.mark.anyio
+ALICE = Caller("alice")
+
+
+def limited(**limit: Any) -> AiGatewayConfig:
+    return AiGatewayConfig.parse({"rate_limits": [{"renewal_period": "day", **limit}]})
+
+
+def take(budgets: Budgets, policy: AiGatewayConfig, given: int = 1, output: int | None = 0) -> Any:
+    while True:
+        try:
+            return budgets.reserve(ALICE, "assistant", policy, given, output, lambda tokens: tokens / 1e6)
+        except LeaseNeeded as needed:
+            needed.fetch()
+
+
+async def test_a_day_admits_exactly_its_calls_under_concurrency_and_over_a_restart(house: House) -> None:
+    house.policies.set("assistant", {"rate_limits": [{"calls": 30, "renewal_period": "day"}]})
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        await asyncio.sleep(0)
+        yield Event("result", {"result": {}})
+
+    async def one() -> int:
+        try:
+            await house.gateway.invoke(house.call(), engine)
+        except CallError as error:
+            return error.status
+        return 200
+
+    outcomes = await asyncio.gather(*(one() for _ in range(200)))
+    assert (outcomes.count(200), outcomes.count(429)) == (30, 170)
+    restarted = Budgets(house.identity._engine)
+    with pytest.raises(CallError, match="budget of endpoint assistant, 30 calls a day, is used up") as caught:
+        take(restarted, limited(calls=30))
+    assert 0 < (caught.value.retry_after or 0) <= 86_400
+    restarted.close()
+
+
+def test_processes_together_admit_no_more_than_the_limit(database: Engine) -> None:
+    elsewhere = create_engine(database.url)
+    several, policy, admitted = [Budgets(database), Budgets(elsewhere)], limited(calls=1_000), 0
+    refused = 0
+    while refused < 2:
+        for budgets in several:
+            try:
+                take(budgets, policy)
+                admitted += 1
+            except CallError:
+                refused += 1
+    assert 1_000 - 2 * 20 <= admitted <= 1_000
+    for budgets in several:
+        budgets.close()  # gives back what it leased and did not spend
+    assert list(Budgets(database).used().values()) == [admitted]
+    elsewhere.dispose()
+
+
+def test_tokens_and_money_are_settled_by_what_was_used(database: Engine) -> None:
+    budgets = Budgets(database)
+    charges, _ = take(budgets, limited(tokens=1_000), given=100, output=100)
+    budgets.settle(charges, 950, 0)
+    with pytest.raises(CallError):
+        take(budgets, limited(tokens=1_000), given=60, output=0)
+    charges, _ = take(budgets, limited(cost=0.001), given=1, output=500)
+    budgets.settle(charges, 0, 0.0025)  # more than there was: that much the budget is over
+    budgets.close()
+    used = {key[1]: value for key, value in budgets.used().items()}
+    assert used == {"tokens": 950, "cost": 2_500}
+    again = Budgets(database)
+    with pytest.raises(CallError, match=r"0\.001 dollars a day"):
+        take(again, limited(cost=0.001), given=1, output=1)
+    again.close()
+
+
+def test_a_new_day_begins_anew_and_old_counters_can_be_forgotten(database: Engine) -> None:
+    now = [1_795_000_000.0]
+    budgets = Budgets(database, lambda: now[0])
+    take(budgets, limited(calls=1))
+    with pytest.raises(CallError):
+        take(budgets, limited(calls=1))
+    now[0] += 86_400
+    take(budgets, limited(calls=1))
+    budgets.close()
+    assert budgets.prune("2027-01-01") == 2
+
+
+async def test_a_soft_budget_warns_and_cost_is_stamped(house: House) -> None:
+    house.policies.set("assistant", {"rate_limits": [{"cost": 0.00002, "renewal_period": "month", "soft": True}]})
+    calls = [house.call() for _ in range(3)]
+    for call in calls:
+        await house.gateway.invoke(call, answering)
+    row = house.row(calls[0])
+    assert row["cost"] == pytest.approx((RESPONSE["usage"]["input_tokens"] + 2 * RESPONSE["usage"]["output_tokens"]) / 1e6)
+    assert row["price_version"] == "test"
+    assert "soft budget of endpoint assistant" in house.gateway.warnings[calls[-1].request_id]
+
+
+async def test_what_inner_calls_cost_counts_for_the_call_they_were_made_for(house: House) -> None:
+    house.policies.set("assistant", {"rate_limits": [{"cost": 0.00004, "renewal_period": "day"}]})
+    house.grants.grant("user:alice", "endpoint:chat", "CAN_QUERY")
+
+    async def agent(call: Call) -> AsyncIterator[Event]:
+        inner = Call("chat", "chat", {"input": "x"}, caller=call.caller, parent_id=call.request_id)
+        await house.gateway.invoke(inner, answering)
+        yield Event("response.completed", {"response": {"model": "agent", "usage": {"input_tokens": 1, "output_tokens": 1}}})
+
+    statuses = []
+    for _ in range(6):
+        try:
+            await house.gateway.invoke(house.call(payload={"input": "x", "max_output_tokens": 1}), agent)
+            statuses.append(200)
+        except CallError as error:
+            statuses.append(error.status)
+    assert statuses[0] == 200
+    assert statuses[-1] == 429

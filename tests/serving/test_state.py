@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import inspect, text
+
+from governance.journal import Journal
+from governance.tables import metadata
+from serving.state import SCHEMA_VERSION, open_database, upgrade
+
+FIRST = (
+    "CREATE TABLE smalti_schema (version INTEGER NOT NULL)",
+    "INSERT INTO smalti_schema VALUES (1)",
+    "CREATE TABLE inference_table (databricks_request_id VARCHAR(64) NOT NULL PRIMARY KEY, client_request_id VARCHAR(256), "
+    "request_time VARCHAR(32) NOT NULL, status_code INTEGER, execution_duration_ms FLOAT, request TEXT, response TEXT, "
+    "served_entity_id VARCHAR(256), served_entity_name VARCHAR(256), requester VARCHAR(256), requester_kind VARCHAR(32), "
+    "endpoint_name VARCHAR(256) NOT NULL, task VARCHAR(32) NOT NULL, usage_context TEXT, time_to_first_byte_ms FLOAT, "
+    "input_tokens BIGINT, output_tokens BIGINT, total_tokens BIGINT, parent_request_id VARCHAR(64), thread_id VARCHAR(256), "
+    "error TEXT, trace_id VARCHAR(64))",
+    "INSERT INTO inference_table (databricks_request_id, request_time, endpoint_name, task, status_code) "
+    "VALUES ('old', '2026-11-22T10:00:00.000000Z', 'assistant', 'agent', 200)",
+)
+
+
+def test_state_of_the_first_schema_is_upgraded_in_place_and_a_copy_kept(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    with engine.begin() as connection:
+        for statement in FIRST:
+            connection.execute(text(statement))
+    upgrade(engine, [metadata])
+    assert (tmp_path / "smalti.db.v1.bak").exists()
+    with Journal(engine, tmp_path / "journal", interval=None) as journal:
+        journal.append(
+            {
+                "databricks_request_id": "new",
+                "request_time": 1_800_000_000_000_000_000,
+                "endpoint_name": "assistant",
+                "task": "agent",
+                "cost": 0.5,
+                "guardrail_verdicts": [{"guardrail": "pii"}],
+            }
+        )
+        old, new = journal.rows()
+    assert (old["databricks_request_id"], old["cost"], old["guardrail_verdicts"]) == ("old", None, [])
+    assert (new["cost"], new["guardrail_verdicts"]) == (0.5, [{"guardrail": "pii"}])
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version FROM smalti_schema")).scalar() == SCHEMA_VERSION
+    for table in metadata.tables.values():
+        present = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        assert present == {column.name for column in table.columns}, table.name
+    upgrade(engine, [metadata])  # again changes nothing
+    engine.dispose()
