@@ -18,6 +18,7 @@ from governance.grants import Grants
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
+from governance.oauth import OAuth
 from governance.tables import metadata as governance_tables
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
@@ -27,8 +28,13 @@ from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.entities import Entities, Vault
+from serving.lifecycle import Lifecycle
+from serving.metrics import Metrics
+from serving.registry import Registry
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_database, upgrade
+from serving.tables import metadata as serving_tables
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -62,10 +68,11 @@ class Platform:
         self.settings, self.home = settings, home
         self.url = settings.public_url or f"http://{settings.host}:{settings.port}"
         self.engine = open_database(f"sqlite:///{home.database}")
-        upgrade(self.engine, [governance_tables, retrieval_tables, agent_tables])
+        upgrade(self.engine, [governance_tables, retrieval_tables, agent_tables, serving_tables])
 
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
+        self.oauth = OAuth(self.engine, self.identity)
         self.grants = Grants(self.engine, settings.resources)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
@@ -74,7 +81,8 @@ class Platform:
         self.journal = Journal(self.engine, home.journal)
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
-        observers: list[Callable[[CallRecord], None]] = [self.tracer] if self.tracer else []
+        self.metrics = Metrics()
+        observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.gateway = Gateway(self.identity, self.grants, Limits(self.policies), self.journal, observers)
 
         self.encoder = Encoder.load(home.models)
@@ -101,6 +109,15 @@ class Platform:
             self._register_model(CHAT, *given, "The configured chat model.")
         for declaration in settings.all_endpoints():
             self._declare(declaration)
+        entities = Entities(
+            home.path,
+            Registry(home.path),
+            Vault(self.engine, home.pepper),
+            upstream_hosts=settings.upstream_hosts,
+            patience=settings.chat_timeout,
+            loads=max(1, (os.cpu_count() or 2) // 2),
+        )
+        self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
 
     # ---- endpoints
 
@@ -169,6 +186,11 @@ class Platform:
         kind, _, name = securable.partition(":")
         return name in self.endpoints if kind == "endpoint" else any(name == info.name for info in self.indexes.list())
 
+    def named(self, kind: str, identifier: str) -> str:
+        """The name of the endpoint with this id, or what was given."""
+        found = [each.name for each in self.endpoints if each.id == identifier] if kind == "endpoint" else []
+        return found[0] if found else identifier
+
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
         """Titles of some documents in the indexes that `visible` lets through."""
         found: dict[str, None] = {}
@@ -214,6 +236,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.lifecycle.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

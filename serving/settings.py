@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     router: Path | None = None
     """Labelled examples of the question router; default: `agents/router.jsonl`."""
     mlflow: bool = True
+    upstream_hosts: list[str] = Field(default_factory=list)
+    """Hosts in private networks at which external models made through the API may be; this machine's own addresses need none."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
