@@ -18,7 +18,7 @@ from governance.call import CallError, bad_request
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 PROVIDERS = ("openai", "databricks-model-serving", "custom")
-TASKS = ("llm/v1/chat", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat")
+TASKS = ("llm/v1/chat", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat", "agent/v2/chat")
 SECRETS = {"openai_api_key", "databricks_api_token", "token", "value"}
 """Fields that hold a secret, by the name that they have without `_plaintext`."""
 

@@ -1,7 +1,7 @@
 """Engines of MLflow models in their own process: rows, chat, embeddings and agents, by the model's task.
 
-A model's task stands in its metadata (`metadata={"task": "llm/v1/chat"}`); MLflow writes it there for ChatModel,
-ChatAgent and ResponsesAgent. Without one a model predicts rows.
+A model's task stands in its metadata (`metadata={"task": "llm/v1/chat"}`); MLflow writes it there for ChatModel
+(`agent/v1/chat`), ChatAgent (`agent/v2/chat`) and ResponsesAgent (`agent/v1/responses`). Without one a model predicts rows.
 
 Source: https://mlflow.org/docs/latest/genai/flavors/responses-agent-intro/ and
 https://docs.databricks.com/aws/en/machine-learning/model-serving/score-foundation-models
@@ -29,7 +29,8 @@ def engine(model: ModelProcess, task: str | None) -> Engine:
         "llm/v1/chat": _chat,
         "llm/v1/embeddings": _embeddings,
         "agent/v1/responses": _responses_agent,
-        "agent/v1/chat": _chat_agent,
+        "agent/v1/chat": _chat,
+        "agent/v2/chat": _chat_agent,
     }.get(task or "", _rows)(model)
 
 
