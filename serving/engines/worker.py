@@ -151,7 +151,7 @@ class Model:
         yield from self.pyfunc.predict_stream(self._conversation(body))
 
     def _conversation(self, body: dict[str, Any]) -> dict[str, Any]:
-        if self.loader.endswith("chat_model"):  # its typed parameters have no field for these two
+        if hasattr(self.pyfunc._model_impl, "chat_model"):  # a ChatModel: its typed parameters have no field for these two
             extra = {key: body.pop(key) for key in ("tool_choice", "response_format") if key in body}
             if extra:
                 body["custom_inputs"] = {**(body.get("custom_inputs") or {}), **extra}
