@@ -18,6 +18,7 @@ from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
 from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
+from serving.conformance.commands import conformance
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -58,6 +59,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
+cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit):
     cli.command()(command)
 cli.command("eval")(evaluate)

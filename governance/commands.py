@@ -104,6 +104,29 @@ def revoke_key(context: typer.Context, key_id: Annotated[str, typer.Argument(met
         print(f"Key {key.id} of {key.name} is revoked.")
 
 
+@keys.command("oauth")
+def oauth_secret(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The service principal, which is the client id.")],
+    revoke: Annotated[bool, typer.Option("--revoke", help="End the secrets of NAME, and the tokens they gave, instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an OAuth secret of a service principal and print it, this once."""
+    from governance.oauth import OAuth
+
+    oauth = OAuth(context.obj.engine, context.obj.identity)
+    if revoke:
+        told: dict[str, Any] = {"client_id": name, "revoked": oauth.revoke(name)}
+    else:
+        told = {"client_id": name, "client_secret": oauth.create_secret(name)}
+    if as_json:
+        context.obj.print_json(told)
+    elif revoke:
+        print(f"{told['revoked']} secrets of {name} are revoked.")
+    else:
+        print(f"Secret of {name}, shown only now:\n\n  {told['client_secret']}\n")
+
+
 _Principal = Annotated[str, typer.Argument(help="user:NAME, group:NAME or service_principal:NAME")]
 _Securable = Annotated[str, typer.Argument(help="endpoint:NAME or index:FULL.NAME")]
 

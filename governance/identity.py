@@ -101,6 +101,10 @@ class Identity:
         self._refresh()
         return self._groups.get((kind, name), frozenset())
 
+    def digest(self, *parts: str) -> str:
+        """What is stored of another secret than a key, under the same pepper; `parts` say what it is for, and the secret."""
+        return self._digest("\0".join(("secret", *parts)).encode())
+
     # --- changing ---
 
     def create_key(

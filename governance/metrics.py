@@ -6,10 +6,12 @@ Names follow https://prometheus.io/docs/practices/naming/; an endpoint's label i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from governance.call import CallRecord
 
@@ -67,6 +69,12 @@ class Metrics:
         """The text format that Prometheus scrapes."""
         return generate_latest(self.registry)
 
+    def of(self, endpoint: str, gauges: Iterable[Metric] = ()) -> bytes:
+        """The same text for one endpoint, with further gauges that whoever serves it knows."""
+        kept = CollectorRegistry()
+        kept.register(_Only(self.registry, endpoint, tuple(gauges)))
+        return generate_latest(kept)
+
     def _endpoint(self, name: str, status: int) -> str:
         if name in self._endpoints:
             return name
@@ -81,3 +89,17 @@ class Metrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+
+class _Only(Collector):
+    """What a registry holds of one endpoint, and some more."""
+
+    def __init__(self, registry: CollectorRegistry, endpoint: str, more: Iterable[Metric]) -> None:
+        self._registry, self._of, self._more = registry, endpoint, more
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if sample.labels.get("endpoint") == self._of]
+            if family.samples:
+                yield family
+        yield from self._more

@@ -91,6 +91,7 @@ def router(
     *,
     caller: Callable[..., Any],
     exists: Callable[[str], bool] = lambda securable: True,
+    named: Callable[[str, str], str] = lambda kind, identifier: identifier,
 ) -> APIRouter:
     """Routes of this room.
 
@@ -98,6 +99,7 @@ def router(
     ----------
     caller: FastAPI dependency that gives the authenticated `Caller`, or raises `CallError` 401.
     exists: whether a securable (`endpoint:NAME`, `index:NAME`) is known; permissions of others are 404.
+    named: the name of what a path names, which may be an id: `named("endpoint", "0f3c…")`.
     """
     routes = APIRouter(tags=["governance"])
     who_asks, sent = Depends(caller), Depends(_json)
@@ -172,9 +174,11 @@ def router(
         at = f"/api/2.0/permissions/{path}/{{name}}"
 
         def get_permissions(name: str, who: Caller = who_asks) -> dict[str, Any]:
+            name = named(kind, name)
             return _permissions(path, name, grants.list(manager(who, kind, name)))
 
         def change(who: Caller, name: str, body: Any, replace: bool) -> dict[str, Any]:
+            name = named(kind, name)
             securable = manager(who, kind, name)
             wanted = _parse(Permissions, body)
             try:
@@ -191,7 +195,7 @@ def router(
             return change(who, name, body, True)
 
         def permission_levels(name: str, who: Caller = who_asks) -> dict[str, Any]:
-            manager(who, kind, name)
+            manager(who, kind, named(kind, name))
             return {"permission_levels": [{"permission_level": level, "description": _MEANING[level]} for level in LEVELS]}
 
         routes.get(at, name=f"{kind}_permissions")(get_permissions)

@@ -38,6 +38,15 @@ keys = Table(
     Column("changed", BigInteger, nullable=False, index=True),  # the change counter's value when this row was last written
 )
 
+oauth_secrets = Table(
+    "oauth_secrets",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("client_id", String(256), nullable=False, index=True),  # the service principal's name
+    Column("digest", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+)
+
 principals = Table(
     "principals",
     metadata,

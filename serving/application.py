@@ -18,7 +18,7 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, CallError, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, indexes, routes, tracking
+from serving import databricks, errors, indexes, management, oidc, routes, tracking
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
@@ -73,6 +73,7 @@ def application(platform: Platform) -> FastAPI:
             platform.journal,
             caller=caller,
             exists=platform.exists,
+            named=platform.named,
         )
     )
 
@@ -95,6 +96,18 @@ def application(platform: Platform) -> FastAPI:
             scrape_key=platform.settings.metrics_key,
         )
     )
+    app.include_router(
+        management.router(
+            platform.lifecycle,
+            platform.endpoints,
+            platform.identity,
+            platform.grants,
+            platform.policies,
+            platform.metrics,
+            policy=platform.policy,
+        )
+    )
+    app.include_router(oidc.router(platform.oauth))
     app.include_router(
         retrieval_routes.router(
             platform.indexes,
@@ -138,6 +151,7 @@ class _Warnings:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
+    await platform.lifecycle.restore()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield

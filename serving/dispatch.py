@@ -19,6 +19,7 @@ _FACES = {
     "agent": "/v1/chat/completions or /v1/responses",
     "chat": "/v1/chat/completions or /v1/responses",
     "embeddings": "/v1/embeddings",
+    "predict": "/serving-endpoints/{name}/invocations with dataframe_split, dataframe_records, instances or inputs",
 }
 
 inner_usage: ContextVar[dict[str, int] | None] = ContextVar("smalti_inner_usage", default=None)

@@ -9,16 +9,27 @@ import difflib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from governance.call import CallError, Engine, Task, not_found
 
-EndpointTask = Literal["agent/v1/responses", "llm/v1/chat", "llm/v1/embeddings"]
+EndpointTask = Literal["agent/v1/responses", "agent/v1/chat", "agent/v2/chat", "llm/v1/chat", "llm/v1/embeddings", "predict"]
 
-CALL_TASKS: Mapping[str, Task] = {"agent/v1/responses": "agent", "llm/v1/chat": "chat", "llm/v1/embeddings": "embeddings"}
+CALL_TASKS: Mapping[str, Task] = {
+    "agent/v1/responses": "agent",
+    "agent/v1/chat": "agent",
+    "agent/v2/chat": "agent",
+    "llm/v1/chat": "chat",
+    "llm/v1/embeddings": "embeddings",
+    "predict": "predict",
+}
 """Which `Call.task` an endpoint of each task answers."""
+
+answered_by: ContextVar[dict[str, str] | None] = ContextVar("smalti_answered_by", default=None)
+"""Where an endpoint of several entities notes which one answers, by the call's request id; set by who wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,7 @@ class Endpoint:
     created_ms: Unix milliseconds.
     ai_gateway: its gateway policy in Databricks' fields (`rate_limits` …).
     config_version: counts changes of the served entities.
+    live: what of `to_api` changes while it is served (its state, config, tags …).
     """
 
     name: str
@@ -47,6 +59,7 @@ class Endpoint:
     created_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     ai_gateway: Mapping[str, Any] | None = None
     config_version: int = 1
+    live: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -94,6 +107,7 @@ class Endpoint:
             },
             "ai_gateway": dict(ai_gateway if ai_gateway is not None else self.ai_gateway or {}),
             "permission_level": permission_level,
+            **(self.live() if self.live else {}),
         }
 
 

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 
 def serve(path: Path) -> None:
     """Serve MLflow on the unix socket `path` until the parent closes our stdin (it ended) or terminates us."""
@@ -80,17 +82,24 @@ def prepare(uri: str) -> None:
     def bring_up(engine: sqlalchemy.Engine) -> None:
         (utils._initialize_tables if utils._is_empty_database(engine) else utils._upgrade_db)(engine)
 
-    if (path is None or path.exists()) and run(url, current):
-        return
     if path is None or scratch is None:
-        run(url, bring_up)
+        if not run(url, current):
+            run(url, bring_up)
         return
+    with FileLock(path.with_name(f"{path.name}.lock")):  # a command may do this while the server starts
+        if path.exists() and run(url, current):
+            return
+        _replaced(path, scratch, lambda: run(url.set(database=str(scratch)), bring_up))
+
+
+def _replaced(path: Path, scratch: Path, bring_up: Callable[[], object]) -> None:
+    """Bring `scratch`, a copy of the database at `path` where there is one, up to date, and put it in its place."""
     for left_over in (scratch, scratch.with_name(f"{scratch.name}-journal")):  # of a start that was killed
         left_over.unlink(missing_ok=True)
     if path.exists():
         shutil.copy2(path, path.with_name(f"{path.name}.before-upgrade"))
         shutil.copy2(path, scratch)
-    run(url.set(database=str(scratch)), bring_up)
+    bring_up()
     scratch.replace(path)
 
 

@@ -20,6 +20,7 @@ from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
 from governance.metrics import Metrics
+from governance.oauth import OAuth
 from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
@@ -29,6 +30,9 @@ from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.entities import Entities, Vault
+from serving.lifecycle import Lifecycle
+from serving.registry import Registry
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
@@ -67,6 +71,7 @@ class Platform:
 
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
+        self.oauth = OAuth(self.engine, self.identity)
         self.grants = Grants(self.engine, settings.resources)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
@@ -120,6 +125,15 @@ class Platform:
             self._register_model(CHAT, *given, "The configured chat model.")
         for declaration in settings.all_endpoints():
             self._declare(declaration)
+        entities = Entities(
+            home.path,
+            Registry(home.path),
+            Vault(self.engine, home.pepper),
+            upstream_hosts=settings.upstream_hosts,
+            patience=settings.chat_timeout,
+            loads=max(1, (os.cpu_count() or 2) // 2),
+        )
+        self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
 
     # ---- endpoints
 
@@ -197,6 +211,11 @@ class Platform:
             return name in self.endpoints
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
+    def named(self, kind: str, identifier: str) -> str:
+        """The name of the endpoint with this id, or what was given."""
+        found = [each.name for each in self.endpoints if each.id == identifier] if kind == "endpoint" else []
+        return found[0] if found else identifier
+
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
         """Titles of some documents in the indexes that `visible` lets through."""
         found: dict[str, None] = {}
@@ -242,6 +261,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.lifecycle.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from governance.call import Call, Caller, CallError, bad_request
 from serving.dispatch import Dispatcher
-from serving.endpoint import Endpoint
+from serving.endpoint import Endpoint, answered_by
 from serving.errors import request_id
 from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse
 from serving.protocols.previous import Journal
@@ -96,7 +96,7 @@ class Answering:
     Parameters
     ----------
     dispatcher, call, encoder: what to run and how to write its answer.
-    endpoint: the endpoint that is called, where there is one; named in `served-model-name`.
+    endpoint: the endpoint that is called, where there is one; the entity of it that answers is named in `served-model-name`.
     explain: makes a better error of a refusal.
     """
 
@@ -110,9 +110,15 @@ class Answering:
         explain: Callable[[CallError], CallError] = lambda error: error,
     ) -> None:
         self._dispatcher, self._call, self._encoder, self._explain = dispatcher, call, encoder, explain
-        self._headers = [(b"served-model-name", endpoint.served_name.encode("latin-1", "replace"))] if endpoint else []
+        self._served = endpoint.served_name if endpoint else None
+        self._answered: dict[str, str] = {}
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        served = self._answered.get(self._call.request_id, self._served)
+        return [(b"served-model-name", served.encode("latin-1", "replace"))] if served else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answered_by.set(self._answered)
         work = asyncio.ensure_future(self._stream(send) if self._call.stream else self._whole(send))
         gone = asyncio.ensure_future(_gone(receive))
         try:
@@ -130,7 +136,7 @@ class Answering:
     async def _whole(self, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))
         length = (b"content-length", str(len(body)).encode())
-        headers = [*self._headers, (b"content-type", b"application/json"), length]
+        headers = [*self._headers(), (b"content-type", b"application/json"), length]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -141,7 +147,7 @@ class Answering:
         try:
             async for event in events:
                 if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *sse.HEADERS]})
+                    await send({"type": "http.response.start", "status": 200, "headers": [*self._headers(), *sse.HEADERS]})
                     started = True
                 if framed := encode(event):
                     await send({"type": "http.response.body", "body": framed, "more_body": True})

@@ -104,7 +104,7 @@ def page_services(platform: Platform) -> UiServices:
 
 
 def _endpoint_row(api: Row) -> Row:
-    entities = api["config"]["served_entities"]
+    entities = (api.get("config") or api.get("pending_config") or {}).get("served_entities", ())
     return {
         "name": api["name"],
         "task": api["task"],

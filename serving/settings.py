@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
     """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
     mlflow: bool = True
+    upstream_hosts: list[str] = Field(default_factory=list)
+    """Hosts in private networks at which external models made through the API may be; this machine's own addresses need none."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)

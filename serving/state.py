@@ -141,9 +141,10 @@ def open_state(home: Home) -> Engine:
     from agents.tables import metadata as agents
     from governance.tables import metadata as governance
     from retrieval.tables import metadata as retrieval
+    from serving.tables import metadata as serving
 
     engine = open_database(f"sqlite:///{home.database}")
-    upgrade(engine, [governance, retrieval, agents])
+    upgrade(engine, [governance, retrieval, agents, serving])
     return engine
 
 

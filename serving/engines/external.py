@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,13 +21,12 @@ import orjson
 
 from governance.call import Call, CallError, Event, limit_exceeded, unavailable
 from serving.engines.answer import Answer
-from serving.engines.messages import items_to_chat
+from serving.engines.chunks import Chunks, chat_body
 from serving.engines.upstream import ModelSettingError, Upstream, parse_chat_model
 from serving.protocols import sse
 from serving.protocols.request import present
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-_COPIED = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
 _MAX_BODY = 8 * 1024 * 1024
 
 
@@ -55,7 +54,8 @@ class ExternalChat:
         if self._client is None:
             headers = {"user-agent": "smalti", "accept-encoding": "identity"}
             if self.upstream.key:
-                headers["authorization"] = f"Bearer {self.upstream.key}"
+                bearer = self.upstream.header == "authorization"
+                headers[self.upstream.header] = f"Bearer {self.upstream.key}" if bearer else self.upstream.key
             self._client = httpx.AsyncClient(
                 headers=headers,
                 follow_redirects=False,
@@ -76,7 +76,7 @@ class ExternalChat:
         request = self._request(call, model)
         response = await self._send(request)
         answer = Answer(call, model=model)
-        reader = _Reader(answer, len(orjson.dumps(request["messages"])))
+        reader = Chunks(answer, len(orjson.dumps(request["messages"])))
         finished = False
         try:
             for event in answer.start():
@@ -105,20 +105,9 @@ class ExternalChat:
             yield event
 
     def _request(self, call: Call, model: str) -> dict[str, Any]:
-        payload = call.payload
         limit = "max_completion_tokens" if self.upstream.provider == "openai" else "max_tokens"
-        body = {key: payload.get(key) for key in _COPIED} | {
-            "model": model,
-            "messages": items_to_chat(payload),
-            "stream": True,
-            "stream_options": {"include_usage": True} if self._usage_option else None,
-            limit: payload.get("max_output_tokens"),
-            "tools": [_tool(tool) for tool in payload.get("tools") or ()] or None,
-            "tool_choice": _tool_choice(payload.get("tool_choice")),
-            "response_format": _response_format(payload.get("text")),
-            "reasoning_effort": (payload.get("reasoning") or {}).get("effort"),
-        }
-        return present(body)
+        options = {"include_usage": True} if self._usage_option else None
+        return present({**chat_body(call.payload, limit=limit), "model": model, "stream": True, "stream_options": options})
 
     async def _send(self, body: dict[str, Any]) -> httpx.Response:
         """The upstream's accepted response, its body unread."""
@@ -203,7 +192,7 @@ class ExternalChat:
             case 401 | 403:
                 return CallError(f"The model at {host} refuses the server's key. Check {self.upstream.key_from}.", status=502)
             case 404:
-                return CallError(f"There is no model {self._model!r} at {host}. Check SMALTI_CHAT_MODEL{said}.", status=502)
+                return CallError(f"There is no model {self._model!r} at {host}. Check its name{said}.", status=502)
             case 429:
                 retry = response.headers.get("retry-after", "")
                 wait = float(retry) if re.fullmatch(r"\d{1,4}(\.\d+)?", retry) else 1.0
@@ -231,59 +220,6 @@ class ExternalChat:
         return self._model
 
 
-class _Reader:
-    """Turns an upstream's chunks into events; `asked` is the length of what it was sent, in characters."""
-
-    def __init__(self, answer: Answer, asked: int) -> None:
-        self._answer, self._asked = answer, asked
-        self._arguments = ""
-        self._tool: Any = None
-        self._usage: dict[str, int] = {}
-        self.finish: str | None = None
-
-    def read(self, chunk: Mapping[str, Any]) -> list[Event]:
-        if error := chunk.get("error"):
-            message = error.get("message") if isinstance(error, dict) else str(error)
-            raise unavailable(f"The model failed: {' '.join(str(message).split())[:300]}", status=502)
-        if usage := chunk.get("usage"):
-            details = usage.get("completion_tokens_details") or {}
-            self._usage = {
-                "input_tokens": usage.get("prompt_tokens") or 0,
-                "output_tokens": usage.get("completion_tokens") or 0,
-                "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-                "reasoning_tokens": details.get("reasoning_tokens") or 0,
-            }
-        events: list[Event] = []
-        for choice in (chunk.get("choices") or ())[:1]:
-            delta = choice.get("delta") or choice.get("message") or {}
-            if text := _content(delta.get("content")) or delta.get("refusal"):
-                events += self._answer.write(text)
-            for position, call in enumerate(delta.get("tool_calls") or ()):
-                events += self._tool_call(call, position)
-            self.finish = self.finish or choice.get("finish_reason")
-        return events
-
-    def _tool_call(self, call: Mapping[str, Any], position: int) -> list[Event]:
-        events: list[Event] = []
-        function = call.get("function") or {}
-        index = call.get("index", position)
-        if index != self._tool:
-            self._tool = index
-            events += self._answer.call_tool(call.get("id") or f"call_{index}", function.get("name") or "")
-        part = function.get("arguments") or ""
-        self._arguments += part
-        events += self._answer.arguments(part)
-        return events
-
-    def end(self) -> list[Event]:
-        incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
-        if self._usage:
-            return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
-        written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
-        usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
-        return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
-
-
 def _json(raw: str | bytes) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
@@ -302,31 +238,6 @@ def _message(raw: bytes) -> str:
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""
-
-
-def _content(content: Any) -> str:
-    """Text of a delta; reasoning models of some upstreams send a list of parts."""
-    if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content if isinstance(part, dict) and part.get("type") == "text")
-    return content or ""
-
-
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = present({key: tool.get(key) for key in ("name", "description", "parameters")})
-    return {"type": "function", "function": function | ({"strict": True} if tool.get("strict") else {})}
-
-
-def _tool_choice(value: Any) -> Any:
-    return {"type": "function", "function": {"name": value["name"]}} if isinstance(value, Mapping) else value
-
-
-def _response_format(text: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    given = (text or {}).get("format") or {"type": "text"}
-    if given["type"] == "text":
-        return None
-    if given["type"] != "json_schema":
-        return {"type": given["type"]}
-    return {"type": "json_schema", "json_schema": {key: value for key, value in given.items() if key != "type"}}
 
 
 __all__ = ["ExternalChat", "ModelSettingError", "Timeouts", "Upstream", "parse_chat_model"]

@@ -24,6 +24,7 @@ class Upstream:
     key: bearer token, from the environment.
     provider: `openai`, `databricks`, `vllm`, `ollama` or `custom`.
     key_from: name of the environment variable of the key, for messages.
+    header: the header that carries the key; `authorization` carries it as a bearer token, another as it is.
     """
 
     base_url: str
@@ -31,6 +32,7 @@ class Upstream:
     key: str | None = field(default=None, repr=False)
     provider: str = "custom"
     key_from: str = "SMALTI_CHAT_API_KEY"
+    header: str = "authorization"
 
     @property
     def host(self) -> str:

@@ -1,7 +1,8 @@
 """Databricks' `/serving-endpoints/{name}/invocations`: the body and the endpoint's task say which protocol it is.
 
-`messages` → Chat Completions; `prompt` → completions; `input` → embeddings on an embeddings endpoint, else Responses
-(MLflow's `ResponsesAgent`). Streams are `data:` lines only with `[DONE]` last: MLflow's client raises on anything else.
+Rows on an endpoint of rows; `messages` → Chat Completions; `prompt` → completions; `input` → embeddings on an embeddings
+endpoint, else Responses (MLflow's `ResponsesAgent`). Streams are `data:` lines only with `[DONE]` last: MLflow's client
+raises on anything else.
 
 Source: https://docs.databricks.com/api/workspace/servingendpoints/query
 """
@@ -14,7 +15,7 @@ from typing import Any
 import orjson
 
 from governance.call import Call, bad_request
-from serving.protocols import chat, completions, embeddings, responses
+from serving.protocols import chat, completions, embeddings, responses, rows
 from serving.protocols.request import Encoder, Request, take
 
 
@@ -29,6 +30,8 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
     """
     if extra := take(body, "extra_params", dict):
         body = {**{key: _plain(value) for key, value in extra.items()}, **body}
+    if task == "predict":
+        return rows.decode(body, model=model), rows.Encoder
     if task == "llm/v1/embeddings" and "input" in body:
         request = embeddings.decode(body, model=model)
         return request, lambda call: embeddings.Encoder(call, encoding=request.options["encoding"])

@@ -23,7 +23,7 @@ class Request:
     Parameters
     ----------
     model: name of the endpoint; empty where the path names it.
-    payload: a Responses API request (or `{"input": [...]}` for embeddings).
+    payload: a Responses API request (or `{"input": [...]}` for embeddings, or rows in one of MLflow's formats).
     task: what the protocol asks for; a chat protocol reaches chat models and agents.
     stream: whether the client wants events.
     thread_id: the conversation it continues, if it names one.
@@ -34,7 +34,7 @@ class Request:
 
     model: str
     payload: Mapping[str, Any]
-    task: Literal["chat", "embeddings"] = "chat"
+    task: Literal["chat", "embeddings", "predict"] = "chat"
     stream: bool = False
     thread_id: str | None = None
     previous: str | None = None

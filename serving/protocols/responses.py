@@ -210,7 +210,9 @@ class Encoder:
     def event(self, event: Event) -> bytes:
         if event.type == STEP:
             return b""
-        framed = self._frame(event.type, {"type": event.type, "sequence_number": self._sequence, **event.data})
+        body = {"type": event.type, "sequence_number": self._sequence, **event.data}
+        body.pop("served_entity_name", None)  # for the journal
+        framed = self._frame(event.type, body)
         self._sequence += 1
         return framed + sse.DONE if self._bare and event.terminal else framed
 

@@ -244,7 +244,7 @@ def test_a_start_killed_while_making_tables_harms_nothing(tmp_path: Path) -> Non
     code = "import sys; from serving.mlflow_child import prepare; prepare(sys.argv[1]); prepare(sys.argv[1])"
     command = [sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=60)
-    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+    assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
         assert database.execute("select count(*) from alembic_version").fetchone() == (1,)

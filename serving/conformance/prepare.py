@@ -1,0 +1,112 @@
+"""Registers the tiny models and the service principal. Doing it again changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from governance.call import CallError
+from governance.grants import Grants
+from governance.oauth import OAuth
+from serving.registry import Registry
+
+CHAT, EMBED, TABULAR = "main.default.tiny_chat", "main.default.tiny_embed", "main.default.tiny_tabular"
+CLIENT, SECRET = "sp", "secret"
+_HERE = Path(__file__).parent
+
+
+def prepare(home: Path, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -> dict[str, Any]:
+    """Register what is missing in a state folder; gives what is there then. Blocking, some seconds the first time.
+
+    The service principal may make endpoints: it holds CAN_MANAGE on `endpoint:*`.
+    """
+    makers: dict[str, Callable[[str], Any]] = {CHAT: _chat, EMBED: _embed, TABULAR: _tabular}
+    registry = Registry(home)
+    missing = {name: make for name, make in makers.items() if not _known(registry, name)}
+    if missing:
+        _register(home, missing)
+    oauth.create_secret(CLIENT, secret)
+    grants.grant(f"service_principal:{CLIENT}", "endpoint:*", "CAN_MANAGE")
+    models = [{"name": name, "version": "1", "task": registry.find(name, "1").task, "new": name in missing} for name in makers]
+    return {"models": models, "client_id": CLIENT, "client_secret": secret}
+
+
+def _known(registry: Registry, name: str) -> bool:
+    try:
+        registry.find(name, "1")
+    except CallError:
+        return False
+    return True
+
+
+def _register(home: Path, makers: dict[str, Callable[[str], Any]]) -> None:
+    import mlflow
+
+    from serving import mlflow_child
+
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    before = mlflow.get_tracking_uri()
+    # MLflow tells of its doings by warnings and on standard error; none of it is about these models
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        mlflow_child.prepare(uri)
+        mlflow.set_tracking_uri(uri)
+        try:
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name("conformance")
+            location = (home / "mlartifacts" / "conformance").as_uri()
+            number = found.experiment_id if found else client.create_experiment("conformance", location)
+            mlflow.set_experiment(experiment_id=number)
+            for name, make in makers.items():
+                make(name)
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+def _requirements(*packages: str) -> list[str]:
+    return [f"{package}=={version(package)}" for package in packages]
+
+
+def _chat(name: str) -> None:
+    _from_code(name, "chat.py", "llm/v1/chat")
+
+
+def _embed(name: str) -> None:
+    _from_code(name, "embed.py", "llm/v1/embeddings")
+
+
+def _from_code(name: str, file: str, task: str) -> None:
+    from mlflow import pyfunc
+
+    pyfunc.log_model(
+        name=name.rpartition(".")[2],
+        python_model=str(_HERE / file),
+        metadata={"task": task},
+        pip_requirements=_requirements("mlflow"),
+        registered_model_name=name,
+    )
+
+
+def _tabular(name: str) -> None:
+    import pandas as pd
+    from mlflow import sklearn
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LinearRegression
+
+    rows = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [2.0, 1.0, 4.0, 3.0], "c": [3.0, 5.0, 1.0, 2.0]})
+    model = LinearRegression().fit(rows, rows["a"] + 2 * rows["b"] - rows["c"])
+    sklearn.log_model(
+        model,
+        name=name.rpartition(".")[2],
+        signature=infer_signature(rows, model.predict(rows)),
+        pip_requirements=_requirements("mlflow", "scikit-learn", "pandas"),
+        registered_model_name=name,
+    )

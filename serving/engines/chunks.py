@@ -1,0 +1,114 @@
+"""Chat Completions as models speak it: the request a chat model is sent, and its chunks turned into an answer's events.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.call import Event, unavailable
+from serving.engines.answer import Answer
+from serving.engines.messages import items_to_chat
+from serving.protocols.request import present
+
+_COPIED = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
+
+
+def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[str, Any]:
+    """A Responses request as a Chat Completions request without `model` and `stream`; `limit` names the field for
+    `max_output_tokens`."""
+    body = {key: payload.get(key) for key in _COPIED} | {
+        "messages": items_to_chat(payload),
+        limit: payload.get("max_output_tokens"),
+        "tools": [_tool(tool) for tool in payload.get("tools") or ()] or None,
+        "tool_choice": _tool_choice(payload.get("tool_choice")),
+        "response_format": _response_format(payload.get("text")),
+        "reasoning_effort": (payload.get("reasoning") or {}).get("effort"),
+    }
+    return present(body)
+
+
+class Chunks:
+    """Turns Chat Completions chunks (or one whole completion) into events.
+
+    Parameters
+    ----------
+    answer: what is being written.
+    asked: length of what the model was sent, in characters; for models that count no tokens.
+    """
+
+    def __init__(self, answer: Answer, asked: int) -> None:
+        self._answer, self._asked = answer, asked
+        self._arguments = ""
+        self._tool: Any = None
+        self._usage: dict[str, int] = {}
+        self.finish: str | None = None
+
+    def read(self, chunk: Mapping[str, Any]) -> list[Event]:
+        if error := chunk.get("error"):
+            message = error.get("message") if isinstance(error, dict) else str(error)
+            raise unavailable(f"The model failed: {' '.join(str(message).split())[:300]}", status=502)
+        if usage := chunk.get("usage"):
+            details = usage.get("completion_tokens_details") or {}
+            self._usage = {
+                "input_tokens": usage.get("prompt_tokens") or 0,
+                "output_tokens": usage.get("completion_tokens") or 0,
+                "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+                "reasoning_tokens": details.get("reasoning_tokens") or 0,
+            }
+        events: list[Event] = []
+        for choice in (chunk.get("choices") or ())[:1]:
+            delta = choice.get("delta") or choice.get("message") or {}
+            if text := _content(delta.get("content")) or delta.get("refusal"):
+                events += self._answer.write(text)
+            for position, call in enumerate(delta.get("tool_calls") or ()):
+                events += self._tool_call(call, position)
+            self.finish = self.finish or choice.get("finish_reason")
+        return events
+
+    def _tool_call(self, call: Mapping[str, Any], position: int) -> list[Event]:
+        events: list[Event] = []
+        function = call.get("function") or {}
+        index = call.get("index", position)
+        if index != self._tool:
+            self._tool = index
+            events += self._answer.call_tool(call.get("id") or f"call_{index}", function.get("name") or "")
+        part = function.get("arguments") or ""
+        self._arguments += part
+        events += self._answer.arguments(part)
+        return events
+
+    def end(self) -> list[Event]:
+        incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
+        if self._usage:
+            return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
+        written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
+        usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
+        return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
+
+
+def _content(content: Any) -> str:
+    """Text of a delta; reasoning models of some upstreams send a list of parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return content or ""
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = present({key: tool.get(key) for key in ("name", "description", "parameters")})
+    return {"type": "function", "function": function | ({"strict": True} if tool.get("strict") else {})}
+
+
+def _tool_choice(value: Any) -> Any:
+    return {"type": "function", "function": {"name": value["name"]}} if isinstance(value, Mapping) else value
+
+
+def _response_format(text: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    given = (text or {}).get("format") or {"type": "text"}
+    if given["type"] == "text":
+        return None
+    if given["type"] != "json_schema":
+        return {"type": given["type"]}
+    return {"type": "json_schema", "json_schema": {key: value for key, value in given.items() if key != "type"}}

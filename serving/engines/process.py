@@ -1,0 +1,388 @@
+"""A served model in a process of its own, seen from the server: started, asked, watched, started again, ended.
+
+A crash or a leak of a model never takes the server: calls that were in it fail with one clear error, or are sent once more
+where that is safe, and it comes back by itself with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from governance.call import CallError, limit_exceeded, unavailable
+
+MAX_WAITING = 2048
+"""Requests one model may have open; more are refused with 429."""
+KEPT_LOG = 4 << 20
+"""Bytes of a model's log beyond which the older half is dropped when it is started."""
+_MAX_PAUSE = 30.0
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_")
+"""What a model may see of the server's environment: no key of a model provider."""
+
+
+class LoadFailed(Exception):
+    """A model cannot be loaded; the message says why."""
+
+
+class ModelProcess:
+    """One model's process.
+
+    Parameters
+    ----------
+    path: folder of the MLflow model.
+    log: file that gets what the model prints.
+    environment: variables the model is given besides a few of the server's.
+    load_timeout: seconds until a load that does not end is given up.
+    call_timeout: seconds until a call that gives nothing is given up; the process is then started anew.
+    idle_timeout: seconds without a call after which the process ends until the next call; None: never.
+    loads: bounds how many models are loaded at the same time.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        load_timeout: float = 600,
+        call_timeout: float = 120,
+        idle_timeout: float | None = None,
+        loads: asyncio.Semaphore | None = None,
+    ) -> None:
+        self.path, self.log = path, log
+        self.info: Mapping[str, Any] = {}
+        """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
+        self.state, self.message = "CREATING", "The model is being loaded."
+        self.starts = 0
+        self.pid: int | None = None
+        self.build_log = ""
+        self._given = dict(environment or {})
+        self._load_timeout, self._call_timeout, self._idle_timeout = load_timeout, call_timeout, idle_timeout
+        self._loads = loads or asyncio.Semaphore(1)
+        self._ready = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._wire: _Wire | None = None
+        self._used = time.monotonic()
+
+    @property
+    def open_calls(self) -> int:
+        return len(self._wire.waiting) if self._wire else 0
+
+    async def start(self) -> None:
+        """Load the model. Raises `LoadFailed`."""
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted.set()
+        self._supervisor = asyncio.create_task(self._supervise(first), name=f"model {self.path.name}")
+        try:
+            await first
+        except asyncio.CancelledError:
+            await self.stop(0)
+            raise
+
+    async def stop(self, drain: float = 20) -> None:
+        """End the process once its calls are answered, or after `drain` seconds."""
+        deadline = time.monotonic() + drain
+        while self.open_calls and time.monotonic() < deadline:  # noqa: ASYNC110 (rare, and short)
+            await asyncio.sleep(0.02)
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait([supervisor])
+        self._ready.clear()
+
+    # --- asking ---
+
+    async def ask(self, kind: str, body: Any, *, again: bool = False) -> Any:
+        """One answer; `again` sends the request once more where the process ends during it. Raises `CallError`."""
+        for attempt in (1, 2):
+            wire = await self._up()
+            mailbox = wire.open(kind, body)
+            try:
+                kind_of, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+            except TimeoutError:
+                self._kill("It gave no answer in time and was started anew.")
+                raise unavailable(
+                    f"The model gave no answer in {self._call_timeout:g} s. Send less at once.", status=504
+                ) from None
+            finally:
+                wire.close(mailbox)
+            if kind_of != "gone":
+                return _checked(kind_of, answer)
+            if not again or attempt == 2:
+                break
+        raise unavailable("The model's process ended while it answered. Send the request again.", retry_after=1)
+
+    async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
+        """What a model gives one after the other; a model that does not stream gives its whole answer. Raises `CallError`."""
+        wire = await self._up()
+        mailbox = wire.open("stream", body)
+        try:
+            while True:
+                try:
+                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+                except TimeoutError:
+                    raise unavailable(f"The model gave nothing for {self._call_timeout:g} s.", status=504) from None
+                if kind == "end":
+                    return
+                if kind == "gone":
+                    raise unavailable(
+                        "The model's process ended in the middle of its answer. Send the request again.", retry_after=1
+                    )
+                yield _checked(kind, answer)
+                if kind == "result":
+                    return
+        finally:
+            wire.close(mailbox, cancel=True)
+
+    async def _up(self) -> _Wire:
+        """The connection to the process, waiting for one that is coming up."""
+        self._used = time.monotonic()
+        if not self._ready.is_set():
+            if self._supervisor is None or self.state == "FAILED":
+                raise unavailable(f"The model is not served: {self.message}")
+            self._wanted.set()
+            try:
+                await asyncio.wait_for(self._ready.wait(), min(self._load_timeout, self._call_timeout))
+            except TimeoutError:
+                raise unavailable("The model is still being loaded. Send the request again.", retry_after=5) from None
+        assert self._wire is not None
+        if len(self._wire.waiting) >= MAX_WAITING:
+            raise limit_exceeded(f"The model has {MAX_WAITING} requests open already. Wait a second.", 1)
+        return self._wire
+
+    # --- the process ---
+
+    async def _supervise(self, first: asyncio.Future[None]) -> None:
+        pause = 0.2
+        while True:
+            await self._wanted.wait()
+            began = time.monotonic()
+            try:
+                await self._run(first)
+            except LoadFailed as error:
+                self.state, self.message = "FAILED", str(error)
+                self._note(str(error))
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                self.state = "RECOVERING"
+            except asyncio.CancelledError:
+                if not first.done():
+                    first.cancel()
+                raise
+            except OSError as error:
+                self.state, self.message = "RECOVERING", f"The process cannot be started: {error.strerror}"
+            if not self._wanted.is_set():
+                continue
+            pause = 0.2 if time.monotonic() - began > 60 else min(pause * 2, _MAX_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def _run(self, first: asyncio.Future[None]) -> None:
+        """Start the process and stay with it until it ends."""
+        async with self._loads:
+            process, wire, ours = await self._spawn()
+            try:
+                await self._load(wire)
+            except BaseException:
+                await _end(process, ours)
+                raise
+        try:
+            self.state, self.message = "READY", ""
+            self._note(f"ready after start {self.starts}: {orjson.dumps(self.info).decode()}")
+            self._wire = wire
+            self._ready.set()
+            if not first.done():
+                first.set_result(None)
+            if await self._until_ended(wire):
+                self.state, self.message = "RECOVERING", "The model's process ended; it is being started again."
+            else:
+                self.state, self.message = "READY", "Scaled to zero; the next call starts it."
+                self._wanted.clear()
+        finally:
+            self._ready.clear()
+            self._wire = None
+            await _end(process, ours)
+
+    async def _until_ended(self, wire: _Wire) -> bool:
+        """True when the process ended by itself, False when it has been idle for long enough."""
+        if self._idle_timeout is None:
+            await wire.gone.wait()
+            return True
+        while True:
+            rest = self._used + self._idle_timeout - time.monotonic()
+            if rest <= 0 and not wire.waiting:
+                return False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wire.gone.wait(), max(rest, 0.05))
+                return True
+
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, _Wire, asyncio.BaseTransport]:
+        ours, theirs = socket.socketpair()
+        root = str(Path(__file__).resolve().parent.parent.parent)
+        environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
+        environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
+        environment |= self._given
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+        self.starts += 1
+        self._note(f"start {self.starts}: loading {self.path}")
+        try:
+            with await asyncio.to_thread(_open_log, self.log) as log:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "serving.engines.worker", str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                    env=environment, cwd=self.log.parent, pass_fds=[theirs.fileno()], start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = process.pid
+        ours.setblocking(False)
+        transport, wire = await asyncio.get_running_loop().create_connection(_Wire, sock=ours)
+        return process, wire, transport
+
+    async def _load(self, wire: _Wire) -> None:
+        wire.write({"path": str(self.path)})
+        try:
+            kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
+        except TimeoutError:
+            raise LoadFailed(f"The model was not loaded within {self._load_timeout:g} s.") from None
+        if kind == "failed":
+            raise LoadFailed(f"The model cannot be loaded: {answer['message']}")
+        if kind == "gone":
+            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {_tail(self.log, 300)}")
+        self.info = answer
+
+    def _kill(self, message: str) -> None:
+        self.message = message
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, 9)
+
+    def _note(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.build_log = f"{self.build_log[-20_000:]}{stamp} {line}\n"
+
+    def logs(self) -> str:
+        """The last of what the model printed."""
+        return _tail(self.log, 100_000)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory the process holds; 0 where that cannot be told."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1] if self._wire else "0"
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Mailbox(asyncio.Queue[tuple[str, Any]]):
+    identifier = 0
+
+
+class _Wire(asyncio.Protocol):
+    """The server's end of the socket."""
+
+    def __init__(self) -> None:
+        self.control: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.waiting: dict[int, _Mailbox] = {}
+        self.gone = asyncio.Event()
+        self._buffer = bytearray()
+        self._next = 1
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        position, end = 0, len(buffer)
+        frames: collections.deque[bytes] = collections.deque()
+        while end - position >= 4:
+            (size,) = struct.unpack_from(">I", buffer, position)
+            if end - position - 4 < size:
+                break
+            frames.append(bytes(buffer[position + 4 : position + 4 + size]))
+            position += 4 + size
+        del buffer[:position]
+        for frame in frames:
+            identifier, kind, body = orjson.loads(frame)
+            mailbox = self.waiting.get(identifier)
+            if mailbox is not None:
+                mailbox.put_nowait((kind, body))
+            elif identifier == 0:
+                self.control.put_nowait((kind, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
+        self.control.put_nowait(("gone", None))
+        for mailbox in self.waiting.values():
+            mailbox.put_nowait(("gone", None))
+
+    def open(self, kind: str, body: Any) -> _Mailbox:
+        mailbox = _Mailbox()
+        mailbox.identifier, self._next = self._next, self._next + 1
+        self.waiting[mailbox.identifier] = mailbox
+        if self.gone.is_set():
+            mailbox.put_nowait(("gone", None))
+        else:
+            self.write([mailbox.identifier, kind, body])
+        return mailbox
+
+    def close(self, mailbox: _Mailbox, *, cancel: bool = False) -> None:
+        self.waiting.pop(mailbox.identifier, None)
+        if cancel and not self.gone.is_set():
+            self.write([mailbox.identifier, "cancel", None])
+
+    def write(self, frame: Any) -> None:
+        raw = orjson.dumps(frame)
+        self._transport.write(struct.pack(">I", len(raw)) + raw)
+
+
+def _checked(kind: str, answer: Any) -> Any:
+    if kind == "error":
+        status = answer["status"]
+        code = "BAD_REQUEST" if status == 400 else "INTERNAL_ERROR"
+        raise CallError(answer["message"], status=status, code=code, param=answer.get("param"))
+    return answer
+
+
+async def _end(process: asyncio.subprocess.Process, transport: asyncio.BaseTransport) -> None:
+    transport.close()  # the process ends when its server is gone
+    try:
+        await asyncio.wait_for(process.wait(), 2)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _open_log(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists() and path.stat().st_size > KEPT_LOG:
+        path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _tail(path: Path, size: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,280 @@
+"""Served entities: a checked configuration turned into something that runs, whichever engine runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import secrets as random
+import shutil
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Engine as Database
+from sqlalchemy import delete, insert, select
+
+from governance.call import Call, Engine, Event, bad_request, unavailable
+from serving.config import TASKS, check_upstream, flat
+from serving.engines import pyfunc
+from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.process import ModelProcess
+from serving.registry import ModelVersion, Registry
+from serving.tables import secrets as table
+
+_REFERENCE = "secret:"
+_BASES = {"openai": "https://api.openai.com/v1"}
+
+
+class Entity(Protocol):
+    """One served entity that runs. `engine` answers a call, and waits where the entity is still coming up."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+    @property
+    def memory(self) -> int: ...
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """`CREATING`, `READY`, `RECOVERING` or `FAILED`, and why."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self, drain: float = 20) -> None: ...
+
+    def logs(self) -> str: ...
+
+    def build_logs(self) -> str: ...
+
+
+class Vault:
+    """Secrets of served entities, encrypted under a key made from the state folder's pepper. Blocking."""
+
+    def __init__(self, database: Database, pepper: Path) -> None:
+        self._database, self._pepper = database, pepper
+
+    def _cipher(self) -> Any:
+        from cryptography.fernet import Fernet
+
+        key = hashlib.sha256(b"smalti serving secrets\0" + self._pepper.read_bytes()).digest()
+        return Fernet(base64.urlsafe_b64encode(key))
+
+    def keep(self, endpoint: str, values: Mapping[str, str]) -> None:
+        """Store secrets by the references that `reference` gave."""
+        cipher = self._cipher()
+        rows = [
+            {"id": key.removeprefix(_REFERENCE), "endpoint": endpoint, "value": cipher.encrypt(value.encode()).decode()}
+            for key, value in values.items()
+        ]
+        if rows:
+            with self._database.begin() as connection:
+                connection.execute(insert(table), rows)
+
+    @staticmethod
+    def reference() -> str:
+        return _REFERENCE + random.token_hex(16)
+
+    def read(self, reference: str) -> str:
+        with self._database.connect() as connection:
+            wanted = table.c.id == reference.removeprefix(_REFERENCE)
+            value = connection.execute(select(table.c.value).where(wanted)).scalar()
+        if value is None:
+            raise bad_request("The key of this external model is no longer stored: send it again.")
+        return self._cipher().decrypt(value.encode()).decode()
+
+    def forget(self, endpoint: str, kept: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Remove an endpoint's secrets but those that these configs refer to."""
+        used = {str(value).removeprefix(_REFERENCE) for config in kept for _, value in _all(config)}
+        with self._database.begin() as connection:
+            connection.execute(delete(table).where(table.c.endpoint == endpoint, table.c.id.not_in(used)))
+
+
+def _all(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [pair for entity in config.get("served_entities", ()) for pair in flat(entity)]
+
+
+class Entities:
+    """Makes entities.
+
+    Parameters
+    ----------
+    home: the state folder, for the models' logs.
+    registry, vault: where models and secrets are found.
+    upstream_hosts: hosts in private networks that external models may be at.
+    patience: seconds an external model may take to its first byte, and between two.
+    idle: seconds without a call after which an entity with `scale_to_zero_enabled` gives its memory back.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        registry: Registry,
+        vault: Vault,
+        *,
+        upstream_hosts: Collection[str] = (),
+        patience: float = 60,
+        idle: float = 1800,
+        loads: int = 2,
+    ) -> None:
+        self.registry, self.vault = registry, vault
+        self._logs = home / "logs"
+        self._hosts, self._patience, self._idle = upstream_hosts, patience, idle
+        self._loads = asyncio.Semaphore(loads)
+
+    async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
+        """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
+        if external := spec.get("external_model"):
+            await asyncio.to_thread(check_upstream, _address(external), self._hosts)
+            return external["task"], None
+        version = await asyncio.to_thread(self.registry.find, spec["entity_name"], spec["entity_version"])
+        return version.task if version.task in TASKS else "predict", version
+
+    async def make(self, endpoint: str, spec: Mapping[str, Any]) -> Entity:
+        """An entity that is not yet started. Raises `CallError`."""
+        task, version = await self.check(spec)
+        if version is None:
+            return _External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+        process = ModelProcess(
+            version.path,
+            self._logs / endpoint / f"{spec['name']}.log",
+            environment=spec.get("environment_vars"),
+            idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+            loads=self._loads,
+        )
+        return _Model(process, version, task)
+
+    def forget(self, endpoint: str) -> None:
+        """Remove what an endpoint that is gone leaves behind. Blocking."""
+        self.vault.forget(endpoint)
+        shutil.rmtree(self._logs / endpoint, ignore_errors=True)
+
+    def _upstream(self, endpoint: str, model: Mapping[str, Any]) -> Upstream:
+        given = _settings(model)
+        bearer, header = given.get("bearer_token_auth") or {}, given.get("api_key_auth") or {}
+        kept = bearer.get("token") or header.get("value") or given.get("openai_api_key") or given.get("databricks_api_token")
+        return Upstream(
+            base_url=_address(model),
+            model=model["name"],
+            key=self.vault.read(kept) if kept else None,
+            provider="openai" if model["provider"] == "openai" else "custom",
+            key_from=f"the key of endpoint {endpoint}",
+            header=str(header.get("key") or "authorization").lower(),
+        )
+
+
+def _settings(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    fields = {"openai": "openai_config", "databricks-model-serving": "databricks_model_serving_config"}
+    return model.get(fields.get(model["provider"], "custom_provider_config")) or {}
+
+
+def _address(model: Mapping[str, Any]) -> str:
+    """Base URL of an external model: up to what `/chat/completions` follows."""
+    given = _settings(model)
+    match model["provider"]:
+        case "openai":
+            url = given.get("openai_api_base") or _BASES["openai"]
+        case "databricks-model-serving":
+            url = f"{str(given.get('databricks_workspace_url') or '').rstrip('/')}/serving-endpoints"
+        case _:
+            url = given.get("custom_provider_url") or ""
+    return str(url).rstrip("/").removesuffix("/chat/completions")
+
+
+class _Model:
+    """A registered model in its own process."""
+
+    def __init__(self, process: ModelProcess, version: ModelVersion, task: str) -> None:
+        self.process, self.version = process, version.version
+        self.engine = pyfunc.engine(process, task)
+
+    @property
+    def memory(self) -> int:
+        return self.process.memory
+
+    @property
+    def state(self) -> tuple[str, str]:
+        return self.process.state, self.process.message
+
+    async def start(self) -> None:
+        await self.process.start()
+
+    async def stop(self, drain: float = 20) -> None:
+        await self.process.stop(drain)
+
+    def logs(self) -> str:
+        return self.process.logs()
+
+    def build_logs(self) -> str:
+        return self.process.build_log
+
+
+class _External:
+    """A model elsewhere."""
+
+    version, memory = None, 0
+
+    def __init__(self, upstream: Upstream, patience: float) -> None:
+        self._chat = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
+        self._open = 0
+
+    @property
+    def state(self) -> tuple[str, str]:
+        return "READY", ""
+
+    async def engine(self, call: Call) -> AsyncIterator[Event]:
+        self._open += 1
+        try:
+            async for event in self._chat.run(call):
+                yield event
+        finally:
+            self._open -= 1
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self, drain: float = 20) -> None:
+        for _ in range(int(drain / 0.02)):
+            if not self._open:
+                break
+            await asyncio.sleep(0.02)
+        await self._chat.aclose()
+
+    def logs(self) -> str:
+        return "This entity is an external model; its logs are where it runs.\n"
+
+    def build_logs(self) -> str:
+        return "An external model is not built here.\n"
+
+
+class Failed:
+    """An entity that cannot run, in the place of one that should."""
+
+    version, memory = None, 0
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    @property
+    def state(self) -> tuple[str, str]:
+        return "FAILED", self._message
+
+    async def engine(self, call: Call) -> AsyncIterator[Event]:
+        raise unavailable(f"The served entity is not available: {self._message}")
+        yield Event("result", {})  # makes this an async generator
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self, drain: float = 20) -> None:
+        pass
+
+    def logs(self) -> str:
+        return ""
+
+    def build_logs(self) -> str:
+        return self._message + "\n"

@@ -1,0 +1,395 @@
+"""The life of endpoints that are made through the API: created, updated without a failed call, kept over restarts, deleted.
+
+An endpoint serves its `config`. A change is `pending` while its new entities are started beside the old ones; only when all are
+ready do they take the old ones' place. A change that fails is told (`UPDATE_FAILED`), and what served serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine as Database
+from sqlalchemy import delete, insert, select, update
+
+from governance.call import Call, CallError, Event, bad_request, unavailable
+from serving.config import NAME, hide, parse, readable
+from serving.endpoint import Endpoint, Endpoints, EndpointTask, answered_by
+from serving.engines.process import LoadFailed
+from serving.entities import Entities, Entity, Failed
+from serving.tables import endpoints as table
+
+log = logging.getLogger("smalti")
+
+_GOLDEN = 0.6180339887498949
+_DEPLOYMENT = {
+    "CREATING": "DEPLOYMENT_CREATING",
+    "READY": "DEPLOYMENT_READY",
+    "RECOVERING": "DEPLOYMENT_RECOVERING",
+    "FAILED": "DEPLOYMENT_FAILED",
+}
+DETAILS = ("description", "tags", "email_notifications", "route_optimized", "rate_limits", "telemetry_config", "budget_policy_id")
+
+
+@dataclass
+class Record:
+    """A stored endpoint and what runs for it."""
+
+    name: str
+    creator: str
+    created: int
+    updated: int
+    task: EndpointTask = "predict"
+    config_version: int = 0
+    config: dict[str, Any] | None = None
+    pending: dict[str, Any] | None = None
+    failure: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    entities: dict[str, Entity] = field(default_factory=dict)
+    coming: dict[str, Entity] = field(default_factory=dict)
+    work: asyncio.Task[None] | None = None
+    turn: float = 0.5
+
+    @property
+    def updating(self) -> bool:
+        return self.pending is not None and self.failure is None
+
+    def pick(self) -> str:
+        """The entity for the next call. A low-discrepancy sequence: shares are right over any stretch, and no client's own
+        rhythm can fall in with them."""
+        self.turn = (self.turn + _GOLDEN) % 1
+        routes = (self.config or {})["traffic_config"]["routes"]
+        reached = 0.0
+        for route in routes:
+            reached += route["traffic_percentage"] / 100
+            if self.turn < reached:
+                return route["served_entity_name"]
+        return max(routes, key=lambda route: route["traffic_percentage"])["served_entity_name"]
+
+    async def answer(self, call: Call) -> AsyncIterator[Event]:
+        """The engine of the endpoint: one entity answers, and is named."""
+        if not self.config:
+            reason = self.failure or "it is being created"
+            raise unavailable(f"Endpoint {self.name!r} is not ready: {reason}", retry_after=None if self.failure else 5)
+        name = self.pick()
+        if (noted := answered_by.get()) is not None:
+            noted[call.request_id] = name
+        events: Any = self.entities[name].engine(call)
+        async with aclosing(events):
+            async for event in events:
+                yield Event(event.type, {**event.data, "served_entity_name": name}) if event.terminal else event
+
+    @property
+    def ready(self) -> bool:
+        """Whether every entity that gets traffic can answer."""
+        routes = self.config["traffic_config"]["routes"] if self.config else []
+        states = [self.entities[route["served_entity_name"]].state[0] for route in routes if route["traffic_percentage"]]
+        return bool(states) and all(state == "READY" for state in states)
+
+    def live(self, url: str) -> dict[str, Any]:
+        """What of the API's object changes with time."""
+        update_state = "NOT_UPDATING" if self.pending is None else "UPDATE_FAILED" if self.failure else "IN_PROGRESS"
+        body: dict[str, Any] = {
+            **{key: value for key, value in self.details.items() if value is not None and key != "rate_limits"},
+            "tags": self.details.get("tags") or [],
+            "last_updated_timestamp": self.updated,
+            "state": {"ready": "READY" if self.ready else "NOT_READY", "config_update": update_state},
+            "config": self._shown(self.config, self.entities, self.config_version) if self.config else None,
+        }
+        if self.pending is not None:
+            coming = self.coming or self.entities
+            body["pending_config"] = self._shown(self.pending, coming, self.config_version + 1) | {"start_time": self.updated}
+        if self.details.get("route_optimized"):
+            address = f"{url}/serving-endpoints/{self.name}/invocations"
+            about = [
+                {
+                    "type": "workspace_permission",
+                    "object_type": "serving-endpoints",
+                    "object_path": f"/serving-endpoints/{self.name}",
+                }
+            ]
+            query = {"authorization_details": json.dumps(about), "endpoint_url": address}
+            body |= {"endpoint_url": address, "data_plane_info": {"query_info": query}}
+        return body
+
+    def _shown(self, config: Mapping[str, Any], running: Mapping[str, Entity], version: int) -> dict[str, Any]:
+        entities = []
+        for spec in readable(config)["served_entities"]:
+            state, message = running[spec["name"]].state if spec["name"] in running else ("CREATING", "")
+            if self.failure and running is not self.entities:
+                state, message = ("FAILED", message or self.failure) if state != "READY" else ("FAILED", self.failure)
+            entity = running.get(spec["name"])
+            entities.append(
+                {
+                    **spec,
+                    **({"entity_version": entity.version} if entity and entity.version else {}),
+                    "creator": self.creator,
+                    "creation_timestamp": self.updated,
+                    "state": {"deployment": _DEPLOYMENT[state], "deployment_state_message": message},
+                }
+            )
+        return {**config, "served_entities": entities, "config_version": version}
+
+
+class Lifecycle:
+    """The endpoints that were made through the API.
+
+    Parameters
+    ----------
+    database: the state database; its tables are made.
+    endpoints: the registry that serves; what the settings declare is in it already, and wins.
+    entities: makes what runs.
+    url: where clients reach this server.
+    """
+
+    def __init__(self, database: Database, endpoints: Endpoints, entities: Entities, *, url: str) -> None:
+        self._database, self._endpoints, self._entities = database, endpoints, entities
+        self._url = url
+        self._records: dict[str, Record] = {}
+        self._lock = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def find(self, name: str) -> Record | None:
+        return self._records.get(name)
+
+    def get(self, name: str) -> Record:
+        """The record of an endpoint. Raises `CallError`: 404 where there is none, 409 where the settings declare it."""
+        if record := self._records.get(name):
+            return record
+        if name in self._endpoints:
+            raise CallError(
+                f"Endpoint {name!r} is declared in the server's settings, which win: change it there.",
+                status=409,
+                code="RESOURCE_CONFLICT",
+            )
+        raise self._endpoints.missing(name)
+
+    async def restore(self) -> None:
+        """Serve again what was served when the server was last stopped. Models are loaded in the background."""
+        for row in await asyncio.to_thread(self._stored):
+            if row["name"] in self._endpoints:
+                log.warning("endpoint %s is declared in the settings, which win over the one made through the API", row["name"])
+                continue
+            record = Record(
+                row["name"], row["creator"], row["created"], row["updated"], config_version=row["config_version"],
+                config=json.loads(row["config"]) if row["config"] else None,
+                pending=json.loads(row["pending"]) if row["pending"] else None,
+                failure=row["failure"], details=json.loads(row["details"]),
+            )  # fmt: skip
+            self._records[record.name] = record
+            for spec in (record.config or {}).get("served_entities", ()):
+                try:
+                    record.task = await self._task(record.config or {})
+                    record.entities[spec["name"]] = await self._entities.make(record.name, spec)
+                except CallError as error:
+                    log.warning("endpoint %s: entity %s is not available: %s", record.name, spec["name"], error.message)
+                    record.entities[spec["name"]] = Failed(error.message)
+            self._register(record)
+            record.work = asyncio.create_task(self._resume(record))
+
+    async def create(self, body: Mapping[str, Any], creator: str) -> Endpoint:
+        """A new endpoint; its models are loaded in the background. Raises `CallError`."""
+        name = body.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise bad_request("Field 'name' must be 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first.", "name")
+        config = parse(body.get("config"))
+        async with self._lock:
+            if name in self._endpoints:
+                raise CallError(f"There is an endpoint {name!r} already.", status=409, code="RESOURCE_ALREADY_EXISTS")
+            task = await self._task(config)
+            now = time.time_ns() // 1_000_000
+            details = {key: body[key] for key in DETAILS if body.get(key) is not None}
+            record = Record(name, creator, now, now, task, details=details)
+            record.pending = await self._hidden(name, config)
+            await asyncio.to_thread(self._insert, record)
+            self._records[name] = record
+            self._register(record)
+        record.work = asyncio.create_task(self._roll(record))
+        return self._endpoints.get(name)
+
+    async def update(self, name: str, body: Mapping[str, Any]) -> Endpoint:
+        """Bring an endpoint to another config, in the background. Raises `CallError`."""
+        record = self.get(name)
+        config = parse(body, current=record.config)
+        async with self._lock:
+            if record.updating:
+                raise CallError(
+                    f"Endpoint {name!r} is being updated; wait until it is, then send this again.",
+                    status=409,
+                    code="RESOURCE_CONFLICT",
+                )
+            await self._task(config)
+            record.pending, record.failure = await self._hidden(name, config), None
+            await self._save(record)
+        record.work = asyncio.create_task(self._roll(record))
+        return self._endpoints.get(name)
+
+    async def change(self, name: str, **details: Any) -> Record:
+        """Store new details (tags, notifications, rate limits); raises `CallError`."""
+        record = self.get(name)
+        record.details = {**record.details, **details}
+        await self._save(record)
+        return record
+
+    async def delete(self, name: str) -> None:
+        """Take an endpoint out at once; running answers may end. Raises `CallError`."""
+        async with self._lock:
+            record = self.get(name)
+            del self._records[name]
+            self._endpoints.remove(name)
+            await asyncio.to_thread(self._drop, name)
+        if record.work:
+            record.work.cancel()
+            await asyncio.wait([record.work])
+        self._retire([*record.entities.values(), *record.coming.values()], name)
+
+    async def close(self) -> None:
+        """Stop everything; for the end of the server."""
+        work = [record.work for record in self._records.values() if record.work and not record.work.done()]
+        for task in work:
+            task.cancel()
+        if work or self._ending:
+            await asyncio.wait([*work, *self._ending])
+        running = [e for record in self._records.values() for e in {*record.entities.values(), *record.coming.values()}]
+        await asyncio.gather(*(entity.stop(0) for entity in running), return_exceptions=True)
+
+    # --- within ---
+
+    async def _task(self, config: Mapping[str, Any]) -> EndpointTask:
+        tasks: dict[str, str] = {}
+        for spec in config["served_entities"]:
+            tasks[spec["name"]] = (await self._entities.check(spec))[0]
+        if len(set(tasks.values())) > 1:
+            raise bad_request(f"The served entities of one endpoint must have one task; these have {tasks}.", "served_entities")
+        return next(iter(tasks.values()))  # type: ignore[return-value]
+
+    async def _hidden(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        kept: dict[str, str] = {}
+
+        def keep(value: str) -> str:
+            kept[reference := self._entities.vault.reference()] = value
+            return reference
+
+        hidden = hide(config, keep)
+        await asyncio.to_thread(self._entities.vault.keep, name, kept)
+        return hidden
+
+    async def _resume(self, record: Record) -> None:
+        results = await asyncio.gather(*(entity.start() for entity in record.entities.values()), return_exceptions=True)
+        for error in results:
+            if isinstance(error, Exception):
+                log.warning("endpoint %s: %s", record.name, error)
+        if record.updating:
+            await self._roll(record)
+
+    async def _roll(self, record: Record) -> None:
+        """Start what is pending; then let it take the place of what serves, or tell why it cannot."""
+        pending = record.pending or {}
+        same = {spec["name"]: spec for spec in (record.config or {}).get("served_entities", ())}
+        fresh: dict[str, Entity] = {}
+        try:
+            for spec in pending["served_entities"]:
+                running = record.entities.get(spec["name"])
+                if running is not None and same.get(spec["name"]) == spec and running.state[0] != "FAILED":
+                    record.coming[spec["name"]] = running
+                else:
+                    fresh[spec["name"]] = record.coming[spec["name"]] = await self._entities.make(record.name, spec)
+            await _all_started(fresh)
+            task = await self._task(pending)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, CallError | LoadFailed):
+                log.exception("endpoint %s cannot be updated", record.name)
+            record.failure = error.message if isinstance(error, CallError) else str(error)
+            await asyncio.gather(*(entity.stop(0) for entity in fresh.values()), return_exceptions=True)
+            await self._save(record)
+            return
+        retired = [entity for entity in record.entities.values() if entity not in record.coming.values()]
+        record.config, record.pending, record.entities, record.coming = pending, None, record.coming, {}
+        record.config_version, record.task = record.config_version + 1, task
+        record.updated = time.time_ns() // 1_000_000
+        self._register(record)
+        await self._save(record)
+        await asyncio.to_thread(self._entities.vault.forget, record.name, [pending])
+        self._retire(retired)
+
+    def _retire(self, entities: Collection[Entity], gone: str | None = None) -> None:
+        async def end() -> None:
+            await asyncio.gather(*(entity.stop() for entity in entities), return_exceptions=True)
+            if gone and gone not in self._endpoints:
+                await asyncio.to_thread(self._entities.forget, gone)
+
+        task = asyncio.create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _register(self, record: Record) -> None:
+        self._endpoints.register(
+            Endpoint(
+                record.name,
+                record.task,
+                record.answer,
+                creator=record.creator,
+                description=record.details.get("description") or "",
+                created_ms=record.created,
+                config_version=record.config_version,
+                live=lambda: record.live(self._url),
+            )
+        )
+
+    async def _save(self, record: Record) -> None:
+        await asyncio.to_thread(self._store, record)
+
+    def _stored(self) -> list[Mapping[str, Any]]:
+        with self._database.connect() as connection:
+            return [dict(row) for row in connection.execute(select(table).order_by(table.c.created)).mappings()]
+
+    def _insert(self, record: Record) -> None:
+        with self._database.begin() as connection:
+            # a name that the settings once declared may have been left behind by an endpoint of the API
+            connection.execute(delete(table).where(table.c.name == record.name))
+            key = {"name": record.name, "creator": record.creator, "created": record.created}
+            connection.execute(insert(table).values(**key, **_columns(record)))
+
+    def _store(self, record: Record) -> None:
+        with self._database.begin() as connection:
+            connection.execute(update(table).where(table.c.name == record.name).values(**_columns(record)))
+
+    def _drop(self, name: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(delete(table).where(table.c.name == name))
+
+
+def _columns(record: Record) -> dict[str, Any]:
+    return {
+        "updated": record.updated,
+        "config_version": record.config_version,
+        "config": json.dumps(record.config) if record.config else None,
+        "pending": json.dumps(record.pending) if record.pending else None,
+        "failure": record.failure,
+        "details": json.dumps(record.details),
+    }
+
+
+async def _all_started(entities: Mapping[str, Entity]) -> None:
+    """Start several at once; raises what the first of them failed with, once all have ended."""
+    tasks = [asyncio.create_task(entity.start()) for entity in entities.values()]
+    try:
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    except asyncio.CancelledError:
+        with contextlib.suppress(BaseException):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+    for name, error in zip(entities, results, strict=True):
+        if isinstance(error, LoadFailed):
+            raise LoadFailed(f"{name}: {error}") from None
+        if isinstance(error, BaseException):
+            raise error

@@ -1,0 +1,226 @@
+"""The endpoints API: create, update, tags, limits, notifications, logs, metrics, description, delete.
+
+Creating needs CAN_MANAGE on `endpoint:*`, which an administrator has and may grant; whoever creates an endpoint gets
+CAN_MANAGE on it. Source: https://docs.databricks.com/api/workspace/servingendpoints
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client.metrics_core import GaugeMetricFamily
+from starlette.requests import Request
+from starlette.responses import Response
+
+from governance.call import Caller, CallError, bad_request, not_found
+from governance.grants import Grants
+from governance.metrics import CONTENT_TYPE, Metrics
+from governance.policies import AiGatewayConfig, Policies
+from serving.endpoint import Endpoint, Endpoints
+from serving.lifecycle import Lifecycle
+from serving.protocols.request import describe, parse, take
+from serving.routes import Identity, bearer, read_body
+
+MAX_BODY = 1 << 20
+EVERY = "endpoint:*"
+"""What creating endpoints needs CAN_MANAGE on."""
+
+
+def router(
+    lifecycle: Lifecycle,
+    endpoints: Endpoints,
+    identity: Identity,
+    grants: Grants,
+    policies: Policies,
+    metrics: Metrics,
+    *,
+    policy: Callable[[Endpoint], Mapping[str, Any] | None],
+) -> APIRouter:
+    """Routes of the life cycle; `policy` gives the `ai_gateway` policy that is in force."""
+    routes = APIRouter()
+
+    async def caller(http: Request) -> Caller:
+        return await asyncio.to_thread(identity.authenticate, bearer(http.headers))
+
+    async def body(http: Request) -> dict[str, Any]:
+        raw = await read_body(http, MAX_BODY)
+        return parse(raw or b"{}")
+
+    async def known(http: Request, level: str = "CAN_MANAGE") -> tuple[Caller, Endpoint]:
+        """Who asks, and the endpoint that the path names, which they hold `level` on."""
+        who, name = await caller(http), http.path_params["name"]
+        endpoint = endpoints.find(name)
+        if endpoint is None:
+            raise endpoints.missing(name, [each.name for each in endpoints if grants.level(who, f"endpoint:{each.name}")])
+        grants.check(who, f"endpoint:{name}", level)
+        return who, endpoint
+
+    def shown(endpoint: Endpoint, level: str = "CAN_MANAGE") -> Response:
+        return _json(endpoint.to_api(level, ai_gateway=policy(endpoint)))
+
+    async def create(http: Request) -> Response:
+        who = await caller(http)
+        grants.check(who, EVERY, "CAN_MANAGE")
+        wanted = await body(http)
+        for kind in ("tags", "rate_limits"):
+            _objects(wanted, kind)
+        gateway = _policy(wanted)
+        endpoint = await lifecycle.create(wanted, who.name)
+        await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
+        if gateway is not None:
+            await asyncio.to_thread(policies.set, endpoint.name, gateway, by=who.name)
+        return shown(endpoint)
+
+    async def update(http: Request) -> Response:
+        _, endpoint = await known(http)
+        return shown(await lifecycle.update(endpoint.name, await body(http)))
+
+    async def delete(http: Request) -> Response:
+        _, endpoint = await known(http)
+        await lifecycle.delete(endpoint.name)
+        await asyncio.to_thread(policies.forget, endpoint.name)
+        await asyncio.to_thread(grants.forget, f"endpoint:{endpoint.name}")
+        return _json({})
+
+    async def tags(http: Request) -> Response:
+        _, endpoint = await known(http)
+        wanted = await body(http)
+        held = {tag["key"]: tag for tag in lifecycle.get(endpoint.name).details.get("tags") or ()}
+        gone = take(wanted, "delete_tags", list) or []
+        held = {key: tag for key, tag in held.items() if key not in gone}
+        held |= {take(tag, "key", str, path="add_tags.", required=True): tag for tag in _objects(wanted, "add_tags")}
+        record = await lifecycle.change(endpoint.name, tags=list(held.values()))
+        return _json({"tags": record.details["tags"]})
+
+    async def notifications(http: Request) -> Response:
+        _, endpoint = await known(http)
+        wanted = take(await body(http), "email_notifications", dict) or {}
+        await lifecycle.change(endpoint.name, email_notifications=wanted)
+        return _json({"name": endpoint.name, "email_notifications": wanted})
+
+    async def telemetry(http: Request) -> Response:
+        _, endpoint = await known(http)
+        await lifecycle.change(endpoint.name, telemetry_config=take(await body(http), "telemetry_config", dict))
+        return shown(endpoint)
+
+    async def rate_limits(http: Request) -> Response:
+        """The older way to say what the AI gateway's policy says."""
+        who, endpoint = await known(http)
+        wanted = _objects(await body(http), "rate_limits")
+        config = _policy({"ai_gateway": {**(policy(endpoint) or {}), "rate_limits": wanted}})
+        assert config is not None
+        stored = await asyncio.to_thread(policies.set, endpoint.name, config, by=who.name)
+        return _json({"rate_limits": stored.as_dict().get("rate_limits", [])})
+
+    async def logs(http: Request) -> Response:
+        return _json({"logs": await asyncio.to_thread((await _entity(http)).logs)})
+
+    async def build_logs(http: Request) -> Response:
+        return _json({"logs": (await _entity(http)).build_logs()})
+
+    async def _entity(http: Request) -> Any:
+        _, endpoint = await known(http)
+        record, name = lifecycle.get(endpoint.name), http.path_params["entity"]
+        entity = record.entities.get(name) or record.coming.get(name)
+        if entity is None:
+            served = ", ".join({**record.entities, **record.coming})
+            raise not_found(f"Endpoint {endpoint.name!r} serves no entity {name!r}; it serves {served or 'none'}.")
+        return entity
+
+    async def export(http: Request) -> Response:
+        _, endpoint = await known(http, "CAN_VIEW")
+        record = lifecycle.find(endpoint.name)
+        ready = record.ready if record else endpoint.to_api()["state"]["ready"] == "READY"
+        up = GaugeMetricFamily("smalti_endpoint_ready", "1 while every entity with traffic is ready.", labels=["endpoint"])
+        up.add_metric([endpoint.name], float(ready))
+        memory = "Bytes of memory that the entity's process holds."
+        held = GaugeMetricFamily("smalti_entity_memory_bytes", memory, labels=["endpoint", "served_entity"])
+        for name, entity in record.entities.items() if record else ():
+            held.add_metric([endpoint.name, name], float(entity.memory))
+        return Response(metrics.of(endpoint.name, [up, held]), media_type=CONTENT_TYPE)
+
+    async def openapi(http: Request) -> Response:
+        _, endpoint = await known(http, "CAN_VIEW")
+        return _json(_described(endpoint, str(http.base_url).rstrip("/")))
+
+    at = "/api/2.0/serving-endpoints"
+    handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        ("POST", "", create),
+        ("PUT", "/{name}/config", update),
+        ("DELETE", "/{name}", delete),
+        ("PATCH", "/{name}/tags", tags),
+        ("PATCH", "/{name}/notifications", notifications),
+        ("PATCH", "/{name}/telemetry-config", telemetry),
+        ("PUT", "/{name}/rate-limits", rate_limits),
+        ("GET", "/{name}/served-models/{entity}/logs", logs),
+        ("GET", "/{name}/served-models/{entity}/build-logs", build_logs),
+        ("GET", "/{name}/metrics", export),
+        ("GET", "/{name}/openapi", openapi),
+    ]
+    for method, path, handler in handlers:
+        routes.add_route(at + path, handler, methods=[method], include_in_schema=False)
+    return routes
+
+
+def _json(body: Any) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _objects(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = take(body, key, list) or []
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise bad_request(f"Field '{key}[{position}]' must be an object, not {describe(row)}.", f"{key}[{position}]")
+    return rows
+
+
+def _policy(body: Mapping[str, Any]) -> AiGatewayConfig | None:
+    """The gateway policy of a request, where it has one."""
+    config = take(body, "ai_gateway", dict)
+    if config is None and body.get("rate_limits"):
+        config = {"rate_limits": body["rate_limits"]}
+    if config is None:
+        return None
+    try:
+        return AiGatewayConfig.parse(config)
+    except ValueError as error:
+        raise CallError(f"{error}.", status=400, code="BAD_REQUEST", param="ai_gateway") from None
+
+
+_BODIES: Mapping[str, dict[str, Any]] = {
+    "llm/v1/embeddings": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
+    "predict": {
+        "dataframe_split": {
+            "type": "object",
+            "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": {"type": "array", "items": {}}},
+        },
+        "dataframe_records": {"type": "array", "items": {"type": "object"}},
+        "instances": {"type": "array", "items": {}},
+        "inputs": {},
+    },
+}
+
+
+def _described(endpoint: Endpoint, host: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 description of how the endpoint is called."""
+    message = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
+    chat = {"messages": {"type": "array", "items": message}, "stream": {"type": "boolean"}, "max_tokens": {"type": "integer"}}
+    schema = {"type": "object", "properties": _BODIES.get(endpoint.task, chat)}
+    answer = {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    call = {
+        "operationId": "query",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {"200": answer},
+        "security": [{"bearer": []}],
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": endpoint.name, "version": str(endpoint.config_version), "description": endpoint.description},
+        "servers": [{"url": f"{host}/serving-endpoints/{endpoint.name}"}],
+        "paths": {"/invocations": {"post": call}},
+        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+    }

@@ -1,0 +1,124 @@
+"""Registered models as they are served: which version a name and a version or alias mean, where it lies, what it is.
+
+Read from the tracking database itself, so that it costs neither an import of MLflow nor a running tracking server. Tables:
+https://github.com/mlflow/mlflow/tree/master/mlflow/store/model_registry/dbmodels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from sqlalchemy import create_engine, inspect, text
+
+from governance.call import bad_request, not_found
+
+_VERSIONS = text("SELECT version, source, storage_location, status FROM model_versions WHERE name = :name AND version = :version")
+_ALIASES = text("SELECT version FROM registered_model_aliases WHERE name = :name AND alias = :alias")
+_KNOWN = text("SELECT version FROM model_versions WHERE name = :name ORDER BY version")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version of a registered model.
+
+    Parameters
+    ----------
+    path: folder that holds its `MLmodel`.
+    task: its task (`llm/v1/chat` …); None for a model of rows.
+    loader: the MLflow flavor's loader, as `mlflow.sklearn`.
+    inputs: columns of its signature (`name`, `type`), for its description.
+    """
+
+    name: str
+    version: str
+    path: Path
+    task: str | None
+    loader: str
+    inputs: tuple[Mapping[str, Any], ...] = ()
+
+
+class Registry:
+    """The registered models of a state folder.
+
+    Parameters
+    ----------
+    home: holds `mlflow.db` and `mlartifacts/`. Models are loaded from within that folder only.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.resolve()
+        self._database = self._home / "mlflow.db"
+
+    def find(self, name: str, version: str) -> ModelVersion:
+        """The model version; `version` is a number or an alias. Blocking.
+
+        Raises `CallError`: 404 where there is none, 400 where it cannot be served.
+        """
+        row = self._row(name, version)
+        path = self._folder(str(row.storage_location or row.source))
+        return _described(name, str(row.version), path)
+
+    def _row(self, name: str, version: str) -> Any:
+        missing = not_found(f"There is no registered model {name!r}. Register it with MLflow first.")
+        if not self._database.exists():
+            raise missing
+        engine = create_engine(f"sqlite:///{self._database}")
+        try:
+            if not inspect(engine).has_table("model_versions"):
+                raise missing
+            with engine.connect() as connection:
+                number = version.removeprefix("v") if version.removeprefix("v").isdigit() else None
+                if number is None:
+                    alias = version.removeprefix("@")
+                    number = connection.execute(_ALIASES, {"name": name, "alias": alias.lower()}).scalar()
+                    if number is None:
+                        number = connection.execute(_ALIASES, {"name": name, "alias": alias}).scalar()
+                found = None
+                if number is not None:
+                    found = connection.execute(_VERSIONS, {"name": name, "version": int(number)}).first()
+                if found is not None and found.status == "READY":
+                    return found
+                known = [str(each) for each in connection.execute(_KNOWN, {"name": name}).scalars()]
+        finally:
+            engine.dispose()
+        if found is not None:
+            raise bad_request(f"Version {version} of {name} is {found.status}: wait until it is READY, or register it again.")
+        if not known:
+            raise missing
+        raise not_found(f"{name} has no version or alias {version!r}. It has {', '.join(known[-10:])}.")
+
+    def _folder(self, location: str) -> Path:
+        """The model's folder, which must lie within the state folder: a model is code that will be run."""
+        parts = urlsplit(location)
+        if parts.scheme == "mlflow-artifacts":
+            path = self._home / "mlartifacts" / unquote(parts.path).lstrip("/")
+        elif parts.scheme in ("", "file"):
+            path = Path(unquote(parts.path) if parts.scheme else location)
+        else:
+            raise bad_request(f"The model lies at {location}; models are served from this server's own artifact store only.")
+        path = path.resolve()
+        if not path.is_relative_to(self._home):
+            raise bad_request(f"The model lies at {path}; models are served from this server's own artifact store only.")
+        return path
+
+
+def _described(name: str, version: str, path: Path) -> ModelVersion:
+    try:
+        about = yaml.safe_load((path / "MLmodel").read_text("utf-8"))
+        flavor = about["flavors"]["python_function"]
+    except (OSError, yaml.YAMLError):
+        raise bad_request(f"Version {version} of {name} has no readable MLmodel file; register it again.") from None
+    except (KeyError, TypeError):
+        raise bad_request(f"Version {version} of {name} has no python_function flavor; log it with one.") from None
+    task = (about.get("metadata") or {}).get("task")
+    signature = (about.get("signature") or {}).get("inputs")
+    try:
+        inputs = tuple(yaml.safe_load(signature)) if signature else ()
+    except yaml.YAMLError:
+        inputs = ()
+    return ModelVersion(name, version, path, task, str(flavor.get("loader_module")), inputs)

@@ -1,0 +1,32 @@
+"""Tables of the serving room: endpoints made through the API, and the secrets their entities hold.
+
+Times are Unix milliseconds, as the API gives them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+endpoints = Table(
+    "serving_endpoints",
+    metadata,
+    Column("name", String(256), primary_key=True),
+    Column("creator", String(256), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    Column("config_version", Integer, nullable=False),
+    Column("config", Text),  # JSON of what serves; NULL until a first config does
+    Column("pending", Text),  # JSON of what it is being brought to, or could not be
+    Column("failure", Text),  # why `pending` does not serve; NULL while it is being tried
+    Column("details", Text, nullable=False),  # JSON: description, tags, email_notifications, route_optimized, rate_limits
+)
+
+secrets = Table(
+    "serving_secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("endpoint", String(256), nullable=False, index=True),
+    Column("value", Text, nullable=False),  # encrypted under a key made from the state folder's pepper
+)

@@ -1,0 +1,86 @@
+"""MLflow models made on the spot, as code files, for tests of serving."""
+
+from __future__ import annotations
+
+CHAT = """
+from mlflow.models import set_model
+from mlflow.pyfunc.model import ChatModel
+from mlflow.types.llm import ChatChoice, ChatCompletionChunk, ChatCompletionResponse, ChatMessage
+from mlflow.types.llm import ChatChoiceDelta, ChatChunkChoice
+
+class Echo(ChatModel):
+    def predict(self, context, messages, params):
+        forced = (params.custom_inputs or {}).get("tool_choice")
+        text = f"{messages[-1].content}|{forced}"
+        return ChatCompletionResponse(choices=[ChatChoice(index=0, message=ChatMessage(role="assistant", content=text))])
+
+    def predict_stream(self, context, messages, params):
+        for word in messages[-1].content.split():
+            delta = ChatChoiceDelta(role="assistant", content=word + " ")
+            yield ChatCompletionChunk(choices=[ChatChunkChoice(index=0, delta=delta)])
+
+set_model(Echo())
+"""
+
+AGENT = """
+from mlflow.models import set_model
+from mlflow.pyfunc.model import ResponsesAgent
+from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
+
+class Parrot(ResponsesAgent):
+    def predict(self, request):
+        text = f"you said {request.input[-1].content}"
+        return ResponsesAgentResponse(output=[self.create_text_output_item(text, "m1")])
+
+    def predict_stream(self, request):
+        for word in ("you ", "said"):
+            yield ResponsesAgentStreamEvent(**self.create_text_delta(delta=word, item_id="m1"))
+        yield ResponsesAgentStreamEvent(type="response.output_item.done", item=self.create_text_output_item("you said", "m1"))
+
+set_model(Parrot())
+"""
+
+CHATAGENT = """
+from mlflow.models import set_model
+from mlflow.pyfunc.model import ChatAgent
+from mlflow.types.agent import ChatAgentChunk, ChatAgentMessage, ChatAgentResponse
+
+class Talker(ChatAgent):
+    def predict(self, messages, context=None, custom_inputs=None):
+        return ChatAgentResponse(messages=[ChatAgentMessage(role="assistant", content=f"heard {messages[-1].content}", id="1")])
+
+    def predict_stream(self, messages, context=None, custom_inputs=None):
+        for word in ("heard ", "you"):
+            yield ChatAgentChunk(delta=ChatAgentMessage(role="assistant", content=word, id="1"))
+
+set_model(Talker())
+"""
+
+DYING = """
+import os
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+class Dying(PythonModel):
+    def predict(self, context, model_input, params=None):
+        if "die" in set(model_input.get("word", [])):
+            os._exit(3)
+        return [str(os.getpid())] * len(model_input)
+
+set_model(Dying())
+"""
+
+REGISTER = """
+import sys, json, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import mlflow
+home = Path(sys.argv[1])
+mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+client = mlflow.MlflowClient()
+mlflow.set_experiment(experiment_id=client.create_experiment("tests", (home / "mlartifacts" / "tests").as_uri()))
+for name in sys.argv[2:]:
+    mlflow.pyfunc.log_model(name=name, python_model=str(home / f"{name}.py"), pip_requirements=["mlflow"],
+                            registered_model_name=f"main.default.{name}")
+client.set_registered_model_alias("main.default.dying", "champion", 1)
+"""

@@ -1,0 +1,231 @@
+"""Endpoints through their whole life on a real server, by the real databricks-sdk, with real MLflow models."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from databricks.sdk import WorkspaceClient
+from databricks.sdk.config import Config
+from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied, ResourceAlreadyExists, ResourceConflict
+from databricks.sdk.service import serving as s
+from openai import OpenAI
+
+from tests.live import Live, serving, smalti, start, stop, wait_until
+from tests.serving import models
+
+SOON = datetime.timedelta(seconds=60)
+ROW = s.DataframeSplitInput(columns=["a", "b", "c"], data=[[1.0, 2.0, 3.0]], index=[0])
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("state")
+    docs = folder / "docs"
+    docs.mkdir()
+    (docs / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
+    home = folder / "home"
+    done = smalti("conformance", "prepare", "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    for name in ("chat", "agent", "chatagent", "dying"):
+        (home / f"{name}.py").write_text(getattr(models, name.upper()))
+    command = [sys.executable, "-c", models.REGISTER, str(home), "chat", "agent", "chatagent", "dying"]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert made.returncode == 0, made.stderr
+    with serving(home, docs) as running:
+        yield running
+
+
+def workspace(live: Live, **credentials: Any) -> WorkspaceClient:
+    return WorkspaceClient(config=Config(host=live.url, retry_timeout_seconds=5, **(credentials or {"token": live.key})))
+
+
+def config(*entities: s.ServedEntityInput, **shares: int) -> s.EndpointCoreConfigInput:
+    routes = [s.Route(served_model_name=name, traffic_percentage=share) for name, share in shares.items()]
+    traffic = s.TrafficConfig(routes=routes) if routes else None
+    return s.EndpointCoreConfigInput(name="", served_entities=list(entities), traffic_config=traffic)
+
+
+def entity(model: str, name: str = "a", version: str = "1") -> s.ServedEntityInput:
+    return s.ServedEntityInput(name=name, entity_name=f"main.default.{model}", entity_version=version)
+
+
+@pytest.fixture(scope="module")
+def rows(live: Live) -> WorkspaceClient:
+    """A workspace with the endpoint `rows`."""
+    w = workspace(live)
+    w.serving_endpoints.create_and_wait("rows", config=config(entity("tiny_tabular")), timeout=SOON)
+    return w
+
+
+def test_an_endpoint_of_rows_answers_in_every_format(rows: WorkspaceClient) -> None:
+    query = rows.serving_endpoints.query
+    record = {"a": 1.0, "b": 2.0, "c": 3.0}
+    expected = pytest.approx([2.0])
+    assert query("rows", dataframe_split=ROW).predictions == expected
+    assert query("rows", dataframe_records=[record]).predictions == expected
+    assert query("rows", instances=[[1, 2, 3]]).predictions == expected
+    assert query("rows", inputs={"a": [1.0], "b": [2.0], "c": [3.0]}).predictions == expected
+    with pytest.raises(BadRequest, match="Column 'c' is missing"):
+        query("rows", dataframe_records=[{"a": 1.0, "b": 2.0}])
+    with pytest.raises(BadRequest, match="Column 'b' takes numbers; row 0 has 'x'"):
+        query("rows", dataframe_records=[record | {"b": "x"}])
+    with pytest.raises(BadRequest, match="has task predict"):
+        _chat(rows)
+
+
+def _chat(w: WorkspaceClient) -> None:
+    w.api_client.do(
+        "POST", "/serving-endpoints/chat/completions", body={"model": "rows", "messages": [{"role": "user", "content": "x"}]}
+    )
+
+
+def test_traffic_is_split_and_an_update_that_fails_leaves_what_served(rows: WorkspaceClient) -> None:
+    se = rows.serving_endpoints
+    both = [entity("tiny_tabular"), entity("tiny_tabular", "b")]
+    updated = se.update_config_and_wait(
+        "rows", served_entities=both, traffic_config=config(a=80, b=20).traffic_config, timeout=SOON
+    )
+    assert updated.config is not None
+    assert updated.config.config_version == 2
+    served = [se.query("rows", dataframe_split=ROW).served_model_name for _ in range(50)]
+    assert 8 <= served.count("b") <= 12
+    with pytest.raises(BadRequest, match="add to 100"):
+        se.update_config("rows", served_entities=both, traffic_config=config(a=50, b=20).traffic_config)
+    with pytest.raises(BadRequest, match="routes to 'z'"):
+        se.update_config("rows", served_entities=both, traffic_config=config(a=50, z=50).traffic_config)
+    with pytest.raises(NotFound, match="has no version or alias '9'"):
+        se.update_config("rows", served_entities=[entity("tiny_tabular", version="9")])
+    failing = s.ServedEntityInput(
+        name="c", entity_name="main.default.tiny_tabular", entity_version="1", environment_vars={"PYTHONHOME": "/nowhere"}
+    )
+    with pytest.raises(Exception, match="UPDATE_FAILED"):
+        se.update_config_and_wait("rows", served_entities=[failing], timeout=SOON)
+    now = se.get("rows")
+    assert now.state is not None
+    assert (now.state.ready, now.state.config_update) == (s.EndpointStateReady.READY, s.EndpointStateConfigUpdate.UPDATE_FAILED)
+    assert now.pending_config is not None
+    assert "ended while it loaded" in str(now.pending_config.as_dict())
+    assert se.query("rows", dataframe_split=ROW).predictions == pytest.approx([2.0])
+
+
+def test_what_is_told_about_an_endpoint(rows: WorkspaceClient) -> None:
+    se = rows.serving_endpoints
+    with pytest.raises(ResourceAlreadyExists):
+        se.create("rows", config=config(entity("tiny_tabular")))
+    se.patch("rows", add_tags=[s.EndpointTag(key="team", value="x")])
+    assert [
+        tag.key for tag in se.patch("rows", add_tags=[s.EndpointTag(key="k", value="v")], delete_tags=["team"]).tags or []
+    ] == ["k"]
+    assert "ready after start 1" in se.build_logs("rows", "a").logs
+    text = se.export_metrics("rows").contents.read().decode()  # type: ignore[union-attr]
+    assert 'smalti_requests_total{endpoint="rows",status="200",task="predict"}' in text
+    identifier = se.get("rows").id or ""
+    held = se.get_permissions(identifier).access_control_list or []
+    assert [each.user_name for each in held] == ["admin"]
+    se.update_permissions(
+        identifier,
+        access_control_list=[
+            s.ServingEndpointAccessControlRequest(user_name="bob", permission_level=s.ServingEndpointPermissionLevel.CAN_QUERY)
+        ],
+    )
+    assert "bob" in [each.user_name for each in se.get_permissions(identifier).access_control_list or []]
+    with pytest.raises(ResourceConflict, match="declared in the server's settings"):
+        se.delete("assistant")
+
+
+def test_chat_and_agents_from_mlflow(live: Live) -> None:
+    w = workspace(live)
+    for name in ("chat", "agent", "chatagent"):
+        w.serving_endpoints.create(f"my-{name}", config=config(entity(name)))
+    for name in ("chat", "agent", "chatagent"):
+        w.serving_endpoints.wait_get_serving_endpoint_not_updating(f"my-{name}", timeout=SOON)
+    client = OpenAI(base_url=f"{live.url}/v1", api_key=live.key, max_retries=0)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    ask: Any = {"model": "my-chat", "messages": [{"role": "user", "content": "hello there"}]}
+    forced = client.chat.completions.create(**ask, tools=[tool], tool_choice={"type": "function", "function": {"name": "f"}})
+    assert "hello there|{" in (forced.choices[0].message.content or "")
+    chunks = [chunk.choices[0].delta.content for chunk in client.chat.completions.create(**ask, stream=True) if chunk.choices]
+    assert [text for text in chunks if text] == ["hello ", "there "]
+    answer = client.responses.create(model="my-agent", input="a word")
+    assert answer.output_text == "you said a word"
+    streamed = list(client.responses.create(model="my-agent", input="a word", stream=True))
+    assert "".join(event.delta for event in streamed if event.type == "response.output_text.delta") == "you said"
+    assert streamed[-1].type == "response.completed"
+    assert client.responses.create(model="my-chatagent", input="a word").output_text == "heard a word"
+
+
+def test_a_model_that_dies_takes_nobody_along_and_comes_back(live: Live) -> None:
+    w = workspace(live)
+    se = w.serving_endpoints
+    se.create_and_wait("mortal", config=config(entity("dying", version="champion")), timeout=SOON)
+    assert (se.get("mortal").config.served_entities or [])[0].entity_version == "1"  # type: ignore[union-attr]
+
+    def process() -> int:
+        return int((se.query("mortal", dataframe_records=[{"word": "live"}]).predictions or [])[0])
+
+    before = process()
+    with live.client() as client:
+        died = client.post("/serving-endpoints/mortal/invocations", json={"dataframe_records": [{"word": "die"}]})
+    assert (died.status_code, died.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    after = process()
+    os.kill(after, signal.SIGKILL)
+    wait_until(
+        lambda: int((se.query("mortal", dataframe_records=[{"word": "live"}]).predictions or [])[0]) not in (before, after)
+    )
+    se.delete("mortal")
+    with pytest.raises(NotFound):
+        se.get("mortal")
+
+
+def test_a_service_principal_signs_in_and_manages_what_it_made(live: Live) -> None:
+    w = workspace(live, client_id="sp", client_secret="secret")
+    assert w.config.auth_type == "oauth-m2m"
+    assert w.current_user.me().user_name == "sp"
+    with pytest.raises(PermissionDenied):
+        w.serving_endpoints.get("assistant")
+    made = w.serving_endpoints.create_and_wait("fast", config=config(entity("tiny_tabular")), route_optimized=True, timeout=SOON)
+    assert made.permission_level == s.ServingEndpointDetailedPermissionLevel.CAN_MANAGE
+    assert w.serving_endpoints_data_plane.query("fast", dataframe_split=ROW).predictions == pytest.approx([2.0])
+    w.serving_endpoints.delete("fast")
+    with pytest.raises(Exception, match="client id or its secret is wrong"):
+        workspace(live, client_id="sp", client_secret="wrong").current_user.me()
+
+
+def test_an_external_model_keeps_its_key_to_itself(live: Live) -> None:
+    w = workspace(live)
+
+    def external(url: str) -> s.EndpointCoreConfigInput:
+        key = s.BearerTokenAuth(token_plaintext=live.key)
+        provider = s.CustomProviderConfig(custom_provider_url=url, bearer_token_auth=key)
+        model = s.ExternalModel(
+            name="all", provider=s.ExternalModelProvider.CUSTOM, task="llm/v1/chat", custom_provider_config=provider
+        )
+        return config(s.ServedEntityInput(name="x", external_model=model))
+
+    made = w.serving_endpoints.create_and_wait("outside", config=external(f"{live.url}/v1/chat/completions"), timeout=SOON)
+    assert live.key not in str(made.as_dict())
+    assert live.key not in str(w.api_client.do("GET", "/api/2.0/serving-endpoints/outside"))
+    assert live.key.encode() not in b"".join(path.read_bytes() for path in live.home.glob("smalti.db*"))
+    with pytest.raises(BadRequest, match="private network"):
+        w.serving_endpoints.create("inside", config=external("http://10.0.0.1/v1"))
+
+
+def test_endpoints_survive_a_restart(live: Live, tmp_path: Path, rows: WorkspaceClient) -> None:
+    port = int(live.url.rpartition(":")[2])
+    stop(live)
+    again = start(live.home, live.home.parent / "docs", port=port)
+    live.process = again.process
+    answer = rows.serving_endpoints.query("rows", dataframe_split=ROW)  # waits for the model
+    assert answer.predictions == pytest.approx([2.0])
+    kept = rows.serving_endpoints.get("rows")
+    assert [tag.key for tag in kept.tags or []] == ["k"]
+    assert kept.config is not None
+    assert kept.config.config_version == 2
