@@ -240,9 +240,9 @@ def _lines(text: str, start: int, end: int, section: int, found: list[Unit]) -> 
         elif _HEADING.match(line):
             flush()
             section += 1
-            begin, end = at + len(line) - len(line.lstrip("# \t")), at + len(line.rstrip())
-            if begin < end:  # `# #` is a heading without words
-                found.append(Unit(begin, end, "heading", section))
+            if words := line.lstrip("# \t").rstrip():  # `# #` is a heading without words
+                begin = at + len(line) - len(line.lstrip("# \t"))
+                found.append(Unit(begin, begin + len(words), "heading", section))
         elif _UNDERLINE.match(line):
             if len(paragraph) == 2 and "\n" not in text[paragraph[0] : paragraph[1]] and line.strip()[0] in "=-~^":
                 section += 1

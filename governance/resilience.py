@@ -29,7 +29,7 @@ class Breaker:
     seconds: for so long; then one call may try, and closes or opens it again.
     """
 
-    def __init__(self, failures: int = 5, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, failures: int = 5, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._failures, self._seconds, self._clock = failures, seconds, clock
         self._count = 0
         self._until = 0.0
@@ -67,7 +67,8 @@ def resilient(
     ----------
     engines: name and engine of each served entity; the first answers, the others follow in this order.
     fallback: whether the others may be tried now (`fallback_config.enabled`).
-    attempts: how often each is called, as long as it fails with a `RETRYABLE` status before its first word.
+    attempts: how often each is called, as long as it fails with a `RETRYABLE` status before its first word; one that did not
+        answer in time (504) is not asked again.
     pause: seconds before the second attempt; it doubles, and a random part is taken off. A long `retry_after` ends them.
     """
     guarded = [(name, engine, breaker()) for name, engine in engines]
@@ -75,6 +76,7 @@ def resilient(
     async def run(call: Call) -> AsyncIterator[Event]:
         last: CallError | None = None
         for name, engine, gate in guarded if fallback() else guarded[:1]:
+            ill = False
             for attempt in range(attempts):
                 if (wait := gate.wait()) > 0:
                     last = last or unavailable(f"{name} failed several times in a row; it is tried again soon", retry_after=wait)
@@ -97,15 +99,19 @@ def resilient(
                             yield early
                     return
                 except CallError as error:
-                    if error.status in RETRYABLE and error.status != 429:
-                        gate.failed()
+                    ill = error.status in RETRYABLE and error.status != 429
                     if begun or error.status not in RETRYABLE:
+                        if ill:
+                            gate.failed()
                         raise
                     last = error
                 delay = max(pause * 2**attempt * random.uniform(0.5, 1.0), last.retry_after or 0.0)
-                if attempt + 1 == attempts or delay > _LONGEST:
+                silent = last.status == 504  # it has been waited for long enough
+                if attempt + 1 == attempts or delay > _LONGEST or silent:
                     break
                 await asyncio.sleep(delay)
+            if ill:
+                gate.failed()  # once a call, however often it was tried
         assert last is not None
         raise last
 

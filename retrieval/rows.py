@@ -139,11 +139,7 @@ class RowIndexes:
         ------
         SourceError: it cannot be read.
         """
-        count = sum(1 for _ in read_table(place))
-        with self._engine.begin() as db:
-            db.execute(sa.delete(source_tables).where(source_tables.c.name == name))
-            db.execute(sa.insert(source_tables).values(name=name, place=place))
-        return count
+        return declare_table(self._engine, name, place)
 
     def tables(self) -> list[dict[str, str]]:
         with self._engine.connect() as db:
@@ -490,3 +486,12 @@ def _sortable(value: Any) -> tuple[int, Any]:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
+
+
+def declare_table(engine: Engine, name: str, place: str) -> int:
+    """Declares a table to sync from, in the place of an older one of that name; gives its count of rows. Raises SourceError."""
+    count = sum(1 for _ in read_table(place))
+    with engine.begin() as db:
+        db.execute(sa.delete(source_tables).where(source_tables.c.name == name))
+        db.execute(sa.insert(source_tables).values(name=name, place=place))
+    return count

@@ -20,7 +20,7 @@ def prepare(
     secret: Annotated[str, typer.Option(help="OAuth secret that the service principal `sp` gets.")] = "secret",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Register tiny models (chat, embeddings, rows) and the service principal `sp`, beside a running server or without one.
+    """Register tiny models (chat, embeddings, rows), a table and the service principal `sp`, beside a running server or without.
 
     `sp` may make endpoints. Its secret is known to everyone: use this on servers for tests.
     """
@@ -28,10 +28,11 @@ def prepare(
     from serving.conformance.prepare import prepare as make
 
     work = context.obj
-    made = make(work.home.path, OAuth(work.engine, work.identity), work.grants, secret=secret)
+    made = make(work.home.path, work.engine, OAuth(work.engine, work.identity), work.grants, secret=secret)
     if as_json:
         work.print_json(made)
         return
     for model in made["models"]:
         print(f"{model['name']} version {model['version']} ({model['task'] or 'rows'}){'' if model['new'] else ', was there'}")
+    print(f"table {made['table']} of {made['rows']} rows")
     print(f"service principal {made['client_id']} may make endpoints with the secret {made['client_secret']!r}")

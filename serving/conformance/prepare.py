@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from governance.call import CallError
 from governance.grants import Grants
 from governance.oauth import OAuth
+from retrieval.rows import declare_table
 from serving.registry import Registry
 
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
 CHAT, EMBED, TABULAR = "main.default.tiny_chat", "main.default.tiny_embed", "main.default.tiny_tabular"
+TABLE = "main.default.docs"
 CLIENT, SECRET = "sp", "secret"
 _HERE = Path(__file__).parent
 
 
-def prepare(home: Path, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -> dict[str, Any]:
+def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -> dict[str, Any]:
     """Register what is missing in a state folder; gives what is there then. Blocking, some seconds the first time.
 
     The service principal may make endpoints: it holds CAN_MANAGE on `endpoint:*`.
@@ -33,8 +39,12 @@ def prepare(home: Path, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -
         _register(home, missing)
     oauth.create_secret(CLIENT, secret)
     grants.grant(f"service_principal:{CLIENT}", "endpoint:*", "CAN_MANAGE")
+    file = home / "conformance" / "docs.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({"id": str(n), "text": f"row {n}"}) + "\n" for n in range(1, 21)))
+    rows = declare_table(engine, TABLE, str(file))
     models = [{"name": name, "version": "1", "task": registry.find(name, "1").task, "new": name in missing} for name in makers]
-    return {"models": models, "client_id": CLIENT, "client_secret": secret}
+    return {"models": models, "table": TABLE, "rows": rows, "client_id": CLIENT, "client_secret": secret}
 
 
 def _known(registry: Registry, name: str) -> bool:
