@@ -25,7 +25,7 @@ import httpx
 from tests.bench.ingest import replicate
 from tests.live import Live, start, stop
 
-CHARACTERS_A_CHUNK = 900
+CHARACTERS_A_CHUNK = 460
 
 
 def questions(docs: Path, count: int) -> list[str]:
