@@ -38,7 +38,7 @@ def main() -> None:
         table = Table(title=name, title_justify="left", box=None)
         table.add_column("measure")
         table.add_column("value", justify="right")
-        for key, value in flat(json.loads(done.stdout.strip().splitlines()[-1])):
+        for key, value in flat(json.loads(done.stdout[done.stdout.index("{") :])):
             table.add_row(key, value)
         console.print(table, "")
 
