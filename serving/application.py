@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from governance import reports
 from governance import routes as governance_routes
-from governance.call import Call, Caller, CallError, Task
+from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from serving import databricks, errors, indexes, management, oidc, routes, tracking
+from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
@@ -41,8 +42,8 @@ def application(platform: Platform) -> FastAPI:
     errors.install(app)
 
     @app.exception_handler(RetrievalError)
-    async def refused(request: Request, error: RetrievalError) -> Response:
-        return errors.error_response(CallError(error.message, status=error.status, code=error.code), request.scope)
+    async def told(request: Request, error: RetrievalError) -> Response:
+        return errors.error_response(refused(error), request.scope)
 
     async def caller(request: Request) -> Caller:
         return await asyncio.to_thread(platform.identity.authenticate, bearer(request.headers))

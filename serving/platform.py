@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents import Agent, AgentLoadError, Route, Runtime, load_builder, make_reader, make_router
+from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Engine, Event, unavailable
@@ -80,7 +80,8 @@ class Platform:
         self.journal = Journal(self.engine, home.journal)
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
-        observers: list[Callable[[CallRecord], None]] = [self.tracer] if self.tracer else []
+        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
@@ -96,8 +97,6 @@ class Platform:
             toolkit=toolkit,
             max_in_flight=settings.max_in_flight,
         )
-        self.metrics = Metrics(lambda: self.gateway.in_flight)
-        self.gateway.observers.append(self.metrics)
         for name in declared:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
@@ -226,10 +225,6 @@ class Platform:
                     if len(found) >= limit:
                         return list(found)
         return list(found)
-
-    async def route(self, question: str) -> Route:
-        """What the router makes of a question."""
-        return await self._router(question)
 
     # ---- life
 

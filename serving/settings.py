@@ -7,6 +7,7 @@ agent needs beside them stands under `agent`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,8 +162,6 @@ class Settings(BaseSettings):
 
 
 def _in_environment(name: str) -> bool:
-    import os
-
     return bool(os.environ.get(f"SMALTI_{name.upper()}"))
 
 

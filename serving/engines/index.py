@@ -37,9 +37,14 @@ def index_engine(indexes: Searchable) -> Engine:
         try:
             yield Event("result", {"result": await _run(indexes, call)})
         except RetrievalError as error:
-            raise CallError(error.message, status=error.status, code=error.code) from error
+            raise refused(error) from error
 
     return run
+
+
+def refused(error: RetrievalError) -> CallError:
+    """What retrieval refused, in the words of a call."""
+    return CallError(error.message, status=error.status, code=error.code)
 
 
 async def _run(indexes: Searchable, call: Call) -> dict[str, Any]:

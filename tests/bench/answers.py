@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import httpx
 
 from tests.bench.ingest import replicate
+from tests.bench.timing import percentiles
 from tests.live import Live, start, stop
 
 CHARACTERS_A_CHUNK = 460
@@ -34,11 +34,6 @@ def questions(docs: Path, count: int) -> list[str]:
     headings = [h for p in sorted(docs.rglob("*.md")) for h in re.findall(r"^#+ (.{8,80})$", p.read_text(errors="replace"), re.M)]
     forms = ("How does {} work with {}?", "What should I know about {} and {}?", "Explain {} compared to {}")
     return [rng.choice(forms).format(rng.choice(headings), rng.choice(headings)) for _ in range(count)]
-
-
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(milliseconds, n=100)
-    return {"p50_ms": round(cuts[49], 1), "p95_ms": round(cuts[94], 1), "p99_ms": round(cuts[98], 1)}
 
 
 def one_by_one(live: Live, asked: list[str]) -> tuple[dict[str, Any], list[str]]:

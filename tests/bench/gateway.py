@@ -21,8 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sqlalchemy import create_engine, event
-
 from governance.call import Call, Event
 from governance.gateway import Gateway
 from governance.grants import Grants
@@ -30,6 +28,7 @@ from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits
 from governance.policies import Policies
+from serving.state import open_database
 
 ANSWER = {
     "id": "resp_x",
@@ -76,8 +75,7 @@ async def measure(gateway: Gateway, secret: str, size: int, chunks: int, calls: 
 async def main(calls: int) -> dict[str, Any]:
     result: dict[str, Any] = {"calls": calls, "cores": os.cpu_count(), "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as folder:
-        database = create_engine(f"sqlite:///{folder}/smalti.db")
-        event.listen(database, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode=WAL"))
+        database = open_database(f"sqlite:///{folder}/smalti.db")
         identity, grants = Identity(database, Path(folder) / "pepper"), Grants(database)
         policies = Policies(database)
         policies.set(

@@ -14,18 +14,19 @@ import os
 import random
 import re
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import sqlalchemy as sa
+from sqlalchemy import Engine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from retrieval import Encoder, Indexes
 from retrieval.chunk import context, embedded_text
+from serving.state import open_database
+from tests.bench.timing import timed
 
 
 def replicate(docs: Path, target: Path, factor: float) -> None:
@@ -43,25 +44,8 @@ def replicate(docs: Path, target: Path, factor: float) -> None:
             place.write_text(text)
 
 
-def engine_at(home: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{home}/smalti.db", connect_args={"timeout": 30})
-
-    @sa.event.listens_for(engine, "connect")
-    def settle(connection, _record) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
-
-
-def timed(ask, queries: list[str]) -> dict[str, float]:
-    times = []
-    for query in queries:
-        began = time.perf_counter()
-        ask(query)
-        times.append((time.perf_counter() - began) * 1000)
-    cuts = statistics.quantiles(times, n=100)
-    return {"p50_ms": round(cuts[49], 2), "p99_ms": round(cuts[98], 2)}
+def engine_at(home: Path) -> Engine:
+    return open_database(f"sqlite:///{home}/smalti.db")
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 
 from retrieval import Indexes
 from tests.bench.ingest import engine_at
+from tests.bench.timing import timed
 
 WORDS = 30_000
 
@@ -56,18 +56,6 @@ def write(folder: Path, rows: int, rng: np.random.Generator) -> None:
         part.mkdir(parents=True, exist_ok=True)
         drawn = names[rng.choice(WORDS, (500, 140), p=odds)]
         (part / f"{at}.md").write_text("\n\n".join(f"# s{at + i}\n\n{' '.join(row)}." for i, row in enumerate(drawn)))
-
-
-def timed(run: Any, given: list[Any]) -> dict[str, float]:
-    for each in given[:10]:
-        run(each)
-    took = []
-    for each in given:
-        began = time.perf_counter()
-        run(each)
-        took.append((time.perf_counter() - began) * 1e3)
-    cuts = statistics.quantiles(took, n=100)
-    return {"p50_ms": round(cuts[49], 2), "p99_ms": round(cuts[98], 2)}
 
 
 def main() -> None:
@@ -111,7 +99,7 @@ def main() -> None:
             return lambda each: indexes._search(row, each[0], each[1], 10, mode, **more)
 
         for mode in ("dense", "lexical", "hybrid"):
-            told[mode] = timed(run(mode), both)
+            told[mode] = timed(run(mode), both, warm=10)
         exact = [set(np.argsort(-(rows.matrix[: rows.size] @ vector))[:10]) for vector in vectors]
         near = [{rows.slot_of()[key] for key, _ in indexes._vectors.query(row.id, vector, 100)} for vector in vectors]
         told["dense_recall@10"] = round(float(np.mean([len(a & b) / 10 for a, b in zip(exact, near, strict=True)])), 4)
@@ -124,8 +112,8 @@ def main() -> None:
                 begins = sorted(f["start"] for f in rows.fields if f["source"] == chosen[0])
                 where["start <"] = begins[min(len(begins) - 1, max(1, int(options.rows * share)))]
             told[f"filtered_{share:.1%}"] = {
-                "dense": timed(run("dense", filters=where), both),
-                "hybrid": timed(run("hybrid", filters=where), both),
+                "dense": timed(run("dense", filters=where), both, warm=10),
+                "hybrid": timed(run("hybrid", filters=where), both, warm=10),
             }
         indexes.close()
     print(json.dumps(told))
