@@ -197,7 +197,8 @@ def test_keyboard_alone_is_enough(world, sign_in):
         page.keyboard.press("Tab")
         page.wait_for_function(
             """() => { const e = document.activeElement, s = getComputedStyle(e);
-                return s.outlineStyle + s.boxShadow !== "nonenone" || !document.hasFocus() || ["TEXTAREA", "BODY"].includes(e.tagName); }"""
+                return s.outlineStyle + s.boxShadow !== "nonenone" || !document.hasFocus() ||
+                    ["TEXTAREA", "BODY"].includes(e.tagName); }"""
         )
 
 
