@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.base_model import fingerprint, locate
 from finetune.loop import Emit, Loop
 from finetune.publish import quiet
-from finetune.schema import EncoderRecipe
+from finetune.schema import EncoderRecipe, LanguageRecipe, Recipe, TrainedRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,16 +26,14 @@ def execute(run: TrainingRun) -> dict[str, Any]:
     ------
     DataError, RecipeError, TrainingError: it cannot be done; the message says why. Canceled: asked to end.
     """
-    from finetune.job_classify import ClassifyJob
-
     recipe, spec = run.recipe, run.spec
-    assert isinstance(recipe, EncoderRecipe)
     began = time.perf_counter()
-    job = ClassifyJob(recipe)
+    job = _job(recipe)
+    assert isinstance(recipe, TrainedRecipe)
     run.emit("validated", **job.facts, warnings=len(job.warnings))
     base = locate(recipe.base_model)
     facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
-    facts |= {"task": recipe.task, "method": recipe.method}
+    facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
     device = _device()
     _use_threads(spec["threads"])
     with quiet():
@@ -59,6 +57,18 @@ def execute(run: TrainingRun) -> dict[str, Any]:
         with quiet():
             tracker.end("KILLED" if run.canceled() else status)
     return {**result, "seconds": round(time.perf_counter() - began, 2), "mlflow_run_id": tracker.run_id}
+
+
+def _job(recipe: Recipe) -> Any:
+    """What knows a task's data, its evaluation and its registered form."""
+    if isinstance(recipe, EncoderRecipe):
+        from finetune.job_classify import ClassifyJob
+
+        return ClassifyJob(recipe)
+    assert isinstance(recipe, LanguageRecipe)
+    from finetune.job_language import LanguageJob
+
+    return LanguageJob(recipe)
 
 
 class Tracker:

@@ -100,9 +100,12 @@ class ClassifyJob:
             margin=self.recipe.promote_margin,
         )
 
-    def _judge_incumbent(self, model: Any) -> float:
-        """The macro-recall of a loaded model on this run's evaluation rows."""
+    def _judge_incumbent(self, incumbent: Any) -> float:
+        """The macro-recall of a registered version on this run's evaluation rows."""
+        import mlflow
         import pandas as pd
+
+        model = mlflow.pyfunc.load_model(f"models:/{incumbent.name}/{incumbent.version}")
 
         predicted = model.predict(pd.DataFrame({self.recipe.data.text_column: [row.text for row in self.evaluation]}))["label"]
         right: dict[str, list[bool]] = {}

@@ -144,7 +144,7 @@ def promote(name: str, number: str, score: float | None, judge: Callable[[Any], 
     Parameters
     ----------
     score: of the new version, higher is better; None if it was not evaluated.
-    judge: scores a loaded model (the champion) on the rows that gave `score`.
+    judge: scores the champion, given as MLflow's model version, on the rows that gave `score`.
     margin: how much better it must be.
     """
     import mlflow
@@ -159,7 +159,7 @@ def promote(name: str, number: str, score: float | None, judge: Callable[[Any], 
     if score is None or judge is None:
         return False, f"It was not evaluated, so version {incumbent.version} stays the champion."
     try:
-        theirs = judge(mlflow.pyfunc.load_model(f"models:/{name}/{incumbent.version}"))
+        theirs = judge(incumbent)
     except Exception as error:
         return False, f"Version {incumbent.version}, the champion, could not be judged on these rows ({type(error).__name__})."
     told = f"{score:.4f}, version {incumbent.version} has {theirs:.4f} on the same rows"

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from finetune.schema import RECIPES, BaseRecipe, ClassifyRecipe, EncoderRecipe, Recipe, model_for
+from finetune.schema import RECIPES, BaseRecipe, ClassifyRecipe, EncoderRecipe, LanguageRecipe, Recipe, model_for
 
-__all__ = ["BaseRecipe", "ClassifyRecipe", "EncoderRecipe", "Recipe", "RecipeError", "find", "load_recipe"]
+__all__ = ["BaseRecipe", "ClassifyRecipe", "EncoderRecipe", "LanguageRecipe", "Recipe", "RecipeError", "find", "load_recipe"]
 
 
 class RecipeError(Exception):

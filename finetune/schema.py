@@ -26,16 +26,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataRecipe(Strict):
+class FilesRecipe(Strict):
     """Where the rows are. Relative paths count from the working folder, then from the folder the rooms lie in."""
 
     train: Path
     eval: Path | None = None
+    max_rows: Annotated[int, Field(ge=2)] | None = None
+    """Of the training rows, drawn by `seed`."""
+
+
+class DataRecipe(FilesRecipe):
+    """Files of labelled texts."""
+
     text_column: str = "text"
     label_column: str = "label"
     ignore_columns: tuple[str, ...] = ()
-    max_rows: Annotated[int, Field(ge=2)] | None = None
-    """Of the training rows, drawn by `seed`."""
 
     @model_validator(mode="after")
     def _two_columns(self) -> DataRecipe:
@@ -52,12 +57,12 @@ class BaseRecipe(Strict):
     seed: int = 0
     register_to: Annotated[str, Field(pattern=THREE_PARTS)] | None = None
     """Name in the model registry, `catalog.schema.model`."""
-    data: DataRecipe
 
 
 class ClassifyRecipe(BaseRecipe):
     """Text to one of some labels: a frozen encoder's embeddings and a calibrated logistic regression."""
 
+    data: DataRecipe
     task: Literal["classify"] = "classify"
     method: Literal["linear"] = "linear"
     encoder: str = "all-MiniLM-L6-v2"
@@ -103,6 +108,7 @@ class TrainedRecipe(BaseRecipe):
 class EncoderRecipe(TrainedRecipe):
     """Text to one of some labels: all of an encoder's weights are trained, with a head on the mean of its states."""
 
+    data: DataRecipe
     task: Literal["classify"] = "classify"
     method: Literal["full"] = "full"
     base_model: str = "all-MiniLM-L6-v2"
@@ -125,8 +131,45 @@ class EncoderRecipe(TrainedRecipe):
     """How much macro-recall must exceed the champion's for the alias to move."""
 
 
-Recipe = ClassifyRecipe | EncoderRecipe
-RECIPES: Mapping[str, Mapping[str, type[BaseRecipe]]] = {"classify": {"linear": ClassifyRecipe, "full": EncoderRecipe}}
+class LoraRecipe(Strict):
+    """Low-rank adapters beside every linear layer (https://arxiv.org/abs/2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The adapters' outputs are scaled by alpha / rank; default: twice the rank."""
+    dropout: Share = 0.0
+    targets: tuple[str, ...] | None = None
+    """Names of layers; default: all linear ones but the head."""
+
+
+class LanguageRecipe(TrainedRecipe):
+    """A causal language model learns texts (`cpt`), answers to prompts (`sft-instruct`) or its turns in chats (`sft-chat`)."""
+
+    data: FilesRecipe
+    """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
+    task: Literal["cpt", "sft-chat", "sft-instruct"]
+    method: Literal["full", "lora", "dora"] = "lora"
+    lora: LoraRecipe = LoraRecipe()
+    context_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of a packed sequence. Texts share one, and see nothing of each other."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    chat_template: Path | None = None
+    """A Jinja file, for a tokenizer that has none."""
+    eval_prompts: tuple[str, ...] = ()
+    """Continued at each evaluation, to be looked at."""
+    sample_tokens: Annotated[int, Field(ge=1)] = 48
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+    """How much the held-out loss must be under the champion's for the alias to move."""
+
+
+Recipe = ClassifyRecipe | EncoderRecipe | LanguageRecipe
+_LANGUAGE: Mapping[str, type[BaseRecipe]] = dict.fromkeys(("lora", "full", "dora"), LanguageRecipe)
+RECIPES: Mapping[str, Mapping[str, type[BaseRecipe]]] = {
+    "classify": {"linear": ClassifyRecipe, "full": EncoderRecipe},
+    "cpt": _LANGUAGE,
+    "sft-chat": _LANGUAGE,
+    "sft-instruct": _LANGUAGE,
+}
 """A recipe's `task` and `method` choose its model."""
 
 

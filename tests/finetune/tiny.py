@@ -40,3 +40,27 @@ def reviews(file: Path, rows: int, seed: int) -> Path:
         found.setdefault(f"{' '.join(words)} {seed}", label)
     file.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in found.items()))
     return file
+
+
+def llama(folder: Path, *, template: bool = False) -> Path:
+    """A Llama of two layers, 32 wide, over single characters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = ["<s>", "</s>", "<unk>", *map(chr, range(32, 127)), "\n"]
+    plain = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    plain.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    if template:
+        turn = "{% if m.role == 'assistant' %}A:{{ m.content }}{{ eos_token }}{% else %}U:{{ m.content }}\n{% endif %}"
+        tokenizer.chat_template = (
+            "{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+        )
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(characters), num_key_value_heads=2, max_position_embeddings=128, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
