@@ -176,7 +176,7 @@ def _summary(result: dict[str, Any]) -> str:
     lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {result['training_seconds']:.0f} s of training"]
     if metrics:
         width = max(map(len, metrics))
-        lines.append(f"{'':{width}}   this model" + ("   TF-IDF baseline" if baseline else ""))
+        lines.append(f"{'':{width}}   this model" + (f"{result.get('baseline_name', 'baseline'):>18}" if baseline else ""))
         for name, value in metrics.items():
             lines.append(f"{name:{width}} {value:12.3f}" + (f" {baseline[name]:17.3f}" if name in baseline else ""))
     if done := result.get("registered"):

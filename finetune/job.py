@@ -6,7 +6,10 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from finetune.base_model import fingerprint, locate
 from finetune.loop import Emit, Loop
@@ -84,7 +87,8 @@ class Tracker:
         mlflow.set_tracking_uri(uri)
         self.client: MlflowClient = mlflow.MlflowClient()
         known = run.state().get("mlflow_run_id")
-        number = experiment(self.client, job.recipe.name, uri, None)
+        with _alone(uri):
+            number = experiment(self.client, job.recipe.name, uri, None)
         active = mlflow.start_run(run_id=known, experiment_id=None if known else number, run_name=None if known else run.id)
         self.run_id: str = active.info.run_id
         run.set_state(mlflow_run_id=self.run_id)
@@ -128,6 +132,12 @@ class Tracker:
         import mlflow
 
         mlflow.end_run(status)
+
+
+def _alone(uri: str) -> AbstractContextManager[Any]:
+    """A lock for the first look into an SQLite database, which makes its tables: the server and other runs take it as well."""
+    database = uri.removeprefix("sqlite:///")
+    return FileLock(f"{database}.lock") if database != uri else nullcontext()
 
 
 def _device() -> str:

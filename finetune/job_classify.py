@@ -60,7 +60,7 @@ class ClassifyJob:
             return {"metrics": {}, "baseline": {}}
         found = task.result()
         emit("baseline", rows=len(self.rows))
-        return {**found, "baseline": metrics(self._baseline(), task.truth)}
+        return {**found, "baseline_name": "TF-IDF baseline", "baseline": metrics(self._baseline(), task.truth)}
 
     def _baseline(self) -> np.ndarray:
         from finetune.tasks.classify import baseline

@@ -56,7 +56,12 @@ class LanguageJob:
     def judge(self, task: LanguageTask, emit: Emit) -> dict[str, Any]:
         """The held-out loss after training, and before it."""
         after, before = task.evaluate(), self._before
-        return {"metrics": _shown(after), "baseline": _shown(before), "samples": list(task.samples())}
+        return {
+            "metrics": _shown(after),
+            "baseline": _shown(before),
+            "baseline_name": "base model",
+            "samples": list(task.samples()),
+        }
 
     def artifacts(self, result: Mapping[str, Any]) -> dict[str, Any]:
         return {"samples.txt": "\n\n".join(result["samples"])} if result["samples"] else {}

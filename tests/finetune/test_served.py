@@ -28,8 +28,8 @@ def test_the_recipe_of_the_docs_becomes_an_endpoint(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         assert re.search(r"'label': '(negative|neutral|positive)'", done.stdout), done.stdout
-        refused = live.client().post(
-            "/serving-endpoints/sentiment/invocations", json={"dataframe_split": {"columns": [], "data": []}}
-        )
+        with live.client() as client:
+            body = {"dataframe_split": {"columns": [], "data": []}}
+            refused = client.post("/serving-endpoints/sentiment/invocations", json=body)
         assert refused.status_code == 400
         assert "text" in refused.text
