@@ -25,6 +25,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.artifacts import Artifacts
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -32,6 +33,7 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.model_access import ModelAccess
 from serving.registry import Registry
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
@@ -103,6 +105,9 @@ class Platform:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
         self.endpoints = Endpoints()
+        self.registry = Registry(home.path)
+        self.artifacts = Artifacts(home.path, self.registry)
+        self.model_access = ModelAccess(self.grants, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
         self.codes = OneTimeCodes()
@@ -126,7 +131,7 @@ class Platform:
             self._declare(declaration)
         entities = Entities(
             home.path,
-            Registry(home.path),
+            self.registry,
             Vault(self.engine, home.pepper),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,

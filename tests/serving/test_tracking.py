@@ -22,10 +22,15 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser
+from sqlalchemy import create_engine
 from starlette.requests import Request
 
 from governance.call import Caller, unauthenticated
-from serving.tracking import MlflowServer, router
+from governance.grants import Grants
+from serving.model_access import ModelAccess
+from serving.registry import Registry
+from serving.tracking import MlflowServer
+from serving.tracking_routes import router
 
 CALLERS = {"key-alice": Caller("alice"), "key-admin": Caller("admin", admin=True)}
 
@@ -51,7 +56,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     up, server = threading.Event(), MlflowServer(home)
     listener = socket.create_server(("127.0.0.1", 0))
     app = FastAPI()
-    app.include_router(router(server, authorize, sign_in="/sign-in"))
+    grants = Grants(create_engine(f"sqlite:///{home}/smalti.db"))
+    grants.grant("user:alice", "model:*", "CAN_MANAGE")
+    app.include_router(router(server, authorize, ModelAccess(grants), Registry(home), sign_in="/sign-in"))
     web = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
     async def run() -> None:
@@ -161,7 +168,7 @@ def test_a_session_cookie_writes_from_this_host_only(site: Site) -> None:
 
 
 def test_an_endless_body_is_cut(alice: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.tracking.MAX_BODY", 10_000)
+    monkeypatch.setattr("serving.tracking_routes.MAX_BODY", 10_000)
     answer = alice.post("/api/2.0/mlflow/runs/log-batch", content=(b"x" * 4_000 for _ in range(5)))
     assert answer.status_code == 413
     assert alice.post("/api/2.0/mlflow/runs/log-batch", content=b"x" * 20_000).status_code == 413
