@@ -13,6 +13,7 @@ from typing import Any
 from governance.call import Caller, CallError, bad_request, forbidden
 from governance.grants import PRIVILEGES, Grants
 from serving.endpoint import Endpoint
+from serving.registry import Registry
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
@@ -24,11 +25,12 @@ class ModelAccess:
 
     Parameters
     ----------
+    registry: knows the models.
     endpoints: gives the endpoints, whose models are not taken away under them.
     """
 
-    def __init__(self, grants: Grants, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
-        self.grants = grants
+    def __init__(self, grants: Grants, registry: Registry, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
+        self.grants, self.registry = grants, registry
         self._endpoints = endpoints
 
     def allowed(self, who: Caller, name: str, level: str = "CAN_QUERY") -> bool:
@@ -41,6 +43,17 @@ class ModelAccess:
 
     def check_create(self, who: Caller) -> None:
         self.grants.check(who, EVERY, "CAN_MANAGE")
+
+    def check_served(self, who: Caller, config: Any) -> None:
+        """Serving a registered model needs EXECUTE on it. Raises `CallError` 403. Blocking.
+
+        `config` is an endpoint's as it was sent, not yet checked.
+        """
+        lists = [config.get(key) for key in ("served_entities", "served_models")] if isinstance(config, Mapping) else []
+        entities = [each for found in lists if isinstance(found, list) for each in found if isinstance(each, Mapping)]
+        for name in (each.get(key) for each in entities for key in ("entity_name", "model_name")):
+            if isinstance(name, str) and self.registry.known(name):
+                self.check(who, name)
 
     def created(self, who: Caller, name: str) -> None:
         """Give the maker of a model the say over it."""

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import TextClause, create_engine, inspect, text
 
 from governance.call import CallError, bad_request, not_found
 
@@ -22,6 +22,7 @@ _VERSIONS = text(
     f"SELECT version, source, storage_location, status FROM model_versions WHERE name = :name AND version = :version AND {_KEPT}"
 )
 _ALIASES = text("SELECT version FROM registered_model_aliases WHERE name = :name AND alias = :alias")
+_MODEL = text("SELECT name FROM registered_models WHERE name = :name")
 _HOLDER = text(f"SELECT name FROM model_versions WHERE storage_location = :location AND {_KEPT}")
 _KNOWN = text(f"SELECT version FROM model_versions WHERE name = :name AND {_KEPT} ORDER BY version")
 
@@ -83,12 +84,21 @@ class Registry:
 
     def holder(self, location: str) -> str | None:
         """Name of the model whose version's files lie at this location (`mlflow-artifacts:/…`). Blocking."""
+        return self._name(_HOLDER, location=location)
+
+    def known(self, name: str) -> bool:
+        """Whether there is such a registered model. Blocking."""
+        return self._name(_MODEL, name=name) is not None
+
+    def _name(self, statement: TextClause, **wanted: str) -> str | None:
         if not self._database.exists():
             return None
         engine = create_engine(f"sqlite:///{self._database}")
         try:
+            if not inspect(engine).has_table("model_versions"):
+                return None
             with engine.connect() as connection:
-                return connection.execute(_HOLDER, {"location": location}).scalar()
+                return connection.execute(statement, wanted).scalar()
         finally:
             engine.dispose()
 

@@ -22,7 +22,6 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from governance.call import Caller, CallError, bad_request, forbidden, not_found
 from serving.artifacts import REGISTERED, for_databricks, from_databricks
 from serving.model_access import ModelAccess, check_unscoped
-from serving.registry import Registry
 from serving.tracking import MlflowServer, silent, starting
 
 Authorize = Callable[[Request], Awaitable[Caller] | Caller]
@@ -49,9 +48,7 @@ MAX_BODY = 128 * 2**20
 """Bytes a request may have, artifacts excepted: MLflow keeps others in memory."""
 
 
-def router(
-    server: MlflowServer, authorize: Authorize, access: ModelAccess, registry: Registry, *, sign_in: str | None = None
-) -> APIRouter:
+def router(server: MlflowServer, authorize: Authorize, access: ModelAccess, *, sign_in: str | None = None) -> APIRouter:
     """Routes to the tracking server and its UI, for `app.include_router`.
 
     Parameters
@@ -59,10 +56,9 @@ def router(
     server: what answers.
     authorize: gives the signed-in caller from a request's key or session cookie, or raises `CallError`.
     access: who may do what with registered models.
-    registry: knows whose a registered version's files are.
     sign_in: path of the sign-in page; a browser without a session is sent there with `?next=…`.
     """
-    proxy = _Proxy(server, authorize, access, registry)
+    proxy = _Proxy(server, authorize, access)
 
     async def api(request: Request) -> Response:
         return await proxy.answer(request, _path(request))
@@ -115,8 +111,8 @@ def _path(request: Request) -> str:
 class _Proxy:
     """Passes a request on to the tracking server, and its answer back; parameters as for `router`."""
 
-    def __init__(self, server: MlflowServer, authorize: Authorize, access: ModelAccess, registry: Registry) -> None:
-        self._server, self._authorize, self._access, self._registry = server, authorize, access, registry
+    def __init__(self, server: MlflowServer, authorize: Authorize, access: ModelAccess) -> None:
+        self._server, self._authorize, self._access = server, authorize, access
 
     async def caller(self, request: Request) -> Caller:
         caller = self._authorize(request)
@@ -213,7 +209,7 @@ class _Proxy:
             raise bad_request("The path must not contain '..'.")
         if first == REGISTERED:
             location = f"mlflow-artifacts:/{'/'.join(inner[:2])}"
-            model = await asyncio.to_thread(self._registry.holder, location) if len(inner) > 1 else None
+            model = await asyncio.to_thread(self._access.registry.holder, location) if len(inner) > 1 else None
             if request.method not in _READING or (model is None and not who.admin):
                 raise forbidden("The files of registered models change only with a new version of the model.")
             if model is not None:

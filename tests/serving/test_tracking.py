@@ -58,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     app = FastAPI()
     grants = Grants(create_engine(f"sqlite:///{home}/smalti.db"))
     grants.grant("user:alice", "model:*", "CAN_MANAGE")
-    app.include_router(router(server, authorize, ModelAccess(grants), Registry(home), sign_in="/sign-in"))
+    app.include_router(router(server, authorize, ModelAccess(grants, Registry(home)), sign_in="/sign-in"))
     web = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
     async def run() -> None:
