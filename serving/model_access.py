@@ -95,6 +95,10 @@ class ModelAccess:
             raise bad_request("Missing field 'name': send the registered model's name.", "name")
         reading = method in ("GET", "HEAD") or action == "get-latest-versions"
         self.check(who, name, (_READS.get(action, "CAN_VIEW") if reading else "CAN_MANAGE"))
+        if action == "rename":
+            self.check_create(who)
+            if not isinstance(fields.get("new_name"), str):
+                raise bad_request("Missing field 'new_name'.", "new_name")
         if action in ("delete", "rename"):
             version = fields.get("version")
             self.check_unserved(name, None if resource == "registered-models" or version is None else str(version))

@@ -124,10 +124,10 @@ class _Proxy:
 
     async def answer(self, request: Request, path: str, *, ui: bool = False) -> Response:
         who = await self.caller(request)
-        databricks = not ui and "databricks-sdk" in request.headers.get("user-agent", "")
+        more, databricks = "", not ui and "databricks-sdk" in request.headers.get("user-agent", "")
         if databricks:
             head, _, rest = path.partition("/mlflow/")
-            path = f"{head}/mlflow/{_RENAMED[rest]}" if rest in _RENAMED else path
+            path, more = (f"{head}/mlflow/{_RENAMED[rest]}", "max_results=1000") if rest in _RENAMED else (path, "")
         artifact = _admit(request, path, ui)
         if not self._server.ready.is_set():
             raise starting()
@@ -144,14 +144,18 @@ class _Proxy:
                 content = b"".join([chunk async for chunk in content])
                 content = await asyncio.to_thread(from_databricks, content) if databricks else content
                 if made or (action and request.method not in _READING):
-                    fields = _object(content)
-                    content = _new_experiment(fields, who) if made else content
+                    fields = _object(content) if content or made else dict(request.query_params)
+                    content = _new_experiment(fields, who) if made else json.dumps(fields).encode()
                 headers = [(k, v) for k, v in headers if k not in ("content-length", "content-encoding")]
+        if len(request.query_params.getlist("name")) > 1:
+            raise bad_request("The query names 'name' twice.", "name")
         if action:
-            self._access.admit(who, *action, request.method, fields)
+            await asyncio.to_thread(self._access.admit, who, *action, request.method, fields)
         if databricks or action or "accept-encoding" not in request.headers:
             headers = [*((k, v) for k, v in headers if k != "accept-encoding"), ("accept-encoding", "identity")]
         query = request.scope.get("query_string", b"").decode("latin-1")
+        if more and "max_results" not in request.query_params:
+            query = f"{query}&{more}" if query else more
         url = httpx.URL(f"http://localhost{quote(path, safe=_PLAIN)}" + (f"?{query}" if query else ""))
         try:
             onward = self._server.client.build_request(request.method, url, headers=headers, content=content)
@@ -195,7 +199,7 @@ class _Proxy:
         """The files of registered versions are read by whom the model is granted to, and never written here."""
         words = path.strip("/").split("/")
         if words[-1] == "get-artifact" and "model-versions" in words:
-            self._access.check(who, request.query_params.get("name", ""))
+            await asyncio.to_thread(self._access.check, who, request.query_params.get("name", ""))
         if "mlflow-artifacts" not in words:
             return
         moved = "/".join(words[words.index("mlflow-artifacts") + 2 :]) or request.query_params.get("path", "")
@@ -213,7 +217,7 @@ class _Proxy:
             if request.method not in _READING or (model is None and not who.admin):
                 raise forbidden("The files of registered models change only with a new version of the model.")
             if model is not None:
-                self._access.check(who, model)
+                await asyncio.to_thread(self._access.check, who, model)
         elif request.method not in _READING and not first.isdigit() and not who.admin:
             raise forbidden("Files are written to the folder of an experiment: a number first.")
 
