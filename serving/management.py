@@ -160,6 +160,7 @@ def router(
     at = "/api/2.0/serving-endpoints"
     handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("POST", "", create),
+        ("POST", "/", create),  # as mlflow.deployments spells it
         ("PUT", "/{name}/config", update),
         ("DELETE", "/{name}", delete),
         ("PATCH", "/{name}/tags", tags),

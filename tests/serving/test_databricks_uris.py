@@ -53,17 +53,18 @@ print(run.info.run_id, trace.info.trace_id)
 
 LOGGED = """
 import mlflow
+import pandas as pd
 from mlflow import MlflowClient
 
 class Doubler(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input: list[float]) -> list[float]:
-        return [2 * each for each in model_input]
+    def predict(self, context, model_input):
+        return [2 * each for each in model_input["x"]]
 
-name, client = "main.default.doubler", MlflowClient()
+name, client, rows = "main.default.doubler", MlflowClient(), pd.DataFrame({"x": [3.0]})
 mlflow.set_experiment("/Users/ann/work")
 with mlflow.start_run():
     info = mlflow.pyfunc.log_model(
-        name="model", python_model=Doubler(), input_example=[1.0], pip_requirements=["mlflow"], registered_model_name=name
+        name="model", python_model=Doubler(), input_example=rows, pip_requirements=["mlflow"], registered_model_name=name
     )
 assert int(info.registered_model_version) == 1
 assert mlflow.get_logged_model(info.model_id).artifact_location.startswith("dbfs:/databricks/mlflow-tracking/")
@@ -78,11 +79,11 @@ model = client.get_registered_model(name)
 assert (model.aliases, model.tags, model.description) == ({"champion": "1"}, {"team": "blue"}, "doubles"), model
 assert [each.name for each in client.search_registered_models()] == [name]
 assert [each.version for each in client.search_model_versions(f"name='{name}'")] == ["1"]
-assert mlflow.pyfunc.load_model(f"models:/{name}@champion").predict([3.0]) == [6.0]
-assert mlflow.pyfunc.load_model(info.model_uri).predict([3.0]) == [6.0]
+assert mlflow.pyfunc.load_model(f"models:/{name}@champion").predict(rows) == [6.0]
+assert mlflow.pyfunc.load_model(info.model_uri).predict(rows) == [6.0]
 second = client.copy_model_version(f"models:/{name}/1", "main.default.copy")
 client.rename_registered_model("main.default.copy", "main.default.renamed")
-assert mlflow.pyfunc.load_model("models:/main.default.renamed/1").predict([1.0]) == [2.0]
+assert mlflow.pyfunc.load_model("models:/main.default.renamed/1").predict(rows) == [6.0]
 client.delete_model_version("main.default.renamed", "1")
 client.delete_registered_model("main.default.renamed")
 print(info.model_id, info.run_id)
@@ -91,12 +92,13 @@ print(info.model_id, info.run_id)
 OPEN = """
 import sys
 import mlflow
+import pandas as pd
 from mlflow import MlflowClient
-client, (run, trace) = MlflowClient(), sys.argv[1:]
+client, (run, trace), rows = MlflowClient(), sys.argv[1:], pd.DataFrame({"x": [3.0]})
 assert client.get_run(run).info.artifact_uri.startswith("mlflow-artifacts:/")
 assert mlflow.artifacts.load_text(f"runs:/{run}/note.txt").startswith("hello hello")
 assert mlflow.get_trace(trace).data.spans[0].inputs == {"q": 1}
-assert mlflow.pyfunc.load_model("models:/main.default.doubler@champion").predict([3.0]) == [6.0]
+assert mlflow.pyfunc.load_model("models:/main.default.doubler@champion").predict(rows) == [6.0]
 with mlflow.start_run(experiment_id=client.get_run(run).info.experiment_id) as own:
     mlflow.log_text("from the other side", "other.txt")
     with mlflow.start_span("other") as span:
@@ -110,10 +112,11 @@ print(own.info.run_id, found[0].info.trace_id, version.version)
 BACK = """
 import sys
 import mlflow
-run, trace, version = sys.argv[1:]
+import pandas as pd
+(run, trace, version), rows = sys.argv[1:], pd.DataFrame({"x": [3.0]})
 assert mlflow.artifacts.load_text(f"runs:/{run}/other.txt") == "from the other side"
 assert mlflow.get_trace(trace).data.spans[0].inputs == {"q": 2}
-assert mlflow.pyfunc.load_model(f"models:/main.default.doubler/{version}").predict([3.0]) == [6.0]
+assert mlflow.pyfunc.load_model(f"models:/main.default.doubler/{version}").predict(rows) == [6.0]
 print("seen")
 """
 
@@ -131,7 +134,7 @@ while client.get_endpoint("doubled")["state"]["ready"] != "READY":
     time.sleep(0.2)
 shown = client.get_endpoint("doubled")["config"]["served_entities"][0]
 assert shown["environment_vars"] == {"TOKEN_FOR_TEST": "{{secrets/models/token}}"}, shown
-assert client.predict(endpoint="doubled", inputs={"inputs": [3.0]})["predictions"] == [6.0]
+assert client.predict(endpoint="doubled", inputs={"dataframe_records": [{"x": 3.0}]})["predictions"] == [6.0]
 assert [each["name"] for each in client.list_endpoints() if each["name"] == "doubled"] == ["doubled"]
 tags = client.update_endpoint_tags(endpoint="doubled", config={"add_tags": [{"key": "a", "value": "b"}]})
 assert {"key": "a", "value": "b"} in tags["tags"]
