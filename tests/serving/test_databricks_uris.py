@@ -17,7 +17,8 @@ from databricks.sdk.errors import AlreadyExists, BadRequest, NotFound, Permissio
 from databricks.sdk.service.catalog import PermissionsChange, Privilege
 from databricks.sdk.service.workspace import AclPermission
 
-from tests.live import Live, serving, wait_until
+from tests.live import Live, serving, smalti, wait_until
+from tests.serving.upstream import KEY, Upstream
 
 MODEL = "main.default.doubler"
 
@@ -309,31 +310,47 @@ def test_models_are_nobodys_until_granted(live: Live, workspace: WorkspaceClient
         ann.files.download(file)
 
 
-def test_serving_a_model_needs_execute(live: Live, workspace: WorkspaceClient, model: list[str]) -> None:
-    with live.client() as client:
-        key = client.post("/api/2.0/smalti/keys", json={"name": "maker"}).json()["key"]
-        for securable, level in (("endpoint:*", "CAN_MANAGE"),):
-            assert _grant(live, "user:maker", securable, level)
-        entity = {"name": "m", "entity_name": MODEL, "entity_version": "1"}
-        body = {"name": "not-allowed", "config": {"served_entities": [entity]}}
-        refused = client.post("/api/2.0/serving-endpoints", json=body, headers={"Authorization": f"Bearer {key}"})
-        assert refused.status_code == 403
-        assert MODEL in refused.json()["message"]
-        external = {"name": "gpt", "provider": "openai", "task": "llm/v1/chat"}
-        for config in ({"openai_api_key": "{{secrets/models/token}}"}, {"openai_api_key": "sk-plain"},
-                       {"openai_api_key": "x{{secrets/models/token}}"}):  # fmt: skip
-            body = {
-                "name": "not-allowed",
-                "config": {"served_entities": [{"external_model": {**external, "openai_config": config}}]},
-            }
-            answer = client.post("/api/2.0/serving-endpoints", json=body, headers={"Authorization": f"Bearer {key}"})
-            assert answer.status_code in (400, 403, 404), answer.text
+def test_serving_a_model_needs_execute_and_a_secret_read(live: Live, workspace: WorkspaceClient, model: list[str]) -> None:
+    workspace.secrets.create_scope("keys")
+    workspace.secrets.put_secret("keys", "upstream", string_value=KEY)
+    granted = smalti("grants", "add", "user:maker", "endpoint:*", "CAN_MANAGE", home=live.home)
+    assert granted.returncode == 0, granted.stderr
+    upstream = Upstream()
+    try:
+        with live.client() as client:
+            key = client.post("/api/2.0/smalti/keys", json={"name": "maker"}).json()["key"]
 
+            def create(entity: dict, headers: dict | None = None) -> httpx.Response:
+                body = {"name": "far", "config": {"served_entities": [{"name": "e", **entity}]}}
+                return client.post("/api/2.0/serving-endpoints", json=body, headers=headers)
 
-def _grant(live: Live, principal: str, securable: str, level: str) -> bool:
-    from tests.live import smalti
+            def external(token: str) -> dict:
+                config = {"custom_provider_url": upstream.url, "bearer_token_auth": {"token": token}}
+                about = {"name": "echo", "provider": "custom", "task": "llm/v1/chat", "custom_provider_config": config}
+                return {"external_model": about}
 
-    return smalti("grants", "add", principal, securable, level, home=live.home).returncode == 0
+            maker, told = {"Authorization": f"Bearer {key}"}, "{{secrets/keys/upstream}}"
+            refused = create({"entity_name": MODEL, "entity_version": "1"}, maker)
+            assert (refused.status_code, MODEL in refused.json()["message"]) == (403, True)
+            assert create(external(told), maker).status_code == 403
+            assert create(external("{{secrets/keys/none}}")).status_code == 404
+            for wrong in ("sk-as-plain-text", f"x{told}", "{{secrets/keys}}"):
+                assert create(external(wrong)).status_code == 400, wrong
+            named = {"entity_name": MODEL, "entity_version": told}
+            assert create(named).status_code == 400  # a secret is no version
+            made = create(external(told))
+            assert made.status_code == 200, made.text
+            shown = client.get("/api/2.0/serving-endpoints/far").json()
+            assert KEY not in str(shown)
+            assert told in str(shown)
+            asked = {"messages": [{"role": "user", "content": "hello"}]}
+            wait_until(lambda: client.post("/serving-endpoints/far/invocations", json=asked).status_code == 200, 60)
+            client.delete("/api/2.0/serving-endpoints/far")
+    finally:
+        upstream.close()
+    for file in live.home.rglob("*"):
+        if file.is_file() and not file.is_socket():
+            assert KEY.encode() not in file.read_bytes(), file
 
 
 def test_files_are_kept_in_their_place(live: Live, workspace: WorkspaceClient, tracked: list[str]) -> None:

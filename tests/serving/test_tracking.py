@@ -188,6 +188,34 @@ def test_uploads_cannot_run_as_a_page_of_this_host(alice: httpx.Client) -> None:
     assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
+def test_what_was_registered_does_not_change_with_its_run(site: Site, alice: httpx.Client) -> None:
+    def post(path: str, **body: str) -> dict:
+        answer = alice.post(f"/api/2.0/mlflow/{path}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    experiment = post("experiments/create", name=uuid.uuid4().hex)["experiment_id"]
+    run = post("runs/create", experiment_id=experiment)["run"]["info"]
+    inside = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run['run_id']}/artifacts/model/MLmodel"
+    assert alice.put(inside, content=b"first").status_code == 200
+    post("registered-models/create", name="main.default.kept")
+    made = {"name": "main.default.kept", "source": f"{run['artifact_uri']}/model", "run_id": run["run_id"]}
+    assert post("model-versions/create", **made)["model_version"]["status"] == "READY"
+    assert alice.put(inside, content=b"second").status_code == 200
+    wanted = {"name": "main.default.kept", "version": "1"}
+    at = alice.get("/api/2.0/mlflow/model-versions/get-download-uri", params=wanted).json()["artifact_uri"]
+    kept = f"/api/2.0/mlflow-artifacts/artifacts/{at.removeprefix('mlflow-artifacts:/')}/MLmodel"
+    assert alice.get(kept).content == b"first"
+    for path in (kept, kept.replace("/registered", "//registered"), kept.replace("/registered", "/./registered"),
+                 kept.replace("registered", "%2572egistered")):  # fmt: skip
+        assert alice.put(path, content=b"third").status_code in (400, 403), path
+    assert alice.put("/api/2.0/mlflow-artifacts/artifacts/elsewhere/x", content=b"x").status_code == 403
+    twice = "/api/2.0/mlflow/model-versions/get-download-uri?name=main.default.kept&name=other&version=1"
+    assert alice.get(twice).status_code == 400
+    assert alice.request("DELETE", "/api/2.0/mlflow/registered-models/delete", json={"name": wanted["name"]}).status_code == 200
+    assert list((site.home / "mlartifacts" / "registered").iterdir()) == []
+
+
 @pytest.mark.browser
 def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client, chromium: Browser) -> None:
     assert alice.post("/api/2.0/mlflow/experiments/create", json={"name": "seen in the page"}).status_code == 200
