@@ -8,6 +8,7 @@ MLflow's database holds `mlflow-artifacts:/EXPERIMENT/…`, which is what client
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from governance.call import CallError, bad_request, not_found
@@ -59,6 +60,10 @@ class Artifacts:
         self.incoming = self.root / ".incoming"
         """Uploads until they are whole; in the same file system as where they go."""
         self._registry = registry
+
+    def tidy(self) -> None:
+        """Remove what uploads left that a killed server was receiving; for the start."""
+        shutil.rmtree(self.incoming, ignore_errors=True)
 
     def place(self, path: str, *, write: bool = False) -> Path:
         """The file or folder of a Files API path. Blocking.

@@ -109,6 +109,7 @@ class Platform:
         self.registry = Registry(home.path)
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
