@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evals.ask import Ask
     from evals.compare import Comparison, Difference, compare_runs
     from evals.data import Dataset, DatasetError, Prediction, Row, RowResult, load_dataset
     from evals.journal import Evaluation, EvaluationError, read_journal
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from evals.scorers import METRICS, mlflow_scorers, score
 
 _HOME = {
+    "ask": ("Ask",),
     "compare": ("Comparison", "Difference", "compare_runs"),
     "data": ("Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset"),
     "report": ("Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json"),
@@ -24,6 +26,7 @@ _HOME = {
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - by module
+    "Ask",
     "Comparison", "Difference", "compare_runs",
     "Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset",
     "Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json",

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from evals.data import Dataset, RowResult
+from evals.judged import numeric
 from evals.scorers import score, shared_lead
 from evals.stats import Estimate, summarize
 
@@ -62,6 +64,12 @@ class Evaluation:
     def errors(self) -> tuple[RowResult, ...]:
         """Rows without an answer: infrastructure errors, which no metric counts."""
         return tuple(result for result in self.results if result.prediction.error is not None)
+
+    @property
+    def scorer_errors(self) -> dict[str, int]:
+        """Rows that a further scorer could not judge, by its name."""
+        names = [name for result in self.results for name, said in result.judged.items() if said.get("error")]
+        return dict(Counter(names))
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -130,6 +138,8 @@ def read_journal(path: str | Path) -> Evaluation:
     head = entries[0]
     results = [RowResult.from_dict(entry) for entry in entries if entry["type"] == "row"]
     results.sort(key=lambda result: result.row.line)
+    judged = {entry["id"]: entry["judged"] for entry in entries if entry["type"] == "judged"}
+    results = [replace(result, judged=judged.get(result.row.id, {})) for result in results]
     results, _ = score_all(results)
     run = next((entry for entry in entries if entry["type"] == "run"), {})
     return Evaluation(
@@ -152,4 +162,10 @@ def score_all(results: Iterable[RowResult]) -> tuple[list[RowResult], int]:
         (path for result in results for path in result.row.expected_sources),
         (path for result in results for path in result.prediction.sources),
     )
-    return [replace(result, scores=score(result.row, result.prediction, lead)) for result in results], lead
+    names = {name: None for result in results for name in result.judged}
+
+    def scored(result: RowResult) -> RowResult:
+        judged = {name: numeric(result.judged[name]) if name in result.judged else None for name in names}
+        return replace(result, scores={**score(result.row, result.prediction, lead), **judged})
+
+    return [scored(result) for result in results], lead
