@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     import httpx
@@ -20,10 +20,10 @@ BAD_INPUT = 2
 """Exit status when the dataset or a gate cannot be read; 1 is a gate that failed."""
 
 
-class _OrRun(typer.core.TyperGroup):
+class _OrRun(TyperGroup):
     """`smalti eval ENDPOINT …` is `smalti eval run ENDPOINT …`."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
@@ -174,3 +174,95 @@ def _identity(work: Any, client: httpx.Client) -> dict[str, Any]:
         "endpoints": digest(endpoints),
         "indexes": digest([{key: index.get(key) for key in kept} for index in indexes]),
     }
+
+
+@evals.command("compare")
+def compare(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(help="An evaluation: its journal, its MLflow run id or `latest`.")],
+    after: Annotated[str, typer.Argument(help="The evaluation to hold against it.")],
+    score: Annotated[list[str] | None, typer.Option(help="A score to compare; may be given again. Default: all.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the differences as a drawing (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Say what changed between two evaluations of one dataset, row by row, and whether chance explains it."""
+    from dataclasses import asdict
+
+    from evals.compare import compare_runs, draw, render
+    from evals.journal import find_journal
+
+    work = context.obj
+    folder = work.home.path / "evals"
+    with refusing():
+        found = compare_runs(find_journal(folder, before), find_journal(folder, after), scores=score)
+    if plot is not None:
+        plot.write_text(draw(found), encoding="utf-8")
+    if as_json:
+        differences = [asdict(item) for item in found.differences if item.n]
+        work.print_json(
+            {"sentence": found.sentence(), "rows": found.rows, "left_out": found.left_out, "differences": differences}
+        )
+    else:
+        from rich.console import Console
+
+        Console().print(render(found))
+
+
+@evals.command("gate")
+def gate(
+    context: typer.Context,
+    candidate: Annotated[str, typer.Argument(help="An evaluation: its journal, its MLflow run id or `latest`.")] = "latest",
+    baseline: Annotated[str | None, typer.Option(help="The evaluation that it may not fall behind.")] = None,
+    criteria: Annotated[Path | None, typer.Option(help="YAML file with min, max, margins, ratios and why.")] = None,
+    minimum: Annotated[list[str] | None, typer.Option("--min", metavar="METRIC=VALUE", help="At least.")] = None,
+    maximum: Annotated[list[str] | None, typer.Option("--max", metavar="METRIC=VALUE", help="At most.")] = None,
+    margin: Annotated[list[str] | None, typer.Option(metavar="SCORE=VALUE", help="May be lost against the baseline.")] = None,
+    ratio: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=VALUE", help="Times the baseline's latency, cost or tokens.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Decide whether an evaluation is good enough: exit status 0 it is, 1 it is not, 3 its rows cannot tell, 2 bad input."""
+    from evals import gate as gates
+    from evals.journal import find_journal, read_journal
+
+    work = context.obj
+    folder = work.home.path / "evals"
+    with refusing():
+        wanted = gates.load_criteria(criteria) if criteria else gates.Criteria()
+        given = {"min": minimum, "max": maximum, "margins": margin, "ratios": ratio}
+        merged = {key: {**getattr(wanted, key), **_numbers(key, texts)} for key, texts in given.items()}
+        decision = gates.gate(
+            read_journal(find_journal(folder, candidate)),
+            read_journal(find_journal(folder, baseline)) if baseline else None,
+            gates.Criteria(**merged, why=wanted.why),
+        )
+    gates.store(decision)
+    if junit is not None:
+        junit.write_text(gates.to_junit(decision), encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(gates.to_markdown(decision), encoding="utf-8")
+    if as_json:
+        work.print_json(decision.to_dict())
+    else:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(gates.to_markdown(decision)))
+    if code := gates.EXIT[decision.outcome]:
+        raise typer.Exit(code)
+
+
+def _numbers(option: str, texts: list[str] | None) -> dict[str, float]:
+    from evals.report import GateError
+
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise GateError(f"{option} {text!r}: write NAME=VALUE, such as contains=0.05") from None
+    return found

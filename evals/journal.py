@@ -155,6 +155,30 @@ def read_journal(path: str | Path) -> Evaluation:
     )
 
 
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a finished journal, in one write."""
+    data = json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def find_journal(folder: Path, name: str) -> Path:
+    """The journal that `name` means: a path, an MLflow run's id, or `latest` in the folder. Raises `EvaluationError`."""
+    if (path := Path(name)).is_file():
+        return path
+    journals = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if name == "latest" and journals:
+        return journals[0]
+    wanted = f'"run_id": "{name}"'.encode()
+    for path in journals:
+        if name in (path.stem, path.name) or wanted in path.read_bytes():
+            return path
+    raise EvaluationError(f"{name}: no such evaluation in {folder}; give a journal's path, an MLflow run id or latest")
+
+
 def score_all(results: Iterable[RowResult]) -> tuple[list[RowResult], int]:
     """The results with their scores, and the `lead` they were scored with (see `evals.scorers.shared_lead`)."""
     results = list(results)

@@ -70,6 +70,11 @@ class Metric:
     quantile: float = 0.0
 
     @property
+    def bounded(self) -> bool:
+        """Whether a row's score lies between 0 and 1."""
+        return self.kind in ("share", "mean")
+
+    @property
     def lower_is_better(self) -> bool:
         return self.kind in ("latency", "amount")
 
@@ -112,7 +117,8 @@ def metrics_of(keys: Iterable[str] = ()) -> dict[str, Metric]:
 
 def described(name: str) -> Metric:
     """The metric of a name; one that no table knows is the mean of what its scorer says."""
-    return METRICS.get(name) or Metric(name, name, "mean", "as its scorer says")
+    latency = Metric(name, name, "latency", "latency, ms", 0.5)
+    return METRICS.get(name) or (latency if name == "latency_ms" else Metric(name, name, "mean", "as its scorer says"))
 
 
 def normalize(text: str, punctuation: str = "") -> str:

@@ -98,11 +98,6 @@ def percentile(values: Sequence[float], quantile: float) -> tuple[float, float |
     return value, low, high
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of `b - a` over the same items with its bootstrap interval, which resamples items and so keeps the pairs."""
-    return mean([after - before for before, after in zip(a, b, strict=True)])
-
-
 def _ends(interval: object) -> tuple[float | None, float | None]:
     def end(name: str) -> float | None:
         value: float | np.floating = getattr(interval, name)

@@ -89,7 +89,8 @@ def test_every_score_of_an_answered_row() -> None:
     scores = score(FULL, Prediction("A red house, 308.", ("x.md", "y.md", "z.md", "a.md"), latency_ms=12.5))
     assert {name: value for name, value in scores.items() if value is not None} == {
         "hit@1": 0, "hit@3": 0, "hit@5": 1, "hit@10": 1, "mrr": 0.25, "recall@5": 1, "recall@10": 1,
-        "ndcg@10": pytest.approx(0.43068, abs=1e-5), "contains": 1, "fact_recall": 1, "f1": 1, "abstention_accuracy": 1, "latency_ms": 12.5,
+        "ndcg@10": pytest.approx(0.43068, abs=1e-5), "contains": 1, "fact_recall": 1, "f1": 1, "abstention_accuracy": 1,
+        "latency_ms": 12.5,
     }  # fmt: skip
 
 
