@@ -266,3 +266,21 @@ def _numbers(option: str, texts: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise GateError(f"{option} {text!r}: write NAME=VALUE, such as contains=0.05") from None
     return found
+
+
+@evals.command("report")
+def report(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="An evaluation: its journal, its MLflow run id or `latest`.")] = "latest",
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("evaluation.html"),
+) -> None:
+    """Write an evaluation as one HTML file that needs nothing else: failures first, each with all that is known of it."""
+    from evals.html import page
+    from evals.journal import find_journal, read_journal
+
+    work = context.obj
+    with refusing():
+        evaluation = read_journal(find_journal(work.home.path / "evals", run))
+    base = f"http://{work.settings.host}:{work.settings.port}/mlflow"
+    out.write_text(page(evaluation, f"{base}/#/traces/{{trace_id}}"), encoding="utf-8")
+    typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

@@ -44,7 +44,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float, str]], *, zero: boo
         if zero:
             axes.axvline(0, color="#bbb", linewidth=1, zorder=0)
         else:
-            axes.set_xlim(0, 1)
+            axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.6, len(rows) - 0.4)
     return drawn[0]
 

@@ -144,18 +144,26 @@ class Failure:
 
 _ALWAYS = ("hit@5", "contains", "abstention_recall")
 """Metrics that are shown even where no row has what they need, so that their lack is seen."""
-_KINDS = ("error", "invented", "refused", "source", "facts")
+_WRONG = ("exact_match", "pattern", "json_schema", "tool_calls", "route", "accuracy")
+_KINDS = ("error", "invented", "refused", "source", "facts", *_WRONG)
+
+
+_EXPECTED = {
+    "exact_match": "expected_answer", "pattern": "expected_pattern", "json_schema": "expected_schema",
+    "tool_calls": "expected_tools", "route": "expected_route",
+}  # fmt: skip
 
 
 def failures(evaluation: Evaluation, limit: int | None = 10) -> list[Failure]:
     """The worst rows first: errors, then answers to unanswerable questions, refusals of answerable ones, sources that were not
-    retrieved, facts missing from the answer (fewest facts first)."""
-    found = [(failure, result) for result in evaluation.results if (failure := _failure(result))]
+    retrieved, facts missing from the answer (fewest facts first), then whatever else was expected."""
+    found = [(failure, result) for result in evaluation.results if (failure := failure_of(result))]
     found.sort(key=lambda pair: (_KINDS.index(pair[0].kind), *(pair[1].scores.get(key) or 0.0 for key in ("fact_recall", "f1"))))
     return [failure for failure, _ in found[:limit]]
 
 
-def _failure(result: RowResult) -> Failure | None:
+def failure_of(result: RowResult) -> Failure | None:
+    """What went wrong with a row, None where nothing did."""
     row, prediction, scores = result.row, result.prediction, result.scores
     facts, sources = " · ".join(row.expected_facts), ", ".join(row.expected_sources)
 
@@ -172,6 +180,11 @@ def _failure(result: RowResult) -> Failure | None:
         return failure("source", sources, ", ".join(prediction.sources) or "no sources")
     if scores.get("contains") == 0:
         return failure("facts", facts, prediction.text)
+    for key in _WRONG:
+        if scores.get(key) == 0:
+            wanted = row.target if key == "accuracy" else getattr(row, _EXPECTED[key])
+            got = {"tool_calls": ", ".join(prediction.tools or ()), "route": prediction.route}.get(key, prediction.text)
+            return failure(key, ", ".join(wanted) if isinstance(wanted, tuple) else str(wanted), got)
     return None
 
 

@@ -49,4 +49,7 @@ def test_the_default_agent_passes_its_gate(live: Live, tmp_path: Path) -> None:
     assert compared.returncode == 0, compared.stderr
     assert "assistant is not shown to differ over 40 rows" in compared.stdout
     assert "contains" in plot.read_text()
+    report = tmp_path / "report.html"
+    assert smalti("eval", "report", told["run_id"], "--out", str(report), home=live.home).returncode == 0
+    assert "rows went wrong" in report.read_text()
     assert smalti("eval", "gate", "nowhere", "--min", "hit@5=0.1", home=live.home).returncode == 2
