@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from evals.compare import Comparison, Difference, compare_runs
     from evals.data import Dataset, DatasetError, Prediction, Row, RowResult, load_dataset
     from evals.gate import Criteria, Decision, load_criteria
+    from evals.groundedness import Groundedness
     from evals.journal import Evaluation, EvaluationError, read_journal
     from evals.report import Gate, GateError, GateResult, check, exit_code, failures, parse_gate, render, to_json
     from evals.run import evaluate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ask": ("Ask",),
     "compare": ("Comparison", "Difference", "compare_runs"),
+    "groundedness": ("Groundedness",),
     "gate": ("Criteria", "Decision", "load_criteria"),
     "data": ("Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset"),
     "report": ("Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json"),
@@ -30,6 +32,7 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: RUF022 - by module
     "Ask",
     "Criteria", "Decision", "load_criteria",
+    "Groundedness",
     "Comparison", "Difference", "compare_runs",
     "Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset",
     "Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json",

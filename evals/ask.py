@@ -120,7 +120,11 @@ def _prediction(body: Mapping[str, Any], latency: float, request_id: str) -> Pre
             "tools": tuple(item["name"] for item in items if item["type"] in called),
         }
     outputs, usage = body.get("custom_outputs") or {}, body.get("usage") or {}
-    passages = tuple(outputs.get("passages") or ())
+    quotes = {cited.get("passage_id"): cited.get("quote") for cited in outputs.get("citations") or ()}
+    passages = tuple(
+        {**passage, **({"quote": quotes[passage["id"]]} if quotes.get(passage.get("id")) else {})}
+        for passage in outputs.get("passages") or ()
+    )
     return Prediction(
         **fields,
         sources=tuple(dict.fromkeys(passage["source"] for passage in passages)),

@@ -68,6 +68,9 @@ def evaluate(
     scorer: Annotated[
         list[str] | None, typer.Option(metavar="MODULE:NAME", help="A further scorer, such as mlflow.genai.scorers:Safety.")
     ] = None,
+    groundedness: Annotated[
+        bool, typer.Option("--groundedness", help="Score how far the quoted passages support each answer, without an LLM.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="Base URL of an endpoint elsewhere, such as http://host/v1.")] = None,
     protocol: Annotated[str, typer.Option(help="What it speaks: responses, chat or invocations.")] = "responses",
     key_env: Annotated[str, typer.Option(help="Environment variable with the key for --url.")] = "SMALTI_EVAL_KEY",
@@ -93,6 +96,10 @@ def evaluate(
     work = context.obj
     with refusing():
         scorers = [_scorer(text) for text in scorer or ()]
+        if groundedness:
+            from evals.groundedness import Groundedness
+
+            scorers.append(Groundedness(work.encoder.embed))
         extra = [each.name for each in scorers]
         gates = [parse_gate(text, "min", extra) for text in minimum or ()]
         gates += [parse_gate(text, "max", extra) for text in maximum or ()]

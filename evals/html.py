@@ -20,9 +20,10 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bad: #c62828; --good: #2e7d32; --dim: #777; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; } 
+table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top; }
-th { font-weight: 600; border-bottom: 1px solid var(--line); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+th { font-weight: 600; border-bottom: 1px solid var(--line); } 
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
 details { border-top: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; }
 summary b { display: inline-block; min-width: 4.5rem; } 
