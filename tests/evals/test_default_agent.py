@@ -21,6 +21,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield server
 
 
+@pytest.mark.timeout(400)  # seven commands, each a process of its own
 def test_the_default_agent_passes_its_gate(live: Live, tmp_path: Path) -> None:
     done = smalti("eval", "assistant", "--data", str(DATA / "smalti.jsonl"), "--json", home=live.home)
     assert done.returncode == 0, done.stderr
@@ -52,4 +53,3 @@ def test_the_default_agent_passes_its_gate(live: Live, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     assert smalti("eval", "report", told["run_id"], "--out", str(report), home=live.home).returncode == 0
     assert "rows went wrong" in report.read_text()
-    assert smalti("eval", "gate", "nowhere", "--min", "hit@5=0.1", home=live.home).returncode == 2

@@ -7,7 +7,7 @@ import pytest
 
 from evals.data import Prediction, Row, RowResult
 from evals.gate import EXIT, Criteria, Decision, gate, load_criteria, store, to_junit, to_markdown
-from evals.journal import Evaluation, EvaluationError, read_journal, score_all
+from evals.journal import Evaluation, EvaluationError, find_journal, read_journal, score_all
 from evals.report import GateError
 from evals.stats import summarize
 
@@ -128,3 +128,13 @@ def test_criteria_that_cannot_be_held(criteria: Criteria, said: str) -> None:
         gate(run(GOOD), run(GOOD), criteria)
     with pytest.raises(EvaluationError, match="same file"):
         gate(run(GOOD), run(GOOD, sha256="x"), Criteria(margins={"contains": 0.1}))
+
+
+def test_an_evaluation_is_found_by_path_run_or_as_the_latest(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no such evaluation"):
+        find_journal(tmp_path, "latest")
+    journal = tmp_path / "20260101-a.jsonl"
+    journal.write_text('{"type": "evaluation"}\n{"type": "run", "run_id": "abc"}\n')
+    assert {find_journal(tmp_path, name) for name in ("latest", "abc", "20260101-a", str(journal))} == {journal}
+    with pytest.raises(EvaluationError, match="nowhere: no such evaluation"):
+        find_journal(tmp_path, "nowhere")
