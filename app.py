@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.commands import evaluate
+from evals.commands import evals
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
@@ -59,10 +59,10 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
+cli.add_typer(evals, name="eval")
 cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit):
     cli.command()(command)
-cli.command("eval")(evaluate)
 
 
 @cli.callback()
