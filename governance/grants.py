@@ -24,7 +24,7 @@ LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")
 _RANK = {level: rank for rank, level in enumerate(LEVELS)}
 _DOING = {"CAN_VIEW": "see", "CAN_QUERY": "call", "CAN_MANAGE": "manage"}
 _PRINCIPALS = ("user", "group", "service_principal")
-_SECURABLES = ("endpoint", "index")
+_SECURABLES = ("endpoint", "index", "search_endpoint")
 
 
 @dataclass(frozen=True, slots=True)

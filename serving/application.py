@@ -86,7 +86,15 @@ def application(platform: Platform) -> FastAPI:
         found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
         return np.asarray(found["embeddings"], np.float32)
 
-    platform.indexes.embed_with = embed_with
+    async def rerank_with(endpoint: str, query: str, texts: Sequence[str]) -> Any:
+        """Scores of a classical model that takes the columns `query` and `document`."""
+        import numpy as np
+
+        asked = {"dataframe_split": {"columns": ["query", "document"], "data": [[query, text] for text in texts]}}
+        found = await platform.dispatcher.inner(endpoint, "predict", asked)
+        return np.asarray(found["predictions"], float).reshape(len(texts))
+
+    platform.indexes.embed_with, platform.indexes.rerank_with = embed_with, rerank_with
     app.include_router(
         reports.router(
             platform.engine,
@@ -116,6 +124,7 @@ def application(platform: Platform) -> FastAPI:
             invoke=invoke,
             visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
             manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
+            manage_endpoint=lambda who, name: platform.grants.check(who, f"search_endpoint:{name}", "CAN_MANAGE"),
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))

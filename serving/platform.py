@@ -32,6 +32,7 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.needs import needs
 from serving.registry import Registry
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
@@ -72,9 +73,7 @@ class Platform:
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
         self.oauth = OAuth(self.engine, self.identity)
-        self.grants = Grants(self.engine, settings.resources)
-        for grant in settings.grants:
-            self.grants.grant(grant.principal, grant.securable, grant.level)
+        self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal)
@@ -102,6 +101,8 @@ class Platform:
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        for grant in settings.grants:
+            self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
@@ -208,11 +209,14 @@ class Platform:
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
+        if kind == "search_endpoint":
+            return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:
         """The name of the endpoint with this id, or what was given."""
-        found = [each.name for each in self.endpoints if each.id == identifier] if kind == "endpoint" else []
+        kinds = {"endpoint": self.endpoints, "search_endpoint": self.indexes.over_rows.endpoints.list()}
+        found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
         return found[0] if found else identifier
 
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:

@@ -182,7 +182,7 @@ async def test_words_pages_and_sorting(api: Any, monkeypatch: pytest.MonkeyPatch
 async def test_delta_sync_follows_its_table(api: Any, indexes: Indexes, tmp_path: Path) -> None:
     table = tmp_path / "docs.jsonl"
     table.write_text("\n".join(json.dumps({"id": i, "text": f"row {i}", "tag": "a"}) for i in range(1, 9)))
-    assert indexes.over_rows.add_table("main.default.source", str(table)) == 8
+    assert indexes.over_rows.tables.add("main.default.source", str(table)) == 8
     embedded: list[str] = []
 
     async def embed(endpoint: str, texts: Any, caller: Any) -> np.ndarray:
