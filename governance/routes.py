@@ -191,10 +191,7 @@ def router(
             securable = manager(who, kind, name)
             wanted = _parse(Permissions, body)
             try:
-                entries = [
-                    (entry.principal, _USE.get(entry.permission_level, entry.permission_level))
-                    for entry in wanted.access_control_list
-                ]
+                entries = [(entry.principal, entry.level) for entry in wanted.access_control_list]
                 grants.apply(securable, entries, replace=replace, by=who)
             except ValueError as error:
                 raise bad_request(str(error), "access_control_list") from None
