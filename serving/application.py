@@ -18,7 +18,9 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, indexes, management, oidc, routes, tracking
+from retrieval.rows.follow import Follower
+from serving import databricks, errors, feedback, indexes, management, oidc, routes, tracking
+from serving.compress import Compressed
 from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
@@ -37,7 +39,9 @@ def application(platform: Platform) -> FastAPI:
     app = FastAPI(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
+    app.state.following = None
     app.state.example = "What is this about?"
+    app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
 
@@ -117,6 +121,7 @@ def application(platform: Platform) -> FastAPI:
         )
     )
     app.include_router(oidc.router(platform.oauth))
+    app.include_router(feedback.router(caller, platform.feedback))
     app.include_router(
         retrieval_routes.router(
             platform.indexes,
@@ -166,9 +171,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        coming_up.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await coming_up
+        for task in (coming_up, app.state.following):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await app.state.pages.stop()
         await platform.close()
 
@@ -188,6 +195,8 @@ async def _come_up(app: FastAPI) -> None:
         return
     app.state.ready = True
     app.state.announce()
+    follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)
+    app.state.following = asyncio.create_task(follower.run())
     # What people and tracing need comes after the first question can be answered.
     if platform.mlflow and platform.tracer:
         platform.tracer.start()

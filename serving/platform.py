@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from governance.budgets import Budgets
-from governance.call import Call, CallRecord, Engine, Event, unavailable
+from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -203,6 +205,20 @@ class Platform:
         """The gateway policy of an endpoint that is in force."""
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
+
+    async def feedback(self, request_id: str, helpful: bool, comment: str | None, who: Caller) -> str:
+        """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
+        if self.tracer is None:
+            raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
+        return await self.tracer.feedback(request_id, helpful, comment, who.name)
+
+    def on_behalf(self, name: str) -> Caller | None:
+        """Who the holder of a name is by now, for work that goes on after their request; None where no key of theirs is good."""
+        good = [key for key in self.identity.list_keys(name) if key.revoked is None and (key.expires or math.inf) > time.time()]
+        if not good:
+            return None
+        kind = good[-1].kind
+        return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
 
     def exists(self, securable: str) -> bool:
         """Whether `endpoint:NAME` or `index:NAME` is there."""

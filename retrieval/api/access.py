@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -16,8 +14,6 @@ from retrieval.errors import BadRequest, NotFound, RetrievalError
 from retrieval.index import Indexes, IndexInfo, full_name
 from retrieval.rows.endpoints import SearchEndpoint
 from retrieval.rows.store import RowIndex
-
-log = logging.getLogger("smalti.retrieval")
 
 MAX_BODY = 1 << 20
 MAX_UPSERT = 64 << 20
@@ -35,7 +31,6 @@ class Access:
     visible: Callable[[Any, str], bool] | None = None
     manage: Callable[[Any, str], None] | None = None
     manage_endpoint: Callable[[Any, str], None] | None = None
-    running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def may_see(self, asking: Any, name: str) -> bool:
         return self.visible(asking, name) if self.visible is not None else bool(asking.admin)
@@ -82,22 +77,6 @@ class Access:
         found = self.indexes.over_rows.endpoints.get(name)
         self.may_change_endpoint(asking, name)
         return found
-
-    def start_sync(self, index: RowIndex, asking: Any) -> None:
-        """Begins a sync on behalf of the caller, where none runs; its failure is in the index's status. On the event loop."""
-        over = self.indexes.over_rows
-
-        async def work() -> None:
-            try:
-                await over.sync(index.name, self.indexes.embed, asking)
-            except Exception as error:
-                log.warning("sync of %s: %s", index.name, getattr(error, "message", None) or repr(error))
-
-        if not over.store.begin(index.id):
-            return
-        task = asyncio.get_running_loop().create_task(work())
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
 
     def start_folder_sync(self, info: IndexInfo) -> None:
         if info.status != "SYNCING":

@@ -161,7 +161,7 @@ async def create(access: Access, asking: Any, name: Any, endpoint: Any, body: Ma
         raise BadRequest("field 'endpoint_name' must name a vector search endpoint")
     made = await asyncio.to_thread(over.create, full, endpoint, spec, asking.name)
     if spec.source:
-        access.start_sync(made, asking)
+        over.start_sync(made, access.indexes.embed, asking)
     return made
 
 
@@ -178,7 +178,7 @@ async def sync(access: Access, asking: Any, name: str) -> None:
     elif info.spec.kind != "DELTA_SYNC":
         raise BadRequest(f"index {info.name} is of type DIRECT_ACCESS: upsert and delete its rows instead")
     else:
-        access.start_sync(info, asking)
+        access.indexes.over_rows.start_sync(info, access.indexes.embed, asking)
 
 
 async def upsert(access: Access, asking: Any, name: str, request: Request) -> dict[str, Any]:

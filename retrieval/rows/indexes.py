@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowIndex, RowStore
 from retrieval.rows.tables import SourceTables
 from retrieval.rows.write import Embed
+
+log = logging.getLogger("smalti.retrieval")
 
 
 class RowIndexes:
@@ -36,6 +39,7 @@ class RowIndexes:
         self.tables = SourceTables(engine, folder_rows, folder_stamp)
         self.store = RowStore(engine)
         self._taken = folder_stamp
+        self._running: set[asyncio.Task[None]] = set()
 
     def create(self, name: str, endpoint: str, spec: Spec, creator: str) -> RowIndex:
         """Raises AlreadyExists; NotFound for the endpoint or the source."""
@@ -81,6 +85,21 @@ class RowIndexes:
     async def sync(self, name: str, embed: Embed, caller: Any) -> None:
         """After `store.begin`; see `retrieval.rows.write.sync`."""
         await writing.sync(self.store, self.tables, name, embed, caller)
+
+    def start_sync(self, index: RowIndex, embed: Embed, caller: Any) -> None:
+        """Begins a sync where none runs; how it goes and went is in the index's status. On the event loop."""
+
+        async def work() -> None:
+            try:
+                await self.sync(index.name, embed, caller)
+            except Exception as error:
+                log.warning("sync of %s: %s", index.name, getattr(error, "message", None) or repr(error))
+
+        if not self.store.begin(index.id):
+            return
+        task = asyncio.get_running_loop().create_task(work())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def query(self, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank) -> dict[str, Any]:
         """See `retrieval.rows.query.query`; called behind the gateway."""
