@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,10 @@ from fastapi.responses import JSONResponse
 
 from retrieval import Indexes, RetrievalError, router
 from retrieval.ask import QUERY_TYPES
+from tests.retrieval.conftest import Who
 
 pytestmark = pytest.mark.anyio
 ROOT = "/api/2.0/vector-search/indexes"
-
-
-@dataclass
-class Who:
-    name: str
-    admin: bool
 
 
 class House:
