@@ -72,15 +72,6 @@ def test_langchain_streams_with_usage(live: Live, responses: bool) -> None:
     assert whole.usage_metadata["total_tokens"] > 0
 
 
-def test_a_schema_without_a_name_is_read(live: Live) -> None:
-    """databricks-langchain 0.3 sends none."""
-    from serving.protocols import chat
-
-    form = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}, "strict": True}}
-    asked = chat.decode({"messages": [{"role": "user", "content": "x"}], "response_format": form}, model="m")
-    assert asked.payload["text"]["format"]["name"]
-
-
 def test_the_sdk_searches_with_facets_reranker_and_sorting(w: WorkspaceClient, index: str) -> None:
     api = w.vector_search_indexes
     config = vectorsearch.RerankerConfig(
