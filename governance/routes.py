@@ -23,6 +23,7 @@ _OBJECTS = {
     "serving-endpoints": "endpoint",
     "vector-search-indexes": "index",
     "vector-search-endpoints": "search_endpoint",
+    "registered-models": "model",
 }
 _SEARCH = "vector-search-endpoints"
 _FIELDS = {"user": "user_name", "group": "group_name", "service_principal": "service_principal_name"}

@@ -27,6 +27,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.artifacts import Artifacts
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -34,8 +35,10 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
+from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
@@ -106,6 +109,11 @@ class Platform:
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
+        self.registry = Registry(home.path)
+        self.secrets = Scopes(self.engine, home.pepper)
+        self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts.tidy()
+        self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
         self.codes = OneTimeCodes()
@@ -129,8 +137,8 @@ class Platform:
             self._declare(declaration)
         entities = Entities(
             home.path,
-            Registry(home.path),
-            Vault(self.engine, home.pepper),
+            self.registry,
+            Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
@@ -201,6 +209,11 @@ class Platform:
             )
         )
 
+    def may_serve(self, who: Caller, config: Any) -> None:
+        """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""
+        self.model_access.check_served(who, config)
+        self.secrets.check_references(who, references(config) if isinstance(config, dict) else ())
+
     def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The gateway policy of an endpoint that is in force."""
         config = self.policies.get(endpoint.name)
@@ -221,12 +234,14 @@ class Platform:
         return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
 
     def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME` or `index:NAME` is there."""
+        """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
         if kind == "search_endpoint":
             return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
+        if kind == "model":
+            return self.registry.known(name)
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:
