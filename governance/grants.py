@@ -25,7 +25,7 @@ LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")
 _RANK = {level: rank for rank, level in enumerate(LEVELS)}
 _DOING = {"CAN_VIEW": "see", "CAN_QUERY": "call", "CAN_MANAGE": "manage"}
 _PRINCIPALS = ("user", "group", "service_principal")
-_SECURABLES = ("endpoint", "index", "model")
+_SECURABLES = ("endpoint", "index", "search_endpoint", "model")
 PRIVILEGES = {"BROWSE": "CAN_VIEW", "EXECUTE": "CAN_QUERY", "MANAGE": "CAN_MANAGE"}
 """Unity Catalog's privileges on a registered model, as levels."""
 

@@ -18,10 +18,12 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, files, indexes, management, oidc, routes, secret_routes
+from retrieval.rows.follow import Follower
+from serving import databricks, errors, feedback, files, indexes, management, oidc, routes, secret_routes
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
+from serving.compress import Compressed
 from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
@@ -40,7 +42,9 @@ def application(platform: Platform) -> FastAPI:
     app = FastAPI(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
+    app.state.following = None
     app.state.example = "What is this about?"
+    app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
 
@@ -89,7 +93,15 @@ def application(platform: Platform) -> FastAPI:
         found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
         return np.asarray(found["embeddings"], np.float32)
 
-    platform.indexes.embed_with = embed_with
+    async def rerank_with(endpoint: str, query: str, texts: Sequence[str]) -> Any:
+        """Scores of a classical model that takes the columns `query` and `document`."""
+        import numpy as np
+
+        asked = {"dataframe_split": {"columns": ["query", "document"], "data": [[query, text] for text in texts]}}
+        found = await platform.dispatcher.inner(endpoint, "predict", asked)
+        return np.asarray(found["predictions"], float).reshape(len(texts))
+
+    platform.indexes.embed_with, platform.indexes.rerank_with = embed_with, rerank_with
     app.include_router(
         reports.router(
             platform.engine,
@@ -113,6 +125,7 @@ def application(platform: Platform) -> FastAPI:
         )
     )
     app.include_router(oidc.router(platform.oauth))
+    app.include_router(feedback.router(caller, platform.feedback))
     app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
     app.include_router(
         retrieval_routes.router(
@@ -121,6 +134,7 @@ def application(platform: Platform) -> FastAPI:
             invoke=invoke,
             visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
             manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
+            manage_endpoint=lambda who, name: platform.grants.check(who, f"search_endpoint:{name}", "CAN_MANAGE"),
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
@@ -169,9 +183,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        coming_up.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await coming_up
+        for task in (coming_up, app.state.following):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await app.state.pages.stop()
         await platform.close()
 
@@ -191,6 +207,8 @@ async def _come_up(app: FastAPI) -> None:
         return
     app.state.ready = True
     app.state.announce()
+    follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)
+    app.state.following = asyncio.create_task(follower.run())
     # What people and tracing need comes after the first question can be answered.
     if platform.mlflow and platform.tracer:
         platform.tracer.start()

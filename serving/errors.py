@@ -26,7 +26,7 @@ log = logging.getLogger("smalti.serving")
 ORG_ID = "1"
 """The workspace's number; Databricks' clients read it from `x-databricks-org-id`."""
 
-_OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings))(/|$)")
+_OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings|models))(/|$)")
 _DATABRICKS = re.compile(r"/(api|serving-endpoints|oidc|\.well-known)(/|$)")
 
 

@@ -127,19 +127,22 @@ def router(
         return _json({"rate_limits": stored.as_dict().get("rate_limits", [])})
 
     async def logs(http: Request) -> Response:
-        return _json({"logs": await asyncio.to_thread((await _entity(http)).logs)})
+        entity = await _entity(http)
+        return _json({"logs": _WITHIN if entity is None else await asyncio.to_thread(entity.logs)})
 
     async def build_logs(http: Request) -> Response:
-        return _json({"logs": (await _entity(http)).build_logs()})
+        entity = await _entity(http)
+        return _json({"logs": _WITHIN if entity is None else entity.build_logs()})
 
     async def _entity(http: Request) -> Any:
+        """The entity that the path names; None where it runs within the server. Raises `CallError` (404)."""
         _, endpoint = await known(http)
-        record, name = lifecycle.get(endpoint.name), http.path_params["entity"]
-        entity = record.entities.get(name) or record.coming.get(name)
-        if entity is None:
-            served = ", ".join({**record.entities, **record.coming})
-            raise not_found(f"Endpoint {endpoint.name!r} serves no entity {name!r}; it serves {served or 'none'}.")
-        return entity
+        record, name = lifecycle.find(endpoint.name), http.path_params["entity"]
+        served = {**record.coming, **record.entities} if record else {endpoint.served_name: None}
+        if name not in served:
+            told = ", ".join(served) or "none"
+            raise not_found(f"Endpoint {endpoint.name!r} serves no entity {name!r}; it serves {told}.")
+        return served[name]
 
     async def export(http: Request) -> Response:
         _, endpoint = await known(http, "CAN_VIEW")
@@ -202,7 +205,22 @@ def _policy(body: Mapping[str, Any]) -> AiGatewayConfig | None:
         raise CallError(f"{error}.", status=400, code="BAD_REQUEST", param="ai_gateway") from None
 
 
+_WITHIN = "This entity runs within the server; its log is the server's own.\n"
+
+_MESSAGE = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
+_MESSAGES = {"messages": {"type": "array", "items": _MESSAGE}, "stream": {"type": "boolean"}}
+_AGENT = {
+    "custom_inputs": {"type": "object"},
+    "context": {"type": "object", "properties": {"conversation_id": {"type": "string"}, "user_id": {"type": "string"}}},
+}
 _BODIES: Mapping[str, dict[str, Any]] = {
+    "agent/v1/responses": {
+        "input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+        **_MESSAGES,
+        **_AGENT,
+    },
+    "agent/v1/chat": {**_MESSAGES, **_AGENT},
+    "agent/v2/chat": {**_MESSAGES, **_AGENT},
     "llm/v1/embeddings": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
     "predict": {
         "dataframe_split": {
@@ -218,8 +236,7 @@ _BODIES: Mapping[str, dict[str, Any]] = {
 
 def _described(endpoint: Endpoint, host: str) -> dict[str, Any]:
     """An OpenAPI 3.1 description of how the endpoint is called."""
-    message = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
-    chat = {"messages": {"type": "array", "items": message}, "stream": {"type": "boolean"}, "max_tokens": {"type": "integer"}}
+    chat = {**_MESSAGES, "max_tokens": {"type": "integer"}, "temperature": {"type": "number"}}
     schema = {"type": "object", "properties": _BODIES.get(endpoint.task, chat)}
     answer = {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
     call = {

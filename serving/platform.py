@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from governance.budgets import Budgets
-from governance.call import Call, Caller, CallRecord, Engine, Event, unavailable
+from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -34,6 +36,7 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
 from serving.model_access import ModelAccess
+from serving.needs import needs
 from serving.registry import Registry
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
@@ -75,9 +78,7 @@ class Platform:
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
         self.oauth = OAuth(self.engine, self.identity)
-        self.grants = Grants(self.engine, settings.resources)
-        for grant in settings.grants:
-            self.grants.grant(grant.principal, grant.securable, grant.level)
+        self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal)
@@ -105,6 +106,8 @@ class Platform:
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        for grant in settings.grants:
+            self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
         self.registry = Registry(home.path)
         self.secrets = Scopes(self.engine, home.pepper)
@@ -216,18 +219,35 @@ class Platform:
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
+    async def feedback(self, request_id: str, helpful: bool, comment: str | None, who: Caller) -> str:
+        """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
+        if self.tracer is None:
+            raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
+        return await self.tracer.feedback(request_id, helpful, comment, who.name)
+
+    def on_behalf(self, name: str) -> Caller | None:
+        """Who the holder of a name is by now, for work that goes on after their request; None where no key of theirs is good."""
+        good = [key for key in self.identity.list_keys(name) if key.revoked is None and (key.expires or math.inf) > time.time()]
+        if not good:
+            return None
+        kind = good[-1].kind
+        return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
+
     def exists(self, securable: str) -> bool:
         """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
+        if kind == "search_endpoint":
+            return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
         if kind == "model":
             return self.registry.known(name)
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:
         """The name of the endpoint with this id, or what was given."""
-        found = [each.name for each in self.endpoints if each.id == identifier] if kind == "endpoint" else []
+        kinds = {"endpoint": self.endpoints, "search_endpoint": self.indexes.over_rows.endpoints.list()}
+        found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
         return found[0] if found else identifier
 
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:

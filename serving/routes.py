@@ -321,7 +321,7 @@ def router(
             post(f"{prefix}/{path}", partial(decode, databricks=prefix != "/v1"))
         routes.add_route(prefix + "/responses/{response_id}", face.stored, methods=["GET"], include_in_schema=False)
         routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)
-    routes.add_route("/v1/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
+        routes.add_route(prefix + "/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
 
     def invoked(body: dict[str, Any], name: str | None) -> Decoded:
         endpoint = dispatcher.endpoints.find(name or "")

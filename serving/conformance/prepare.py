@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from governance.call import CallError
 from governance.grants import Grants
 from governance.oauth import OAuth
-from retrieval.rows import declare_table
+from retrieval.rows.tables import SourceTables
 from serving.registry import Registry
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret:
     file = home / "conformance" / "docs.jsonl"
     file.parent.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps({"id": str(n), "text": f"row {n}"}) + "\n" for n in range(1, 21)))
-    rows = declare_table(engine, TABLE, str(file))
+    rows = SourceTables(engine).add(TABLE, str(file))
     models = [{"name": name, "version": "1", "task": registry.find(name, "1").task, "new": name in missing} for name in makers]
     return {"models": models, "table": TABLE, "rows": rows, "client_id": CLIENT, "client_secret": secret}
 

@@ -182,7 +182,7 @@ def response_format(body: Mapping[str, Any]) -> dict[str, Any] | None:
     return present(
         {
             "type": "json_schema",
-            "name": take(schema, "name", str, path=path, required=True),
+            "name": take(schema, "name", str, path=path) or "response",  # databricks-langchain 0.3 sends none
             "description": take(schema, "description", str, path=path),
             "schema": take(schema, "schema", dict, path=path) or {},
             "strict": take(schema, "strict", bool, path=path),
