@@ -90,14 +90,14 @@ class Gateway:
         """Calls being answered now."""
         return len(self._flights)
 
-    async def call(self, call: Call, engine: Engine | None, *, mirrored: bool = False) -> AsyncGenerator[Event, None]:
+    async def call(self, call: Call, engine: Engine | None, *, mirrors: Flight | None = None) -> AsyncGenerator[Event, None]:
         """Answer a call: its engine's events, the last of which is the only terminal one.
 
         Parameters
         ----------
         call: with `credential`, or for an inner call with `caller`.
         engine: what answers it; None when there is no such endpoint.
-        mirrored: it is a copy for a shadow, which takes nothing from the caller's limits.
+        mirrors: the call that this one is a copy of, for a shadow; a copy takes nothing from the caller's limits.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class Gateway:
         """
         if not self.identity.changes.inline:
             await asyncio.to_thread(self.identity.changes.versions)
-        flight = await self._admit(call, engine, mirrored)
+        flight = await self._admit(call, engine, mirrors)
         call = flight.call
         if engine is not None and flight.guard is not None:
             engine = flight.guard.around(engine, flight.verdicts)
@@ -192,13 +192,16 @@ class Gateway:
             stream=False,
             usage_context={**call.usage_context, "smalti_traffic": "shadow"},
         )
-        task = asyncio.create_task(self._mirrored(copy, engine), context=contextvars.Context())
+        of = self._flights.get(call.request_id)
+        if of is None:
+            return
+        task = asyncio.create_task(self._mirrored(copy, engine, of), context=contextvars.Context())
         self._mirrors.add(task)
         task.add_done_callback(self._mirrors.discard)
 
-    async def _mirrored(self, call: Call, engine: Engine) -> None:
+    async def _mirrored(self, call: Call, engine: Engine, of: Flight) -> None:
         try:
-            async with asyncio.timeout(MIRROR_SECONDS), aclosing(self.call(call, engine, mirrored=True)) as events:
+            async with asyncio.timeout(MIRROR_SECONDS), aclosing(self.call(call, engine, mirrors=of)) as events:
                 async for _ in events:
                     pass
         except (CallError, TimeoutError):
@@ -215,10 +218,10 @@ class Gateway:
 
     # --- within ---
 
-    async def _admit(self, call: Call, engine: Engine | None, mirrored: bool = False) -> Flight:
+    async def _admit(self, call: Call, engine: Engine | None, mirrors: Flight | None = None) -> Flight:
         """Everything that is decided before the engine is called, INTENT included."""
         start, secret = time.time_ns(), call.credential
-        outer = self._flights.get(call.parent_id or "")
+        outer = mirrors or self._flights.get(call.parent_id or "")
         root, outer_secret = (outer.root, outer.secret) if outer else (call.request_id, None)
         secret = secret or outer_secret
         reservation: Reservation | None = None
@@ -248,7 +251,7 @@ class Gateway:
             request = payload(request_of(call), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
-            if mirrored:
+            if mirrors is not None:
                 reservation = Reservation(self.limits, [], 0, 0)
             while reservation is None:
                 try:
@@ -259,7 +262,7 @@ class Gateway:
                 self.warnings[call.request_id] = "; ".join(reservation.warnings)
                 if len(self.warnings) > 1_000:
                     self.warnings.pop(next(iter(self.warnings)))
-            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrored)
+            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrors is not None)
             flight.intent(request)
         except JournalError as error:
             if reservation is not None:

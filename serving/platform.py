@@ -25,6 +25,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.declared import declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -33,7 +34,7 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
 from serving.registry import Registry
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
@@ -46,8 +47,6 @@ log = logging.getLogger("smalti")
 
 TrainRouter = Callable[[Path, Encoder, Path], Any]
 """`train(examples, encoder, cache)`: a classifier with `labels` and `predict_proba`."""
-
-_PROVIDERS = {"databricks-model-serving": "databricks"}
 
 
 class Platform:
@@ -143,21 +142,24 @@ class Platform:
         if entity.agent is not None:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
-            self._register_external(declaration, entity.external_model)
+            mirror, patience = self.gateway.mirror, self._patience
+            declared = declare(declaration, os.environ, fallback=self._falls_back, mirror=mirror, patience=patience)
+            self._models += declared.models
+            for model in declared.models:
+                self.prices.serve(declaration.name, model.upstream.model or "")
+            self.endpoints.register(declared.endpoint)
 
-    def _register_external(self, declaration: EndpointDeclaration, model: ExternalModel) -> None:
-        provider = _PROVIDERS.get(model.provider, model.provider)
-        spec = model.name if provider == "custom" else f"{provider}:{model.name}"
-        key = os.environ.get(model.api_key_env) if model.api_key_env else None
-        self._register_model(declaration.name, spec, model.base_url, key, declaration.description)
+    @property
+    def _patience(self) -> Timeouts:
+        seconds = self.settings.chat_timeout
+        return Timeouts(first_byte=seconds, between=seconds)
 
     def _register_model(self, name: str, spec: str | None, base_url: str | None, key: str | None, description: str) -> None:
         given = {"SMALTI_CHAT_BASE_URL": base_url, "SMALTI_CHAT_API_KEY": key}
         environment = {k: v for k, v in os.environ.items() if k not in given} | {k: v for k, v in given.items() if v}
         upstream = parse_chat_model(spec, environment)
         assert upstream is not None
-        patience = self.settings.chat_timeout
-        model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
+        model = ExternalChat(upstream, timeouts=self._patience)
         self._models.append(model)
         if upstream.model:
             self.prices.serve(name, upstream.model)
