@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
+from governance.admission import Admission
 from governance.budgets import LeaseNeeded
 from governance.call import (
     STEP,
@@ -57,7 +58,7 @@ class Gateway:
     observers: told of each finished call, refused ones too; they must return at once.
     prices: what tokens cost; without them no call has a cost.
     toolkit: what guardrails need that look at the meaning.
-    max_in_flight: calls from outside that may be answered at a time; one more is refused at once with 503. None for no bound.
+    admission: how many calls from outside may be answered at a time, and how many may wait. Without it there is no bound.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class Gateway:
         *,
         prices: Prices | None = None,
         toolkit: Toolkit | None = None,
-        max_in_flight: int | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.identity, self.grants, self.limits, self.journal = identity, grants, limits, journal
         self.observers: list[Observer] = list(observers)
         self.prices = prices or Prices()
         self.toolkit = toolkit or Toolkit()
-        self.max_in_flight = max_in_flight
+        self.admission = admission or Admission()
         self.warnings: dict[str, str] = {}
         """Soft budgets that calls found used up, by request id; whoever answers takes it out and tells it in a header."""
         self._flights: dict[str, Flight] = {}  # calls in flight by request id
@@ -117,6 +118,8 @@ class Gateway:
         try:
             try:
                 assert engine is not None
+                if self.journal.fsync:
+                    await self._durable()
                 stream = engine(call)
                 while True:
                     # an async generator's body runs in the context of whoever asks for its next item
@@ -134,6 +137,8 @@ class Gateway:
                     if kind in TERMINAL:
                         flight.answered(event)
                         last = event
+                        if self.journal.fsync:
+                            await self._durable()
                         break
                     if kind == STEP:
                         flight.steps.append(event.data)
@@ -153,6 +158,8 @@ class Gateway:
                 failure = self._failure(call, error)
                 with suppress(CallError):  # a failure that cannot be recorded is told all the same
                     flight.failed(failure)
+                    if self.journal.fsync:
+                        await self._durable()
                 if flight.first_ns is None or not call.stream or call.task not in ("agent", "chat"):
                     raise failure from None
                 last = Event("response.failed", {"response": flight.failed_response(failure)})
@@ -226,6 +233,7 @@ class Gateway:
         secret = secret or outer_secret
         reservation: Reservation | None = None
         verdicts: list[dict[str, str]] = []
+        admitted = False
         try:
             if call.credential is not None:
                 caller = self.identity.authenticate(call.credential)
@@ -242,8 +250,9 @@ class Gateway:
             if caller.scopes is not None:  # what the call needs inside is its owner's to use
                 caller = replace(caller, scopes=None)
                 call = _of(call, caller)
-            if self.max_in_flight is not None and outer is None and len(self._flights) >= self.max_in_flight:
-                raise unavailable("the server answers as many calls as it can; try again in a moment", retry_after=1.0)
+            if outer is None:
+                await self.admission.enter()
+                admitted = True
             policy = self.limits.policies.get(call.endpoint)
             guard = self.guard(call.endpoint, policy) if policy is not None and policy.guarded else None
             if guard is not None:
@@ -264,22 +273,44 @@ class Gateway:
                     self.warnings.pop(next(iter(self.warnings)))
             flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrors is not None)
             flight.intent(request)
-        except JournalError as error:
+            flight.admitted = admitted
+        except BaseException as error:
+            if admitted:
+                self.admission.leave()
+            self._refused(error, call, start, root, secret, reservation, verdicts)
+            if self.journal.fsync and isinstance(error, CallError):
+                with suppress(JournalError):
+                    await self.journal.durable()
+            raise
+        self._flights[call.request_id] = flight
+        return flight
+
+    def _refused(
+        self,
+        error: BaseException,
+        call: Call,
+        start: int,
+        root: str,
+        secret: str | None,
+        reservation: Reservation | None,
+        verdicts: list[dict[str, str]],
+    ) -> None:
+        """Record a call that is not made. Raises `CallError` 503 for one that cannot be recorded."""
+        if isinstance(error, JournalError):
             if reservation is not None:
                 reservation.release()
             logger.error("call %s of %s refused: %s", call.request_id, call.endpoint, error)
             raise unavailable(
                 "the call cannot be recorded, so it is not made; tell whoever runs this server, and try again"
             ) from None
-        except CallError as refusal:
-            shown = refusal.call if isinstance(refusal, Refused) else call
-            Flight(self, _of(shown, shown.caller), start, root, secret, None, None, verdicts).refused(refusal)
-            raise
-        except asyncio.CancelledError:
+        if isinstance(error, CallError):
+            shown = error.call if isinstance(error, Refused) else call
+            policy = None
+            with suppress(CallError):  # one that cannot be read may be why
+                policy = self.limits.policies.get(call.endpoint)
+            Flight(self, _of(shown, shown.caller), start, root, secret, policy, None, verdicts).refused(error)
+        elif isinstance(error, asyncio.CancelledError):
             Flight(self, _of(call, call.caller), start, root, secret, None, None, verdicts).abandoned()
-            raise
-        self._flights[call.request_id] = flight
-        return flight
 
     def guard(self, endpoint: str, policy: AiGatewayConfig) -> Guard:
         """The policy's guardrails, compiled when it first counts. Raises `CallError` 503 where they cannot be."""
@@ -288,6 +319,14 @@ class Gateway:
             assert policy.guardrails is not None
             held = self._guards[endpoint] = (policy, compiled(policy.guardrails, self.toolkit, endpoint))
         return held[1]
+
+    async def _durable(self) -> None:
+        """Raises `CallError` 503 where the record cannot be put on the disk."""
+        try:
+            await self.journal.durable()
+        except JournalError as error:
+            logger.error("%s", error)
+            raise unavailable("the call cannot be recorded, so it is not answered; tell whoever runs this server") from None
 
     @staticmethod
     def _failure(call: Call, error: Exception) -> CallError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from governance.admission import Admission
 from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
@@ -76,10 +77,10 @@ class Platform:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
-        self.journal = Journal(self.engine, home.journal)
+        self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
-        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
@@ -94,7 +95,7 @@ class Platform:
             observers,
             prices=self.prices,
             toolkit=toolkit,
-            max_in_flight=settings.max_in_flight,
+            admission=Admission(settings.max_in_flight, queue=settings.max_queued, seconds=settings.queue_timeout),
         )
         for name in declared:
             policy = self.policies.get(name)

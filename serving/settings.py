@@ -118,7 +118,13 @@ class Settings(BaseSettings):
     metrics_key: str | None = Field(default=None, repr=False)
     """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
-    """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
+    """Calls from outside that may be in the works at a time; further ones wait in line."""
+    max_queued: Annotated[int, Field(ge=0)] = 1_000
+    """Calls that may wait in line; one more is refused at once with 503."""
+    queue_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds a call may wait in line before it is refused with 503."""
+    journal_fsync: bool = False
+    """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
     mlflow: bool = True
     upstream_hosts: list[str] = Field(default_factory=list)
     """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
