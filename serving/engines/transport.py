@@ -21,6 +21,8 @@ MAX_BODY = 8 * 1024 * 1024
 MAX_VECTORS = 128 * 1024 * 1024
 """Bytes of an answer that is not streamed, of text and of embeddings."""
 
+_REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
+
 BREAKS = (httpx.HTTPError, httpx.StreamError, UnicodeDecodeError, sse.TooLong)
 """What reading an answer fails with, where the upstream is at fault."""
 
@@ -105,12 +107,17 @@ class Transport:
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             yield await self.json(response)
             return
-        async with contextlib.aclosing(sse.events(response.aiter_bytes())) as events:
+        raw = response.aiter_bytes()
+        async with contextlib.aclosing(sse.events(raw)) as events:
             async for data in events:
                 if data.strip() == "[DONE]":
                     yield {"choices": [{"finish_reason": "stop"}]}  # for one that never gave a reason
-                    return
+                    break
                 yield _json(data)
+            with contextlib.suppress(TimeoutError, httpx.HTTPError, httpx.StreamError):
+                async with asyncio.timeout(_REST):  # a connection is used again only when its answer was read to the end
+                    async for _ in raw:
+                        pass
 
     async def json(self, response: httpx.Response, limit: int = MAX_BODY) -> dict[str, Any]:
         """A whole answer. Raises `CallError` and what `BREAKS` lists."""
