@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.timing import percentiles
-from tests.live import KEY, ROOT, environment
+from tests.live import KEY, ROOT, environment, wait_until
 
 WORDS = "The gateway writes each call twice and then a word comes. " * 34  # about 2 KB
 UPSTREAM = """
@@ -163,6 +163,13 @@ def measure(port: int, raw: bytes, pid: int, rate: int, seconds: float) -> dict[
     return told | {"memory_mb": round(memory)}
 
 
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=10).status == 200
+    except OSError:
+        return False
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -238,8 +245,7 @@ def main() -> None:
         port = free_port()
         command = [sys.executable, "-m", "app", "--config", str(config), "serve", "--port", str(port), "--docs", str(home)]
         with running(command, port, env=environment(home), cwd=ROOT) as server:
-            while urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30).status != 200:
-                time.sleep(0.1)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), 180)
             for name in ("hop", "guarded"):
                 told[name] = measure(port, request("/v1/chat/completions", name), server, rate, seconds)
         if asked.mlflow:

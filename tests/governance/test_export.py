@@ -37,7 +37,7 @@ async def test_a_delta_table_holds_what_the_journal_does(house: House, tmp_path:
         )
     answered = next(row for row in found.values() if row["status_code"] == 200)
     assert json.loads(answered["usage_context"]) == {"team": "x"}
-    assert json.loads(answered["response"])["output"]
+    assert "output" in json.loads(answered["response"])
 
 
 async def test_duckdb_reads_the_parquet_file(house: House, tmp_path: Path) -> None:
