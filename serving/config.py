@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from governance.call import CallError, bad_request, forbidden
 from serving.engines import addresses, providers
 from serving.engines.upstream import Reach
+from serving.secret_scopes import is_reference, reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TASKS = ("llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat", "agent/v2/chat")
@@ -112,26 +113,16 @@ def _entity(entity: EntityInput, position: int) -> dict[str, Any]:
     if (entity.external_model is None) == (entity.entity_name is None):
         raise bad_request(f"Field '{where}' needs either 'entity_name' and 'entity_version', or 'external_model'.", where)
     if entity.external_model is not None:
-        _check_external(entity.external_model.model_dump(exclude={"reach"}), f"{where}.external_model")
+        providers.check(entity.external_model.model_dump(exclude={"reach"}), f"{where}.external_model")
     elif not entity.entity_version:
         raise bad_request(f"Field '{where}.entity_version' is missing: send a version number or an alias.", where)
     made = entity.model_dump(exclude_none=True, exclude_defaults=True)
-    for key, value in flat(made):
-        if isinstance(value, str) and value.strip().startswith("{{secrets/"):
-            raise bad_request(f"Field '{where}' refers to {value[:80]}: secrets are not kept here; send {key} itself.", where)
+    _check_secrets(made, where)
     base = entity.external_model.name if entity.external_model else f"{entity.entity_name}-{entity.entity_version}"
     made["name"] = entity.name or re.sub(r"[^A-Za-z0-9_-]", "-", base)
     if not NAME.fullmatch(made["name"]):
         raise bad_request(f"Field '{where}.name' must be 1 to 63 letters, digits, '-', '_' and '.'.", where)
     return made
-
-
-def _check_external(model: Mapping[str, Any], where: str) -> None:
-    providers.check(model, where)
-    for key, value in flat(model):
-        if key in SECRETS and not str(value).strip().startswith("{{secrets/"):
-            message = f"Field '{where}' holds {key} itself: send it as {key}_plaintext, which is stored encrypted."
-            raise bad_request(message, where)
 
 
 def vouch(config: Mapping[str, Any], current: Mapping[str, Any] | None, *, admin: bool) -> dict[str, Any]:
@@ -156,6 +147,17 @@ def vouch(config: Mapping[str, Any], current: Mapping[str, Any] | None, *, admin
             entity = {**entity, "external_model": {**model, "reach": reach}}
         entities.append(entity)
     return {**config, "served_entities": entities}
+
+
+def _check_secrets(entity: Mapping[str, Any], where: str) -> None:
+    """References to secrets stand where a secret is read, and a secret stands nowhere as plain text."""
+    environment = set(entity.get("environment_vars") or ())
+    for key, value in flat(entity):
+        referred = reference(value)
+        if referred and key not in SECRETS | environment:
+            raise bad_request(f"Field '{where}.{key}' cannot be a secret; environment_vars and keys can.", where)
+        if key in SECRETS - environment and isinstance(value, str) and not referred:
+            raise bad_request(f"Field '{where}' has {key} as text: send {key}_plaintext, or {{{{secrets/SCOPE/KEY}}}}.", where)
 
 
 def flat(value: Any) -> list[tuple[str, Any]]:
@@ -224,7 +226,7 @@ def hide(config: Mapping[str, Any], keep: Callable[[str], str]) -> dict[str, Any
 
 
 def readable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it is read back: without secrets, and without the references to them."""
+    """The config as it is read back: without secrets; where one of a scope is meant, its name stays."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
@@ -234,7 +236,7 @@ def readable(config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             key: shown(inner)
             for key, inner in value.items()
-            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str))
+            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str)) or is_reference(inner)
         }
 
     return shown(config)

@@ -86,7 +86,7 @@ def test_azure_and_organizations_are_told_as_their_servers_want_it() -> None:
             entity("custom", custom_provider_config={"custom_provider_url": "http://x", "api_key_auth": {"key": "a\r\nb"}}),
             "name of a header",
         ),
-        (entity("openai", openai_config={"openai_api_key": "sk-123"}), "send it as openai_api_key_plaintext"),
+        (entity("openai", openai_config={"openai_api_key": "sk-123"}), "send openai_api_key_plaintext"),
     ],
 )
 def test_what_cannot_be_called_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
