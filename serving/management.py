@@ -77,7 +77,7 @@ def router(
             _objects(wanted, kind)
         gateway = _policy(wanted)
         await asyncio.to_thread(may_serve, who, wanted.get("config"))
-        endpoint = await lifecycle.create(wanted, who.name)
+        endpoint = await lifecycle.create(wanted, who.name, admin=who.admin)
         await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
         if gateway is not None:
             await asyncio.to_thread(policies.set, endpoint.name, gateway, by=who.name)
@@ -87,7 +87,7 @@ def router(
         who, endpoint = await known(http)
         wanted = await body(http)
         await asyncio.to_thread(may_serve, who, wanted)
-        return shown(await lifecycle.update(endpoint.name, wanted))
+        return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin))
 
     async def delete(http: Request) -> Response:
         _, endpoint = await known(http)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from governance.admission import Admission
 from governance.budgets import Budgets
 from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
 from governance.gateway import Gateway
@@ -28,6 +29,7 @@ from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.artifacts import Artifacts
+from serving.declared import declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -39,7 +41,7 @@ from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
 from serving.secret_scopes import Scopes, references
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
@@ -52,8 +54,6 @@ log = logging.getLogger("smalti")
 
 TrainRouter = Callable[[Path, Encoder, Path], Any]
 """`train(examples, encoder, cache)`: a classifier with `labels` and `predict_proba`."""
-
-_PROVIDERS = {"databricks-model-serving": "databricks"}
 
 
 class Platform:
@@ -81,10 +81,10 @@ class Platform:
         self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
-        self.journal = Journal(self.engine, home.journal)
+        self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
-        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
@@ -99,7 +99,7 @@ class Platform:
             observers,
             prices=self.prices,
             toolkit=toolkit,
-            max_in_flight=settings.max_in_flight,
+            admission=Admission(settings.max_in_flight, queue=settings.max_queued, seconds=settings.queue_timeout),
         )
         for name in declared:
             policy = self.policies.get(name)
@@ -143,7 +143,9 @@ class Platform:
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
         )
-        self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
+        self.lifecycle = Lifecycle(
+            self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
+        )
 
     # ---- endpoints
 
@@ -152,21 +154,24 @@ class Platform:
         if entity.agent is not None:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
-            self._register_external(declaration, entity.external_model)
+            mirror, patience = self.gateway.mirror, self._patience
+            declared = declare(declaration, os.environ, fallback=self._falls_back, mirror=mirror, patience=patience)
+            self._models += declared.models
+            for model in declared.models:
+                self.prices.serve(declaration.name, model.upstream.model or "")
+            self.endpoints.register(declared.endpoint)
 
-    def _register_external(self, declaration: EndpointDeclaration, model: ExternalModel) -> None:
-        provider = _PROVIDERS.get(model.provider, model.provider)
-        spec = model.name if provider == "custom" else f"{provider}:{model.name}"
-        key = os.environ.get(model.api_key_env) if model.api_key_env else None
-        self._register_model(declaration.name, spec, model.base_url, key, declaration.description)
+    @property
+    def _patience(self) -> Timeouts:
+        seconds = self.settings.chat_timeout
+        return Timeouts(first_byte=seconds, between=seconds)
 
     def _register_model(self, name: str, spec: str | None, base_url: str | None, key: str | None, description: str) -> None:
         given = {"SMALTI_CHAT_BASE_URL": base_url, "SMALTI_CHAT_API_KEY": key}
         environment = {k: v for k, v in os.environ.items() if k not in given} | {k: v for k, v in given.items() if v}
         upstream = parse_chat_model(spec, environment)
         assert upstream is not None
-        patience = self.settings.chat_timeout
-        model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
+        model = ExternalChat(upstream, timeouts=self._patience)
         self._models.append(model)
         if upstream.model:
             self.prices.serve(name, upstream.model)
@@ -291,6 +296,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.gateway.close()
         await self.lifecycle.close()
         for model in self._models:
             await model.aclose()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ASSISTANT, CHAT = "assistant", "chat"
@@ -38,13 +38,22 @@ class AgentEntity(_Strict):
 
 
 class ExternalModel(_Strict):
-    """An OpenAI-compatible chat model elsewhere. The key is read from the environment variable `api_key_env`."""
+    """A model elsewhere, in Databricks' fields, and shorter ones: `base_url` for the provider's own field of the address, and
+    `api_key_env` or `api_key_file` for where the key is read from when the server starts.
+
+    Without either the provider's usual variable is read (`OPENAI_API_KEY`, `ANTHROPIC_API_KEY`, `DATABRICKS_TOKEN`).
+    """
 
     name: str
-    provider: Literal["openai", "databricks-model-serving", "custom", "ollama", "vllm"] = "openai"
-    task: Literal["llm/v1/chat"] = "llm/v1/chat"
+    provider: Literal["openai", "anthropic", "databricks-model-serving", "custom", "ollama", "vllm"] = "openai"
+    task: Literal["llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings"] = "llm/v1/chat"
     base_url: str | None = None
     api_key_env: str | None = None
+    api_key_file: Path | None = None
+    openai_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    anthropic_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    databricks_model_serving_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    custom_provider_config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class ServedEntity(_Strict):
@@ -54,7 +63,16 @@ class ServedEntity(_Strict):
 
 
 class EndpointConfig(_Strict):
-    served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=1)]
+    """One agent, or up to 15 external models that share the traffic (`serving.traffic`)."""
+
+    served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=15)]
+    traffic_config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> EndpointConfig:
+        if len(self.served_entities) > 1 and any(entity.external_model is None for entity in self.served_entities):
+            raise ValueError("several served entities must all have an external_model")
+        return self
 
 
 class EndpointDeclaration(_Strict):
@@ -100,10 +118,16 @@ class Settings(BaseSettings):
     metrics_key: str | None = Field(default=None, repr=False)
     """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
-    """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
+    """Calls from outside that may be in the works at a time; further ones wait in line."""
+    max_queued: Annotated[int, Field(ge=0)] = 1_000
+    """Calls that may wait in line; one more is refused at once with 503."""
+    queue_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds a call may wait in line before it is refused with 503."""
+    journal_fsync: bool = False
+    """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
     mlflow: bool = True
     upstream_hosts: list[str] = Field(default_factory=list)
-    """Hosts in private networks at which external models made through the API may be; this machine's own addresses need none."""
+    """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
