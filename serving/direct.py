@@ -1,4 +1,4 @@
-"""The paths that call endpoints, answered before the framework looks for a route: a look-up, where it tries one after the other."""
+"""The paths that call endpoints, found by a look-up before the framework tries one route after the other."""
 
 from __future__ import annotations
 
