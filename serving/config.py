@@ -9,7 +9,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,6 +47,9 @@ class EntityInput(_Fields):
     external_model: ExternalModelInput | None = None
     environment_vars: dict[str, str] = Field(default_factory=dict)
     scale_to_zero_enabled: bool = False
+    workload_size: Literal["Small", "Medium", "Large"] | None = None
+    memory_limit_mb: int | None = Field(default=None, ge=64)
+    """Memory each process of a model may hold; Smalti's own field."""
 
 
 class RouteInput(_Fields):

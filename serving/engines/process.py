@@ -95,6 +95,11 @@ class ModelProcess:
         """Calls that are being answered, and those that wait for the process to come up."""
         return self._queued + (len(self._wire.waiting) if self._wire else 0)
 
+    @property
+    def running(self) -> bool:
+        """Whether it can take a call at once."""
+        return self._ready.is_set()
+
     async def start(self) -> None:
         """Load the model. Raises `LoadFailed`."""
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -271,6 +276,8 @@ class ModelProcess:
         root = str(await asyncio.to_thread(worker_root, python))
         environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
+        if python != sys.executable:  # what the server's Python is pointed at is not for another's
+            environment = {key: value for key, value in environment.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
         environment |= self._given
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         self.starts += 1
