@@ -173,19 +173,19 @@ class ModelProcess:
         self._used = time.monotonic()
         if self.open_calls >= MAX_WAITING:
             raise limit_exceeded(f"The model has {MAX_WAITING} requests open already. Wait a second.", 1)
-        if not self._ready.is_set():
-            if self._supervisor is None or self.state == "FAILED":
-                raise unavailable(f"The model is not served: {self.message}")
-            self._wanted.set()
+        if self._wire is None:
             self._queued += 1
             try:
-                await asyncio.wait_for(self._ready.wait(), min(self._load_timeout, self._call_timeout))
+                async with asyncio.timeout(min(self._load_timeout, self._call_timeout)):
+                    while self._wire is None:
+                        if self._supervisor is None or self.state == "FAILED":
+                            raise unavailable(f"The model is not served: {self.message}")
+                        self._wanted.set()
+                        await self._ready.wait()
             except TimeoutError:
                 raise unavailable("The model is still being loaded. Send the request again.", retry_after=5) from None
             finally:
                 self._queued -= 1
-        if self._wire is None:  # it ended between two turns of the loop
-            raise unavailable("The model's process ended. Send the request again.", retry_after=1)
         return self._wire
 
     # --- the process ---
@@ -231,7 +231,7 @@ class ModelProcess:
         try:
             self.state, self.message = "READY", ""
             self._note(f"ready after start {self.starts}: {orjson.dumps(self.info).decode()}")
-            self._wire = wire
+            self._wire, self._used = wire, time.monotonic()
             self._ready.set()
             if not first.done():
                 first.set_result(None)
@@ -265,7 +265,7 @@ class ModelProcess:
             return True
         while True:
             rest = self._used + self._idle_timeout - time.monotonic()
-            if rest <= 0 and not wire.waiting:
+            if rest <= 0 and not self.open_calls:
                 return False
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(wire.gone.wait(), max(rest, 0.05))
