@@ -48,6 +48,15 @@ def reader(signature: Any) -> tuple[Read, bool]:
     return Table(schema, kinds), True
 
 
+def typed(payload: Mapping[str, Any]) -> tuple[Any, int]:
+    """For a `PythonModel` whose signature are its type hints: the list as it was sent, which the model checks itself."""
+    key, value = split(payload)
+    if key.startswith("dataframe"):
+        return _open(payload)
+    values = value if isinstance(value, list) else [value]
+    return values, len(values)
+
+
 def split(payload: Mapping[str, Any]) -> tuple[str, Any]:
     """The one format a request uses, and its value."""
     used = [key for key in FORMATS if payload.get(key) is not None]
@@ -295,7 +304,7 @@ def _open(payload: Mapping[str, Any]) -> tuple[Any, int]:
     if isinstance(value, Mapping):
         return {name: np.asarray(given) for name, given in value.items()}, 1
     try:
-        made = np.asarray(value)
+        made = np.asarray(value if isinstance(value, list) else [value])
     except ValueError:
         raise Refused(f"{key!r} is ragged: its rows differ in length.", key) from None
-    return made, len(made) if made.ndim else 1
+    return made, len(made)

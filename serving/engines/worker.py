@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from serving.engines.rows import FORMATS, Refused, Table, reader
+from serving.engines.rows import FORMATS, Refused, Table, reader, typed
 
 _LENGTH = struct.Struct(">I")
 MAX_ROWS = 4096
@@ -101,7 +101,7 @@ class Model:
         flavor = meta.flavors["python_function"]
         self.loader = str(flavor.get("loader_module"))
         self.streams = bool(flavor.get("streamable"))
-        self.read, self.table = reader(meta.signature)
+        self.read, self.table = (typed, False) if meta._is_signature_from_type_hint() else reader(meta.signature)
         told = (meta.metadata or {}).get("rowwise")
         self.rowwise = self.table and (self.loader in ROWWISE if told is None else bool(told))
         self._params = meta.get_params_schema() is not None

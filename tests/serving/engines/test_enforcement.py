@@ -1,4 +1,4 @@
-"""The compiled check of rows against MLflow's own: what both take means the same, and what fits the signature is taken by both."""
+"""The compiled check of rows against MLflow's own: what both take means the same, and both take what fits the signature."""
 
 from __future__ import annotations
 
@@ -87,8 +87,7 @@ def test_what_does_not_fit_is_refused_or_read_as_mlflow_reads_it(request: tuple[
     schema, payload = request
     try:
         read = ours(schema, payload)
-    except Refused as refused:
-        assert refused.message
+    except Refused:
         return
     try:
         expected = theirs(schema, payload)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def wheel(folder: Path, name: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
         file.writestr(f"{name}.py", "")
         file.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        file.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         file.writestr(f"{name}-1.0.dist-info/RECORD", "")
 
 
@@ -71,8 +75,8 @@ async def test_an_environment_is_made_once_and_without_the_server_s_packages(tmp
     root = worker_root(python)
     assert sorted(path.name for path in root.rglob("*.py")) == ["rows.py", "worker.py"]
     command = [python, "-c", "import importlib.util as u; print([u.find_spec(n) is not None for n in ('tinything', 'numpy')])"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
-    assert done.stdout.strip() == "[True, False]"
+    run = partial(subprocess.run, command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
+    assert (await asyncio.to_thread(run)).stdout.strip() == "[True, False]"
 
 
 async def test_requirements_that_cannot_be_had_are_told_and_leave_nothing(tmp_path: Path) -> None:

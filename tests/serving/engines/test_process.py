@@ -1,4 +1,4 @@
-"""A model's process as the server sees it: a crash, a hang, a leak, a load that fails; with a real worker and a model of a few lines."""
+"""A model's process as the server sees it: a crash, a hang, a leak, a load that fails. The worker is a real one."""
 
 from __future__ import annotations
 
@@ -16,53 +16,14 @@ from governance.call import CallError
 from serving.engines import process as processes
 from serving.engines.process import LoadFailed, ModelProcess
 from serving.engines.replicas import Replicas
+from tests.serving.models import small
 
-MODEL = """
-import os, time
-
-def _load_pyfunc(path):
-    how = os.environ.get("LOAD")
-    if how == "raise":
-        raise ValueError("the weights are of another shape")
-    if how == "hang":
-        time.sleep(600)
-    if how == "eat":
-        held = [bytearray(64 << 20) for _ in range(100) if not time.sleep(0.01)]
-    return Model()
-
-class Model:
-    def predict(self, table):
-        words = set(table["word"])
-        if "die" in words:
-            os._exit(3)
-        if "hang" in words:
-            time.sleep(600)
-        if "eat" in words:
-            self.held = [bytearray(64 << 20) for _ in range(100) if not time.sleep(0.01)]
-        if "wait" in words:
-            time.sleep(0.3)
-        return [str(os.getpid())] * len(table)
-"""
-MLMODEL = """
-flavors:
-  python_function:
-    loader_module: process_model
-    code: code
-    data: data
-signature:
-  inputs: '[{"type": "string", "name": "word", "required": true}]'
-metadata: {rowwise: true}
-"""
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., ModelProcess]:
-    model = tmp_path / "model"
-    (model / "code").mkdir(parents=True)
-    (model / "data").mkdir()
-    (model / "code" / "process_model.py").write_text(MODEL)
-    (model / "MLmodel").write_text(MLMODEL)
+    model = small(tmp_path / "model")
 
     def made(**given: Any) -> ModelProcess:
         return ModelProcess(model, tmp_path / "logs" / "model.log", **given)
