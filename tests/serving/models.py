@@ -60,6 +60,7 @@ set_model(Talker())
 
 DYING = """
 import os
+import time
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -67,6 +68,8 @@ class Dying(PythonModel):
     def predict(self, context, model_input, params=None):
         if "die" in set(model_input.get("word", [])):
             os._exit(3)
+        if "wait" in set(model_input.get("word", [])):
+            time.sleep(1)
         return [str(os.getpid())] * len(model_input)
 
 set_model(Dying())
