@@ -101,7 +101,7 @@ class Environments:
         with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=folder) as file:
             file.write("\n".join([*lines, *own]))
             file.flush()
-            options = ["--no-input", "--disable-pip-version-check", "--quiet", "--retries", "1", "--timeout", "15"]
+            options = ["--no-input", "--disable-pip-version-check", "-qq", "--retries", "1", "--timeout", "15"]
             await _run([str(python), "-m", "pip", "install", *options, "-r", file.name], note)
 
 

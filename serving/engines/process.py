@@ -28,6 +28,8 @@ KEPT_LOG = 4 << 20
 """Bytes of a model's log beyond which the older half is dropped when it is started."""
 MEMORY_PAUSE = 0.5
 """Seconds between two looks at how much memory a model holds."""
+CHILDREN_EVERY = 10
+"""Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
 _MAX_PAUSE = 30.0
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_")
 """What a model may see of the server's environment: no key of a model provider."""
@@ -55,6 +57,9 @@ class ModelProcess:
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
     loads: bounds how many models are loaded at the same time.
     memory_limit: bytes of memory the process and its children may hold; it is ended past that. None: no limit.
+    module: what the process runs; `serving.engines.worker` loads MLflow models.
+    spec: what it is told of the model besides its path.
+    max_waiting: requests that may be open; one more is refused at once.
     interpreter: finds the Python the model runs in, and may take its time to make it; told lines for the build log.
     """
 
@@ -69,9 +74,14 @@ class ModelProcess:
         idle_timeout: float | None = None,
         loads: asyncio.Semaphore | None = None,
         memory_limit: int | None = None,
+        module: str = "serving.engines.worker",
+        spec: Mapping[str, Any] | None = None,
+        max_waiting: int = MAX_WAITING,
         interpreter: Interpreter | None = None,
     ) -> None:
         self.path, self.log, self.memory_limit = path, log, memory_limit
+        self.spec = dict(spec or {})
+        self._module, self._max_waiting = module, max_waiting
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
         self.state, self.message = "CREATING", "The model is being loaded."
@@ -153,7 +163,8 @@ class ModelProcess:
         try:
             while True:
                 try:
-                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+                    waits = mailbox.empty()
+                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout) if waits else mailbox.get_nowait()
                 except TimeoutError:
                     raise unavailable(f"The model gave nothing for {self._call_timeout:g} s.", status=504) from None
                 if kind == "end":
@@ -171,8 +182,8 @@ class ModelProcess:
     async def _up(self) -> Wire:
         """The connection to the process, waiting for one that is coming up."""
         self._used = time.monotonic()
-        if self.open_calls >= MAX_WAITING:
-            raise limit_exceeded(f"The model has {MAX_WAITING} requests open already. Wait a second.", 1)
+        if self.open_calls >= self._max_waiting:
+            raise limit_exceeded(f"The model has {self._max_waiting} requests open already. Wait a second.", 1)
         if self._wire is None:
             self._queued += 1
             try:
@@ -250,9 +261,10 @@ class ModelProcess:
 
     async def _watch_memory(self, wire: Wire) -> None:
         """End the process once it holds more memory than it may."""
-        limit = self.memory_limit
+        limit, look = self.memory_limit, 0
         while limit is not None and not wire.gone.is_set():
-            held = await asyncio.to_thread(_held, self.pid)
+            held = await asyncio.to_thread(_held, self.pid, children=look % CHILDREN_EVERY == 0)
+            look += 1
             if held > limit:
                 self._kill(f"The model held {held >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
                 return
@@ -283,9 +295,9 @@ class ModelProcess:
         self.starts += 1
         self._note(f"start {self.starts}: loading {self.path}")
         try:
-            with await asyncio.to_thread(_open_log, self.log) as log:
+            with await asyncio.to_thread(open_log, self.log) as log:
                 process = await asyncio.create_subprocess_exec(
-                    python, "-m", "serving.engines.worker", str(theirs.fileno()), str(os.getpid()),
+                    python, "-m", self._module, str(theirs.fileno()), str(os.getpid()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                     env=environment, cwd=self.log.parent, pass_fds=[theirs.fileno()], start_new_session=True,
                 )  # fmt: skip
@@ -300,7 +312,7 @@ class ModelProcess:
         return process, wire, transport
 
     async def _load(self, wire: Wire) -> None:
-        wire.write({"path": str(self.path)})
+        wire.write({"path": str(self.path), **self.spec})
         try:
             kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
         except TimeoutError:
@@ -310,7 +322,7 @@ class ModelProcess:
         if kind == "gone":
             if self._killed:
                 raise LoadFailed(self._killed)
-            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {_tail(self.log, 300)}")
+            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {tail(self.log, 300)}")
         self.info = answer
 
     def _kill(self, why: str) -> None:
@@ -324,7 +336,7 @@ class ModelProcess:
 
     def logs(self) -> str:
         """The last of what the model printed."""
-        return _tail(self.log, 100_000)
+        return tail(self.log, 100_000)
 
     @property
     def memory(self) -> int:
@@ -355,7 +367,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _held(pid: int | None) -> int:
+def _held(pid: int | None, *, children: bool = True) -> int:
     """Bytes of memory that a process and its children hold. Blocking."""
     import psutil
 
@@ -363,7 +375,7 @@ def _held(pid: int | None) -> int:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         held = process.memory_info().rss
-        for child in process.children(recursive=True):
+        for child in process.children(recursive=True) if children else ():
             with contextlib.suppress(psutil.Error):
                 held += child.memory_info().rss
     return held
@@ -383,14 +395,14 @@ def worker_root(python: str) -> Path:
     return copy
 
 
-def _open_log(path: Path) -> Any:
+def open_log(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists() and path.stat().st_size > KEPT_LOG:
         path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def _tail(path: Path, size: int) -> str:
+def tail(path: Path, size: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))

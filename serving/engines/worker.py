@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,11 +41,18 @@ class Wire:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = bytearray()
+        self._left: deque[Any] = deque()
         self._lock = threading.Lock()
 
-    def receive(self) -> list[Any]:
+    def receive(self) -> Any:
+        """The next frame; None once the server is gone."""
+        if not self._left:
+            self._left = deque(self.receive_all())
+        return self._left.popleft() if self._left else None
+
+    def receive_all(self) -> list[Any]:
         """All frames that have come, at least one; an empty list once the server is gone."""
-        frames: list[Any] = []
+        frames, self._left = list(self._left), deque()
         while not frames:
             try:
                 data = self._socket.recv(1 << 20)
@@ -232,7 +240,7 @@ class Server:
         """Streams that run, and whether nobody listens any more."""
 
     def run(self) -> None:
-        while frames := self._wire.receive():
+        while frames := self._wire.receive_all():
             rows: list[tuple[int, Any]] = []
             for identifier, kind, body in frames:
                 if kind == "rows":
@@ -321,7 +329,7 @@ def main(descriptor: int, parent: int) -> None:
     warnings.simplefilter("ignore")
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     wire = Wire(socket.socket(fileno=descriptor))
-    spec = wire.receive()[0]
+    spec = wire.receive()
     try:
         model = Model(spec["path"])
     except BaseException as error:

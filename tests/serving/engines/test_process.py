@@ -114,10 +114,9 @@ async def test_a_load_that_fails_says_why(
 
 
 async def test_an_idle_model_ends_and_a_bounded_number_of_calls_waits_for_it(
-    make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., ModelProcess],
 ) -> None:
-    monkeypatch.setattr(processes, "MAX_WAITING", 3)
-    model = make(idle_timeout=0.2)
+    model = make(idle_timeout=0.2, max_waiting=3)
     await model.start()
     try:
         await until(lambda: not model.running)
