@@ -232,6 +232,7 @@ def main(given: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers that run are ended
     parser = argparse.ArgumentParser(description="Requests per second of served models, beside other hosts.")
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--models", default="rows,text")
