@@ -14,7 +14,7 @@ import psutil
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from governance.budgets import Budgets
-from governance.call import Call, CallRecord, Engine, Event, unavailable
+from governance.call import Call, Caller, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -27,6 +27,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.artifacts import Artifacts
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -34,7 +35,9 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.model_access import ModelAccess
 from serving.registry import Registry
+from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
@@ -105,6 +108,11 @@ class Platform:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
         self.endpoints = Endpoints()
+        self.registry = Registry(home.path)
+        self.secrets = Scopes(self.engine, home.pepper)
+        self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts.tidy()
+        self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
         self.codes = OneTimeCodes()
@@ -128,8 +136,8 @@ class Platform:
             self._declare(declaration)
         entities = Entities(
             home.path,
-            Registry(home.path),
-            Vault(self.engine, home.pepper),
+            self.registry,
+            Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
@@ -202,16 +210,23 @@ class Platform:
             )
         )
 
+    def may_serve(self, who: Caller, config: Any) -> None:
+        """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""
+        self.model_access.check_served(who, config)
+        self.secrets.check_references(who, references(config) if isinstance(config, dict) else ())
+
     def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The gateway policy of an endpoint that is in force."""
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
     def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME` or `index:NAME` is there."""
+        """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
+        if kind == "model":
+            return self.registry.known(name)
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:

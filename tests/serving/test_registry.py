@@ -17,13 +17,16 @@ Add = Callable[..., None]
 def add(tmp_path: Path) -> Add:
     """Registers a version of `m.s.small`."""
     with sqlite3.connect(tmp_path / "mlflow.db") as made:
-        made.execute("CREATE TABLE model_versions (name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT)")
+        made.execute("CREATE TABLE registered_models (name TEXT)")
+        made.execute("INSERT INTO registered_models VALUES ('m.s.small')")
+        columns = "name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT, current_stage TEXT"
+        made.execute(f"CREATE TABLE model_versions ({columns})")
         made.execute("CREATE TABLE registered_model_aliases (name TEXT, alias TEXT, version INT)")
     made.close()
 
     def registered(version: int, source: str, *, status: str = "READY", alias: str | None = None) -> None:
         with sqlite3.connect(tmp_path / "mlflow.db") as database:
-            database.execute("INSERT INTO model_versions VALUES ('m.s.small', ?, ?, NULL, ?)", (version, source, status))
+            database.execute("INSERT INTO model_versions VALUES ('m.s.small', ?, ?, NULL, ?, 'None')", (version, source, status))
             if alias:
                 database.execute("INSERT INTO registered_model_aliases VALUES ('m.s.small', ?, ?)", (alias, version))
         database.close()

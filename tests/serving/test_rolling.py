@@ -31,9 +31,12 @@ pytestmark = pytest.mark.anyio
 async def lifecycle(tmp_path: Path) -> AsyncIterator[Lifecycle]:
     model = small(tmp_path / "mlartifacts" / "small")
     with sqlite3.connect(tmp_path / "mlflow.db") as registry:
-        registry.execute("CREATE TABLE model_versions (name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT)")
+        registry.execute("CREATE TABLE registered_models (name TEXT)")
+        registry.execute("INSERT INTO registered_models VALUES ('m.s.small')")
+        columns = "name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT, current_stage TEXT"
+        registry.execute(f"CREATE TABLE model_versions ({columns})")
         registry.execute("CREATE TABLE registered_model_aliases (name TEXT, alias TEXT, version INT)")
-        registry.execute("INSERT INTO model_versions VALUES ('m.s.small', 1, ?, NULL, 'READY')", (str(model),))
+        registry.execute("INSERT INTO model_versions VALUES ('m.s.small', 1, ?, NULL, 'READY', 'None')", (str(model),))
         registry.execute("INSERT INTO registered_model_aliases VALUES ('m.s.small', 'champion', 1)")
     registry.close()
     database = open_database(f"sqlite:///{tmp_path}/smalti.db")
