@@ -24,6 +24,7 @@ from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
 from serving.compress import Compressed
+from serving.direct import Direct
 from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
@@ -44,6 +45,8 @@ def application(platform: Platform) -> FastAPI:
     app.state.announce = app.state.stop = lambda: None
     app.state.following = None
     app.state.example = "What is this about?"
+    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal)
+    app.add_middleware(Direct, routes=calls.routes)
     app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
@@ -71,7 +74,7 @@ def application(platform: Platform) -> FastAPI:
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
-    app.include_router(routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal))
+    app.include_router(calls)
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

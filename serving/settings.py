@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     journal_fsync: bool = False
     """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
     mlflow: bool = True
+    model_memory_mb: Annotated[int, Field(ge=64)] | None = None
+    """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
+    model_environments: Literal["build", "server"] = "build"
+    """Whether a model whose requirements the server's packages do not satisfy gets an environment of its own, made by pip."""
     upstream_hosts: list[str] = Field(default_factory=list)
     """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
