@@ -47,6 +47,9 @@ class ModelProcess:
     call_timeout: seconds until a call that gives nothing is given up; the process is then started anew.
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
     loads: bounds how many models are loaded at the same time.
+    module: what the process runs; `serving.engines.worker` loads MLflow models.
+    spec: what it is told of the model besides its path.
+    max_waiting: requests that may be open; one more is refused at once.
     """
 
     def __init__(
@@ -59,8 +62,12 @@ class ModelProcess:
         call_timeout: float = 120,
         idle_timeout: float | None = None,
         loads: asyncio.Semaphore | None = None,
+        module: str = "serving.engines.worker",
+        spec: Mapping[str, Any] | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self.path, self.log = path, log
+        self._module, self._spec, self._max_waiting = module, dict(spec or {}), max_waiting
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
         self.state, self.message = "CREATING", "The model is being loaded."
@@ -158,8 +165,8 @@ class ModelProcess:
             except TimeoutError:
                 raise unavailable("The model is still being loaded. Send the request again.", retry_after=5) from None
         assert self._wire is not None
-        if len(self._wire.waiting) >= MAX_WAITING:
-            raise limit_exceeded(f"The model has {MAX_WAITING} requests open already. Wait a second.", 1)
+        if len(self._wire.waiting) >= self._max_waiting:
+            raise limit_exceeded(f"The model has {self._max_waiting} requests open already. Wait a second.", 1)
         return self._wire
 
     # --- the process ---
@@ -240,7 +247,7 @@ class ModelProcess:
         try:
             with await asyncio.to_thread(_open_log, self.log) as log:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "serving.engines.worker", str(theirs.fileno()),
+                    sys.executable, "-m", self._module, str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                     env=environment, cwd=self.log.parent, pass_fds=[theirs.fileno()], start_new_session=True,
                 )  # fmt: skip
@@ -255,7 +262,7 @@ class ModelProcess:
         return process, wire, transport
 
     async def _load(self, wire: _Wire) -> None:
-        wire.write({"path": str(self.path)})
+        wire.write({"path": str(self.path), **self._spec})
         try:
             kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
         except TimeoutError:
