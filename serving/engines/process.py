@@ -67,7 +67,8 @@ class ModelProcess:
         max_waiting: int = MAX_WAITING,
     ) -> None:
         self.path, self.log = path, log
-        self._module, self._spec, self._max_waiting = module, dict(spec or {}), max_waiting
+        self.spec = dict(spec or {})
+        self._module, self._max_waiting = module, max_waiting
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
         self.state, self.message = "CREATING", "The model is being loaded."
@@ -262,7 +263,7 @@ class ModelProcess:
         return process, wire, transport
 
     async def _load(self, wire: _Wire) -> None:
-        wire.write({"path": str(self.path), **self._spec})
+        wire.write({"path": str(self.path), **self.spec})
         try:
             kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
         except TimeoutError:

@@ -40,8 +40,7 @@ class Prompts:
             raise Refused("The prompt is empty: send some text.", "messages")
         if len(ids) >= self._context:
             raise Refused(
-                f"The prompt has {len(ids)} tokens; this model reads at most {self._context - 1}, answer included "
-                f"{self._context}. Send less.",
+                f"The prompt has {len(ids)} tokens; prompt and answer together may have {self._context}. Send less.",
                 "messages",
             )
         return list(ids)

@@ -126,7 +126,11 @@ class Scheduler:
 
     def uses(self, adapter: str) -> bool:
         """Whether a sequence still needs the adapter."""
-        rows = [*self._waiting, *(self._reading.rows if self._reading else ()), *(r for b in self._lanes.values() for r in b.rows)]
+        rows = [
+            *self._waiting,
+            *(self._reading.rows if self._reading else ()),
+            *(r for b in self._lanes.values() for r in b.rows),
+        ]
         return any(row.adapter == adapter for row in rows)
 
     @property
@@ -206,7 +210,9 @@ class Scheduler:
             memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
             if self._model.device.type != "cpu" and not memory:
                 os._exit(70)  # an accelerator that failed once cannot be trusted with the next answer
-            reason = "there is no memory left; serve fewer at a time (max_batch)" if memory else f"{type(error).__name__}: {error}"
+            reason = (
+                "there is no memory left; serve fewer at a time (max_batch)" if memory else f"{type(error).__name__}: {error}"
+            )
             for row in batch.rows:
                 self._frames.append(_failed(row.identifier, f"The model failed: {' '.join(reason.split())[:400]}"))
                 self._next.pop(row.identifier, None)
@@ -234,7 +240,7 @@ class Scheduler:
         self._next[row.identifier] = token
         ended = token in self._ends
         if not ended and told is not None:
-            row.told.append(self._logprob(token, told))
+            row.told.append(self._logprob(row, token, told))
         if row.matcher is not None and row.matcher.take(token):
             row.finish = "stop"
         text = "" if ended else row.stops.add(row.text.add(token))
@@ -278,10 +284,11 @@ class Scheduler:
         self._frames.append([row.identifier, "event", {"choices": [choice], "usage": usage}])
         self._frames.append([row.identifier, "end", None])
 
-    def _logprob(self, token: int, told: Logprobs) -> dict[str, Any]:
+    def _logprob(self, row: Generation, token: int, told: Logprobs) -> dict[str, Any]:
         own, others = told
-        top = [token_text(self._decode, other) | {"logprob": value} for other, value in others]
-        return token_text(self._decode, token) | {"logprob": own, "top_logprobs": top}
+        before = (row.generated[-2:-1] or row.prompt[-1:])[0]
+        top = [token_text(self._decode, before, other) | {"logprob": value} for other, value in others]
+        return token_text(self._decode, before, token) | {"logprob": own, "top_logprobs": top}
 
     def _tell_waiting(self) -> None:
         now = time.monotonic()

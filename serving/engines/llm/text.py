@@ -150,7 +150,7 @@ class ToolCalls:
         return calls or None
 
 
-def token_text(decode: Callable[[list[int]], str], token: int) -> dict[str, Any]:
-    """A token as log probabilities name it."""
-    text = decode([token])
+def token_text(decode: Callable[[list[int]], str], before: int, token: int) -> dict[str, Any]:
+    """A token as log probabilities name it: what it adds to the text after the token `before`."""
+    text = decode([before, token]).removeprefix(decode([before]))
     return {"token": text, "bytes": list(text.encode())}

@@ -178,7 +178,9 @@ class Server:
                 self._front.submit(self._guarded, identifier, self._begin, body)
             else:
                 work = {"load_adapter": self._load, "unload_adapter": self._unload}[kind]
-                self._scheduler.between_steps(lambda identifier=identifier, work=work, body=body: self._do(identifier, work, body))
+                self._scheduler.between_steps(
+                    lambda identifier=identifier, work=work, body=body: self._do(identifier, work, body)
+                )
 
     def _guarded(self, identifier: int, work: Any, body: Any) -> None:
         try:
