@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -41,6 +43,10 @@ __all__ = ["CLIENT_GONE", "MAX_PAYLOAD", "MAX_REFUSED_PAYLOAD", "Gateway", "secu
 
 logger = logging.getLogger("smalti.gateway")
 
+MAX_MIRRORS = 64
+"""Copies for shadows that run at a time; past it they are left out, so that they never delay an answer."""
+MIRROR_SECONDS = 300.0
+
 
 class Gateway:
     """Every call of every endpoint and index, from outside and from within an agent, goes through `call`.
@@ -75,19 +81,23 @@ class Gateway:
         """Soft budgets that calls found used up, by request id; whoever answers takes it out and tells it in a header."""
         self._flights: dict[str, Flight] = {}  # calls in flight by request id
         self._guards: dict[str, tuple[AiGatewayConfig, Guard]] = {}
+        self._mirrors: set[asyncio.Task[None]] = set()
+        self.mirrors_dropped = 0
+        """Copies that were not made because enough of them were running."""
 
     @property
     def in_flight(self) -> int:
         """Calls being answered now."""
         return len(self._flights)
 
-    async def call(self, call: Call, engine: Engine | None) -> AsyncGenerator[Event, None]:
+    async def call(self, call: Call, engine: Engine | None, *, mirrored: bool = False) -> AsyncGenerator[Event, None]:
         """Answer a call: its engine's events, the last of which is the only terminal one.
 
         Parameters
         ----------
         call: with `credential`, or for an inner call with `caller`.
         engine: what answers it; None when there is no such endpoint.
+        mirrored: it is a copy for a shadow, which takes nothing from the caller's limits.
 
         Raises
         ------
@@ -98,7 +108,7 @@ class Gateway:
         """
         if not self.identity.changes.inline:
             await asyncio.to_thread(self.identity.changes.versions)
-        flight = await self._admit(call, engine)
+        flight = await self._admit(call, engine, mirrored)
         call = flight.call
         if engine is not None and flight.guard is not None:
             engine = flight.guard.around(engine, flight.verdicts)
@@ -134,6 +144,7 @@ class Gateway:
                             flight.text.append(event.data.get("delta", ""))
                         elif kind == "response.created":
                             flight.created = event.data.get("response")
+                            flight.served = event.data.get("served_entity_name")
                     yield event
             except (GeneratorExit, asyncio.CancelledError):
                 flight.abandoned()
@@ -166,9 +177,45 @@ class Gateway:
             raise CallError(error.get("message") or f"{call.endpoint} failed", status=failed_status(body))
         return body
 
+    def mirror(self, call: Call, engine: Engine) -> None:
+        """Send a copy of a call that is being answered to another engine: governed and journalled as the call's child, its answer
+        given to nobody. Returns at once; where many copies run already it is left out."""
+        if len(self._mirrors) >= MAX_MIRRORS:
+            self.mirrors_dropped += 1
+            return
+        copy = replace(
+            call,
+            request_id=uuid.uuid4().hex,
+            parent_id=call.request_id,
+            client_request_id=None,
+            thread_id=None,
+            stream=False,
+            usage_context={**call.usage_context, "smalti_traffic": "shadow"},
+        )
+        task = asyncio.create_task(self._mirrored(copy, engine), context=contextvars.Context())
+        self._mirrors.add(task)
+        task.add_done_callback(self._mirrors.discard)
+
+    async def _mirrored(self, call: Call, engine: Engine) -> None:
+        try:
+            async with asyncio.timeout(MIRROR_SECONDS), aclosing(self.call(call, engine, mirrored=True)) as events:
+                async for _ in events:
+                    pass
+        except (CallError, TimeoutError):
+            pass  # the row says so
+        except Exception:
+            logger.exception("the copy of call %s failed", call.parent_id)
+
+    async def close(self) -> None:
+        """End the copies that run."""
+        for task in self._mirrors:
+            task.cancel()
+        if self._mirrors:
+            await asyncio.wait(self._mirrors)
+
     # --- within ---
 
-    async def _admit(self, call: Call, engine: Engine | None) -> Flight:
+    async def _admit(self, call: Call, engine: Engine | None, mirrored: bool = False) -> Flight:
         """Everything that is decided before the engine is called, INTENT included."""
         start, secret = time.time_ns(), call.credential
         outer = self._flights.get(call.parent_id or "")
@@ -201,6 +248,8 @@ class Gateway:
             request = payload(request_of(call), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
+            if mirrored:
+                reservation = Reservation(self.limits, [], 0, 0)
             while reservation is None:
                 try:
                     reservation = self.limits.reserve(caller, call.endpoint, len(request), output)
@@ -210,7 +259,7 @@ class Gateway:
                 self.warnings[call.request_id] = "; ".join(reservation.warnings)
                 if len(self.warnings) > 1_000:
                     self.warnings.pop(next(iter(self.warnings)))
-            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard)
+            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrored)
             flight.intent(request)
         except JournalError as error:
             if reservation is not None:

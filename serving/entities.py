@@ -15,15 +15,15 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select
 
 from governance.call import Call, Engine, Event, bad_request, unavailable
-from serving.config import TASKS, check_upstream, flat
+from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.process import ModelProcess
+from serving.engines.providers import upstream_of
 from serving.registry import ModelVersion, Registry
 from serving.tables import secrets as table
 
 _REFERENCE = "secret:"
-_BASES = {"openai": "https://api.openai.com/v1"}
 
 
 class Entity(Protocol):
@@ -129,7 +129,7 @@ class Entities:
     async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
         """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
         if external := spec.get("external_model"):
-            await asyncio.to_thread(check_upstream, _address(external), self._hosts)
+            await asyncio.to_thread(check_upstream, external, self._hosts)
             return external["task"], None
         version = await asyncio.to_thread(self.registry.find, spec["entity_name"], spec["entity_version"])
         return version.task if version.task in TASKS else "predict", version
@@ -138,7 +138,7 @@ class Entities:
         """An entity that is not yet started. Raises `CallError`."""
         task, version = await self.check(spec)
         if version is None:
-            return _External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+            return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
         process = ModelProcess(
             version.path,
             self._logs / endpoint / f"{spec['name']}.log",
@@ -153,36 +153,13 @@ class Entities:
         self.vault.forget(endpoint)
         shutil.rmtree(self._logs / endpoint, ignore_errors=True)
 
+    def secret(self, reference: str) -> str:
+        """The secret that a configuration refers to: the one place where references are resolved. Blocking."""
+        return self.vault.read(reference)
+
     def _upstream(self, endpoint: str, model: Mapping[str, Any]) -> Upstream:
-        given = _settings(model)
-        bearer, header = given.get("bearer_token_auth") or {}, given.get("api_key_auth") or {}
-        kept = bearer.get("token") or header.get("value") or given.get("openai_api_key") or given.get("databricks_api_token")
-        return Upstream(
-            base_url=_address(model),
-            model=model["name"],
-            key=self.vault.read(kept) if kept else None,
-            provider="openai" if model["provider"] == "openai" else "custom",
-            key_from=f"the key of endpoint {endpoint}",
-            header=str(header.get("key") or "authorization").lower(),
-        )
-
-
-def _settings(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    fields = {"openai": "openai_config", "databricks-model-serving": "databricks_model_serving_config"}
-    return model.get(fields.get(model["provider"], "custom_provider_config")) or {}
-
-
-def _address(model: Mapping[str, Any]) -> str:
-    """Base URL of an external model: up to what `/chat/completions` follows."""
-    given = _settings(model)
-    match model["provider"]:
-        case "openai":
-            url = given.get("openai_api_base") or _BASES["openai"]
-        case "databricks-model-serving":
-            url = f"{str(given.get('databricks_workspace_url') or '').rstrip('/')}/serving-endpoints"
-        case _:
-            url = given.get("custom_provider_url") or ""
-    return str(url).rstrip("/").removesuffix("/chat/completions")
+        reach = reach_of(model, self._hosts)
+        return upstream_of(model, self.secret, key_from=f"the key of endpoint {endpoint}", reach=reach)
 
 
 class _Model:
@@ -213,7 +190,7 @@ class _Model:
         return self.process.build_log
 
 
-class _External:
+class External:
     """A model elsewhere."""
 
     version, memory = None, 0

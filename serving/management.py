@@ -69,15 +69,15 @@ def router(
         for kind in ("tags", "rate_limits"):
             _objects(wanted, kind)
         gateway = _policy(wanted)
-        endpoint = await lifecycle.create(wanted, who.name)
+        endpoint = await lifecycle.create(wanted, who.name, admin=who.admin)
         await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
         if gateway is not None:
             await asyncio.to_thread(policies.set, endpoint.name, gateway, by=who.name)
         return shown(endpoint)
 
     async def update(http: Request) -> Response:
-        _, endpoint = await known(http)
-        return shown(await lifecycle.update(endpoint.name, await body(http)))
+        who, endpoint = await known(http)
+        return shown(await lifecycle.update(endpoint.name, await body(http), admin=who.admin))
 
     async def delete(http: Request) -> Response:
         _, endpoint = await known(http)

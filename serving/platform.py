@@ -132,7 +132,9 @@ class Platform:
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
         )
-        self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
+        self.lifecycle = Lifecycle(
+            self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
+        )
 
     # ---- endpoints
 
@@ -256,6 +258,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.gateway.close()
         await self.lifecycle.close()
         for model in self._models:
             await model.aclose()
