@@ -20,6 +20,7 @@ from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from serving import databricks, errors, indexes, management, oidc, routes, tracking
 from serving.engines.index import refused
+from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
@@ -108,6 +109,7 @@ def application(platform: Platform) -> FastAPI:
             policy=platform.policy,
         )
     )
+    app.include_router(locals_router(platform.locals, caller=caller))
     app.include_router(oidc.router(platform.oauth))
     app.include_router(
         retrieval_routes.router(
@@ -153,6 +155,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
     await platform.lifecycle.restore()
+    platform.locals.start()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield

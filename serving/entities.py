@@ -18,11 +18,19 @@ from governance.call import Call, Engine, Event, bad_request, unavailable
 from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
 from serving.engines.providers import upstream_of
 from serving.registry import ModelVersion, Registry
 from serving.tables import secrets as table
 
+DEPLOYMENT = {
+    "CREATING": "DEPLOYMENT_CREATING",
+    "READY": "DEPLOYMENT_READY",
+    "RECOVERING": "DEPLOYMENT_RECOVERING",
+    "FAILED": "DEPLOYMENT_FAILED",
+}
+"""An entity's state in the words of the REST API."""
 _REFERENCE = "secret:"
 
 
@@ -139,6 +147,17 @@ class Entities:
         task, version = await self.check(spec)
         if version is None:
             return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+        weights = await asyncio.to_thread(weights_of, version.path) if task == "llm/v1/chat" else None
+        if weights is not None:
+            model = LocalModel(
+                weights,
+                self._logs / endpoint / f"{spec['name']}.log",
+                environment=spec.get("environment_vars"),
+                idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+                loads=self._loads,
+            )
+            model.version = version.version
+            return model
         process = ModelProcess(
             version.path,
             self._logs / endpoint / f"{spec['name']}.log",

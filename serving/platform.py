@@ -32,6 +32,7 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.locals import Locals
 from serving.registry import Registry
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
@@ -119,7 +120,12 @@ class Platform:
                 description="Sentence embeddings.",
             )
         )
-        if settings.generative:
+        loads = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
+        self.locals = Locals(self.endpoints, home.path, loads)
+        self.metrics.registry.register(self.locals)
+        if local := settings.local_chat():
+            self.locals.declare(CHAT, local, "The configured chat model.")
+        elif settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
         for declaration in settings.all_endpoints():
@@ -144,6 +150,8 @@ class Platform:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
             self._register_external(declaration, entity.external_model)
+        elif entity.local_model is not None:
+            self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
     def _register_external(self, declaration: EndpointDeclaration, model: ExternalModel) -> None:
         provider = _PROVIDERS.get(model.provider, model.provider)
@@ -260,6 +268,7 @@ class Platform:
             await self.mlflow.stop()
         await self.gateway.close()
         await self.lifecycle.close()
+        await self.locals.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

@@ -246,7 +246,7 @@ class ModelProcess:
         self.starts += 1
         self._note(f"start {self.starts}: loading {self.path}")
         try:
-            with await asyncio.to_thread(_open_log, self.log) as log:
+            with await asyncio.to_thread(open_log, self.log) as log:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", self._module, str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
@@ -271,7 +271,7 @@ class ModelProcess:
         if kind == "failed":
             raise LoadFailed(f"The model cannot be loaded: {answer['message']}")
         if kind == "gone":
-            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {_tail(self.log, 300)}")
+            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {tail(self.log, 300)}")
         self.info = answer
 
     def _kill(self, message: str) -> None:
@@ -286,7 +286,7 @@ class ModelProcess:
 
     def logs(self) -> str:
         """The last of what the model printed."""
-        return _tail(self.log, 100_000)
+        return tail(self.log, 100_000)
 
     @property
     def memory(self) -> int:
@@ -380,14 +380,14 @@ async def _end(process: asyncio.subprocess.Process, transport: asyncio.BaseTrans
         await process.wait()
 
 
-def _open_log(path: Path) -> Any:
+def open_log(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists() and path.stat().st_size > KEPT_LOG:
         path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def _tail(path: Path, size: int) -> str:
+def tail(path: Path, size: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))

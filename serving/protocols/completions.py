@@ -56,9 +56,10 @@ class Encoder:
             case "response.completed" | "response.incomplete":
                 response = event.data["response"]
                 counts = {"usage": chat.usage(response)}
-                end = sse.data(self._answer(response, "", chat.finish_reason(response), **(counts if self._databricks else {})))
+                more: dict[str, Any] = counts if self._databricks else {}
+                end = sse.data(self._answer(response, "", chat.finish_reason(response)) | more)
                 if self._include_usage and not self._databricks:
-                    end += sse.data({**self._answer(response, "", None), "choices": [], **counts})
+                    end += sse.data({**self._answer(response, "", None), "choices": []} | counts)
                 return end + sse.DONE
             case "response.failed":
                 return self.failure(response_error(event.data["response"]))

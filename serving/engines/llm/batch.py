@@ -71,6 +71,10 @@ class Batch:
     def columns(self) -> int:
         return self._mask.shape[1]
 
+    @property
+    def _layers(self) -> list[Any]:
+        return list(self._cache.layers)
+
     def start(self, rows: Sequence[Any], prompts: Sequence[Sequence[int]]) -> None:
         """Begin with these rows; `feed` then reads their prompts."""
         longest = max(map(len, prompts))
@@ -108,8 +112,7 @@ class Batch:
             return
         columns = max(self.columns, other.columns)
         self._mask = torch.cat([_left(self._mask, columns), _left(other._mask, columns)])
-        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
-            assert isinstance(mine, _Layer)
+        for mine, theirs in zip(self._layers, other._layers, strict=True):
             mine.hold(_joined(mine.keys, theirs.keys, columns), _joined(mine.values, theirs.values, columns))
         self.rows = [*self.rows, *other.rows]
 
@@ -127,8 +130,7 @@ class Batch:
         mask = self._mask[index]
         first = int(mask.argmax(1).min())
         self._mask = mask[:, first:]
-        for layer in self._cache.layers:
-            assert isinstance(layer, _Layer)
+        for layer in self._layers:
             layer.hold(_kept(layer.keys, index, first), _kept(layer.values, index, first))
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
 
+from serving.engines.llm import PLAIN_TEMPLATE
 from serving.engines.rows import Refused
-
-PLAIN = Path(__file__).with_name("plain.jinja")
-"""The template of models that have none of their own."""
 
 
 class Prompts:
@@ -26,7 +23,7 @@ class Prompts:
     def __init__(self, tokenizer: Any, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
         self.own_template = bool(tokenizer.chat_template)
-        self._template = None if self.own_template else PLAIN.read_text("utf-8")
+        self._template = None if self.own_template else PLAIN_TEMPLATE.read_text("utf-8")
         template = tokenizer.chat_template
         self._reads_tools = "tools" in (orjson.dumps(template).decode() if isinstance(template, dict) else template or "")
 

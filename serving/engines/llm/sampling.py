@@ -144,7 +144,7 @@ def _draw(scores: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
     probabilities = (scores / column(lambda each: each.temperature)).softmax(-1)
     tokens = None
     if any(each.top_p < 1 or each.top_k for each in samplings):
-        probabilities, tokens = probabilities.sort(-1, descending=True, stable=True)
+        probabilities, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= column(lambda each: each.top_p).clamp(min=1e-6), 0)
         ranks = torch.arange(probabilities.shape[-1], device=device)[None]

@@ -121,7 +121,8 @@ class Server:
             dtype = "float32"  # half precision is slower than full on most processors
         path = spec["path"]
         self._tokenizer = AutoTokenizer.from_pretrained(spec.get("tokenizer") or path)
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        self._model = model.to(device).eval()
         _check(self._model)
         config = self._model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None) or 4096
