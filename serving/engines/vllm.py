@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -177,28 +178,42 @@ class VllmModel:
 
     async def answer(self, call: Call, adapter: str | None = None) -> AsyncIterator[Event]:
         """Answer a call with this adapter, or with none."""
-        await self._up()
-        if self._open >= self._max_open:
-            raise limit_exceeded(f"The model has {self._max_open} requests open already. Wait a second.", 1)
-        task = "llm/v1/completions" if call.payload.get("raw") else "llm/v1/chat"
-        events: Any = self._chat(adapter or "base", task).run(call)
-        self._open += 1
-        try:
-            while True:
-                if not self._awaited:
-                    self._progress = time.monotonic()
-                self._awaited += 1
-                try:
-                    event = await anext(events, None)
-                finally:
-                    self._awaited -= 1
-                    self._progress = time.monotonic()
-                if event is None:
-                    return
-                yield event
-        finally:
-            self._open -= 1
-            await events.aclose()
+        for last in (False, True):
+            await self._up()
+            if self._open >= self._max_open:
+                raise limit_exceeded(f"The model has {self._max_open} requests open already. Wait a second.", 1)
+            task = "llm/v1/completions" if call.payload.get("raw") else "llm/v1/chat"
+            self._open += 1
+            try:
+                async with aclosing(self._chat(adapter or "base", task).run(call)) as events:  # type: ignore[type-var]
+                    async for event in self._awaiting(events):
+                        yield event
+                return
+            except CallError as error:
+                if last or not isinstance(error.__cause__, httpx.ConnectError):
+                    raise
+                starts = self.starts  # nobody was there to read it: its process has just ended, which is noticed in a moment
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2):
+                        while self._ready.is_set() and self.starts == starts:  # noqa: ASYNC110
+                            await asyncio.sleep(0.01)
+            finally:
+                self._open -= 1
+
+    async def _awaiting(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        """The events; the watchdog knows when one is awaited, which a client that reads slowly does not do."""
+        while True:
+            if not self._awaited:
+                self._progress = time.monotonic()
+            self._awaited += 1
+            try:
+                event = await anext(events, None)
+            finally:
+                self._awaited -= 1
+                self._progress = time.monotonic()
+            if event is None:
+                return
+            yield event
 
     def _chat(self, model: str, task: str) -> ExternalChat:
         chat = self._chats.get((model, task))
