@@ -139,7 +139,8 @@ class ModelProcess:
         try:
             while True:
                 try:
-                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+                    waits = mailbox.empty()
+                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout) if waits else mailbox.get_nowait()
                 except TimeoutError:
                     raise unavailable(f"The model gave nothing for {self._call_timeout:g} s.", status=504) from None
                 if kind == "end":
