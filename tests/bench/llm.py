@@ -90,7 +90,9 @@ class _Sent:
 
 async def overhead(tokens: int, rounds: int) -> dict[str, Any]:
     chunks: list[Any] = [{"choices": [{"delta": {"content": "word "}}]} for _ in range(tokens)]
-    chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}})
+    chunks.append(
+        {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 5, "completion_tokens": tokens}}
+    )
     took: dict[str, list[float]] = {"frames": [], "server": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -106,9 +108,15 @@ async def overhead(tokens: int, rounds: int) -> dict[str, Any]:
         def feed() -> None:
             identifier = max(wire.waiting)
             frames = [[identifier, "event", chunk] for chunk in chunks] + [[identifier, "end", None]]
-            raw = b"".join(struct.pack(">I", len(body)) + body for body in map(orjson.dumps, frames))
-            for at in range(0, len(raw), 4096):
-                wire.data_received(raw[at : at + 4096])
+            sent = iter([struct.pack(">I", len(body)) + body for body in map(orjson.dumps, frames)])
+            loop = asyncio.get_running_loop()
+
+            def one() -> None:  # a turn of the loop each, as tokens come
+                if (raw := next(sent, None)) is not None:
+                    wire.data_received(raw)
+                    loop.call_soon(one)
+
+            one()
 
         with Journal(database, folder / "journal") as journal:
             gateway = Gateway(identity, grants, Limits(Policies(database)), journal)
