@@ -19,6 +19,7 @@ from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from serving import databricks, errors, indexes, management, oidc, routes, tracking
+from serving.direct import Direct
 from serving.engines.index import refused
 from serving.locals import router as locals_router
 from serving.platform import Platform
@@ -39,6 +40,8 @@ def application(platform: Platform) -> FastAPI:
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
     app.state.example = "What is this about?"
+    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal)
+    app.add_middleware(Direct, routes=calls.routes)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
 
@@ -65,7 +68,7 @@ def application(platform: Platform) -> FastAPI:
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
-    app.include_router(routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal))
+    app.include_router(calls)
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

@@ -51,6 +51,9 @@ class EntityInput(_Fields):
     external_model: ExternalModelInput | None = None
     environment_vars: dict[str, str] = Field(default_factory=dict)
     scale_to_zero_enabled: bool = False
+    workload_size: Literal["Small", "Medium", "Large"] | None = None
+    memory_limit_mb: int | None = Field(default=None, ge=64)
+    """Memory each process of a model may hold; Smalti's own field."""
 
 
 class RouteInput(_Fields):

@@ -8,6 +8,7 @@ import hashlib
 import secrets as random
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,12 @@ from sqlalchemy import delete, insert, select
 from governance.call import Call, Engine, Event, bad_request, unavailable
 from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
+from serving.engines.environment import Environments
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
 from serving.engines.providers import upstream_of
+from serving.engines.replicas import SIZES, Replicas
 from serving.registry import ModelVersion, Registry
 from serving.tables import secrets as table
 
@@ -116,6 +119,9 @@ class Entities:
     upstream_hosts: hosts in private networks that external models may be at.
     patience: seconds an external model may take to its first byte, and between two.
     idle: seconds without a call after which an entity with `scale_to_zero_enabled` gives its memory back.
+    loads: models that are loaded at the same time.
+    memory: bytes each process of a model may hold, where the entity does not say (`memory_limit_mb`); None: no limit.
+    environments: whether a model gets an environment of its own where the server's packages do not satisfy its requirements.
     """
 
     def __init__(
@@ -128,11 +134,15 @@ class Entities:
         patience: float = 60,
         idle: float = 1800,
         loads: int = 2,
+        memory: int | None = None,
+        environments: bool = True,
     ) -> None:
         self.registry, self.vault = registry, vault
         self._logs = home / "logs"
         self._hosts, self._patience, self._idle = upstream_hosts, patience, idle
         self._loads = asyncio.Semaphore(loads)
+        self._memory = memory
+        self._environments = Environments(home / "environments", build=environments)
 
     async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
         """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
@@ -147,6 +157,7 @@ class Entities:
         task, version = await self.check(spec)
         if version is None:
             return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+        limit = int(spec["memory_limit_mb"]) << 20 if spec.get("memory_limit_mb") else self._memory
         weights = await asyncio.to_thread(weights_of, version.path) if task == "llm/v1/chat" else None
         if weights is not None:
             model = LocalModel(
@@ -155,17 +166,24 @@ class Entities:
                 environment=spec.get("environment_vars"),
                 idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
                 loads=self._loads,
+                memory_limit=limit,
             )
             model.version = version.version
             return model
-        process = ModelProcess(
-            version.path,
-            self._logs / endpoint / f"{spec['name']}.log",
-            environment=spec.get("environment_vars"),
-            idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
-            loads=self._loads,
-        )
-        return _Model(process, version, task)
+
+        def process(number: int) -> ModelProcess:
+            return ModelProcess(
+                version.path,
+                self._logs / endpoint / f"{spec['name']}{f'-{number}' if number else ''}.log",
+                environment=spec.get("environment_vars"),
+                idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+                loads=self._loads,
+                memory_limit=limit,
+                interpreter=partial(self._environments.python, version.path),
+            )
+
+        processes = [process(number) for number in range(SIZES[spec.get("workload_size", "Small")])]
+        return _Model(processes[0] if len(processes) == 1 else Replicas(processes), version, task)
 
     def forget(self, endpoint: str) -> None:
         """Remove what an endpoint that is gone leaves behind. Blocking."""
@@ -184,7 +202,7 @@ class Entities:
 class _Model:
     """A registered model in its own process."""
 
-    def __init__(self, process: ModelProcess, version: ModelVersion, task: str) -> None:
+    def __init__(self, process: pyfunc.Served, version: ModelVersion, task: str) -> None:
         self.process, self.version = process, version.version
         self.engine = pyfunc.engine(process, task)
 

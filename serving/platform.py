@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from governance.budgets import Budgets
@@ -137,6 +139,8 @@ class Platform:
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
+            memory=(settings.model_memory_mb << 20) if settings.model_memory_mb else psutil.virtual_memory().total // 2,
+            environments=settings.model_environments == "build",
         )
         self.lifecycle = Lifecycle(
             self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror

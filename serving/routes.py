@@ -119,19 +119,26 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answered_by.set(self._answered)
-        work = asyncio.ensure_future(self._stream(send) if self._call.stream else self._whole(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        task, gone = asyncio.current_task(), False
+        assert task is not None
+
+        async def watch() -> None:
+            nonlocal gone
+            await _gone(receive)
+            gone = True
+            task.cancel()
+
+        watching = asyncio.create_task(watch())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await (self._stream(send) if self._call.stream else self._whole(send))
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()  # nobody is left to answer
         except CallError as error:
             raise self._explain(error) from None
         finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait({work})
+            watching.cancel()
 
     async def _whole(self, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))

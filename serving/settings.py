@@ -129,6 +129,10 @@ class Settings(BaseSettings):
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
     """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
     mlflow: bool = True
+    model_memory_mb: Annotated[int, Field(ge=64)] | None = None
+    """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
+    model_environments: Literal["build", "server"] = "build"
+    """Whether a model whose requirements the server's packages do not satisfy gets an environment of its own, made by pip."""
     upstream_hosts: list[str] = Field(default_factory=list)
     """Hosts in private networks at which external models made through the API may be; this machine's own addresses need none."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)

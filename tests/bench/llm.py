@@ -29,7 +29,7 @@ from governance.journal import Journal
 from governance.limits import Limits
 from governance.policies import Policies
 from serving.engines.local import LocalModel, Weights
-from serving.engines.process import _Wire
+from serving.engines.wire import Wire
 from serving.protocols.chat import Encoder
 from serving.state import open_database
 from tests.serving.tiny import CORPUS, make_model
@@ -101,7 +101,7 @@ async def overhead(tokens: int, rounds: int) -> dict[str, Any]:
         _, secret = identity.create_key("alice")
         grants.grant("user:alice", "endpoint:tiny", "CAN_QUERY")
         model = LocalModel(Weights("none"), folder / "log")
-        wire = model.process._wire = _Wire()
+        wire = model.process._wire = Wire()
         wire.connection_made(_Sent())  # type: ignore[arg-type]
         model.process._ready.set()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from serving.engines.llm.grammar import Grammars, schema_of
@@ -26,19 +25,14 @@ from serving.engines.llm.sampling import Sampling
 from serving.engines.llm.scheduler import Generation, Scheduler
 from serving.engines.llm.text import Detokenizer, Stops, ToolCalls
 from serving.engines.rows import Refused
-from serving.engines.worker import Wire
+from serving.engines.worker import Wire, leave_with
 
 
 class _Wire(Wire):
     def send_all(self, frames: list[list[Any]]) -> None:
         """Send many frames at once."""
-        raw = bytearray()
-        for frame in frames:
-            body = orjson.dumps(frame)
-            raw += struct.pack(">I", len(body)) + body
         try:
-            with self._lock:
-                self._socket.sendall(raw)
+            self.flush(b"".join(self.frame(*frame) for frame in frames))
         except OSError:
             os._exit(0)  # the server is gone
 
@@ -161,27 +155,26 @@ class Server:
         }
 
     def run(self) -> None:
-        import threading
-
         threading.Thread(target=self._receive, daemon=True).start()
         self._scheduler.run()
 
     def _receive(self) -> None:
         while True:
-            frame = self._wire.receive()
-            if frame is None:
+            frames = self._wire.receive()
+            if not frames:
                 os._exit(0)
-            identifier, kind, body = frame
-            if kind == "cancel":
-                # behind its request, which may still be on its way through the front
-                self._front.submit(self._scheduler.cancel, identifier)
-            elif kind == "stream":
-                self._front.submit(self._guarded, identifier, self._begin, body)
-            else:
-                work = {"load_adapter": self._load, "unload_adapter": self._unload}[kind]
-                self._scheduler.between_steps(
-                    lambda identifier=identifier, work=work, body=body: self._do(identifier, work, body)
-                )
+            for identifier, kind, body in frames:
+                self._route(identifier, kind, body)
+
+    def _route(self, identifier: int, kind: str, body: Any) -> None:
+        if kind == "cancel":
+            # behind its request, which may still be on its way through the front
+            self._front.submit(self._scheduler.cancel, identifier)
+        elif kind == "stream":
+            self._front.submit(self._guarded, identifier, self._begin, body)
+        else:
+            work = {"load_adapter": self._load, "unload_adapter": self._unload}[kind]
+            self._scheduler.between_steps(lambda: self._guarded(identifier, work, body))
 
     def _guarded(self, identifier: int, work: Any, body: Any) -> None:
         try:
@@ -221,9 +214,6 @@ class Server:
 
     # --- in the scheduler's thread ---
 
-    def _do(self, identifier: int, work: Any, body: Mapping[str, Any]) -> None:
-        self._guarded(identifier, work, body)
-
     def _load(self, identifier: int, body: Mapping[str, Any]) -> None:
         self._adapters.load(body["name"], body["path"])
         self._wire.send_all([[identifier, "result", {"adapters": self._adapters.names}]])
@@ -233,7 +223,7 @@ class Server:
         if name not in self._adapters:
             raise Refused(f"There is no adapter {name!r}.", "lora_name")
         if self._scheduler.uses(name):  # its answers end first
-            self._scheduler.between_steps(lambda: self._do(identifier, self._unload, body))
+            self._scheduler.between_steps(lambda: self._guarded(identifier, self._unload, body))
             return
         self._adapters.unload(name)
         self._wire.send_all([[identifier, "result", {"adapters": self._adapters.names}]])
@@ -247,10 +237,11 @@ def _check(model: Any) -> None:
         raise ValueError(f"{config.model_type} has layers other than attention, which this engine does not batch; use vLLM")
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, parent: int) -> None:
     warnings.simplefilter("ignore")
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     wire = _Wire(socket.socket(fileno=descriptor))
-    spec = wire.receive()
+    (spec,) = wire.receive()
     try:
         server = Server(wire, spec)
     except BaseException as error:
@@ -264,4 +255,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
