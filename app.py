@@ -19,6 +19,7 @@ from retrieval.commands import index
 from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
+from serving.engine_commands import engines
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -60,6 +61,7 @@ cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
+cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit):
     cli.command()(command)

@@ -26,6 +26,7 @@ from serving import unity_catalog_models as catalog_models
 from serving.compress import Compressed
 from serving.direct import Direct
 from serving.engines.index import refused
+from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
@@ -127,6 +128,7 @@ def application(platform: Platform) -> FastAPI:
             may_serve=platform.may_serve,
         )
     )
+    app.include_router(locals_router(platform.locals, caller=caller))
     app.include_router(oidc.router(platform.oauth))
     app.include_router(feedback.router(caller, platform.feedback))
     app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
@@ -182,6 +184,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
     await platform.lifecycle.restore()
+    platform.locals.start()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield

@@ -18,6 +18,7 @@ from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
 from serving.engines.environment import Environments
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
 from serving.engines.providers import upstream_of
 from serving.engines.replicas import SIZES, Replicas
@@ -25,6 +26,13 @@ from serving.registry import ModelVersion, Registry
 from serving.secret_scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
 
+DEPLOYMENT = {
+    "CREATING": "DEPLOYMENT_CREATING",
+    "READY": "DEPLOYMENT_READY",
+    "RECOVERING": "DEPLOYMENT_RECOVERING",
+    "FAILED": "DEPLOYMENT_FAILED",
+}
+"""An entity's state in the words of the REST API."""
 _REFERENCE = "secret:"
 
 
@@ -154,6 +162,18 @@ class Entities:
             return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
         environment = await asyncio.to_thread(self._environment, spec)
         limit = int(spec["memory_limit_mb"]) << 20 if spec.get("memory_limit_mb") else self._memory
+        weights = await asyncio.to_thread(weights_of, version.path) if task == "llm/v1/chat" else None
+        if weights is not None:
+            model = LocalModel(
+                weights,
+                self._logs / endpoint / f"{spec['name']}.log",
+                environment=environment,
+                idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+                loads=self._loads,
+                memory_limit=limit,
+            )
+            model.version = version.version
+            return model
 
         def process(number: int) -> ModelProcess:
             return ModelProcess(

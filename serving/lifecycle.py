@@ -23,18 +23,12 @@ from governance.call import Call, CallError, Event, bad_request, unavailable
 from serving.config import NAME, hide, parse, readable, vouch
 from serving.endpoint import Endpoint, Endpoints, EndpointTask
 from serving.engines.process import LoadFailed
-from serving.entities import Entities, Entity, External, Failed
+from serving.entities import DEPLOYMENT, Entities, Entity, External, Failed
 from serving.tables import endpoints as table
 from serving.traffic import Arms, Mirror, Traffic, arms
 
 log = logging.getLogger("smalti")
 
-_DEPLOYMENT = {
-    "CREATING": "DEPLOYMENT_CREATING",
-    "READY": "DEPLOYMENT_READY",
-    "RECOVERING": "DEPLOYMENT_RECOVERING",
-    "FAILED": "DEPLOYMENT_FAILED",
-}
 DETAILS = ("description", "tags", "email_notifications", "route_optimized", "rate_limits", "telemetry_config", "budget_policy_id")
 
 
@@ -118,7 +112,7 @@ class Record:
                     **({"entity_version": entity.version} if entity and entity.version else {}),
                     "creator": self.creator,
                     "creation_timestamp": self.updated,
-                    "state": {"deployment": _DEPLOYMENT[state], "deployment_state_message": message},
+                    "state": {"deployment": DEPLOYMENT[state], "deployment_state_message": message},
                 }
             )
         return {**config, "served_entities": entities, "config_version": version}

@@ -39,6 +39,7 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.locals import Locals
 from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
@@ -132,7 +133,12 @@ class Platform:
                 description="Sentence embeddings.",
             )
         )
-        if settings.generative:
+        loads = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
+        self.locals = Locals(self.endpoints, home.path, loads)
+        self.metrics.registry.register(self.locals)
+        if local := settings.local_chat():
+            self.locals.declare(CHAT, local, "The configured chat model.")
+        elif settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
         for declaration in settings.all_endpoints():
@@ -164,6 +170,8 @@ class Platform:
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")
             self.endpoints.register(declared.endpoint)
+        elif entity.local_model is not None:
+            self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
     @property
     def _patience(self) -> Timeouts:
@@ -302,6 +310,7 @@ class Platform:
             await self.mlflow.stop()
         await self.gateway.close()
         await self.lifecycle.close()
+        await self.locals.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

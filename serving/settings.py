@@ -56,10 +56,37 @@ class ExternalModel(_Strict):
     custom_provider_config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
+class LocalModel(_Strict):
+    """A language model that this machine runs, by folder or by its name on the Hugging Face hub."""
+
+    path: str
+    engine: Literal["transformers", "vllm"] = "transformers"
+    device: str = "auto"
+    """As torch names it (`cpu`, `cuda:1`); `auto` takes a GPU where there is one."""
+    dtype: str = "auto"
+    context: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of prompt and answer together; default: what the model was made for."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Answers written at the same time."""
+    max_queue: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait besides; one more is refused at once."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    adapters: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")], Path] | None = None
+    """LoRA adapters in PEFT's format, by name; for vLLM, `{}` lets them be loaded later."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    args: list[str] = Field(default_factory=list)
+    """Further flags of vLLM's."""
+    python: Path | None = None
+    """Interpreter of vLLM's environment; default: the one that `smalti engines install vllm` makes."""
+    stall_timeout: Annotated[float, Field(gt=0)] = 8
+    """Seconds without progress, while answers are awaited, after which vLLM is started anew."""
+
+
 class ServedEntity(_Strict):
     name: str | None = None
     agent: AgentEntity | None = None
     external_model: ExternalModel | None = None
+    local_model: LocalModel | None = None
 
 
 class EndpointConfig(_Strict):
@@ -139,6 +166,14 @@ class Settings(BaseSettings):
     @property
     def generative(self) -> bool:
         return bool(self.chat_model or self.chat_base_url)
+
+    def local_chat(self) -> LocalModel | None:
+        """The local model that `chat_model` names: `hf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
+        engine, _, path = (self.chat_model or "").partition(":")
+        address = self.chat_base_url or os.environ.get("VLLM_BASE_URL")
+        if not path or (engine != "hf" and (engine != "vllm" or address or path.startswith(("http://", "https://")))):
+            return None
+        return LocalModel(path=path, engine="transformers" if engine == "hf" else "vllm")
 
     def all_endpoints(self) -> list[EndpointDeclaration]:
         """The declared endpoints and those that are there without being declared: `assistant`, and `chat` with a model."""

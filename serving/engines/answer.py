@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.call import Call, Event
@@ -40,6 +40,7 @@ class Answer:
         self._output: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._annotations: list[Mapping[str, Any]] = []
+        self._logprobs: list[Mapping[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._delta: dict[str, Any] = {}
         self._response: dict[str, Any] = {
@@ -73,13 +74,17 @@ class Answer:
         yield Event("response.created", {"response": dict(self._response)})
         yield Event("response.in_progress", {"response": dict(self._response)})
 
-    def write(self, delta: str) -> Iterator[Event]:
-        """Text of the answer; opens the message where none is open."""
-        if not delta:
+    def write(self, delta: str, logprobs: Sequence[Mapping[str, Any]] | None = None) -> Iterator[Event]:
+        """Text of the answer, and the log probabilities of its tokens; opens the message where none is open."""
+        if not delta and not logprobs:
             return
         if self._open is None or self._open["type"] != "message":
             yield from self._open_message()
         self._parts.append(delta)
+        if logprobs:
+            self._logprobs += logprobs
+            yield Event("response.output_text.delta", {**self._delta, "delta": delta, "logprobs": logprobs})
+            return
         yield Event("response.output_text.delta", {**self._delta, "delta": delta})
 
     def annotate(self, annotation: Mapping[str, Any]) -> Iterator[Event]:
@@ -159,11 +164,11 @@ class Answer:
             "status": "in_progress",
             "content": [],
         }
-        self._open, self._parts, self._annotations = item, [], []
+        self._open, self._parts, self._annotations, self._logprobs = item, [], [], []
         self._delta = {"item_id": item["id"], "output_index": position, "content_index": 0, "logprobs": []}
         yield Event("response.output_item.added", {"output_index": position, "item": item})
         place = {"item_id": item["id"], "output_index": position, "content_index": 0}
-        yield Event("response.content_part.added", {**place, "part": _part("", [])})
+        yield Event("response.content_part.added", {**place, "part": _part("", [], [])})
 
     def _close(self, status: str = "completed") -> Iterator[Event]:
         if self._open is None:
@@ -172,8 +177,8 @@ class Answer:
         place = {"item_id": self._open["id"], "output_index": position}
         if self._open["type"] == "message":
             self._done += text
-            part = _part(text, list(self._annotations))
-            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": []})
+            part = _part(text, list(self._annotations), list(self._logprobs))
+            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": part["logprobs"]})
             yield Event("response.content_part.done", {**place, "content_index": 0, "part": part})
             item = {**self._open, "status": status, "content": [part]}
         else:
@@ -184,8 +189,8 @@ class Answer:
         yield Event("response.output_item.done", {"output_index": position, "item": item})
 
 
-def _part(text: str, annotations: list[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
+def _part(text: str, annotations: list[Mapping[str, Any]], logprobs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": logprobs}
 
 
 def usage_body(usage: Mapping[str, int]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 from governance.call import Event, unavailable
 from serving.engines.answer import Answer
 from serving.engines.messages import items_to_chat, text_of
-from serving.protocols.request import present
+from serving.protocols.request import LOGPROBS, present
 
-_COPIED = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
+_COPIED = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
 
 
 def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[str, Any]:
@@ -27,6 +27,8 @@ def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[
         "response_format": _response_format(payload.get("text")),
         "reasoning_effort": (payload.get("reasoning") or {}).get("effort"),
     }
+    if LOGPROBS in (payload.get("include") or ()):
+        body |= {"logprobs": True, "top_logprobs": payload.get("top_logprobs")}
     return present(body)
 
 
@@ -68,8 +70,9 @@ class Chunks:
         events: list[Event] = []
         for choice in (chunk.get("choices") or ())[:1]:
             delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            if text := _content(delta.get("content")) or delta.get("refusal"):
-                events += self._answer.write(text)
+            logprobs = (choice.get("logprobs") or {}).get("content")
+            if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
+                events += self._answer.write(text or "", logprobs)
             for position, call in enumerate(delta.get("tool_calls") or ()):
                 events += self._tool_call(call, position)
             self.finish = self.finish or choice.get("finish_reason")

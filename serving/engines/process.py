@@ -74,10 +74,10 @@ class ModelProcess:
         idle_timeout: float | None = None,
         loads: asyncio.Semaphore | None = None,
         memory_limit: int | None = None,
+        interpreter: Interpreter | None = None,
         module: str = "serving.engines.worker",
         spec: Mapping[str, Any] | None = None,
         max_waiting: int = MAX_WAITING,
-        interpreter: Interpreter | None = None,
     ) -> None:
         self.path, self.log, self.memory_limit = path, log, memory_limit
         self.spec = dict(spec or {})

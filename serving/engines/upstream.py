@@ -88,16 +88,13 @@ def parse_chat_model(setting: str | None, env: Mapping[str, str]) -> Upstream | 
                 host = f"https://{host}"
             return _upstream(base or f"{(host or '').rstrip('/')}/serving-endpoints", model, key, provider, "DATABRICKS_TOKEN")
         case "vllm":
+            if model.startswith(("http://", "https://")):
+                return _upstream(model, None, own_key, provider)
             return _upstream(base or env.get("VLLM_BASE_URL") or "http://127.0.0.1:8001/v1", model, own_key, provider)
         case "ollama":
             host = env.get("OLLAMA_HOST") or "127.0.0.1:11434"
             host = host if "://" in host else f"http://{host}"
             return _upstream(base or f"{host.rstrip('/')}/v1", model, own_key, provider)
-        case "hf":
-            raise ModelSettingError(
-                f"SMALTI_CHAT_MODEL={setting!r}: local transformers models are not loaded in this process. "
-                f"Serve the model with vLLM or Ollama and use {_PROVIDERS}."
-            )
     if base:
         return _upstream(base, setting or None, own_key)
     raise ModelSettingError(f"SMALTI_CHAT_MODEL={setting!r} names no known provider. Use {_PROVIDERS}.")

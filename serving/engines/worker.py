@@ -310,7 +310,7 @@ def _told(error: Exception) -> dict[str, Any]:
     return {"message": message, "status": 400 if wrong else 500, "param": None}
 
 
-def _leave_with(parent: int) -> None:
+def leave_with(parent: int) -> None:
     """End when the server has ended, whatever the model is doing then: a model that hangs reads no socket."""
     while os.getppid() == parent:
         time.sleep(1)
@@ -327,7 +327,7 @@ def _size(body: Mapping[str, Any]) -> int:
 
 def main(descriptor: int, parent: int) -> None:
     warnings.simplefilter("ignore")
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     wire = Wire(socket.socket(fileno=descriptor))
     spec = wire.receive()
     try:

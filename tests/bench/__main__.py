@@ -18,6 +18,7 @@ BENCHES = {
     "hop": ["-m", "tests.bench.hop"],
     "ingestion": ["tests/bench/ingest.py", "--chunks", "2000"],
     "search": ["-m", "tests.bench.search", "--rows", "20000"],
+    "llm": ["-m", "tests.bench.llm"],
     "serving": ["-m", "tests.bench.serving", "--seconds", "3"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
