@@ -1,4 +1,4 @@
-"""The generative answer: one streamed model call, its citations checked, its tool calls run."""
+"""The generative answer: one streamed model call, its citations checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 
 from agents.cite import CitationFilter, Marker, make_check
@@ -24,7 +24,6 @@ QUIET: RunnableConfig = {"tags": ["nostream"]}
 
 HISTORY_TOKENS = 6_000
 MAX_TOOL_ROUNDS = 6
-MAX_TOOL_CHARS = 40_000
 
 INSTRUCTIONS = f"""\
 Answer the user's question from the numbered passages below and from nothing else.
@@ -141,52 +140,3 @@ def _rounds(messages: Sequence[AnyMessage]) -> int:
             break
         count += isinstance(message, AIMessage) and bool(message.tool_calls)
     return count
-
-
-def wants_tools(state: AgentState) -> bool:
-    last = state["messages"][-1]
-    return isinstance(last, AIMessage) and bool(last.tool_calls)
-
-
-async def run_tools(state: AgentState, tools: Sequence[BaseTool]) -> dict[str, Any]:
-    """Run the last message's tool calls, one after another. What a tool raises goes back to the model as its result."""
-    last = state["messages"][-1]
-    assert isinstance(last, AIMessage)
-    by_name = {tool.name: tool for tool in tools}
-    documents = list(state.get("documents") or [])
-    results: list[ToolMessage] = []
-    for call in last.tool_calls:
-        with emit_step(call["name"], "tool", inputs=dict(call["args"])) as step:
-            result = await _run(by_name, call, documents)
-            step.status = "ERROR" if result.status == "error" else "OK"
-            step.outputs = {"text": text_of(result)[:2_000]}
-        results.append(result)
-    return {"messages": results, "documents": documents}
-
-
-async def _run(by_name: dict[str, BaseTool], call: Any, documents: list[Passage]) -> ToolMessage:
-    name, call_id = call["name"], call.get("id") or ""
-    tool = by_name.get(name)
-    if tool is None:
-        known = ", ".join(by_name) or "none"
-        return ToolMessage(f"There is no tool {name!r}; there are: {known}.", tool_call_id=call_id, name=name, status="error")
-    try:
-        result = await tool.ainvoke({"type": "tool_call", "name": name, "args": call["args"], "id": call_id}, config=QUIET)
-    except Exception as error:
-        return ToolMessage(f"{type(error).__name__}: {error}"[:2_000], tool_call_id=call_id, name=name, status="error")
-    if not isinstance(result, ToolMessage):
-        result = ToolMessage(str(result), tool_call_id=call_id, name=name)
-    found = result.artifact
-    if isinstance(found, list) and all(isinstance(p, Passage) for p in found):
-        known_ids = {p.id for p in documents}
-        new = [p for p in found if p.id not in known_ids]
-        again = [f"[{n}]" for n, p in enumerate(documents, 1) if any(p.id == f.id for f in found)]
-        text = render(new, len(documents) + 1) if new or not again else ""
-        if again:
-            text = f"{text}\n\nAlso found, shown before: {' '.join(again)}".strip()
-        documents.extend(new)
-        return ToolMessage(text, tool_call_id=call_id, name=name)
-    text = text_of(result)
-    if len(text) > MAX_TOOL_CHARS:
-        text = f"{text[:MAX_TOOL_CHARS]}\n[cut: the result had {len(text)} characters]"
-    return ToolMessage(text, tool_call_id=call_id, name=name, status=result.status)

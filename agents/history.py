@@ -31,7 +31,7 @@ def fresh(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return list(messages[last + 1 :])
 
 
-def settle(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+def settle(messages: Sequence[AnyMessage], unanswered: str = UNANSWERED) -> list[AnyMessage]:
     """The history with every tool call answered at its place, by an error where no result came, and no stray result.
 
     A run that is cancelled between a model's tool call and the tool's result leaves the call unanswered, and providers
@@ -53,7 +53,7 @@ def settle(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
             for call_id, name in calls:
                 if call_id is not None:
                     found = results.pop(call_id, None)
-                    settled.append(found or ToolMessage(UNANSWERED, tool_call_id=call_id, name=name, status="error"))
+                    settled.append(found or ToolMessage(unanswered, tool_call_id=call_id, name=name, status="error"))
         else:
             settled.append(message)
     return settled

@@ -64,7 +64,9 @@ def application(platform: Platform) -> FastAPI:
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
-    app.include_router(routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal))
+    app.include_router(
+        routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    )
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -152,6 +154,7 @@ class _Warnings:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
+    await platform.runs.recover()
     await platform.lifecycle.restore()
     coming_up = asyncio.create_task(_come_up(app))
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from agents.log import RunLog
 from governance.budgets import Budgets
 from governance.call import Call, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
@@ -33,6 +34,7 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
 from serving.registry import Registry
+from serving.runs import Runs
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
 from serving.state import Home, open_state
 from serving.tracing import Tracer
@@ -105,6 +107,7 @@ class Platform:
         self.endpoints = Endpoints()
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
+        self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
 
@@ -256,6 +259,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.runs.close()
         await self.lifecycle.close()
         for model in self._models:
             await model.aclose()

@@ -105,6 +105,7 @@ async def test_a_resent_history_is_not_appended_twice(runtime: Runtime, agent: A
 async def test_one_run_at_a_time(runtime: Runtime, search: Any) -> None:
     slow = Agent("slow", rag.build, ScriptedModel(replies=["one two three four five", "again"], delay=0.05), search)
     stream = runtime.stream(slow, [HumanMessage("vacation days")], thread_id="t", owner="ann")
+    assert (await anext(stream))[1] == "started"
     await anext(stream)
     with pytest.raises(ThreadBusy):
         await ask(runtime, slow, "second", thread="t")
