@@ -159,11 +159,12 @@ async def test_an_unsure_router_asks_the_model_else_falls_back(runtime: Runtime,
         router.build(None, search, agents=agents, fallback="nobody")
 
 
+RAIN = ("weather", {"city": "Rome"})
 SCRIPTS: dict[str, tuple[Callable, list[Any], dict[str, Any]]] = {
-    "react": (react.build, [calls(("weather", {"city": "Rome"}), text="Looking."), "It rains in Rome."], {}),
+    "react": (react.build, [calls(RAIN, text="Looking."), "It rains in Rome."], {}),
     "swarm": (
         swarm.build,
-        [calls(("transfer_to_support", {})), calls(("weather", {"city": "Rome"})), "Rain."],
+        [calls(("transfer_to_support", {})), calls(RAIN), "Rain."],
         {"members": team()},
     ),
     "plan_execute": (plan_execute.build, ["1. a\n2. b", calls(("weather", {"city": "Rome"})), "rain", "b", "It rains."], {}),
