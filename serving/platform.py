@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,14 @@ from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
 from serving.registry import Registry
 from serving.runs import Runs
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, FunctionDeclaration, Settings
 from serving.state import Home, open_state
+from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -110,6 +112,7 @@ class Platform:
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
+        self._functions: dict[str, FunctionDeclaration] = {}
 
         classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
         self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
@@ -125,17 +128,20 @@ class Platform:
         if settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
-        for declaration in settings.all_endpoints():
-            self._declare(declaration)
+        registry = Registry(home.path)
         entities = Entities(
             home.path,
-            Registry(home.path),
+            registry,
             Vault(self.engine, home.pepper),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
         )
         self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
+        for function in settings.functions:
+            self._register_function(function)
+        for declaration in settings.all_endpoints():
+            self._declare(declaration)
 
     # ---- endpoints
 
@@ -183,6 +189,9 @@ class Platform:
                 self.dispatcher.chat_model(model) if model else None,
                 self.dispatcher.retriever(agent.index),
                 description=agent.description or declaration.description,
+                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self._inputs),
+                timeout=agent.timeout,
+                step_limit=agent.step_limit,
                 options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
             )
             engine = agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
@@ -200,6 +209,26 @@ class Platform:
                 description=agent.description or declaration.description,
             )
         )
+
+    def _register_function(self, function: FunctionDeclaration) -> None:
+        try:
+            engine = function_engine(load_builder(function.source))
+            entity: dict[str, Any] = {"entity_name": function.name}
+        except AgentLoadError as error:
+            log.warning("function %s is not available: %s", function.name, error)
+            engine, entity = _broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
+        self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
+        self._functions[function.name] = function
+
+    def _inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
+        """The columns that a model or a function takes."""
+        if function := self._functions.get(endpoint):
+            return arguments(load_builder(function.source))
+        record = self.lifecycle.find(endpoint)
+        for spec in (record.config or {}).get("served_entities", ()) if record else ():
+            if "entity_name" in spec:
+                return self.lifecycle.registry.find(spec["entity_name"], spec["entity_version"]).inputs
+        return ()
 
     def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The gateway policy of an endpoint that is in force."""
