@@ -18,7 +18,7 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, indexes, management, oidc, routes, tracking
+from serving import databricks, errors, indexes, management, mcp, oidc, routes, tracking
 from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
@@ -110,6 +110,13 @@ def application(platform: Platform) -> FastAPI:
             policy=platform.policy,
         )
     )
+    offers = mcp.Offers(
+        platform.dispatcher,
+        lambda: [info.name for info in platform.indexes.list()],
+        platform.inputs,
+        lambda who, securable: platform.grants.allowed(who, securable),
+    )
+    app.include_router(mcp.router(offers, caller))
     app.include_router(oidc.router(platform.oauth))
     app.include_router(
         retrieval_routes.router(

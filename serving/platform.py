@@ -189,7 +189,7 @@ class Platform:
                 self.dispatcher.chat_model(model) if model else None,
                 self.dispatcher.retriever(agent.index),
                 description=agent.description or declaration.description,
-                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self._inputs),
+                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
                 timeout=agent.timeout,
                 step_limit=agent.step_limit,
                 options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
@@ -220,7 +220,7 @@ class Platform:
         self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
         self._functions[function.name] = function
 
-    def _inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
+    def inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
         """The columns that a model or a function takes."""
         if function := self._functions.get(endpoint):
             return arguments(load_builder(function.source))
