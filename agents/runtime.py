@@ -162,7 +162,6 @@ class Runtime:
         run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions)
         try:
             await asyncio.sleep(0)  # the task has begun: from now on it settles the thread however it ends
-            yield (), "started", run_id
             while (part := await run.queue.get()) is not _DONE:
                 if isinstance(part, BaseException):
                     raise part
@@ -222,7 +221,6 @@ class Runtime:
                 # The ids tell later which run a message belongs to.
                 run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
                 given = {"messages": run.new}
-            await asyncio.to_thread(self._threads.begin, thread_id, _running(run))
             run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
         except BaseException:
             del self._runs[thread_id]
@@ -280,12 +278,16 @@ class Runtime:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         graph = agent.threaded(saver)
         outcome: Any = _DONE
+        noted = asyncio.ensure_future(asyncio.to_thread(self._threads.begin, run.thread.id, _running(run)))
         try:
+            await asyncio.shield(noted)
+            run.queue.put_nowait(((), "started", run.id))
             async with aclosing(self._parts(agent, graph, given, config)) as parts:
                 async for part in parts:
                     await self._note(run, part, agent)
                     run.queue.put_nowait(part)
         except asyncio.CancelledError:
+            await asyncio.wait([noted])  # a thread cannot be stopped, and must not note this after its end
             await self._settle(graph, saver, run, config, "cancelled")
         except Exception as error:
             outcome = error

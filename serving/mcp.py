@@ -168,7 +168,8 @@ def router(offers: Offers, caller: Callable[[Request], Awaitable[Caller]]) -> AP
 
 async def _answer(offers: Offers, found: Sequence[Offer], message: Mapping[str, Any], request: Request) -> dict[str, Any]:
     number, method = message["id"], message["method"]
-    given = message.get("params") if isinstance(message.get("params"), dict) else {}
+    params = message.get("params")
+    given: Mapping[str, Any] = params if isinstance(params, dict) else {}
     match method:
         case "initialize":
             asked = given.get("protocolVersion")

@@ -165,15 +165,16 @@ async def test_cancelled_anywhere_the_next_turn_works(runtime: Runtime, search: 
 
 
 async def test_a_run_cancelled_before_it_said_anything(runtime: Runtime, search: Any, agent: Agent) -> None:
-    gate = asyncio.Event()
+    gate, entered = asyncio.Event(), asyncio.Event()
 
     async def hangs(query: str, *, k: int = 5) -> list:
+        entered.set()
         await gate.wait()
         return []
 
     stuck = Agent("a", rag.build, None, hangs)
     task = asyncio.create_task(ask(runtime, stuck, "vacation?", thread="t"))
-    await asyncio.sleep(0.1)
+    await entered.wait()
     task.cancel()
     await asyncio.wait([task])
     await ask(runtime, agent, "How many days of vacation do employees get?", thread="t", run="r2")

@@ -17,6 +17,7 @@ BENCHES = {
     "gateway": ["tests/bench/gateway.py"],
     "ingestion": ["tests/bench/ingest.py", "--chunks", "2000"],
     "search": ["-m", "tests.bench.search", "--rows", "20000"],
+    "runs": ["-m", "tests.bench.runs"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
 
