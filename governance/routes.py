@@ -19,7 +19,7 @@ from governance.identity import Identity, Kind
 from governance.journal import Journal
 from governance.policies import AiGatewayConfig, Policies, explain
 
-_OBJECTS = {"serving-endpoints": "endpoint", "vector-search-indexes": "index"}
+_OBJECTS = {"serving-endpoints": "endpoint", "vector-search-indexes": "index", "registered-models": "model"}
 _FIELDS = {"user": "user_name", "group": "group_name", "service_principal": "service_principal_name"}
 _MEANING = {
     "CAN_VIEW": "May see that it exists and how it is configured",

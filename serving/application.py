@@ -18,7 +18,10 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, indexes, management, mcp, oidc, routes, tracking
+from serving import databricks, errors, files, indexes, management, mcp, oidc, routes, secret_routes
+from serving import tracking_routes as tracking
+from serving import unity_catalog as catalog
+from serving import unity_catalog_models as catalog_models
 from serving.engines.index import refused
 from serving.platform import Platform
 from serving.routes import bearer
@@ -108,6 +111,7 @@ def application(platform: Platform) -> FastAPI:
             platform.policies,
             platform.metrics,
             policy=platform.policy,
+            may_serve=platform.may_serve,
         )
     )
     offers = mcp.Offers(
@@ -118,6 +122,7 @@ def application(platform: Platform) -> FastAPI:
     )
     app.include_router(mcp.router(offers, caller))
     app.include_router(oidc.router(platform.oauth))
+    app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
     app.include_router(
         retrieval_routes.router(
             platform.indexes,
@@ -129,7 +134,14 @@ def application(platform: Platform) -> FastAPI:
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow:
-        app.include_router(tracking.router(platform.mlflow, authorize(platform.identity), sign_in="/login"))
+        server, access = platform.mlflow, platform.model_access
+        # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
+        app.include_router(files.router(platform.artifacts, server, access, caller))
+        models = catalog.Catalog(server, access)
+        app.include_router(catalog.router(models, caller))
+        app.include_router(catalog_models.router(models, caller, platform.identity.principal))
+        signed_in = authorize(platform.identity)
+        app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform))
     return app

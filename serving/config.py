@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from governance.call import CallError, bad_request
+from serving.secret_scopes import is_reference, reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 PROVIDERS = ("openai", "databricks-model-serving", "custom")
@@ -107,14 +108,23 @@ def _entity(entity: EntityInput, position: int) -> dict[str, Any]:
     elif not entity.entity_version:
         raise bad_request(f"Field '{where}.entity_version' is missing: send a version number or an alias.", where)
     made = entity.model_dump(exclude_none=True, exclude_defaults=True)
-    for key, value in flat(made):
-        if isinstance(value, str) and value.strip().startswith("{{secrets/"):
-            raise bad_request(f"Field '{where}' refers to {value[:80]}: secrets are not kept here; send {key} itself.", where)
+    _check_secrets(made, where)
     base = entity.external_model.name if entity.external_model else f"{entity.entity_name}-{entity.entity_version}"
     made["name"] = entity.name or re.sub(r"[^A-Za-z0-9_-]", "-", base)
     if not NAME.fullmatch(made["name"]):
         raise bad_request(f"Field '{where}.name' must be 1 to 63 letters, digits, '-', '_' and '.'.", where)
     return made
+
+
+def _check_secrets(entity: Mapping[str, Any], where: str) -> None:
+    """References to secrets stand where a secret is read, and a secret stands nowhere as plain text."""
+    environment = set(entity.get("environment_vars") or ())
+    for key, value in flat(entity):
+        referred = reference(value)
+        if referred and key not in SECRETS | environment:
+            raise bad_request(f"Field '{where}.{key}' cannot be a secret; environment_vars and keys can.", where)
+        if key in SECRETS - environment and isinstance(value, str) and not referred:
+            raise bad_request(f"Field '{where}' has {key} as text: send {key}_plaintext, or {{{{secrets/SCOPE/KEY}}}}.", where)
 
 
 def _check_external(model: ExternalModelInput, where: str) -> None:
@@ -179,7 +189,7 @@ def hide(config: Mapping[str, Any], keep: Callable[[str], str]) -> dict[str, Any
 
 
 def readable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it is read back: without secrets, and without the references to them."""
+    """The config as it is read back: without secrets; where one of a scope is meant, its name stays."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
@@ -189,7 +199,7 @@ def readable(config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             key: shown(inner)
             for key, inner in value.items()
-            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str))
+            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str)) or is_reference(inner)
         }
 
     return shown(config)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import secrets as random
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -20,6 +18,7 @@ from serving.engines import pyfunc
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.process import ModelProcess
 from serving.registry import ModelVersion, Registry
+from serving.secret_scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
 
 _REFERENCE = "secret:"
@@ -53,16 +52,17 @@ class Entity(Protocol):
 
 
 class Vault:
-    """Secrets of served entities, encrypted under a key made from the state folder's pepper. Blocking."""
+    """Secrets of served entities, encrypted under a key made from the state folder's pepper. Blocking.
 
-    def __init__(self, database: Database, pepper: Path) -> None:
+    `scopes` has those that a config only refers to.
+    """
+
+    def __init__(self, database: Database, pepper: Path, scopes: Scopes | None = None) -> None:
         self._database, self._pepper = database, pepper
+        self.scopes = scopes or Scopes(database, pepper)
 
     def _cipher(self) -> Any:
-        from cryptography.fernet import Fernet
-
-        key = hashlib.sha256(b"smalti serving secrets\0" + self._pepper.read_bytes()).digest()
-        return Fernet(base64.urlsafe_b64encode(key))
+        return cipher(self._pepper, b"smalti serving secrets")
 
     def keep(self, endpoint: str, values: Mapping[str, str]) -> None:
         """Store secrets by the references that `reference` gave."""
@@ -80,6 +80,9 @@ class Vault:
         return _REFERENCE + random.token_hex(16)
 
     def read(self, reference: str) -> str:
+        """The secret of a reference that `reference` gave, or of `{{secrets/SCOPE/KEY}}`. Raises `CallError`."""
+        if is_reference(reference):
+            return self.scopes.resolved(reference)
         with self._database.connect() as connection:
             wanted = table.c.id == reference.removeprefix(_REFERENCE)
             value = connection.execute(select(table.c.value).where(wanted)).scalar()
@@ -139,10 +142,11 @@ class Entities:
         task, version = await self.check(spec)
         if version is None:
             return _External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+        environment = await asyncio.to_thread(self._environment, spec)
         process = ModelProcess(
             version.path,
             self._logs / endpoint / f"{spec['name']}.log",
-            environment=spec.get("environment_vars"),
+            environment=environment,
             idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
             loads=self._loads,
         )
@@ -152,6 +156,10 @@ class Entities:
         """Remove what an endpoint that is gone leaves behind. Blocking."""
         self.vault.forget(endpoint)
         shutil.rmtree(self._logs / endpoint, ignore_errors=True)
+
+    def _environment(self, spec: Mapping[str, Any]) -> dict[str, str]:
+        """The variables of a model's process, secrets in the place of the references to them."""
+        return {key: self.vault.scopes.resolved(value) for key, value in (spec.get("environment_vars") or {}).items()}
 
     def _upstream(self, endpoint: str, model: Mapping[str, Any]) -> Upstream:
         given = _settings(model)

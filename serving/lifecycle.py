@@ -24,7 +24,6 @@ from serving.config import NAME, hide, parse, readable
 from serving.endpoint import Endpoint, Endpoints, EndpointTask, answered_by
 from serving.engines.process import LoadFailed
 from serving.entities import Entities, Entity, Failed
-from serving.registry import Registry
 from serving.tables import endpoints as table
 
 log = logging.getLogger("smalti")
@@ -156,10 +155,6 @@ class Lifecycle:
         self._records: dict[str, Record] = {}
         self._lock = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
-
-    @property
-    def registry(self) -> Registry:
-        return self._entities.registry
 
     def find(self, name: str) -> Record | None:
         return self._records.get(name)

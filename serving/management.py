@@ -39,8 +39,15 @@ def router(
     metrics: Metrics,
     *,
     policy: Callable[[Endpoint], Mapping[str, Any] | None],
+    may_serve: Callable[[Caller, Any], None] = lambda who, config: None,
 ) -> APIRouter:
-    """Routes of the life cycle; `policy` gives the `ai_gateway` policy that is in force."""
+    """Routes of the life cycle.
+
+    Parameters
+    ----------
+    policy: gives the `ai_gateway` policy that is in force.
+    may_serve: raises `CallError` where the caller may not use what a config (as sent, unchecked) names. Blocking.
+    """
     routes = APIRouter()
 
     async def caller(http: Request) -> Caller:
@@ -69,6 +76,7 @@ def router(
         for kind in ("tags", "rate_limits"):
             _objects(wanted, kind)
         gateway = _policy(wanted)
+        await asyncio.to_thread(may_serve, who, wanted.get("config"))
         endpoint = await lifecycle.create(wanted, who.name)
         await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
         if gateway is not None:
@@ -76,8 +84,10 @@ def router(
         return shown(endpoint)
 
     async def update(http: Request) -> Response:
-        _, endpoint = await known(http)
-        return shown(await lifecycle.update(endpoint.name, await body(http)))
+        who, endpoint = await known(http)
+        wanted = await body(http)
+        await asyncio.to_thread(may_serve, who, wanted)
+        return shown(await lifecycle.update(endpoint.name, wanted))
 
     async def delete(http: Request) -> Response:
         _, endpoint = await known(http)
@@ -150,6 +160,7 @@ def router(
     at = "/api/2.0/serving-endpoints"
     handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("POST", "", create),
+        ("POST", "/", create),  # as mlflow.deployments spells it
         ("PUT", "/{name}/config", update),
         ("DELETE", "/{name}", delete),
         ("PATCH", "/{name}/tags", tags),

@@ -13,7 +13,7 @@ from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, ma
 from agents import router as routing
 from agents.log import RunLog
 from governance.budgets import Budgets
-from governance.call import Call, CallRecord, Engine, Event, unavailable
+from governance.call import Call, Caller, CallRecord, Engine, Event, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -26,6 +26,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.artifacts import Artifacts
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -34,8 +35,10 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.model_access import ModelAccess
 from serving.registry import Registry
 from serving.runs import Runs
+from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, FunctionDeclaration, Settings
 from serving.state import Home, open_state
 from serving.tools import make_tools
@@ -107,6 +110,11 @@ class Platform:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
         self.endpoints = Endpoints()
+        self.registry = Registry(home.path)
+        self.secrets = Scopes(self.engine, home.pepper)
+        self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts.tidy()
+        self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
@@ -128,11 +136,10 @@ class Platform:
         if settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
-        registry = Registry(home.path)
         entities = Entities(
             home.path,
-            registry,
-            Vault(self.engine, home.pepper),
+            self.registry,
+            Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
@@ -227,8 +234,13 @@ class Platform:
         record = self.lifecycle.find(endpoint)
         for spec in (record.config or {}).get("served_entities", ()) if record else ():
             if "entity_name" in spec:
-                return self.lifecycle.registry.find(spec["entity_name"], spec["entity_version"]).inputs
+                return self.registry.find(spec["entity_name"], spec["entity_version"]).inputs
         return ()
+
+    def may_serve(self, who: Caller, config: Any) -> None:
+        """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""
+        self.model_access.check_served(who, config)
+        self.secrets.check_references(who, references(config) if isinstance(config, dict) else ())
 
     def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The gateway policy of an endpoint that is in force."""
@@ -236,10 +248,12 @@ class Platform:
         return config.as_dict() if config else None
 
     def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME` or `index:NAME` is there."""
+        """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
+        if kind == "model":
+            return self.registry.known(name)
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:

@@ -109,11 +109,11 @@ class IndexDeclaration(_Strict):
 
 
 class GrantDeclaration(_Strict):
-    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` is `endpoint:NAME` or `index:NAME`."""
+    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
 
     principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
-    securable: Annotated[str, Field(pattern=r"^(endpoint|index):.+$")]
-    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"] = "CAN_QUERY"
+    securable: Annotated[str, Field(pattern=r"^(endpoint|index|model):.+$")]
+    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE", "BROWSE", "EXECUTE", "MANAGE"] = "CAN_QUERY"
 
 
 class Settings(BaseSettings):
