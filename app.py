@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agents.commands import dev, new
 from evals.commands import evals
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
@@ -63,7 +64,7 @@ cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
-for command in (ask, endpoints, doctor, usage, limits, audit):
+for command in (ask, endpoints, doctor, usage, limits, audit, new, dev):
     cli.command()(command)
 
 

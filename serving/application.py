@@ -19,7 +19,7 @@ from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import databricks, errors, feedback, files, indexes, management, oidc, routes, secret_routes
+from serving import databricks, errors, feedback, files, indexes, management, mcp, oidc, routes, secret_routes
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
@@ -46,7 +46,7 @@ def application(platform: Platform) -> FastAPI:
     app.state.announce = app.state.stop = lambda: None
     app.state.following = None
     app.state.example = "What is this about?"
-    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal)
+    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     app.add_middleware(Direct, routes=calls.routes)
     app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
@@ -129,6 +129,13 @@ def application(platform: Platform) -> FastAPI:
         )
     )
     app.include_router(locals_router(platform.locals, caller=caller))
+    offers = mcp.Offers(
+        platform.dispatcher,
+        lambda: [info.name for info in platform.indexes.list()],
+        platform.inputs,
+        lambda who, securable: platform.grants.allowed(who, securable),
+    )
+    app.include_router(mcp.router(offers, caller))
     app.include_router(oidc.router(platform.oauth))
     app.include_router(feedback.router(caller, platform.feedback))
     app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
@@ -183,6 +190,7 @@ class _Warnings:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
+    await platform.runs.recover()
     await platform.lifecycle.restore()
     platform.locals.start()
     coming_up = asyncio.create_task(_come_up(app))

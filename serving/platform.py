@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import psutil
 
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from agents.log import RunLog
 from governance.admission import Admission
 from governance.budgets import Budgets
 from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
@@ -37,15 +38,18 @@ from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
+from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, Settings
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, open_state
+from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -119,8 +123,10 @@ class Platform:
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
+        self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
+        self._functions: dict[str, FunctionDeclaration] = {}
 
         classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
         self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
@@ -141,8 +147,6 @@ class Platform:
         elif settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
-        for declaration in settings.all_endpoints():
-            self._declare(declaration)
         entities = Entities(
             home.path,
             self.registry,
@@ -156,6 +160,10 @@ class Platform:
         self.lifecycle = Lifecycle(
             self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
         )
+        for function in settings.functions:
+            self._register_function(function)
+        for declaration in settings.all_endpoints():
+            self._declare(declaration)
 
     # ---- endpoints
 
@@ -208,6 +216,9 @@ class Platform:
                 self.dispatcher.chat_model(model) if model else None,
                 self.dispatcher.retriever(agent.index),
                 description=agent.description or declaration.description,
+                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
+                timeout=agent.timeout,
+                step_limit=agent.step_limit,
                 options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
             )
             engine = agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
@@ -225,6 +236,26 @@ class Platform:
                 description=agent.description or declaration.description,
             )
         )
+
+    def _register_function(self, function: FunctionDeclaration) -> None:
+        try:
+            engine = function_engine(load_builder(function.source))
+            entity: dict[str, Any] = {"entity_name": function.name}
+        except AgentLoadError as error:
+            log.warning("function %s is not available: %s", function.name, error)
+            engine, entity = _broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
+        self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
+        self._functions[function.name] = function
+
+    def inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
+        """The columns that a model or a function takes."""
+        if function := self._functions.get(endpoint):
+            return arguments(load_builder(function.source))
+        record = self.lifecycle.find(endpoint)
+        for spec in (record.config or {}).get("served_entities", ()) if record else ():
+            if "entity_name" in spec:
+                return self.registry.find(spec["entity_name"], spec["entity_version"]).inputs
+        return ()
 
     def may_serve(self, who: Caller, config: Any) -> None:
         """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""
@@ -308,6 +339,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.runs.close()
         await self.gateway.close()
         await self.lifecycle.close()
         await self.locals.close()

@@ -27,6 +27,40 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ToolDeclaration(_Strict):
+    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, or `sql` over files by table name.
+
+    `approval` asks a person before each call.
+    """
+
+    endpoint: str | None = None
+    index: str | None = None
+    sql: dict[str, Path] | None = None
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
+    description: str = ""
+    approval: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> ToolDeclaration:
+        if sum(given is not None for given in (self.endpoint, self.index, self.sql)) != 1:
+            raise ValueError("a tool is exactly one of endpoint, index and sql")
+        return self
+
+    def resource(self, agent: str) -> str:
+        """What calling it needs a grant on."""
+        if self.index is not None:
+            return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
+        return f"endpoint:{self.endpoint or f'{agent}.sql'}"
+
+
+class FunctionDeclaration(_Strict):
+    """A Python function `package.module:function` or `./file.py:function`, served by its three-level name."""
+
+    name: Annotated[str, Field(pattern=r"^\w+\.\w+\.\w+$")]
+    source: str
+    description: str = ""
+
+
 class AgentEntity(_Strict):
     """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
 
@@ -35,6 +69,11 @@ class AgentEntity(_Strict):
     model: str | None = None
     """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
     description: str = ""
+    tools: list[ToolDeclaration] = Field(default_factory=list)
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a run may take."""
+    step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
+    """Nodes a run may go through."""
 
 
 class ExternalModel(_Strict):
@@ -161,6 +200,7 @@ class Settings(BaseSettings):
     """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
+    functions: list[FunctionDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
 
     @property
@@ -192,7 +232,8 @@ class Settings(BaseSettings):
             agent = endpoint.config.served_entities[0].agent
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
-                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else [])]
+                tools = [tool.resource(endpoint.name) for tool in agent.tools]
+                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else []), *tools]
         return []
 
     @field_validator("docs", "router", mode="after")

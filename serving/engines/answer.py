@@ -48,7 +48,7 @@ class Answer:
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
-            "background": False,
+            "background": bool(payload.get("background")),
             "completed_at": None,
             "error": None,
             "incomplete_details": None,
@@ -119,6 +119,20 @@ class Answer:
             self._parts.append(delta)
             place = {"item_id": self._open["id"], "output_index": len(self._output)}
             yield Event("response.function_call_arguments.delta", {**place, "delta": delta})
+
+    def item(self, item: Mapping[str, Any]) -> Iterator[Event]:
+        """A whole output item, as `mcp_approval_request`."""
+        yield from self._close()
+        position = len(self._output)
+        self._output.append(dict(item))
+        yield Event("response.output_item.added", {"output_index": position, "item": dict(item)})
+        yield Event("response.output_item.done", {"output_index": position, "item": dict(item)})
+
+    def ended(self, status: str, error: Mapping[str, str] | None = None) -> Event:
+        """The end of an answer that was not finished: `cancelled` or `failed`, with what was written by then."""
+        list(self._close("incomplete"))
+        response = {**self._response, "status": status, "output": self._output, "error": dict(error) if error else None}
+        return Event("response.failed" if error else "response.incomplete", {"response": response})
 
     def finish(
         self,

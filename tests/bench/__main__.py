@@ -20,6 +20,7 @@ BENCHES = {
     "search": ["-m", "tests.bench.search", "--rows", "20000"],
     "llm": ["-m", "tests.bench.llm"],
     "serving": ["-m", "tests.bench.serving", "--seconds", "3"],
+    "runs": ["-m", "tests.bench.runs"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
 

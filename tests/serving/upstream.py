@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import create_engine
 
+from agents.log import RunLog
 from governance.call import STEP, Call, Event, limit_exceeded, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
@@ -29,6 +30,7 @@ from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.answer import Answer
 from serving.engines.messages import text_of
+from serving.runs import Runs
 
 KEY = "sk-upstream-secret"
 TEXT = "Grüße aus Zürich 🧩 with mosaics."
@@ -346,7 +348,8 @@ def house(folder: Path, *, indexes: Any = None, **options: Any) -> Iterator[Hous
     endpoints.register(Endpoint("echo", "llm/v1/chat", made.echo))
     endpoints.register(Endpoint("agent", "agent/v1/responses", made.echo))
     endpoints.register(Endpoint("vectors", "llm/v1/embeddings", vectors))
-    app.include_router(routes.router(dispatcher, identity, grants, journal=journal, **options))
+    runs = Runs(dispatcher, RunLog(engine))
+    app.include_router(routes.router(dispatcher, identity, grants, journal=journal, runs=runs, **options))
     app.include_router(databricks.router(dispatcher, identity, grants))
     app.include_router(databricks.fallback())
     errors.install(app)
