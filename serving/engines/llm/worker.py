@@ -241,7 +241,7 @@ def main(descriptor: int, parent: int) -> None:
     warnings.simplefilter("ignore")
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     wire = _Wire(socket.socket(fileno=descriptor))
-    (spec,) = wire.receive()
+    spec = wire.receive()
     try:
         server = Server(wire, spec)
     except BaseException as error:
