@@ -139,15 +139,16 @@ class ModelProcess:
         for attempt in (1, 2):
             wire = await self._up()
             identifier, answer = wire.ask(kind, body)
+            late = asyncio.get_running_loop().call_later(self._call_timeout, _expire, answer)
             try:
-                async with asyncio.timeout(self._call_timeout):
-                    kind_of, given = await answer
+                kind_of, given = await answer
             except TimeoutError:
                 self._kill("It gave no answer in time and was started anew.")
                 raise unavailable(
                     f"The model gave no answer in {self._call_timeout:g} s. Send less at once.", status=504
                 ) from None
             finally:
+                late.cancel()
                 wire.close(identifier)
             if kind_of != "gone":
                 return _checked(kind_of, given)
@@ -342,6 +343,11 @@ class ModelProcess:
     def memory(self) -> int:
         """Bytes of memory the process and its children hold; 0 where that cannot be told."""
         return _held(self.pid) if self._wire else 0
+
+
+def _expire(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def _checked(kind: str, answer: Any) -> Any:
