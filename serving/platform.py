@@ -178,6 +178,8 @@ class Platform:
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")
             self.endpoints.register(declared.endpoint)
+        elif config := declaration.config.registered:
+            self.lifecycle.declare(declaration.name, config, declaration.description)
         elif entity.local_model is not None:
             self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
