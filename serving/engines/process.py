@@ -31,7 +31,10 @@ MEMORY_PAUSE = 0.5
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
 _MAX_PAUSE = 30.0
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_")
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_",
+    "OMP_", "MKL_NUM_", "OPENBLAS_NUM_",
+)  # fmt: skip
 """What a model may see of the server's environment: no key of a model provider."""
 
 
@@ -287,7 +290,9 @@ class ModelProcess:
     async def _spawn(self, python: str) -> tuple[asyncio.subprocess.Process, Wire, asyncio.BaseTransport]:
         ours, theirs = socket.socketpair()
         root = str(await asyncio.to_thread(worker_root, python))
-        environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
+        # threads of a numeric library that wait for work give the core away: others run on this machine, the server among them
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment |= {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
         if python != sys.executable:  # what the server's Python is pointed at is not for another's
             environment = {key: value for key, value in environment.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
