@@ -153,6 +153,7 @@ class Platform:
             Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
+            idle=settings.model_idle_seconds,
             loads=max(1, (os.cpu_count() or 2) // 2),
             memory=(settings.model_memory_mb << 20) if settings.model_memory_mb else psutil.virtual_memory().total // 2,
             environments=settings.model_environments == "build",

@@ -66,7 +66,7 @@ def bearer(headers: Any) -> str | None:
 async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
     too_large = CallError(
-        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less text, or fewer messages.",
+        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less at a time: fewer rows, or less text.",
         status=413,
         code="REQUEST_TOO_LARGE",
     )

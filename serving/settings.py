@@ -239,6 +239,8 @@ class Settings(BaseSettings):
     mlflow: bool = True
     model_memory_mb: Annotated[int, Field(ge=64)] | None = None
     """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
+    model_idle_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds without a call after which a served model with `scale_to_zero_enabled` gives its memory back."""
     model_environments: Literal["build", "server"] = "build"
     """Whether a model whose requirements the server's packages do not satisfy gets an environment of its own, made by pip."""
     upstream_hosts: list[str] = Field(default_factory=list)
