@@ -48,7 +48,7 @@ def refused(w: WorkspaceClient, **fields: object) -> str:
     assert found.state.ready == s.EndpointStateReady.READY
     assert w.serving_endpoints.query("words", dataframe_records=ROW).predictions
     assert found.pending_config is not None
-    (entity,) = found.pending_config.served_entities or ()
+    entity = (found.pending_config.served_entities or [])[0]
     assert entity.state is not None
     assert entity.state.deployment == s.ServedModelStateDeployment.DEPLOYMENT_FAILED
     return entity.state.deployment_state_message or ""
