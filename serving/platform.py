@@ -155,6 +155,7 @@ class Platform:
             Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
+            idle=settings.model_idle_seconds,
             loads=max(1, (os.cpu_count() or 2) // 2),
             memory=(settings.model_memory_mb << 20) if settings.model_memory_mb else psutil.virtual_memory().total // 2,
             environments=settings.model_environments == "build",
@@ -180,6 +181,8 @@ class Platform:
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")
             self.endpoints.register(declared.endpoint)
+        elif config := declaration.config.registered:
+            self.lifecycle.declare(declaration.name, config, declaration.description)
         elif entity.local_model is not None:
             self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
