@@ -20,7 +20,7 @@ def icon(name: str, classes: str = "") -> Element:
     return ui.html(svg, sanitize=False, tag="span").classes(f"icon {classes}")  # our own constant, nothing of a user
 
 
-def tag(name: str, classes: str = "", text: str | None = None, **props: Any) -> Element:
+def tag(name: str, /, classes: str = "", text: str | None = None, **props: Any) -> Element:
     """An HTML element. `text` becomes a text node and `props` attributes, never markup; `aria_label` means `aria-label`."""
     element = ui.element(name).classes(classes)
     if text is not None:

@@ -122,6 +122,7 @@
   addEventListener("DOMContentLoaded", () => { document.body.append(card); watch(); });
   window.smalti = {
     pin, closeTop, closePanel,
+    to(selector) { requestAnimationFrame(() => requestAnimationFrame(() => $(selector)?.scrollIntoView({ block: "start" }))); },
     url(path) { if (location.pathname + location.search !== path) history.pushState(null, "", path); },
     say(text) { const live = $("#live"); if (live) live.textContent = text; },
   };
