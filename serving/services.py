@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from fastapi import Request
 
 from agents import Runtime, ThreadNotFound
@@ -43,9 +44,14 @@ class _Threads:
     async def messages(self, thread_id: str, owner: str) -> Sequence[ThreadMessage] | None:
         try:
             turns = await self._runtime.turns(thread_id, owner)
+            waiting = (await self._runtime.thread(thread_id, owner)).waiting
         except ThreadNotFound:
             return None
-        return [ThreadMessage(turn.role, turn.text, turn.request_id or None, _response(turn)) for turn in turns]
+        told = [ThreadMessage(turn.role, turn.text, turn.request_id or None, _response(turn)) for turn in turns]
+        if waiting:  # what it asks a person is shown as an answer of its own
+            asked = {"status": "completed", "custom_outputs": {"waiting": orjson.loads(waiting)["asks"]}}
+            told.append(ThreadMessage("assistant", "", None, asked))
+        return told
 
     async def rename(self, thread_id: str, owner: str, title: str) -> None:
         await self._runtime.rename(thread_id, owner, title)

@@ -124,7 +124,16 @@ def how_answered(turn: Turn) -> None:
                         tag("dt", text=name)
                         tag("dd", text=value)
             for step in steps:
-                _draw_step(step, total)
+                if not (step.given or step.gave):
+                    _draw_step(step, total)
+                    continue
+                with tag("details", "step-more"):
+                    with tag("summary", ""):
+                        _draw_step(step, total)
+                    for label, text in (("In", step.given), ("Out", step.gave)):
+                        if text:
+                            tag("b", text=label)
+                            tag("pre", "payload", text, tabindex="0")
 
 
 def _draw_step(step: Step, total: float) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Caller, Event
+from serving.ui.running import Answers
 
 if TYPE_CHECKING:
     from serving.ui.session import OneTimeCodes
@@ -125,6 +126,7 @@ class UiServices:
     suggestions: titles of documents the caller may read; the empty chat asks about the first three.
     feedback: `(request_id, helpful, comment, caller)`. Called at once when a thumb is pressed, and again with the comment
         when one is added: the later call replaces the earlier one.
+    answers: those that are coming; they outlive their pages.
     session_ttl: seconds a browser stays signed in.
     """
 
@@ -136,4 +138,5 @@ class UiServices:
     suggestions: Callable[[Caller], Awaitable[Sequence[str]]]
     feedback: Callable[[str, bool, str | None, Caller], Awaitable[None]]
     console: ConsoleData
+    answers: Answers = field(default_factory=Answers)
     session_ttl: float = 7 * 24 * 3600.0

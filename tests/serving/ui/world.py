@@ -62,6 +62,11 @@ XSS = [
     "[1]<img src=x onerror=window.__xss=1>",
 ]
 
+ASKED = [
+    {"id": f"mcpr_{'a' * 32}_{i}", "interrupt": "x", "call_id": f"c{i}", "name": XSS[1], "arguments": {"city": "Graz"}}
+    for i in range(2)
+]
+
 GUIDE = """# Installing the service
 
 The service runs on Linux and macOS. Install it with one command and a supported Python.
@@ -103,8 +108,8 @@ print(answer.output_text)  # ends with its citations
 
 def asked(call: Call) -> str:
     """The question of a call, as our engines read it."""
-    (item,) = call.payload["input"]
-    return item["content"][0]["text"]
+    item = call.payload["input"][-1]
+    return item["content"][0]["text"] if item["type"] == "message" else ""
 
 
 class Engine:
@@ -151,6 +156,8 @@ class Engine:
             return text, [self.cite(1, text, "hostile", HOSTILE)], "generative"
         if "ways" in question.lower():
             return SHOWCASE, [], "generative"
+        if "approve" in question.lower():
+            return "", [], "generative"
         if "slow" in question.lower():
             return "word " * 4000, [], "generative"
         return "I could not find this in these documents.", [], "extractive"
@@ -195,6 +202,7 @@ class Engine:
                 "thread_id": call.thread_id,
                 "route": {"label": "documents", "confidence": 0.97},
                 "passages": [],
+                **({"waiting": ASKED} if "approve" in question else {}),
                 "trace_id": f"tr-{call.request_id}",
             }
             message = {"type": "message", "content": [{"type": "output_text", "text": said.rstrip(" "), "annotations": []}]}
