@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.live import KEY, Live, serving
-from tests.serving.ui.world import ARTIFACTS, GUIDE, XSS
+from tests.serving.ui.world import ARTIFACTS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
-
-DOCS = {"install.md": GUIDE, "hostile.md": f"# Hostile {XSS[1]}\n\n" + "\n\n".join(XSS)}
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    folder = tmp_path_factory.mktemp("console")
-    docs = folder / "docs"
-    docs.mkdir()
-    for name, text in DOCS.items():
-        (docs / name).write_text(text)
-    (docs / f"{XSS[1].replace('/', '')}.pdf").write_bytes(b"no PDF")
-    with serving(folder / "home", docs) as server, server.client() as client:
-        made = client.post("/api/2.0/smalti/keys", json={"name": "alice", "groups": ["team-a"], "label": XSS[1]}).json()
-        client.post("/api/2.0/smalti/keys", json={"name": f"bob {XSS[0]}"})
-        server.told["alice"] = made["key"]
-        granted = {"access_control_list": [{"user_name": "alice", "permission_level": "CAN_QUERY"}]}
-        assert client.patch("/api/2.0/permissions/serving-endpoints/assistant", json=granted).status_code == 200
-        for secret, question in ((KEY, "What do I need to install it?"), (made["key"], f"Who prints {XSS[1]}?")):
-            asked = {"model": "assistant", "input": question}
-            answer = client.post("/v1/responses", json=asked, headers={"Authorization": f"Bearer {secret}"})
-            assert answer.status_code == 200, answer.text
-        body = {"model": "assistant", "input": "x"}
-        assert client.post("/v1/chat/completions", json={**body, "messages": 3}).status_code == 400
-        yield server
-
-
-@pytest.fixture
-def console(live: Live, world, context):
-    """Opens a page of the console, signed in by a key."""
-    context.asked_of = live.url
-
-    def go(path: str = "/console", key: str = KEY) -> Page:
-        page = context.new_page()
-        page.goto(f"{live.url}/login?next={path}")
-        page.get_by_label("Access key").fill(key)
-        page.get_by_role("button", name="Sign in").click()
-        page.locator(".console-body h1").wait_for(timeout=30_000)
-        return page
-
-    return go
 
 
 def pictures(page: Page, name: str) -> None:
