@@ -40,8 +40,8 @@ def fill(home: Path, calls: int) -> None:
         for start in range(0, calls, 20_000):
             rows = [
                 (
-                    f"{i:032x}", iso(now - chance.randrange(30 * 86_400) * 10**9), chance.choice(names), "agent", chance.choice(people),
-                    200 if i % 50 else 503, chance.lognormvariate(5, 1), 400, 80, 0.001, "{}" * 60, "{}" * 60,
+                    f"{i:032x}", iso(now - chance.randrange(30 * 86_400) * 10**9), chance.choice(names), "agent",
+                    chance.choice(people), 200 if i % 50 else 503, chance.lognormvariate(5, 1), 400, 80, 0.001, "{}", "{}",
                 )
                 for i in range(start, min(calls, start + 20_000))
             ]  # fmt: skip
