@@ -23,6 +23,7 @@ import orjson
 from sqlalchemy import Engine, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from governance import hourly
 from governance.commit import GroupCommit
 from governance.frames import encode, iso, scan
 from governance.tables import create, inference_table, segments
@@ -66,6 +67,7 @@ class Journal:
         fsync: bool = False,
     ) -> None:
         create(engine)
+        hourly.fill(engine)
         self._engine = engine
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -248,6 +250,7 @@ class Journal:
             if moved.rowcount != 1:
                 return False
             if rows:
+                hourly.add(connection, rows)
                 statement = insert(inference_table)
                 key = inference_table.c.databricks_request_id
                 merged = {c.name: func.coalesce(statement.excluded[c.name], c) for c in inference_table.columns if c is not key}

@@ -108,6 +108,22 @@ inference_table = Table(
     Index("inference_table_by_endpoint", "endpoint_name", "request_time"),
 )
 
+hourly = Table(
+    "usage_hourly",
+    metadata,
+    Column("requester", String(256), primary_key=True),  # '' for everyone
+    Column("hour", String(13), primary_key=True),  # 2026-11-23T09, UTC
+    Column("endpoint", String(256), primary_key=True),
+    Column("inner_call", Integer, primary_key=True),  # 1 for calls that an answer made itself
+    Column("band", Integer, primary_key=True),  # of latency; -1 for calls without an answer
+    Column("requests", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost", Float, nullable=False),  # US dollars
+)
+
 budget_counters = Table(
     "budget_counters",
     metadata,

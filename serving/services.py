@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from fastapi import Request
 
 from agents import Runtime, ThreadNotFound
 from governance.call import Caller
+from serving.console import Console
 from serving.routes import bearer
-from serving.ui.journal import reader
-from serving.ui.services import ConsoleData, Row, Thread, ThreadMessage, UiServices
+from serving.ui.services import Row, Thread, ThreadMessage, UiServices
 from serving.ui.session import COOKIE
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ class _Threads:
     async def messages(self, thread_id: str, owner: str) -> Sequence[ThreadMessage] | None:
         try:
             turns = await self._runtime.turns(thread_id, owner)
+            waiting = (await self._runtime.thread(thread_id, owner)).waiting
         except ThreadNotFound:
             return None
-        return [ThreadMessage(turn.role, turn.text, turn.request_id or None, _response(turn)) for turn in turns]
+        told = [ThreadMessage(turn.role, turn.text, turn.request_id or None, _response(turn)) for turn in turns]
+        if waiting:  # what it asks a person is shown as an answer of its own
+            asked = {"status": "completed", "custom_outputs": {"waiting": orjson.loads(waiting)["asks"]}}
+            told.append(ThreadMessage("assistant", "", None, asked))
+        return told
 
     async def rename(self, thread_id: str, owner: str, title: str) -> None:
         await self._runtime.rename(thread_id, owner, title)
@@ -77,18 +83,6 @@ def page_services(platform: Platform) -> UiServices:
     async def feedback(request_id: str, helpful: bool, comment: str | None, who: Caller) -> None:
         await platform.feedback(request_id, helpful, comment, who)
 
-    async def endpoints(who: Caller) -> Sequence[Row]:
-        seen = [each for each in platform.endpoints if may(who, f"endpoint:{each.name}", "CAN_VIEW")]
-        return [_endpoint_row(each.to_api()) for each in seen]
-
-    async def indexes(who: Caller) -> Sequence[Row]:
-        found = await asyncio.to_thread(platform.indexes.list)
-        return [_index_row(each) for each in found if may(who, f"index:{each.name}", "CAN_VIEW")]
-
-    async def keys(who: Caller) -> Sequence[Row]:
-        listed = await asyncio.to_thread(platform.identity.list_keys) if who.admin else []
-        return [_key_row(each) for each in listed]
-
     return UiServices(
         dispatcher=platform.dispatcher,
         identity=platform.identity,
@@ -97,41 +91,5 @@ def page_services(platform: Platform) -> UiServices:
         agents=agents,
         suggestions=suggestions,
         feedback=feedback,
-        console=ConsoleData(journal=reader(platform.engine, platform.journal), endpoints=endpoints, indexes=indexes, keys=keys),
+        console=Console(platform),
     )
-
-
-def _endpoint_row(api: Row) -> Row:
-    entities = (api.get("config") or api.get("pending_config") or {}).get("served_entities", ())
-    return {
-        "name": api["name"],
-        "task": api["task"],
-        "state": api["state"]["ready"],
-        "description": api["description"],
-        "entities": [entity.get("entity_name") or entity["name"] for entity in entities],
-    }
-
-
-def _index_row(info: Any) -> Row:
-    return {
-        "name": info.name,
-        "source": info.path,
-        "documents": info.documents,
-        "chunks": info.chunks,
-        "synced_at": info.synced_at,
-        "skipped": [{"source": item.source, "reason": item.reason} for item in info.skipped],
-    }
-
-
-def _key_row(key: Any) -> Row:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "kind": key.kind,
-        "groups": list(key.groups),
-        "admin": key.admin,
-        "label": key.label,
-        "created_at": key.created,
-        "expires_at": key.expires,
-        "revoked": key.revoked is not None,
-    }

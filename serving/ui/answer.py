@@ -3,27 +3,88 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nicegui.client import Client
 from nicegui.element import Element
 
 from serving.ui.parts import Prose, button, how_answered, set_text, source_row, tag, thinking
-from serving.ui.turn import Turn
+from serving.ui.turn import Ask, Turn
 
 FLUSH = 0.03
 """Seconds between two drawings of a streaming answer."""
 
+Decide = Callable[[list[dict[str, Any]]], Any]
 Rate = Callable[[Turn, bool, str | None], Awaitable[bool]]
+
+
+class Approvals:
+    """Cards for what an answer waits for; all are decided before anything is sent, as the run goes on once."""
+
+    def __init__(self, asks: Sequence[Ask], decide: Decide) -> None:
+        self._asks, self._decide = asks, decide
+        self._said: dict[str, dict[str, Any]] = {}
+        self._box = tag("div", "asks")
+        with self._box:
+            for ask in asks:
+                self._card(ask)
+
+    def _card(self, ask: Ask) -> None:
+        what = f"May {ask.name} be called?" if ask.approval else str(ask.arguments.get("question") or "The agent asks you:")
+        given = json.dumps(ask.arguments, indent=2, ensure_ascii=False) if ask.approval else ""
+        with tag("form", "ask", aria_label=what) as card:
+            tag("strong", text=what)
+            label = f"Arguments of {ask.name}" if ask.approval else "Your reply"
+            tag(
+                "textarea",
+                "field",
+                name="text",
+                aria_label=label,
+                rows=min(8, given.count("\n") + 1),
+                value=given,
+                spellcheck="false",
+            )
+            with tag("div", "row-of"):
+                if ask.approval:
+                    tag("button", "button quiet", "Reject", type="submit", value="no")
+                tag("button", "button", "Approve" if ask.approval else "Reply", type="submit", value="yes")
+            note = tag("small", role="alert")
+
+        def said(event: Any) -> None:
+            approve, text = bool(event.args[0]), str(event.args[1])
+            if ask.approval and approve:
+                try:
+                    edited = json.loads(text)
+                except ValueError:
+                    edited = None
+                if not isinstance(edited, dict):
+                    set_text(note, "The arguments must be a JSON object.")
+                    return
+                text = "" if edited == ask.arguments else text
+            elif ask.approval:
+                text = ""
+            self._said[ask.id] = ask.answer(approve=approve, text=text)
+            card.delete()
+            with self._box:
+                verb = "Approved" if approve else "Rejected"
+                tag("p", "decided", f"{verb}: {ask.name}" if ask.approval else f"You replied: {text}")
+            if len(self._said) == len(self._asks):
+                self._decide([self._said[each.id] for each in self._asks])
+
+        sends = "(e) => { e.preventDefault(); emit(e.submitter.value === 'yes', e.target.elements.text.value); }"
+        card.on("submit", said, js_handler=sends)
 
 
 class AnswerView:
     """A drawn answer: prose that grows, then sources, thumbs and how it was answered."""
 
-    def __init__(self, client: Client, turn: Turn, rate: Rate, again: Callable[[], Any] | None) -> None:
-        self.client, self.turn, self._rated, self._again = client, turn, rate, again
+    def __init__(
+        self, client: Client, turn: Turn, rate: Rate, again: Callable[[], Any] | None, decide: Decide | None = None
+    ) -> None:
+        self.client, self.turn, self._rated, self._again, self._decide = client, turn, rate, again, decide
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.box = tag("article", "answer", aria_label="Answer")
@@ -70,7 +131,11 @@ class AnswerView:
                 tag("p", "stopped", text="You stopped this answer.")
             if turn.sources:
                 source_row(turn)
+            if turn.asks and self._decide is not None:
+                Approvals(turn.asks, self._decide)
             with tag("div", "tools"):
+                if turn.text and self._again is not None:
+                    button("copy", "Answer again", self._again, text="Again")
                 if turn.text:
                     tag("button", "copy", "Copy", type="button", data_copy="answer")
                 if turn.status == "completed" and turn.request_id:

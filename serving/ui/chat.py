@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import uuid
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
@@ -21,11 +21,10 @@ from serving.ui.answer import AnswerView
 from serving.ui.mount import SCOPE_KEY
 from serving.ui.parts import Composer, button, tag
 from serving.ui.plain import HEAD
+from serving.ui.running import Answer
 from serving.ui.services import ThreadMessage, UiServices
 from serving.ui.side import SideBar
 from serving.ui.turn import Turn
-
-logger = logging.getLogger(__name__)
 
 SHOWN = 60
 """Messages of a stored thread that are drawn at once; earlier ones on request."""
@@ -46,6 +45,20 @@ def questions(titles: Sequence[str]) -> list[str]:
     return asked
 
 
+@dataclass
+class _Said:
+    """One message of the open conversation, and where it is drawn, if it is."""
+
+    role: str
+    text: str
+    element: Element | None = None
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    content = [{"type": "input_text", "text": text}] if role == "user" else text
+    return {"type": "message", "role": role, "content": content}
+
+
 class ChatPage:
     """One tab: its thread, its running answer and what is drawn."""
 
@@ -54,9 +67,11 @@ class ChatPage:
         self._credential = credential
         self.agent = agents[0] if agents else ""
         self.thread_id: str | None = None
-        self.running: asyncio.Task[None] | None = None
+        self.running: Answer | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+        self.said: list[_Said] = []
         self.side = SideBar(self)
-        client.on_delete(self.stop)
+        client.on_delete(lambda: self._unwatch())
 
     # --- the frame
 
@@ -105,24 +120,32 @@ class ChatPage:
     # --- threads
 
     async def open(self, thread_id: str) -> None:
-        """Show a stored conversation."""
-        self.stop()
+        """Show a stored conversation, and the answer that is coming on it."""
+        self.leave()
         try:
-            turns = await self.services.threads.messages(thread_id, await self.owner())
+            owner = await self.owner()
+            turns = await self.services.threads.messages(thread_id, owner)
         except CallError as error:
             self.notice(error)
             return
-        if turns is None:
+        coming = self.services.answers.find(thread_id, owner)
+        if turns is None and coming is None:
             await self.new_chat()
             ui.notify("This conversation does not exist any more.", position="top")
             return
         self.thread_id = thread_id
         self._go(f"/?thread={quote(thread_id, safe='')}")
-        self._draw(turns)
+        self._draw([turn for turn in turns or () if coming is None or turn.request_id != coming.call.request_id])
+        if coming is not None:
+            with self.messages:
+                if coming.question:
+                    self._question(coming.question)
+                self._follow(coming)
         await self.side.refresh()
 
     def _draw(self, turns: Sequence[ThreadMessage], shown: int = SHOWN) -> None:
         self.messages.clear()
+        self.said = [_Said(message.role, message.text) for message in turns]
         with self.messages:
             if len(turns) > shown:
                 with tag("div", "earlier"):
@@ -132,16 +155,19 @@ class ChatPage:
                         lambda: self._draw(turns, shown + SHOWN),
                         text="Show earlier messages",
                     )
-            for message in turns[-shown:]:
+            for place, message in list(enumerate(turns))[-shown:]:
                 if message.role == "user":
-                    self._question(message.text)
+                    self._draw_question(place)
                     continue
-                AnswerView(self.client, Turn.stored(message), self.rate, None).finish()
+                view = AnswerView(self.client, Turn.stored(message), self.rate, self._asker(place), self.decide)
+                self.said[place].element = view.box
+                view.finish()
         self.client.run_javascript("smalti.pin()")
 
     async def new_chat(self) -> None:
-        self.stop()
+        self.leave()
         self.thread_id = None
+        self.said = []
         self._go("/")
         self.messages.clear()
         with self.messages, tag("section", "hello"):
@@ -168,65 +194,88 @@ class ChatPage:
         text = text.strip()
         if not text or self.running is not None:
             return
-        first = self.thread_id is None
-        if first:
+        if self.thread_id is None:
             self.thread_id = uuid.uuid4().hex
             self.messages.clear()
+        self._send([_message("user", text)], text)
+
+    def decide(self, items: list[dict[str, Any]]) -> None:
+        """Send what a person decided; the run that asked goes on."""
+        if self.running is None and self.thread_id is not None:
+            self._send(items, "")
+
+    def again(self, place: int, text: str) -> None:
+        """Ask a question of this conversation again, or another in its place: what follows it goes on in a new conversation.
+
+        The conversation as it was stays in the list.
+        """
+        text = text.strip()
+        if not text or self.running is not None:
+            return
+        before, dropped = self.said[:place], self.said[place:]
+        for each in dropped:
+            if each.element is not None:
+                each.element.delete()
+        self.said, self.thread_id = before, uuid.uuid4().hex
+        self._send([*(_message(each.role, each.text) for each in before if each.text), _message("user", text)], text)
+
+    def _asker(self, place: int) -> Callable[[], None] | None:
+        """What asks again for the answer at a place of the conversation; None where no question stands before it."""
+        if place == 0 or self.said[place - 1].role != "user":
+            return None
+        return lambda: self.again(place - 1, self.said[place - 1].text)
+
+    def _send(self, items: Sequence[Mapping[str, Any]], question: str) -> None:
         thread_id = self.thread_id or ""
         call = Call(
             endpoint=self.agent, task="agent", credential=self._credential, thread_id=thread_id, stream=True,
-            payload={
-                "model": self.agent, "stream": True, "conversation": {"id": thread_id},
-                "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}],
-            },
+            payload={"model": self.agent, "stream": True, "conversation": {"id": thread_id}, "input": list(items)},
         )  # fmt: skip
         with self.messages:
-            question = self._question(text)
-            view = AnswerView(
-                self.client, Turn(request_id=call.request_id), self.rate, lambda: self._again((question, view.box), text)
-            )
+            if question:
+                self._question(question)
+            self._go(f"/?thread={thread_id}")
+            self._follow(self.services.answers.begin(self.services.dispatcher, call, self.caller.name, question))
+
+    def _follow(self, answer: Answer) -> None:
+        """Draw an answer as it comes."""
+        self.said.append(_Said("assistant", ""))
+        said, asker = self.said[-1], self._asker(len(self.said) - 1)
+        view = AnswerView(self.client, answer.turn, self.rate, asker, self.decide)
+        said.element, self.running = view.box, answer
+
+        def ended() -> None:
+            said.text = answer.turn.text
+            background_tasks.create(self._ended(answer, view), name=f"end of {answer.call.request_id}")
+
+        self._unwatch = answer.watch(view.changed, ended)
+        view.changed()
         self.composer.busy(True)
         self.client.run_javascript("smalti.pin(); smalti.say('Working on the answer')")
-        self.running = background_tasks.create(self._run(call, view, first), name=f"answer {call.request_id}")
 
-    async def _run(self, call: Call, view: AnswerView, first: bool) -> None:
-        turn = view.turn
-        try:
-            async with aclosing(self.services.dispatcher.stream(call)) as events:  # type: ignore[type-var]
-                async for event in events:
-                    if turn.apply(event):
-                        view.changed()
-            if turn.status == "running":
-                turn.fail(CallError("The answer ended early. Try again."))
-        except asyncio.CancelledError:
-            turn.status = "stopped"
-        except Exception as error:
-            if not isinstance(error, CallError):
-                logger.exception("answer %s failed in the chat page", call.request_id)
-            turn.fail(error)
-        self.running = None
-        if self.client.is_deleted:
+    async def _ended(self, answer: Answer, view: AnswerView) -> None:
+        if self.running is answer:
+            self.running = None
+        if self.client.is_deleted or view.box.is_deleted:
             return
         with self.client:
-            if not view.box.is_deleted:
-                view.finish()
+            view.finish()
             self.composer.busy(False)
-            said = {"completed": "Answer ready", "stopped": "Stopped", "failed": "The answer failed"}[turn.status]
+            said = {"completed": "Answer ready", "stopped": "Stopped", "failed": "The answer failed"}[answer.turn.status]
             self.client.run_javascript(f"smalti.say('{said}')")
-            if first and self.thread_id == call.thread_id:
-                self._go(f"/?thread={call.thread_id}")
             await self.side.refresh()
-
-    def _again(self, failed: Sequence[Element], text: str) -> None:
-        if self.running is None:
-            for element in failed:
-                element.delete()
-            self.ask(text)
 
     def stop(self) -> None:
         """End the running answer: the call is cancelled and what it streamed so far stays."""
         if self.running is not None:
-            self.running.cancel()
+            self.running.stop()
+
+    def leave(self) -> None:
+        """Look away from the answer that is coming; it goes on, and is there when its conversation is opened."""
+        if self.running is not None:
+            self._unwatch()
+            self.running = None
+            self.composer.busy(False)
 
     async def rate(self, turn: Turn, helpful: bool, comment: str | None) -> bool:
         """Hand a thumb on; whether it was taken."""
@@ -244,10 +293,33 @@ class ChatPage:
         """The caller's name, as long as the session's key is in force."""
         return (await asyncio.to_thread(self.services.identity.authenticate, self._credential)).name
 
-    def _question(self, text: str) -> Element:
-        with tag("div", "question", role="group", aria_label="You asked") as box:
-            tag("p", text=text, dir="auto")
-        return box
+    def _question(self, text: str) -> None:
+        self.said.append(_Said("user", text))
+        self._draw_question(len(self.said) - 1)
+
+    def _draw_question(self, place: int) -> None:
+        said = self.said[place]
+        said.element = tag("div", "question", role="group", aria_label="You asked")
+        self._redraw(place, said)
+
+    def _edit(self, place: int, said: _Said) -> None:
+        assert said.element is not None
+        said.element.clear()
+        with said.element, tag("form", "edit-form") as form:
+            tag("textarea", "field", name="text", value=said.text, rows=3, aria_label="Edit your question", autofocus=True)
+            with tag("div", "row-of"):
+                button("button quiet small", "Cancel", lambda: self._redraw(place, said), text="Cancel")
+                tag("button", "button small", "Send", type="submit")
+        sends = "(e) => { e.preventDefault(); emit(e.target.elements.text.value); }"
+        form.on("submit", lambda event: self.again(place, str(event.args)), js_handler=sends)
+        self.client.run_javascript(f"document.querySelector('#c{form.id} textarea')?.focus()")
+
+    def _redraw(self, place: int, said: _Said) -> None:
+        assert said.element is not None
+        said.element.clear()
+        with said.element:
+            tag("p", text=said.text, dir="auto")
+            button("icon-button edit", "Edit and send again", lambda: self._edit(place, said), glyph="pencil")
 
     def notice(self, error: CallError) -> None:
         if error.status == 401:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.ui.services import UiServices
 
 STATIC = Path(__file__).parent / "static"
-PAGES = ("/", "/console")
+PAGES = ("/", "/console", "/console/endpoints", "/console/journal", "/console/indexes", "/console/access")
 SCOPE_KEY = "smalti.ui"
 """Where a page finds `(services, caller, credential)` in its request's scope."""
 
@@ -49,10 +49,11 @@ def _configure() -> Any:
         # NiceGUI mounts itself on an app and takes over all its unknown paths; the shell keeps ours free of that
         look: dict[str, Any] = {"title": "Smalti", "language": "en-US", "dark": None, "tailwind": False}
         ui.run_with(Shell(), **look, show_welcome_message=False, reconnect_timeout=10)
-        from serving.ui import chat, console
+        from serving.ui import chat
+        from serving.ui.console import frame
 
         chat.register()
-        console.register()
+        frame.register()
         _configured = True
     return core.app
 

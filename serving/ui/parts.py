@@ -20,7 +20,7 @@ def icon(name: str, classes: str = "") -> Element:
     return ui.html(svg, sanitize=False, tag="span").classes(f"icon {classes}")  # our own constant, nothing of a user
 
 
-def tag(name: str, classes: str = "", text: str | None = None, **props: Any) -> Element:
+def tag(name: str, /, classes: str = "", text: str | None = None, **props: Any) -> Element:
     """An HTML element. `text` becomes a text node and `props` attributes, never markup; `aria_label` means `aria-label`."""
     element = ui.element(name).classes(classes)
     if text is not None:
@@ -124,7 +124,16 @@ def how_answered(turn: Turn) -> None:
                         tag("dt", text=name)
                         tag("dd", text=value)
             for step in steps:
-                _draw_step(step, total)
+                if not (step.given or step.gave):
+                    _draw_step(step, total)
+                    continue
+                with tag("details", "step-more"):
+                    with tag("summary", ""):
+                        _draw_step(step, total)
+                    for label, text in (("In", step.given), ("Out", step.gave)):
+                        if text:
+                            tag("b", text=label)
+                            tag("pre", "payload", text, tabindex="0")
 
 
 def _draw_step(step: Step, total: float) -> None:

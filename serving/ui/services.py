@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Caller, Event
+from serving.ui.running import Answers
 
 if TYPE_CHECKING:
     from serving.ui.session import OneTimeCodes
@@ -70,28 +71,49 @@ class Threads(Protocol):
     async def delete(self, thread_id: str, owner: str) -> None: ...
 
 
-async def _nothing(*_: Any) -> Sequence[Row]:
-    return ()
+class ConsoleData(Protocol):
+    """What the console shows and changes. Each takes the signed-in caller, gives what that one may see, and raises `CallError`.
 
-
-@dataclass(frozen=True, slots=True)
-class ConsoleData:
-    """What the console shows. Each is called with the signed-in caller and answers with what that caller may see.
-
-    Parameters
-    ----------
-    journal: `(caller, since, limit)`, newest first, without payloads: `request_id`, `time` (Unix seconds), `endpoint`, `task`,
-        `caller`, `status` (HTTP; None where the answer never ended), `latency_ms`, `input_tokens`, `output_tokens`, `error`, and
-        `parent_id` for calls an answer made itself. `serving.ui.journal.reader` makes it. Numbers come from these rows.
-    endpoints: `name`, `task`, `state`, `description`, `entities`.
-    indexes: `name`, `source`, `documents`, `chunks`, `synced_at` (Unix seconds), `skipped` (list of `{source, reason}`).
-    keys: `id`, `name`, `kind`, `groups`, `admin`, `label`, `created_at`, `expires_at`, `revoked` – never a secret.
+    Rows of calls are those of the inference table; no secret and, in lists, no payload is among them.
     """
 
-    journal: Callable[[Caller, float, int], Awaitable[Sequence[Row]]] = _nothing
-    endpoints: Callable[[Caller], Awaitable[Sequence[Row]]] = _nothing
-    indexes: Callable[[Caller], Awaitable[Sequence[Row]]] = _nothing
-    keys: Callable[[Caller], Awaitable[Sequence[Row]]] = _nothing
+    async def usage(self, who: Caller, since: str) -> Sequence[Row]:
+        """`governance.hourly.read` by hour and endpoint, from an hour on."""
+        ...
+
+    async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
+        """The newest calls. `query`: `since`, `endpoint`, `caller`, `status` (first digit, or `none`), `text`."""
+        ...
+
+    async def call(self, who: Caller, request_id: str) -> Row | None:
+        """One call with its payloads, verdicts and `inner` calls, and where its trace is (`traces`)."""
+        ...
+
+    async def endpoints(self, who: Caller) -> Sequence[Row]:
+        """As the REST API gives them; `changeable` where the API made them."""
+        ...
+
+    async def indexes(self, who: Caller) -> Sequence[Row]:
+        """`name`, `source`, `status`, `documents`, `chunks`, `encoder`, `synced_at`, `error`, `skipped` (`source`, `reason`)."""
+        ...
+
+    async def set_split(self, who: Caller, name: str, shares: Mapping[str, int]) -> None: ...
+
+    async def set_limits(self, who: Caller, name: str, limits: Sequence[Row]) -> None: ...
+
+    async def access(self, who: Caller) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row], Sequence[Row]]:
+        """Keys, grants, budgets in use and the audit log."""
+        ...
+
+    async def create_key(self, who: Caller, name: str, kind: str, groups: Sequence[str], label: str) -> str:
+        """The new key's secret."""
+        ...
+
+    async def revoke_key(self, who: Caller, key_id: str) -> None: ...
+
+    async def grant(self, who: Caller, principal: str, securable: str, level: str) -> None: ...
+
+    async def revoke_grant(self, who: Caller, principal: str, securable: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +126,7 @@ class UiServices:
     suggestions: titles of documents the caller may read; the empty chat asks about the first three.
     feedback: `(request_id, helpful, comment, caller)`. Called at once when a thumb is pressed, and again with the comment
         when one is added: the later call replaces the earlier one.
+    answers: those that are coming; they outlive their pages.
     session_ttl: seconds a browser stays signed in.
     """
 
@@ -114,5 +137,6 @@ class UiServices:
     agents: Callable[[Caller], Awaitable[Sequence[str]]]
     suggestions: Callable[[Caller], Awaitable[Sequence[str]]]
     feedback: Callable[[str, bool, str | None, Caller], Awaitable[None]]
-    console: ConsoleData = field(default_factory=ConsoleData)
+    console: ConsoleData
+    answers: Answers = field(default_factory=Answers)
     session_ttl: float = 7 * 24 * 3600.0

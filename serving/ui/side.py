@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -11,7 +12,8 @@ from nicegui import ui
 from agents.runtime import ThreadNotFound
 from governance.call import CallError
 from serving.ui.parts import age_group, button, icon, moment, set_text, tag
-from serving.ui.services import Thread
+from serving.ui.services import Thread, ThreadMessage
+from serving.ui.turn import Turn
 
 if TYPE_CHECKING:
     from serving.ui.chat import ChatPage
@@ -20,11 +22,24 @@ if TYPE_CHECKING:
 TITLE_CHARS = 80
 
 
+def markdown_of(title: str, messages: Sequence[ThreadMessage]) -> str:
+    """A conversation as Markdown."""
+    lines = [f"# {title}"]
+    for message in messages:
+        turn = Turn.stored(message) if message.role != "user" else None
+        lines.append(f"## {'You' if turn is None else 'Smalti'}\n\n{message.text if turn is None else turn.text}")
+        if turn is not None and turn.sources:
+            sources = sorted(turn.sources.values(), key=lambda source: source.number)
+            lines.append("\n".join(f"[{s.number}] {s.title} ({s.source})" for s in sources))
+    return "\n\n".join(lines) + "\n"
+
+
 class SideBar:
     """Lists, opens, renames and deletes the caller's conversations."""
 
     def __init__(self, page: ChatPage) -> None:
         self.page = page
+        self.sought = ""
 
     def build(self) -> None:
         with tag("aside", id="side", aria_label="Conversations"):
@@ -34,6 +49,8 @@ class SideBar:
             with button("", "New chat", self.page.new_chat, id="new-chat"):
                 icon("plus")
                 tag("span", text="New chat")
+            find = tag("input", "field find", type="search", placeholder="Search", aria_label="Search conversations")
+            find.on("input", self._search, js_handler="(e) => emit(e.target.value)")
             self.list = tag("nav", "threads", aria_label="Conversations")
             with tag("div", "side-foot"):
                 tag("span", "who", text=self.page.caller.name, title=self.page.caller.name)
@@ -48,6 +65,10 @@ class SideBar:
                 ):
                     icon("out")
 
+    async def _search(self, event: Any) -> None:
+        self.sought = " ".join(str(event.args).lower().split())
+        await self.refresh()
+
     async def refresh(self) -> None:
         try:
             threads = sorted(await self.page.services.threads.list(await self.page.owner()), key=lambda each: -each.updated_at)
@@ -60,7 +81,10 @@ class SideBar:
         with self.list:
             if not threads:
                 tag("p", "empty-list", text="Your conversations will be listed here.")
-            for thread in threads:
+            found = [each for each in threads if self.sought in each.title.lower()]
+            if threads and not found:
+                tag("p", "empty-list", text="No conversation has this in its title.")
+            for thread in found:
                 if (group := age_group(thread.updated_at)) != heading:
                     tag("h2", text=(heading := group))
                 self._thread_row(thread)
@@ -87,6 +111,7 @@ class SideBar:
                 tag("time", text=moment(thread.updated_at))
             with tag("div", "thread-tools"):
                 button("icon-button rename", f"Rename {title}", lambda: self._rename(thread), glyph="pencil")
+                button("icon-button export", f"Export {title}", lambda: self._export(thread), glyph="down")
                 button("icon-button delete", f"Delete {title}", lambda: self._delete(thread), glyph="trash")
 
     async def _rename(self, thread: Thread) -> None:
@@ -104,6 +129,17 @@ class SideBar:
         title = " ".join(str(await self._result(dialog) or "").split())[:TITLE_CHARS]
         if title and title != thread.title:
             await self._change(self.page.services.threads.rename, thread.id, title)
+
+    async def _export(self, thread: Thread) -> None:
+        """The conversation as a Markdown file, its sources listed under each answer."""
+        try:
+            messages = await self.page.services.threads.messages(thread.id, await self.page.owner())
+        except CallError as error:
+            self.page.notice(error)
+            return
+        name = re.sub(r"[^\w-]+", "-", thread.title).strip("-")[:60] or "conversation"
+        with self.page.client:
+            ui.download.content(markdown_of(thread.title, messages or ()), f"{name}.md", "text/markdown")
 
     async def _delete(self, thread: Thread) -> None:
         with self._dialog("Delete this conversation?") as dialog:

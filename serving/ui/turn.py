@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,29 @@ class Step:
     offset_ms: float
     ms: float
     failed: bool = False
+    given: str = ""
+    """What went in, as JSON; "" for nothing."""
+    gave: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What an answer waits for: whether a tool may be called, or a person's reply."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def approval(self) -> bool:
+        return self.id.startswith("mcpr_")
+
+    def answer(self, *, approve: bool, text: str = "") -> dict[str, Any]:
+        """The item that decides. `text`: edited arguments of a call that is approved, why it is not, or the reply."""
+        if not self.approval:
+            return {"type": "function_call_output", "call_id": self.id, "output": text}
+        item = {"type": "mcp_approval_response", "approval_request_id": self.id, "approve": approve}
+        return item | ({"arguments": text} if approve and text else {"reason": text} if text else {})
 
 
 @dataclass(slots=True)
@@ -44,6 +68,7 @@ class Turn:
     route: str = ""
     confidence: float | None = None
     abstained: bool = False
+    asks: list[Ask] = field(default_factory=list)
     _steps: list[Mapping[str, Any]] = field(default_factory=list)
 
     def apply(self, event: Event) -> bool:
@@ -82,6 +107,8 @@ class Turn:
             self.route, self.confidence = str(route.get("label") or ""), _number(route.get("confidence"))
         else:
             self.route = str(route)
+        for ask in outputs.get("waiting") or ():
+            self.asks.append(Ask(str(ask["id"]), str(ask["name"]), ask.get("arguments") or {}))
         self._steps.extend(outputs.get("steps") or () if not self._steps else ())
         status = response.get("status", "completed")
         if status == "cancelled":
@@ -189,4 +216,20 @@ def _step(row: Mapping[str, Any], begin: int) -> Step:
     parts += [str(value) for key in ("model", "mode", "tool") if (value := attributes.get(key))]
     failed = str(row.get("status", "ok")).lower() in ("error", "failed")
     name = str(row.get("name") or row.get("kind") or "step")
-    return Step(name, str(row.get("kind") or ""), " · ".join(parts), (start - begin) / 1e6, max(0.0, (end - start) / 1e6), failed)
+    return Step(
+        name,
+        str(row.get("kind") or ""),
+        " · ".join(parts),
+        (start - begin) / 1e6,
+        max(0.0, (end - start) / 1e6),
+        failed,
+        _json(row.get("inputs")),
+        _json(outputs),
+    )
+
+
+def _json(value: Any, most: int = 4000) -> str:
+    if value in (None, "", {}, []):
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return text if len(text) <= most else f"{text[:most]} …"

@@ -21,6 +21,7 @@ BENCHES = {
     "llm": ["-m", "tests.bench.llm"],
     "serving": ["-m", "tests.bench.serving", "--seconds", "3"],
     "runs": ["-m", "tests.bench.runs"],
+    "ui": ["-m", "tests.bench.ui", "--calls", "100000"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
 

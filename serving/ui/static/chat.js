@@ -21,9 +21,19 @@
     hideCard();
   }, true);
   const grown = new ResizeObserver(() => { if (pinned) toEnd(); });
+  const named = () => { // what Quasar leaves without a name or a way in by keyboard
+    document.querySelectorAll(".q-loading-bar").forEach((e) => e.setAttribute("aria-label", "Loading"));
+    document.querySelectorAll(".q-table__middle:not([tabindex])").forEach((e) => {
+      e.tabIndex = 0;
+      e.setAttribute("role", "group");
+      e.setAttribute("aria-label", "Rows, which scroll sideways");
+    });
+  };
   const watch = () => { // until Vue has drawn the page
     if (!$(".app, .console")) return requestAnimationFrame(watch);
     window.smaltiTheme?.apply();
+    named();
+    new MutationObserver(named).observe($(".app, .console"), { childList: true, subtree: true });
     if (scroller()) [$("#messages"), scroller()].forEach((element) => grown.observe(element));
   };
 
@@ -122,6 +132,7 @@
   addEventListener("DOMContentLoaded", () => { document.body.append(card); watch(); });
   window.smalti = {
     pin, closeTop, closePanel,
+    to(selector) { requestAnimationFrame(() => requestAnimationFrame(() => $(selector)?.scrollIntoView({ block: "start" }))); },
     url(path) { if (location.pathname + location.search !== path) history.pushState(null, "", path); },
     say(text) { const live = $("#live"); if (live) live.textContent = text; },
   };

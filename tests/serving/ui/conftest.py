@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from governance.call import CallError
+from tests.live import KEY, Live, serving
 from tests.serving.ui.world import ARTIFACTS, GUIDE, HOSTILE, INDEX, QUOTE_1, QUOTE_2, XSS, World
 
 
@@ -27,7 +28,7 @@ def context(world: World, chromium: Browser) -> Iterator[BrowserContext]:
     context = chromium.new_context(
         viewport={"width": 1280, "height": 860}, reduced_motion="reduce", permissions=["clipboard-read", "clipboard-write"]
     )
-    context.set_default_timeout(8000)
+    context.set_default_timeout(25_000)  # a loaded machine takes its time
     asked: list[str] = []
     problems: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
@@ -38,7 +39,8 @@ def context(world: World, chromium: Browser) -> Iterator[BrowserContext]:
     hit = [page.url for page in context.pages if page.evaluate("window.__xss !== undefined")]
     context.close()
     assert not hit
-    assert not [url for url in asked if not url.startswith((world.url, "data:", "blob:", "about:"))]
+    ours = (getattr(context, "asked_of", world.url), "data:", "blob:", "about:")
+    assert not [url for url in asked if not url.startswith(ours)]
     expected = ("401", "403", "404", "410")
     assert not [text for text in problems if not any(f"status of {code}" in text for code in expected)]
 
@@ -72,3 +74,47 @@ def samples() -> SimpleNamespace:
     return SimpleNamespace(
         xss=XSS, artifacts=ARTIFACTS, index=INDEX, guide=GUIDE, quotes=(QUOTE_1, QUOTE_2), hostile=HOSTILE, error=CallError
     )
+
+
+expect.set_options(timeout=15_000)
+
+DOCS = {"install.md": GUIDE, "hostile.md": f"# Hostile {XSS[1]}\n\n" + "\n\n".join(XSS)}
+
+
+@pytest.fixture(scope="package")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("console")
+    docs = folder / "docs"
+    docs.mkdir()
+    for name, text in DOCS.items():
+        (docs / name).write_text(text)
+    (docs / f"{XSS[1].replace('/', '')}.pdf").write_bytes(b"no PDF")
+    with serving(folder / "home", docs) as server, server.client() as client:
+        made = client.post("/api/2.0/smalti/keys", json={"name": "alice", "groups": ["team-a"], "label": XSS[1]}).json()
+        client.post("/api/2.0/smalti/keys", json={"name": f"bob {XSS[0]}"})
+        server.told["alice"] = made["key"]
+        granted = {"access_control_list": [{"user_name": "alice", "permission_level": "CAN_QUERY"}]}
+        assert client.patch("/api/2.0/permissions/serving-endpoints/assistant", json=granted).status_code == 200
+        for secret, question in ((KEY, "What do I need to install it?"), (made["key"], f"Who prints {XSS[1]}?")):
+            asked = {"model": "assistant", "input": question}
+            answer = client.post("/v1/responses", json=asked, headers={"Authorization": f"Bearer {secret}"})
+            assert answer.status_code == 200, answer.text
+        body = {"model": "assistant", "input": "x"}
+        assert client.post("/v1/chat/completions", json={**body, "messages": 3}).status_code == 400
+        yield server
+
+
+@pytest.fixture
+def console(live: Live, world, context):
+    """Opens a page of the console, signed in by a key."""
+    context.asked_of = live.url
+
+    def go(path: str = "/console", key: str = KEY) -> Page:
+        page = context.new_page()
+        page.goto(f"{live.url}/login?next={path}")
+        page.get_by_label("Access key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        page.locator(".console-body h1").wait_for(timeout=30_000)
+        return page
+
+    return go

@@ -12,14 +12,25 @@ import pytest
 
 from serving.ui.session import COOKIE
 
-PAGES = ["/", "/console", "/login", "/documents/main.default.docs/guide", "/documents/main.default.docs/none", "/signin?code=x"]
+PAGES = [
+    "/",
+    "/console",
+    "/console/journal",
+    "/console/endpoints",
+    "/console/indexes",
+    "/console/access",
+    "/login",
+    "/documents/main.default.docs/guide",
+    "/documents/main.default.docs/none",
+    "/signin?code=x",
+]
 
 
 def test_mounting_imports_no_nicegui():
     code = (
         "import sys; from fastapi import FastAPI; from serving.ui import OneTimeCodes, UiServices; "
         "from serving.ui.mount import mount; "
-        "s = UiServices(None, None, OneTimeCodes(), None, None, None, None); p = mount(FastAPI(), s); "
+        "s = UiServices(None, None, OneTimeCodes(), None, None, None, None, None); p = mount(FastAPI(), s); "
         "assert p and not [m for m in ('nicegui', 'socketio', 'pygments', 'markdown_it') if m in sys.modules], sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

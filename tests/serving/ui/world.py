@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import httpx
@@ -21,8 +21,11 @@ from fastapi import FastAPI
 from agents.runtime import ThreadNotFound
 from governance.call import STEP, Call, Caller, Event, limit_exceeded, not_found
 from governance.identity import Identity
-from serving.ui import ConsoleData, OneTimeCodes, Pages, Thread, ThreadMessage, UiServices
+from serving.ui import OneTimeCodes, Pages, Thread, ThreadMessage, UiServices
 from serving.ui.mount import mount
+
+if TYPE_CHECKING:
+    from serving.ui.services import ConsoleData
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 INDEX = "main.default.docs"
@@ -57,6 +60,11 @@ XSS = [
     "<details open ontoggle=window.__xss=1>x</details>",
     "${window.__xss=1}`-window.__xss=1-`",
     "[1]<img src=x onerror=window.__xss=1>",
+]
+
+ASKED = [
+    {"id": f"mcpr_{'a' * 32}_{i}", "interrupt": "x", "call_id": f"c{i}", "name": XSS[1], "arguments": {"city": "Graz"}}
+    for i in range(2)
 ]
 
 GUIDE = """# Installing the service
@@ -100,8 +108,8 @@ print(answer.output_text)  # ends with its citations
 
 def asked(call: Call) -> str:
     """The question of a call, as our engines read it."""
-    (item,) = call.payload["input"]
-    return item["content"][0]["text"]
+    item = call.payload["input"][-1]
+    return item["content"][0]["text"] if item["type"] == "message" else ""
 
 
 class Engine:
@@ -148,6 +156,8 @@ class Engine:
             return text, [self.cite(1, text, "hostile", HOSTILE)], "generative"
         if "ways" in question.lower():
             return SHOWCASE, [], "generative"
+        if "approve" in question.lower():
+            return "", [], "generative"
         if "slow" in question.lower():
             return "word " * 4000, [], "generative"
         return "I could not find this in these documents.", [], "extractive"
@@ -192,6 +202,7 @@ class Engine:
                 "thread_id": call.thread_id,
                 "route": {"label": "documents", "confidence": 0.97},
                 "passages": [],
+                **({"waiting": ASKED} if "approve" in question else {}),
                 "trace_id": f"tr-{call.request_id}",
             }
             message = {"type": "message", "content": [{"type": "output_text", "text": said.rstrip(" "), "annotations": []}]}
@@ -276,28 +287,14 @@ class Store:
         del self.rows[thread_id], self.said[thread_id]
 
 
-def journal_rows(count: int = 140) -> list[dict[str, Any]]:
-    now = time.time()
-    rows = []
-    for i in range(count):
-        inner = i % 3 == 0
-        status = 429 if i % 31 == 5 else 503 if i % 41 == 7 else 200
-        rows.append(
-            {
-                "request_id": f"{i:032x}",
-                "time": now - (i * i * 4.2) % 84_000,
-                "endpoint": INDEX if inner else "assistant",
-                "task": "search" if inner else "agent",
-                "caller": ("admin", "alice", "nightly-report", XSS[1])[i % 4],
-                "status": status,
-                "latency_ms": 18 + (i * 37) % 60 + (400 if i % 29 == 0 else 0),
-                "input_tokens": None if inner else 400,
-                "output_tokens": None if inner else 80 + i,
-                "parent_id": "x" if inner else None,
-                "error": "You have used your calls of this minute." if status == 429 else XSS[0] if status == 503 else None,
-            }
-        )
-    return sorted(rows, key=lambda row: -row["time"])
+class Nothing:
+    """A console of a server on which nothing was done yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def empty(*_: Any) -> Any:
+            return None if name == "call" else ((), (), (), ()) if name == "access" else ()
+
+        return empty
 
 
 class World:
@@ -311,7 +308,6 @@ class World:
         self.engine = Engine(self.identity)
         self.codes = OneTimeCodes()
         self.feedback: list[tuple[str, bool, str | None, str]] = []
-        self.journal = journal_rows()
         services = UiServices(
             dispatcher=self.engine,
             identity=self.identity,
@@ -320,7 +316,7 @@ class World:
             agents=self._agents,
             suggestions=self._titles,
             feedback=self._feedback,
-            console=ConsoleData(self._journal, self._endpoints, self._indexes, self._keys),
+            console=cast("ConsoleData", Nothing()),  # tests/serving/ui/test_console.py has a real one
         )
 
         @asynccontextmanager
@@ -354,35 +350,6 @@ class World:
 
     async def _feedback(self, request_id: str, helpful: bool, comment: str | None, caller: Caller) -> None:
         self.feedback.append((request_id, helpful, comment, caller.name))
-
-    async def _journal(self, caller: Caller, since: float, limit: int) -> Sequence[Mapping[str, Any]]:
-        seen = self.journal if caller.admin else [row for row in self.journal if row["caller"] == caller.name]
-        return [row for row in seen if row["time"] >= since][:limit]
-
-    async def _endpoints(self, caller: Caller) -> Sequence[Mapping[str, Any]]:
-        return [{"name": "assistant", "task": "agent/v1/responses", "state": "READY", "description": ""}]
-
-    async def _indexes(self, caller: Caller) -> Sequence[Mapping[str, Any]]:
-        skipped = [
-            {"source": f"{XSS[1]}.pdf", "reason": "not a PDF: its header is missing"},
-            {"source": "big.bin", "reason": "binary"},
-        ]
-        row = {
-            "name": INDEX,
-            "source": "/srv/handbook",
-            "documents": 214,
-            "chunks": 1893,
-            "synced_at": time.time() - 600,
-            "skipped": skipped,
-        }
-        return [row]
-
-    async def _keys(self, caller: Caller) -> Sequence[Mapping[str, Any]]:
-        if not caller.admin:
-            return []
-        listed = await asyncio.to_thread(self.identity.list_keys)
-        times = [{"created_at": key.created, "expires_at": key.expires, "revoked": key.revoked is not None} for key in listed]
-        return [{**key.as_dict(), **more} for key, more in zip(listed, times, strict=True)]
 
     def start(self) -> None:
         self.thread.start()

@@ -1,0 +1,135 @@
+"""Access: keys, grants, budgets and the audit log; for administrators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from governance.call import bad_request
+from serving.ui.console.frame import ConsolePage, choice, dollars, field, form, stamp
+from serving.ui.console.tables import table
+from serving.ui.parts import button, tag
+
+LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")
+Row = Mapping[str, Any]
+
+
+class AccessPage(ConsolePage):
+    section = "Access"
+    secret: str | None = None
+    """A key that was just made; shown once."""
+
+    async def draw(self) -> None:
+        who = await self.who()
+        if not who.admin:
+            self.body.clear()
+            with self.body:
+                self.head("Access", "Keys, grants, budgets and the audit log are for administrators.")
+            return
+        keys, grants, budgets, audit = await self.data.access(who)
+        self.body.clear()
+        with self.body:
+            self.head("Access", "Who may do what, how much is left, and who changed it.")
+            if self.secret:
+                with tag("div", "secret", role="status"):
+                    tag("p", text="This is the new key. It is shown once: copy it now.")
+                    tag("code", text=self.secret)
+                self.secret = None
+            self._keys(keys)
+            self._grants(grants)
+            self._budgets(budgets)
+            self._audit(audit)
+
+    def _keys(self, keys: Sequence[Row]) -> None:
+        columns = [
+            ("id", "Key id"), ("name", "Name"), ("kind", "Kind"), ("groups", "Groups"), ("rights", "Rights"), ("label", "Label"),
+            ("state", "State"), ("created", "Made"), ("expires", "Expires"),
+        ]  # fmt: skip
+        rows = [
+            {
+                "id": row["id"], "name": row["name"], "kind": row["kind"].replace("_", " "), "groups": ", ".join(row["groups"]),
+                "rights": "admin" if row["admin"] else "", "label": row["label"], "created": stamp(row["created_at"]),
+                "expires": stamp(row["expires_at"]) or "never", "state": "revoked" if row["revoked"] else "in force",
+            }
+            for row in keys
+        ]  # fmt: skip
+        with tag("section", "panel-section", id="keys", aria_label="Keys"):
+            table("Keys", "No keys.", columns, rows, key="id", opens="id", on_open=self._revoking)
+            self.revoke = tag("div")
+            with form("Make a key", self.doing(self._create, "The key is made.")):
+                field("Name", "name", required=True, maxlength=256)
+                choice("Kind", "kind", [("user", "user"), ("service_principal", "service principal")])
+                field("Groups, by comma", "groups", maxlength=1000)
+                field("Label", "label", maxlength=256)
+
+    async def _create(self, given: Mapping[str, str]) -> None:
+        groups = [name.strip() for name in given.get("groups", "").split(",") if name.strip()]
+        self.secret = await self.data.create_key(await self.who(), given["name"].strip(), given["kind"], groups, given["label"])
+
+    def _revoking(self, key_id: str) -> None:
+        self.revoke.clear()
+        with self.revoke, tag("div", "confirm", role="alertdialog", aria_label="Revoke a key"):
+            tag("span", text=f"Revoke key {key_id}? Whoever uses it is out at once, for good.")
+            button("button danger small", "Revoke", self.doing(self._revoke, "The key is revoked.", key_id), text="Revoke")
+            button("button quiet small", "Cancel", self.revoke.clear, text="Cancel")
+
+    async def _revoke(self, key_id: str) -> None:
+        await self.data.revoke_key(await self.who(), key_id)
+
+    def _grants(self, grants: Sequence[Row]) -> None:
+        columns = [("principal", "Who"), ("level", "May"), ("securable", "On"), ("via", "Came with"), ("remove", "")]
+        rows = [
+            {**row, "id": f"{row['principal']} on {row['securable']}", "remove": "" if row["via"] else "Remove"} for row in grants
+        ]
+        with tag("section", "panel-section", id="grants", aria_label="Grants"):
+            by_id = {row["id"]: row for row in rows}
+
+            async def remove(key: str) -> None:
+                row = by_id[key]
+                await self.doing(partial(self._ungrant, row["principal"], row["securable"]), "The grant is taken back.")()
+
+            empty = "Nobody but administrators may call anything yet."
+            table("Grants", empty, columns, rows, key="id", opens="remove", on_open=remove)
+            with form("Grant", self.doing(self._grant, "The grant is in force.")):
+                field("Who (user:NAME, group:NAME, service_principal:NAME)", "principal", required=True, maxlength=300)
+                choice("May", "level", [(level, level) for level in LEVELS], "CAN_QUERY")
+                field("On (endpoint:NAME, index:NAME)", "securable", required=True, maxlength=500)
+
+    async def _grant(self, given: Mapping[str, str]) -> None:
+        try:
+            await self.data.grant(await self.who(), given["principal"].strip(), given["securable"].strip(), given["level"])
+        except ValueError as error:
+            raise bad_request(str(error)) from None
+
+    async def _ungrant(self, principal: str, securable: str) -> None:
+        await self.data.revoke_grant(await self.who(), principal, securable)
+
+    def _budgets(self, budgets: Sequence[Row]) -> None:
+        columns = [("endpoint", "Endpoint"), ("whose", "Whose"), ("metric", "Of"), ("used", "Used"), ("period", "Period")]
+        rows = [
+            {
+                **row, "id": str(i), "used": dollars(row["used"] / 1e6) if row["metric"] == "cost" else row["used"],
+                "whose": "all" if row["kind"] == "endpoint" else f"{row['kind'].replace('_', ' ')} {row['whose']}",
+            }
+            for i, row in enumerate(budgets)
+        ]  # fmt: skip
+        empty = "No budget is in use. A limit by day or month on an endpoint makes one."
+        with tag("section", "panel-section", id="budgets", aria_label="Budgets"):
+            table("Budgets", empty, columns, rows, key="id")
+
+    def _audit(self, entries: Sequence[Row]) -> None:
+        columns = [
+            ("time", "Time (UTC)"), ("actor", "Who"), ("action", "Did"), ("subject", "On"), ("before", "From"), ("after", "To")
+        ]  # fmt: skip
+        rows = [
+            {**row, "time": stamp(row["time"], "%Y-%m-%d %H:%M:%S"), "before": _said(row["before"]), "after": _said(row["after"])}
+            for row in entries
+        ]
+        with tag("section", "panel-section", id="audit", aria_label="Audit log"):
+            table("Audit log", "Nothing was changed yet.", columns, rows, key="id", size=15)
+
+
+def _said(value: Any) -> str:
+    return "" if value in (None, {}, []) else json.dumps(value, ensure_ascii=False)

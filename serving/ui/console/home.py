@@ -1,0 +1,232 @@
+"""Home: what was asked and what it cost, per hour and endpoint, and what needs attention first. Reads hourly sums, no calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from nicegui import ui
+
+from governance.hourly import percentile
+from serving.ui.console.frame import ConsolePage, compact, dollars, milliseconds
+from serving.ui.console.tables import table
+from serving.ui.parts import tag
+
+SPANS = {"24 hours": (24, 1), "7 days": (7 * 24, 6), "30 days": (30 * 24, 24)}
+"""Hours looked back at, and hours in a column."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Sum:
+    """Counts of calls. Costs in US dollars, latencies by band."""
+
+    requests: int = 0
+    refused: int = 0
+    errors: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    bands: dict[int, int] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        self.requests += row["requests"]
+        self.refused += row["refused"]
+        self.errors += row["errors"]
+        self.tokens += row["input_tokens"] + row["output_tokens"]
+        self.cost += row["cost"]
+        for band, count in row["bands"].items():
+            self.bands[band] = self.bands.get(band, 0) + count
+
+
+@dataclass(slots=True)
+class Overview:
+    """Sums in all, by endpoint and by column of time (oldest first, without gaps)."""
+
+    total: Sum
+    endpoints: dict[str, Sum]
+    columns: list[tuple[datetime, Sum]]
+
+
+def overview(rows: Sequence[Row], now: datetime, hours: int, width: int) -> Overview:
+    """Add up hourly rows. Calls that an answer made itself count for their endpoint, not in all."""
+    last = now.replace(minute=0, second=0, microsecond=0)
+    begin = last - timedelta(hours=hours - 1)
+    columns = [(begin + timedelta(hours=width * i), Sum()) for i in range(-(-hours // width))]
+    total, endpoints = Sum(), {}
+    for row in rows:
+        endpoints.setdefault(row["endpoint"], Sum()).add(row)
+        if row["inner_call"]:
+            continue
+        total.add(row)
+        place = int((datetime.fromisoformat(f"{row['hour']}:00+00:00") - begin).total_seconds() // 3600) // width
+        if 0 <= place < len(columns):
+            columns[place][1].add(row)
+    return Overview(total, endpoints, columns)
+
+
+def attention(seen: Overview, endpoints: Sequence[Row], indexes: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(severity, what, where to go) of what an owner should look at, the worst first."""
+    found: list[tuple[int, str, str]] = []
+    for each in endpoints:
+        name, state = str(each["name"]), each.get("state") or {}
+        if state.get("ready") != "READY":
+            found.append((2, f"{name} is not ready.", f"/console/endpoints?name={name}"))
+        elif state.get("config_update") == "UPDATE_FAILED":
+            found.append((2, f"The last change of {name} failed; its former version answers.", f"/console/endpoints?name={name}"))
+    for name, numbers in seen.endpoints.items():
+        where = f"/console/journal?endpoint={name}"
+        if numbers.errors:
+            share = numbers.errors / numbers.requests
+            serious = 2 if share >= 0.05 else 1
+            found.append((serious, f"{numbers.errors:,} of {numbers.requests:,} calls of {name} failed.", f"{where}&status=5"))
+        if numbers.refused:
+            found.append((1, f"{numbers.refused:,} calls of {name} were refused: limits, grants or input.", f"{where}&status=4"))
+    for each in indexes:
+        if each.get("error"):
+            found.append((2, f"The last sync of {each['name']} failed: {each['error']}", "/console/indexes"))
+        elif skipped := len(each.get("skipped") or ()):
+            found.append(
+                (1, f"{skipped:,} file{'s were' if skipped > 1 else ' was'} skipped in {each['name']}.", "/console/indexes")
+            )
+    return [("bad" if rank == 2 else "warn", what, where) for rank, what, where in sorted(found, key=lambda item: -item[0])]
+
+
+class HomePage(ConsolePage):
+    section = "Home"
+    span = "24 hours"
+
+    async def draw(self) -> None:
+        who = await self.who()
+        hours, width = SPANS[self.span]
+        now = datetime.now(UTC)
+        since = (now - timedelta(hours=hours - 1)).strftime("%Y-%m-%dT%H")
+        rows, endpoints, indexes = await asyncio.gather(
+            self.data.usage(who, since), self.data.endpoints(who), self.data.indexes(who)
+        )
+        seen = overview(rows, now, hours, width)
+        self.body.clear()
+        with self.body:
+            about = "Every call through the gateway." if who.admin else "Your calls through the gateway."
+            with self.head("Home", about), tag("div", "segments", role="group", aria_label="Time span"):
+                for name in SPANS:
+                    pressed = str(name == self.span).lower()
+                    tag("button", "segment", name, type="button", aria_pressed=pressed).on("click", self._choose(name), [])
+            self._attention(attention(seen, endpoints, indexes) if who.admin else [])
+            self._figures(seen.total)
+            with tag("div", "charts"):
+                self._requests(seen)
+                self._latency(seen)
+            known = {str(each["name"]): each for each in endpoints}
+            names = [*known, *(name for name in seen.endpoints if name not in known)]
+            columns = [
+                ("name", "Endpoint"), ("state", "State"), ("requests", "Requests"), ("errors", "Errors"), ("refused", "Refused"),
+                ("tokens", "Tokens"), ("cost", "Cost $"), ("p50", "p50 ms"), ("p95", "p95 ms"),
+            ]  # fmt: skip
+            shown = [_row(name, known.get(name), seen.endpoints.get(name, Sum())) for name in names]
+            shown.sort(key=lambda row: -row["requests"])
+            table("Endpoints and indexes", "There is no endpoint you may see yet.", columns, shown, key="name")
+
+    def _choose(self, name: str) -> Any:
+        async def choose() -> None:
+            self.span = name
+            await self.show()
+
+        return choose
+
+    def _attention(self, items: Sequence[tuple[str, str, str]]) -> None:
+        if not items:
+            return
+        with tag("section", "attention", aria_label="Needs attention"):
+            tag("h2", text="Needs attention")
+            with tag("ul"):
+                for severity, what, where in items[:6]:
+                    with tag("li", severity), tag("a", href=where):
+                        tag("span", text=what)
+                if len(items) > 6:
+                    tag("li", "more", f"and {len(items) - 6} more")
+
+    def _figures(self, total: Sum) -> None:
+        with tag("div", "figures"):
+            self._figure("Requests", compact(total.requests), "1")
+            self._figure("Errors", compact(total.errors), "0", f"{total.errors / total.requests:.1%}" if total.errors else "")
+            self._figure("Refused", compact(total.refused), "3", "limits, grants, input" if total.refused else "")
+            self._figure("Tokens", compact(total.tokens), "2")
+            self._figure("Cost", dollars(total.cost), "4")
+            self._figure("Latency p50", milliseconds(percentile(total.bands, 0.5)), "1")
+            self._figure("Latency p95", milliseconds(percentile(total.bands, 0.95)), "2")
+
+    def _figure(self, label: str, value: str, colour: str, note: str = "") -> None:
+        with tag("div", f"figure tile-{colour}"):
+            tag("span", "figure-label", label)
+            tag("strong", text=value)
+            if note:
+                tag("small", text=note)
+
+    def _requests(self, seen: Overview) -> None:
+        series = [
+            ("Answered", "var(--t1)", [s.requests - s.errors - s.refused for _, s in seen.columns]),
+            ("Refused", "var(--t3)", [s.refused for _, s in seen.columns]),
+            ("Failed", "var(--t0)", [s.errors for _, s in seen.columns]),
+        ]
+        label = f"{seen.total.requests:,} requests in {self.span}, {seen.total.errors:,} failed, {seen.total.refused:,} refused"
+        bars = [
+            {
+                "name": name,
+                "type": "bar",
+                "stack": "all",
+                "data": data,
+                "itemStyle": {"color": colour},
+                "emphasis": {"disabled": True},
+            }
+            for name, colour, data in series
+        ]
+        self._chart("Requests", label, bars, seen, bool(seen.total.requests))
+
+    def _latency(self, seen: Overview) -> None:
+        lines = []
+        for share, colour in ((0.5, "var(--t1)"), (0.95, "var(--t2)")):
+            points = [percentile(s.bands, share) for _, s in seen.columns]
+            lines.append(
+                {
+                    "name": f"p{share * 100:.0f}", "type": "line", "data": [None if p is None else round(p, 1) for p in points],
+                    "itemStyle": {"color": colour}, "lineStyle": {"color": colour, "width": 2}, "connectNulls": True,
+                    "symbolSize": 5, "emphasis": {"disabled": True},
+                }
+            )  # fmt: skip
+        p50, p95 = (milliseconds(percentile(seen.total.bands, share)) for share in (0.5, 0.95))
+        self._chart("Latency, ms", f"Latency over {self.span}: p50 {p50}, p95 {p95}", lines, seen, bool(seen.total.bands))
+
+    def _chart(self, title: str, label: str, series: list[dict[str, Any]], seen: Overview, anything: bool) -> None:
+        form = "%H:%M" if self.span == "24 hours" else "%-d %b"
+        axis = {"color": "var(--soft)", "fontFamily": "Roboto, system-ui, sans-serif"}
+        options = {
+            "animation": False, "grid": {"left": 8, "right": 12, "top": 34, "bottom": 4, "containLabel": True},
+            "legend": {"top": 0, "left": 0, "itemWidth": 10, "itemHeight": 10, "textStyle": axis},
+            "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
+            "xAxis": {
+                "type": "category", "data": [at.strftime(form) for at, _ in seen.columns], "axisLabel": axis,
+                "axisLine": {"lineStyle": {"color": "var(--line-strong)"}}, "axisTick": {"show": False},
+            },
+            "yAxis": {"type": "value", "axisLabel": axis, "splitLine": {"lineStyle": {"color": "var(--line)"}}, "minInterval": 1},
+            "series": series,
+        }  # fmt: skip
+        with tag("figure", "plot"):
+            tag("figcaption", text=title)
+            if anything:
+                with tag("div", "plot-box", role="img", aria_label=label):
+                    ui.echart(options, renderer="svg").classes("plot-canvas")
+            else:
+                tag("p", "chart-empty", text="No calls in this time.")
+
+
+def _row(name: str, endpoint: Row | None, numbers: Sum) -> dict[str, Any]:
+    p50, p95 = percentile(numbers.bands, 0.5), percentile(numbers.bands, 0.95)
+    return {
+        "name": name, "state": ((endpoint or {}).get("state") or {}).get("ready", ""), "requests": numbers.requests,
+        "errors": numbers.errors, "refused": numbers.refused, "tokens": numbers.tokens, "cost": round(numbers.cost, 4),
+        "p50": None if p50 is None else round(p50, 1), "p95": None if p95 is None else round(p95, 1),
+    }  # fmt: skip

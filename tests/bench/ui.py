@@ -1,0 +1,168 @@
+"""How quick the pages are: the console's home over a million calls, the chat's first paint, tokens, and 50 chats at once.
+
+`python -m tests.bench.ui [--calls 1000000] [--chats 50]`; needs Chromium. Prints JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+
+COLUMNS = (
+    "databricks_request_id, request_time, endpoint_name, task, requester, status_code, execution_duration_ms, input_tokens, "
+    "output_tokens, cost, request, response"
+)
+
+
+def fill(home: Path, calls: int) -> None:
+    """A state database of so many calls over 30 days, as an older server left it."""
+    from governance.frames import iso
+    from governance.tables import create
+
+    home.mkdir(parents=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{home / 'smalti.db'}")
+    create(engine)
+    chance, now = random.Random(1), time.time_ns()
+    names = ("assistant", "chat", "docs")
+    people = [f"person-{i}" for i in range(40)]
+    with engine.begin() as connection:
+        for start in range(0, calls, 20_000):
+            rows = [
+                (
+                    f"{i:032x}", iso(now - chance.randrange(30 * 86_400) * 10**9), chance.choice(names), "agent",
+                    chance.choice(people), 200 if i % 50 else 503, chance.lognormvariate(5, 1), 400, 80, 0.001, "{}", "{}",
+                )
+                for i in range(start, min(calls, start + 20_000))
+            ]  # fmt: skip
+            marks = ",".join("?" * 12)
+            connection.exec_driver_sql(f"INSERT INTO inference_table ({COLUMNS}) VALUES ({marks})", rows)
+    engine.dispose()
+
+
+def home_page(calls: int) -> dict[str, Any]:
+    """Seconds until the console's home shows its numbers, from the second opening on."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.live import KEY, serving
+
+    with tempfile.TemporaryDirectory() as folder:
+        docs = Path(folder, "docs")
+        docs.mkdir()
+        (docs / "a.md").write_text("# A\n\nOne document.")
+        fill(Path(folder, "home"), calls)
+        began = time.perf_counter()
+        with serving(Path(folder, "home"), docs) as live, sync_playwright() as playwright:
+            ready = time.perf_counter() - began
+            page = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"]).new_page()
+            page.goto(f"{live.url}/login?next=/console")
+            page.get_by_label("Access key").fill(KEY)
+            page.get_by_role("button", name="Sign in").click()
+            page.locator(".figure").first.wait_for(timeout=60_000)
+            seconds = []
+            for span in ("24 hours", "30 days") * 3:
+                began = time.perf_counter()
+                page.goto(f"{live.url}/console")
+                page.locator(".figure").first.wait_for()
+                seconds.append(time.perf_counter() - began)
+                page.get_by_role("button", name=span).click()
+            return {"what": "console home", "calls": calls, "median_s": round(statistics.median(seconds), 3),
+                    "worst_s": round(max(seconds), 3), "first_start_s": round(ready, 1)}  # fmt: skip
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    """First paint, time from an emitted token to the page, and the event loop's lag while so many chats stream."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serving.ui.world import World
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        world = World(Path(folder))
+        world.start()
+        asyncio.run_coroutine_threadsafe(world.pages.start(), world.loop).result(60)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        context = browser.new_context()
+        context.add_cookies([{"name": "smalti_session", "value": world.admin_key, "url": world.url}])
+        page = context.new_page()
+        paints = []
+        for _ in range(5):
+            page.goto(world.url)
+            page.get_by_label("Your question").wait_for()
+            paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        done: list[dict[str, Any]] = [{"what": "first paint", "median_ms": round(statistics.median(paints))}]
+
+        emitted: dict[int, float] = {}
+        words, original = [0], world.engine.answer
+        world.engine.delay = 0.2
+
+        def numbered(question: str) -> Any:
+            return (" ".join(f"w{i}" for i in range(25)), [], "generative") if "numbered" in question else original(question)
+
+        world.engine.answer = numbered  # type: ignore[method-assign]
+        sleep = asyncio.sleep
+
+        async def noted(seconds: float, *more: Any) -> Any:
+            if seconds == world.engine.delay:  # the engine sleeps right after it gave a word
+                emitted[words[0]] = time.time() * 1000
+                words[0] += 1
+            return await sleep(seconds, *more)
+
+        page.evaluate("""() => { window.seen = {}; new MutationObserver(() => {
+            for (const m of document.querySelector('article.answer:last-of-type .prose')?.innerText.matchAll(/w(\\d+)/g) ?? [])
+                window.seen[m[1]] ??= performance.timeOrigin + performance.now();
+        }).observe(document.body, { subtree: true, childList: true, characterData: true }); }""")
+        asyncio.sleep = noted  # type: ignore[assignment]
+        page.get_by_label("Your question").fill("numbered")
+        page.keyboard.press("Enter")
+        page.locator("article.answer .tools").wait_for(timeout=60_000)
+        asyncio.sleep = sleep
+        seen = {int(key): value for key, value in page.evaluate("window.seen").items()}
+        late = [seen[i] - emitted[i] for i in range(1, 24) if i in seen and i in emitted]
+        done.append({"what": "token to page", "median_ms": round(statistics.median(late), 1), "worst_ms": round(max(late), 1)})
+
+        world.engine.delay, lags, ended = 0.05, [], threading.Event()
+
+        async def watch() -> None:
+            while not ended.is_set():
+                began = time.perf_counter()
+                await sleep(0.01)
+                lags.append((time.perf_counter() - began - 0.01) * 1000)
+
+        pages = [context.new_page() for _ in range(count)]
+        for each in pages:
+            each.goto(world.url)
+            each.get_by_label("Your question").fill("slow please")
+            each.keyboard.press("Enter")
+        watching = asyncio.run_coroutine_threadsafe(watch(), world.loop)
+        time.sleep(10)
+        ended.set()
+        watching.result(10)
+        lags.sort()
+        told = {"median_ms": statistics.median(lags), "p99_ms": lags[int(len(lags) * 0.99)], "worst_ms": lags[-1]}
+        done.append({"what": "event loop lag", "chats": count, **{key: round(value, 1) for key, value in told.items()}})
+        browser.close()
+        world.stop()
+        return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=1_000_000)
+    parser.add_argument("--chats", type=int, default=50)
+    given = parser.parse_args()
+    for result in (home_page(given.calls), *chats(given.chats)):
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
