@@ -150,7 +150,7 @@ def _use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler besides
 
 
 def _sizes(task: Any) -> dict[str, int]:

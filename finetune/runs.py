@@ -27,12 +27,13 @@ from filelock import FileLock, Timeout
 
 from finetune import threads
 from finetune.recipe import Recipe, load_recipe
-from finetune.schema import TrainedRecipe
+from finetune.schema import BaseRecipe, TrainedRecipe
 
 TERMINAL = ("completed", "failed", "canceled")
 """Kinds of the one event that ends each attempt at a run."""
 ACTIVE = ("PENDING", "RUNNING")
 """Of a run's states, those in which it is going on."""
+Kind = TypeVar("Kind", bound=BaseRecipe)
 START_PATIENCE = 60.0
 """Seconds a new process has until it holds its lock."""
 
@@ -255,7 +256,7 @@ class Runs:
         return TrainingRun(folder)
 
     @contextmanager
-    def files(self, recipe: Recipe, files: Mapping[str, str]) -> Iterator[Recipe]:
+    def files(self, recipe: Kind, files: Mapping[str, str]) -> Iterator[Kind]:
         """The recipe with its files at hand, for the length of a block."""
         with tempfile.TemporaryDirectory() as folder:
             yield _with_files(recipe, Path(folder), files)
@@ -277,9 +278,6 @@ class Runs:
         """All runs, the newest first."""
         found = [TrainingRun(path.parent) for path in self.root.glob("*/run.json")]
         return sorted(found, key=lambda run: (run.folder / "run.json").stat().st_mtime_ns, reverse=True)
-
-
-Kind = TypeVar("Kind", bound=Recipe)
 
 
 def _with_files(recipe: Kind, folder: Path, files: Mapping[str, str]) -> Kind:

@@ -221,7 +221,8 @@ def _file(
         cut += len(found.ids) > length
         if not any(label != texts.IGNORED for label in found.labels[1:length]):
             texts.nothing_left(texts.teller(problems, file, line), length)
-    cut += sum(len(encode(tokenizer, row, lambda *_: None).ids) > length for _, _, row in longest)
+    counted = (encode(tokenizer, row, lambda *_: None) for _, _, row in longest)
+    cut += sum(each is not None and len(each.ids) > length for each in counted)
     if cut:
         problems.append(texts.truncated(path, cut, rows, length, "context_length"))
     if not rows and not problems.counts:

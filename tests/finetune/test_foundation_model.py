@@ -9,6 +9,7 @@ import pytest
 
 from finetune import foundation_model as fm
 from finetune.recipe import RecipeError
+from finetune.runs import RunError
 from tests.finetune.tiny import llama
 from tests.live import wait_until
 
@@ -38,6 +39,14 @@ def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pyte
     assert events[-1]["event"] == "canceled"
     wait_until(lambda: fm.get(run).status == "CANCELED")
     assert fm.cancel([run.id]) == 0
+    assert [event["event"] for event in run.events()].count("canceled") == 1
+
+    run.start()  # goes on from its checkpoint
+    wait_until(lambda: any(event["event"] == "resumed" for event in run.events()), 100)
+    assert fm.cancel([run]) == 1
+    wait_until(lambda: fm.get(run).status == "CANCELED", 100)
+    with pytest.raises(RunError, match="nothing to cancel"):
+        run.cancel()
 
 
 def test_what_is_not_a_task_is_told() -> None:
