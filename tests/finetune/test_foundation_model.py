@@ -14,7 +14,7 @@ from tests.finetune.tiny import llama
 from tests.live import wait_until
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_HOME", str(tmp_path / "home"))
     base, rows = llama(tmp_path / "tiny-llama"), tmp_path / "rows.jsonl"
@@ -32,7 +32,7 @@ def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pyte
     recipe = run.spec["recipe"]
     assert (run.name, recipe["register_to"]) == ("tiny_llama", "main.default.tiny_llama")
     assert (recipe["task"], recipe["method"], recipe["learning_rate"]) == ("sft-instruct", "full", 1e-3)
-    wait_until(lambda: run.state().get("step", 0) >= 1, 100)
+    wait_until(lambda: run.state().get("step", 0) >= 1, 200)
     assert [each.id for each in fm.list()] == [fm.get(run.id).id] == [run.id]
     assert fm.cancel(run) == 1
     events = fm.get_events(run, follow=True)
@@ -42,9 +42,9 @@ def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pyte
     assert [event["event"] for event in run.events()].count("canceled") == 1
 
     run.start()  # goes on from its checkpoint
-    wait_until(lambda: any(event["event"] == "resumed" for event in run.events()), 100)
+    wait_until(lambda: any(event["event"] == "resumed" for event in run.events()), 200)
     assert fm.cancel([run]) == 1
-    wait_until(lambda: fm.get(run).status == "CANCELED", 100)
+    wait_until(lambda: fm.get(run).status == "CANCELED", 200)
     with pytest.raises(RunError, match="nothing to cancel"):
         run.cancel()
 

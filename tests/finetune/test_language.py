@@ -130,6 +130,7 @@ print(json.dumps(answer["choices"][0]["message"]["content"]))
 """
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, method: str) -> None:
     tale = "The fox sees the dog. The dog sees the fox. "
@@ -140,7 +141,7 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     asked = recipe(tmp_path, base, method=method, training_duration="40ep", eval_prompts=("The fox",), sample_tokens=8, **keys)
     run = Runs(tmp_path / "runs").create(asked, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run.start()
-    wait_until(lambda: run.state()["status"] not in ("PENDING", "RUNNING"), 100)
+    wait_until(lambda: run.state()["status"] not in ("PENDING", "RUNNING"), 200)
     assert run.state()["status"] == "COMPLETED", (run.state(), (run.folder / "log.txt").read_text())
     result = run.state()["result"]
     assert result["metrics"]["loss"] < 0.9 * result["baseline"]["loss"]
@@ -151,7 +152,7 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     config = json.loads((run.folder / "model" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     command = [sys.executable, "-W", "ignore", "-c", SERVED, f"sqlite:///{tmp_path}/mlflow.db"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout.splitlines()[-1]), str)
     # The transformers engine, with the adapter beside its base, says what the two say when they are made one.
