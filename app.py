@@ -23,8 +23,9 @@ from serving.conformance.commands import conformance
 from serving.engine_commands import engines
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import APIRouter, FastAPI
 
+    from serving.platform import Platform
     from serving.settings import Settings
     from serving.state import Home
 
@@ -39,7 +40,7 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
     from serving.application import application
     from serving.platform import Platform
 
-    return application(Platform(settings, home, train_router=_train_router))
+    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes])
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
@@ -47,6 +48,31 @@ def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
     from finetune.tasks.classify import fit_cached
 
     return fit_cached(examples, encoder.embed, cache, encoder=encoder.fingerprint)
+
+
+def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Training runs over HTTP, under the grants on the models they register."""
+    from finetune.routes import router
+    from finetune.runs import Runs
+    from governance.call import CallError
+
+    codes = {400: "BAD_REQUEST", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST", 409: "RESOURCE_CONFLICT"}
+    codes[429] = "REQUEST_LIMIT_EXCEEDED"
+    return router(
+        Runs(platform.home.path / "finetune"),
+        tracking_uri=f"sqlite:///{platform.home.path / 'mlflow.db'}",
+        caller=caller,
+        may_register=lambda who, name: platform.model_access.check(who, name, "CAN_MANAGE"),
+        refuse=lambda status, message: CallError(message, status=status, code=codes.get(status, "BAD_REQUEST")),
+        find_pii=_find_pii,
+    )
+
+
+def _find_pii(text: str) -> list[str]:
+    """Kinds of personal data in a text."""
+    from governance.guardrails.pii import find
+
+    return [found.kind for found in find(text)]
 
 
 cli = typer.Typer(
@@ -76,6 +102,7 @@ def workspace(
 ) -> None:
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
+    context.obj.find_pii = _find_pii
 
 
 @cli.command()

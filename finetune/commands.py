@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 finetune = typer.Typer(no_args_is_help=True, help="Train models from labelled data, by recipe.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as finetune/recipes/router.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
 _COLUMNS = {"id": "Run", "task": "Task", "status": "Status", "step": "Step", "steps": "of", "created": "Created", "message": ""}
 
@@ -28,8 +30,8 @@ def _runs(context: typer.Context) -> Runs:
 @finetune.command("run")
 def run(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as finetune/recipes/router.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set.")] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and do not wait for it.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +61,35 @@ def run(
         work.print_json(done.as_dict())
     else:
         print(done.summary())
+
+
+@finetune.command("validate")
+def validate(context: typer.Context, recipe: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Say what is wrong with RECIPE's data, by file, line, column and fix. Ends with 1 if it cannot be run."""
+    from finetune.recipe import find, load_recipe
+    from finetune.validate import validate as look
+
+    report = look(load_recipe(find(recipe), overrides or ()), context.obj.find_pii)
+    context.obj.print_json(report.as_dict()) if as_json else print(report.summary())
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@finetune.command("plan")
+def plan(
+    context: typer.Context,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    price: Annotated[float, typer.Option(help="What an hour of this machine costs.")] = 0.0,
+    memory: Annotated[float | None, typer.Option(help="GB there are; default: what is free here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what RECIPE will take: memory, tokens, time and cost, and what would make it fit."""
+    from finetune.plan import plan as estimate
+    from finetune.recipe import find, load_recipe
+
+    made = estimate(load_recipe(find(recipe), overrides or ()), price_per_hour=price, memory=memory)
+    context.obj.print_json(made.as_dict()) if as_json else print(made.summary())
 
 
 @finetune.command("list")

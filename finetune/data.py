@@ -84,6 +84,22 @@ def read_labelled(
     DataError: with every problem found, in the order of the file.
     """
     problems: list[Problem] = []
+    rows = scan_labelled(path, problems, text=text, label=label, labels=labels, ignore=ignore)
+    if any(problem.severity == "error" for problem in problems):
+        raise DataError(problems)
+    return Labelled(rows, tuple(problems))
+
+
+def scan_labelled(
+    path: Path,
+    problems: list[Problem],
+    *,
+    text: str = "text",
+    label: str = "label",
+    labels: Collection[str] | None = None,
+    ignore: Collection[str] = (),
+) -> tuple[Row, ...]:
+    """The rows that can be used; what is wrong with the others goes to `problems`."""
     rows: list[Row] = []
     seen: dict[str, Row] = {}
     known = {text, label, *ignore}
@@ -107,20 +123,27 @@ def read_labelled(
                 f"The text of line {first.line} has label {first.label!r} there and {found.label!r} here; this one is left out."
             )
             problems.append(Problem("conflicting_label", str(path), number, label, message, "Keep the right one.", "warning"))
-    problems += _spread(str(path), label, Counter(row.label for row in rows), any(p.severity == "error" for p in problems))
-    if any(problem.severity == "error" for problem in problems):
-        raise DataError(problems)
-    return Labelled(tuple(rows), tuple(problems))
+    bad = any(problem.severity == "error" and problem.file == str(path) for problem in problems)
+    problems.extend(_spread(str(path), label, Counter(row.label for row in rows), bad))
+    return tuple(rows)
 
 
-def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_file: Path, column: str = "text") -> list[Problem]:
-    """Texts of the evaluation that were trained on, and labels it has that training lacks.
+def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_file: Path, column: str = "text") -> None:
+    """Whether the evaluation can judge what is trained.
 
     Raises
     ------
-    DataError: there are any.
+    DataError: with every problem found.
     """
-    trained = {_normal(row.text): row.line for row in train.rows}
+    if problems := split_problems(train.rows, train_file, evaluation.rows, eval_file, column):
+        raise DataError(problems)
+
+
+def split_problems(
+    train: Sequence[Row], train_file: Path, evaluation: Sequence[Row], eval_file: Path, column: str = "text"
+) -> list[Problem]:
+    """Texts of the evaluation that are trained on, and labels it has that training lacks."""
+    trained = {_normal(row.text): row.line for row in train}
     problems = [
         Problem(
             "leakage",
@@ -130,19 +153,15 @@ def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_fi
             f"The text is also in {train_file}:{line}.",
             f"Delete it from {train_file}.",
         )
-        for row in evaluation.rows
+        for row in evaluation
         if (line := trained.get(_normal(row.text))) is not None
     ]
-    for name in evaluation.counts.keys() - train.counts.keys():
-        line = next(row.line for row in evaluation.rows if row.label == name)
-        message = f"No row of {train_file} has the label {name!r}."
-        problems.append(
-            Problem(
-                "unknown_label", str(eval_file), line, None, message, "Add such rows to the training data, or delete it here."
-            )
-        )
-    if problems:
-        raise DataError(problems)
+    first: dict[str, int] = {}
+    for row in evaluation:
+        first.setdefault(row.label, row.line)
+    for name in first.keys() - {row.label for row in train}:
+        told = (f"No row of {train_file} has the label {name!r}.", "Add such rows to the training data, or delete it here.")
+        problems.append(Problem("unknown_label", str(eval_file), first[name], None, *told))
     return problems
 
 

@@ -31,7 +31,7 @@ def execute(run: TrainingRun) -> dict[str, Any]:
     """
     recipe, spec = run.recipe, run.spec
     began = time.perf_counter()
-    job = _job(recipe)
+    job = job_of(recipe)
     assert isinstance(recipe, TrainedRecipe)
     run.emit("validated", **job.facts, warnings=len(job.warnings))
     base = locate(recipe.base_model)
@@ -62,7 +62,7 @@ def execute(run: TrainingRun) -> dict[str, Any]:
     return {**result, "seconds": round(time.perf_counter() - began, 2), "mlflow_run_id": tracker.run_id}
 
 
-def _job(recipe: Recipe) -> Any:
+def job_of(recipe: Recipe) -> Any:
     """What knows a task's data, its evaluation and its registered form."""
     if isinstance(recipe, EncoderRecipe):
         from finetune.job_classify import ClassifyJob
@@ -150,7 +150,7 @@ def _use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler besides
 
 
 def _sizes(task: Any) -> dict[str, int]:
@@ -159,4 +159,4 @@ def _sizes(task: Any) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained}
 
 
-__all__ = ["Emit", "Tracker", "execute"]
+__all__ = ["Emit", "Tracker", "execute", "job_of"]

@@ -54,6 +54,12 @@ class ClassifyJob:
 
         return EncoderTask(self.recipe, base, self.rows, self.evaluation, device)
 
+    def shapes(self, recipe: EncoderRecipe, base: Path) -> EncoderTask:
+        """The task without weights, for a recipe that may differ in its sizes."""
+        from finetune.tasks.encoder import EncoderTask
+
+        return EncoderTask(recipe, base, self.rows, (), "meta")
+
     def judge(self, task: EncoderTask, emit: Emit) -> dict[str, Any]:
         """The trained model's evaluation and, on the same rows, that of TF-IDF with logistic regression."""
         if not self.evaluation:

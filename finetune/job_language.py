@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import texts
 from finetune.base_model import locate
-from finetune.data import sample
+from finetune.data import DataError, sample
 from finetune.recipe import RecipeError, find
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class LanguageJob:
         if recipe.data.eval is not None:
             held_out = find(recipe.data.eval)
             self._held_out, more = texts.read(recipe.task, held_out, self._tokenizer, recipe.context_length)
+            if leaking := texts.leaks(recipe.task, file, held_out):
+                raise DataError(leaking)
             self.hashes["eval_sha256"], warnings = _sha256(held_out), [*warnings, *more]
         self.warnings = [str(warning) for warning in warnings]
         tokens = sum(len(text.ids) for text in self._texts)
@@ -52,6 +54,15 @@ class LanguageJob:
         found = LanguageTask(self.recipe, base, self._tokenizer, self._texts, self._held_out, device)
         self._before = found.evaluate()  # the base model's own, whatever checkpoint is gone on from
         return found
+
+    def shapes(self, recipe: LanguageRecipe, base: Path) -> LanguageTask:
+        """The task without weights, for a recipe that may differ in its sizes."""
+        from finetune.packing import Tokens
+        from finetune.tasks.language import LanguageTask
+
+        length = recipe.context_length  # shorter perhaps than what the texts were cut to
+        parts = [text if len(text.ids) <= length else Tokens(text.ids[:length], text.labels[:length]) for text in self._texts]
+        return LanguageTask(recipe, base, self._tokenizer, parts, [], "meta")
 
     def judge(self, task: LanguageTask, emit: Emit) -> dict[str, Any]:
         """The held-out loss after training, and before it."""

@@ -13,22 +13,27 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from finetune import threads
 from finetune.recipe import Recipe, load_recipe
-from finetune.schema import TrainedRecipe
+from finetune.schema import BaseRecipe, TrainedRecipe
 
 TERMINAL = ("completed", "failed", "canceled")
 """Kinds of the one event that ends each attempt at a run."""
+ACTIVE = ("PENDING", "RUNNING")
+"""Of a run's states, those in which it is going on."""
+Kind = TypeVar("Kind", bound=BaseRecipe)
 START_PATIENCE = 60.0
 """Seconds a new process has until it holds its lock."""
 
@@ -48,6 +53,16 @@ class TrainingRun:
         return self.folder.name
 
     @property
+    def name(self) -> str:
+        """What the recipe calls it."""
+        return self.spec["name"]
+
+    @property
+    def status(self) -> str:
+        """PENDING, RUNNING, COMPLETED, FAILED or CANCELED."""
+        return self.state()["status"]
+
+    @property
     def spec(self) -> dict[str, Any]:
         """What was asked for: `name`, `recipe`, `tracking_uri`, `threads`, `created`."""
         return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
@@ -62,9 +77,9 @@ class TrainingRun:
             state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"status": "PENDING", "message": "It was not started."}
-        if state["status"] in ("PENDING", "RUNNING") and not self.alive():
+        if state["status"] in ACTIVE and not self.alive():
             newer = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            if newer["status"] not in ("PENDING", "RUNNING"):
+            if newer["status"] not in ACTIVE:
                 return newer  # it ended between the two looks
             if state["status"] == "RUNNING" or time.time() - state["started"] > START_PATIENCE:
                 message = (
@@ -101,7 +116,7 @@ class TrainingRun:
         RunError: it is running, or it has completed.
         """
         status = self.state()["status"] if (self.folder / "state.json").exists() else None
-        if status in ("PENDING", "RUNNING"):
+        if status in ACTIVE:
             raise RunError(f"Run {self.id} is {status}; `smalti finetune events --follow {self.id}` shows how far it is.")
         if status == "COMPLETED":
             raise RunError(f"Run {self.id} has completed. Run its recipe again to train anew.")
@@ -128,7 +143,7 @@ class TrainingRun:
         ------
         RunError: it does not run.
         """
-        if (status := self.state()["status"]) not in ("PENDING", "RUNNING"):
+        if (status := self.state()["status"]) not in ACTIVE:
             raise RunError(f"Run {self.id} is {status}; there is nothing to cancel.")
         (self.folder / "cancel").touch()
 
@@ -149,42 +164,45 @@ class TrainingRun:
         follow: wait for more, until the event that ends the attempt.
         attempt: only the latest attempt's.
         """
-        path, at = self.folder / "events.jsonl", 0
+        at = 0
         if attempt or follow:
-            at = json.loads((self.folder / "state.json").read_text(encoding="utf-8")).get("first_event", 0)
-        if follow and not attempt:
-            yield from self._read(path, 0, at)[0]
+            first = json.loads((self.folder / "state.json").read_text(encoding="utf-8")).get("first_event", 0)
+            if not attempt:
+                yield from (event for event, end in self.since(0)[0] if end <= first)
+            at = first
         while True:
-            over = follow and self.state()["status"] not in ("PENDING", "RUNNING")  # asked before reading: nothing is missed
-            found, at = self._read(path, at, None)
-            for event in found:
+            found, over = self.since(at)
+            for event, end in found:
+                at = end
                 yield event
                 if follow and event["event"] in TERMINAL:
                     return
             if not follow:
                 return
-            if over:
-                yield {"time": round(time.time(), 3), "event": "failed", "message": self.state()["message"]}
+            if over is not None:
+                yield over
                 return
             time.sleep(0.2)
 
-    @staticmethod
-    def _read(path: Path, start: int, end: int | None) -> tuple[list[dict[str, Any]], int]:
-        """Whole lines from byte `start`, and the byte after them."""
+    def since(self, start: int) -> tuple[list[tuple[dict[str, Any], int]], dict[str, Any] | None]:
+        """Events in the file from byte `start`, each with the byte after it; and what to tell if its process ended untold."""
+        state = self.state()  # asked before reading: nothing is missed
+        untold = {"time": round(time.time(), 3), "event": "failed", "message": state.get("message", "")}
+        over = None if state["status"] in ACTIVE or not (self.folder / "state.json").exists() else untold
         try:
-            with path.open("rb") as file:
+            with (self.folder / "events.jsonl").open("rb") as file:
                 file.seek(start)
-                content = file.read() if end is None else file.read(end - start)
+                content = file.read()
         except FileNotFoundError:
-            return [], start
-        whole = content[: content.rfind(b"\n") + 1]
-        events = []
-        for line in whole.splitlines():
+            return [], over
+        events, at = [], start
+        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+            at += len(line)
             try:
-                events.append(json.loads(line))
+                events.append((json.loads(line), at))
             except ValueError:  # half a line: the process was killed while it wrote, and went on behind it
                 continue
-        return events, start + len(whole)
+        return events, over
 
     def _events_size(self) -> int:
         path = self.folder / "events.jsonl"
@@ -208,6 +226,7 @@ class TrainingRun:
             "status": state["status"],
         }
         row |= {"step": state.get("step"), "steps": state.get("steps"), "message": state.get("message") or ""}
+        row |= {"created_by": spec.get("created_by", "")}
         return row | {"mlflow_run_id": state.get("mlflow_run_id"), "result": state.get("result")}
 
 
@@ -222,16 +241,25 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def create(self, recipe: TrainedRecipe, *, tracking_uri: str, created_by: str = "") -> TrainingRun:
-        """A new run, not yet started."""
+    def create(
+        self, recipe: TrainedRecipe, *, tracking_uri: str, created_by: str = "", files: Mapping[str, str] | None = None
+    ) -> TrainingRun:
+        """A new run, not yet started. `files` are kept with it, by the names under which the recipe knows them."""
         identifier = f"{re.sub(r'[^a-z0-9]+', '-', recipe.name.lower()).strip('-')[:40]}-{secrets.token_hex(4)}"
         folder = self.root / identifier
         folder.mkdir(parents=True)
+        recipe = _with_files(recipe, folder / "data", files or {})
         spec = {"name": recipe.name, "recipe": _absolute(recipe), "tracking_uri": tracking_uri, "created_by": created_by}
         # Kept with the run: how sums are split over threads decides their last bits.
         spec |= {"threads": recipe.threads or threads.free(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
         (folder / "run.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
         return TrainingRun(folder)
+
+    @contextmanager
+    def files(self, recipe: Kind, files: Mapping[str, str]) -> Iterator[Kind]:
+        """The recipe with its files at hand, for the length of a block."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield _with_files(recipe, Path(folder), files)
 
     def get(self, identifier: str) -> TrainingRun:
         """A run by its id, or by the beginning of one.
@@ -250,6 +278,21 @@ class Runs:
         """All runs, the newest first."""
         found = [TrainingRun(path.parent) for path in self.root.glob("*/run.json")]
         return sorted(found, key=lambda run: (run.folder / "run.json").stat().st_mtime_ns, reverse=True)
+
+
+def _with_files(recipe: Kind, folder: Path, files: Mapping[str, str]) -> Kind:
+    """Writes the files there, and has the recipe name them there."""
+    if not files:
+        return recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+    def placed(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {**values, **{key: str(folder / str(values[key])) for key in keys if str(values.get(key)) in files}}
+
+    values = placed(recipe.model_dump(mode="json"), "chat_template")
+    return type(recipe).model_validate({**values, "data": placed(values["data"], "train", "eval")})
 
 
 def _absolute(recipe: TrainedRecipe) -> dict[str, Any]:

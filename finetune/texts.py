@@ -11,6 +11,8 @@ from finetune.packing import IGNORED, Tokens
 
 ROLES = ("system", "user", "assistant", "tool")
 _SUFFIXES = (".txt", ".md", ".rst")
+Tell = Callable[[str, str | None, str, str], None]
+"""`tell(code, column, message, fix)`: notes a problem of the row."""
 
 
 def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Tokens], list[Problem]]:
@@ -29,34 +31,85 @@ def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Token
     if tokenizer.eos_token_id is None:
         fix = "Set eos_token in the base model's tokenizer_config.json."
         raise DataError([Problem("no_eos", str(path), None, None, "The tokenizer has no token that ends a text.", fix)])
-    make = {"cpt": _text, "sft-instruct": _instruct, "sft-chat": _chat}[task]
+    make = ENCODERS[task]
     texts: list[Tokens] = []
     seen: dict[tuple[int, ...], int] = {}
     rows = cut = 0
-    for file, line, row in _plain(path, problems) if task == "cpt" else _rows(path, problems):
-        found = make(tokenizer, row, lambda *what, at=(file, line): problems.append(Problem(what[0], at[0], at[1], *what[1:])))
+    for file, line, row, _ in scan(task, path, problems):
+        tell = teller(problems, file, line)
+        found = make(tokenizer, row, tell)
         if found is None:
             continue
         rows += 1
         if (first := seen.setdefault(tuple(found.ids), line)) != line and task != "cpt":
-            told = ("It repeats line " + str(first) + "; it is left out.", "Delete one of the two.", "warning")
-            problems.append(Problem("duplicate_row", file, line, None, *told))  # pyright: ignore[reportArgumentType]
+            repeated(problems, file, line, first)
             continue
         cut += len(found.ids) > length and task != "cpt"
         pieces = [Tokens(found.ids[at : at + length], found.labels[at : at + length]) for at in range(0, len(found.ids), length)]
         kept = [piece for piece in (pieces if task == "cpt" else pieces[:1]) if piece.targets]
         if not kept:
-            what = ("all_masked", "Nothing of it is left to learn.", f"Shorten the prompt, or raise context_length ({length}).")
-            problems.append(Problem(what[0], file, line, None, what[1], what[2]))
+            nothing_left(tell, length)
         texts += kept
     if cut:
-        told = f"{cut} of {rows} rows ({cut / rows:.1%}) are longer than {length} tokens; their ends are not seen."
-        problems.append(Problem("truncated", str(path), None, None, told, "Raise context_length.", "warning"))
+        problems.append(truncated(path, cut, rows, length, "context_length"))
     if not texts and not any(problem.severity == "error" for problem in problems):
         problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
     if any(problem.severity == "error" for problem in problems):
         raise DataError(problems)
     return texts, problems
+
+
+def scan(task: str, path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapping[str, Any], tuple[str, ...]]]:
+    """Rows that have what the task needs, by file and line, each with its texts in order; what is wrong goes to `problems`."""
+    for file, line, row in _plain(path, problems) if task == "cpt" else _rows(path, problems):
+        tell = teller(problems, file, line)
+        if task == "sft-chat":
+            found = _messages(row, tell)
+        else:
+            keys = ("text",) if task == "cpt" else ("prompt", "response")
+            given = [_string(row, key, tell) for key in keys]
+            found = None if None in given else tuple(text for text in given if text is not None)
+        if found is not None:
+            yield file, line, row, found
+
+
+def question(parts: Sequence[str]) -> str:
+    """Of a row's texts what makes it the same question as another: all but the answer, without regard to case and spaces."""
+    return " ".join(" ".join(parts[:-1] or parts).split()).casefold()
+
+
+def leaks(task: str, train: Path, held_out: Path) -> list[Problem]:
+    """Rows of the evaluation whose question is trained on."""
+    trained = {hash(question(parts)): (file, line) for file, line, _, parts in scan(task, train, [])}
+    return [
+        leak(file, line, *where)
+        for file, line, _, parts in scan(task, held_out, [])
+        if (where := trained.get(hash(question(parts))))
+    ]
+
+
+def leak(file: str, line: int, train_file: str, train_line: int) -> Problem:
+    told = (f"It is also in {train_file}:{train_line}.", f"Delete it from {train_file}.")
+    return Problem("leakage", file, line, None, *told)
+
+
+def teller(problems: list[Problem], file: str, line: int | None) -> Tell:
+    """Notes problems of one row."""
+    return lambda code, column, message, fix: problems.append(Problem(code, file, line, column, message, fix))
+
+
+def repeated(problems: list[Problem], file: str, line: int, first: int) -> None:
+    told = (f"It repeats line {first}; it is left out.", "Delete one of the two.")
+    problems.append(Problem("duplicate_row", file, line, None, *told, "warning"))
+
+
+def nothing_left(tell: Tell, length: int) -> None:
+    tell("all_masked", None, "Nothing of it is left to learn.", f"Shorten the prompt, or raise context_length ({length}).")
+
+
+def truncated(path: Path, cut: int, rows: int, length: int, key: str) -> Problem:
+    told = f"{cut} of {rows} rows ({cut / rows:.1%}) are longer than {length} tokens; their ends are not seen."
+    return Problem("truncated", str(path), None, None, told, f"Raise {key}.", "warning")
 
 
 def _plain(path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
@@ -83,10 +136,6 @@ def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mappi
         yield str(path), line, row
 
 
-Tell = Callable[..., None]
-"""`tell(code, column, message, fix)`: notes a problem of the row."""
-
-
 def _string(row: Mapping[str, Any], key: str, tell: Tell) -> str | None:
     if key not in row:
         tell("missing_key", key, "The column is missing.", f"Add {key!r}; the row has {', '.join(map(repr, row)) or 'none'}.")
@@ -104,24 +153,17 @@ def _begin(tokenizer: Any) -> list[int]:
 
 
 def _text(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
-    text = _string(row, "text", tell)
-    if text is None:
-        return None
-    ids = [*_begin(tokenizer), *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    ids = [*_begin(tokenizer), *tokenizer.encode(row["text"], add_special_tokens=False), tokenizer.eos_token_id]
     return Tokens(ids, ids)
 
 
 def _instruct(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
-    prompt, response = _string(row, "prompt", tell), _string(row, "response", tell)
-    if prompt is None or response is None:
-        return None
-    asked = [*_begin(tokenizer), *tokenizer.encode(prompt, add_special_tokens=False)]
-    answer = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+    asked = [*_begin(tokenizer), *tokenizer.encode(row["prompt"], add_special_tokens=False)]
+    answer = [*tokenizer.encode(row["response"], add_special_tokens=False), tokenizer.eos_token_id]
     return Tokens([*asked, *answer], [IGNORED] * len(asked) + answer)
 
 
-def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
-    """What the assistant says is learnt, with the token that ends its turn; the rest is read only."""
+def _messages(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         tell(
@@ -130,9 +172,11 @@ def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
         return None
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            tell("unknown_role", f"{place}.role", f"{role!r} is not a role.", f"Use one of: {', '.join(ROLES)}.")
+        if not isinstance(message, dict) or "role" not in message:
+            tell("missing_role", f"{place}.role", "The message has no role.", f"Use one of: {', '.join(ROLES)}.")
+            return None
+        if message["role"] not in ROLES:
+            tell("unknown_role", f"{place}.role", f"{message['role']!r} is not a role.", f"Use one of: {', '.join(ROLES)}.")
             return None
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             tell("empty_content", f"{place}.content", "It is no text, or empty.", "Fill it, or delete the row.")
@@ -140,6 +184,12 @@ def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
     if all(message["role"] != "assistant" for message in messages):
         tell("all_masked", "messages", "The assistant says nothing, so nothing is learnt.", "Add a message of the assistant.")
         return None
+    return tuple(message["content"] for message in messages)
+
+
+def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
+    """What the assistant says is learnt, with the token that ends its turn; the rest is read only."""
+    messages = row["messages"]
     ids: list[int] = []
     labels: list[int] = []
     for number, message in enumerate(messages, 1):
@@ -172,3 +222,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) 
 def _unstable(tell: Tell) -> None:
     message = "The chat template writes earlier messages differently once later ones follow, so what is learnt cannot be told."
     tell("chat_template", "messages", message, "Give another with chat_template: FILE.jinja.")
+
+
+ENCODERS = {"cpt": _text, "sft-instruct": _instruct, "sft-chat": _chat}
+"""A task's `encode(tokenizer, row, tell)`, for rows that `scan` gave."""

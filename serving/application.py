@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,8 +35,10 @@ from serving.ui.mount import mount
 log = logging.getLogger("smalti")
 
 
-def application(platform: Platform) -> FastAPI:
+def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any], APIRouter]] = ()) -> FastAPI:
     """The app. `/health` answers once it runs; `/ready` once the first question can be answered.
+
+    `rooms` make the routes of those rooms that this one does not know, from the platform and the check of who calls.
 
     `app.state`: `platform`; `reports` of the first sync; `failure`, what kept it from becoming ready; `announce` and `stop`,
     called when it is ready and when it cannot become so.
@@ -160,6 +162,8 @@ def application(platform: Platform) -> FastAPI:
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
         signed_in = authorize(platform.identity)
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
+    for room in rooms:
+        app.include_router(room(platform, caller))
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform))
     return app

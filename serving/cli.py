@@ -65,6 +65,8 @@ class Workspace:
         self.check = check
         self.given: dict[str, Any] = {}
         """Settings from the command line, over file and environment."""
+        self.find_pii: Callable[[str], list[str]] | None = None
+        """Kinds of personal data in a text, for commands of rooms that do not know governance."""
 
     @cached_property
     def settings(self) -> Settings:

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,12 @@ class EncoderTask:
         self._ids, self._y = self._read(rows), torch.tensor([number[row.label] for row in rows], device=device)
         self._eval_ids, self.truth = self._read(evaluation), np.array([number[row.label] for row in evaluation], int)
         torch.manual_seed(recipe.seed)
-        self.model = build(folder, len(self.labels), recipe.dropout).to(device)
+        with torch.device("meta") if device == "meta" else nullcontext():  # where only shapes are asked for
+            self.model = build(folder, len(self.labels), recipe.dropout, empty=device == "meta").to(device)
         if not recipe.train_embeddings:
             self.model.encoder.get_input_embeddings().requires_grad_(False)
-        share = torch.bincount(self._y, minlength=len(self.labels)) / len(self._y)
-        self._adjustment = recipe.class_balance * torch.log(share)
+        share = np.bincount([number[row.label] for row in rows], minlength=len(self.labels)) / max(1, len(rows))
+        self._adjustment = torch.tensor(recipe.class_balance * np.log(share), dtype=torch.float32, device=device)
         self.truncated = sum(len(ids) >= recipe.max_length for ids in self._ids)
 
     @property
@@ -158,8 +160,8 @@ def clean(text: str, steps: Sequence[str]) -> str:
     return cleaned(text, "html" in steps, [CLEANING[name] for name in steps if name in CLEANING])
 
 
-def build(folder: Path, labels: int, dropout: float) -> Any:
-    """The network: `forward(input_ids, attention_mask)` to (rows, labels) logits."""
+def build(folder: Path, labels: int, dropout: float, *, empty: bool = False) -> Any:
+    """The network: `forward(input_ids, attention_mask)` to (rows, labels) logits. `empty` leaves the weights as they come."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -171,7 +173,8 @@ def build(folder: Path, labels: int, dropout: float) -> Any:
     class Classifier(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = AutoModel.from_pretrained(folder, config=config, local_files_only=True)
+            stored: dict[str, Any] = {"config": config, "local_files_only": True}
+            self.encoder: Any = AutoModel.from_config(config) if empty else AutoModel.from_pretrained(folder, **stored)
             self.encoder.pooler = None  # not part of what is read, so it would never be trained
             width = int(config.hidden_size)
             self.dropout = torch.nn.Dropout(dropout)

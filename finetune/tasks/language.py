@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,18 @@ class LanguageTask:
         device: str = "cpu",
     ) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         self.recipe, self.device, self.tokenizer = recipe, device, tokenizer
         self._packs, self._held_out = pack(texts, recipe.context_length), pack(evaluation, recipe.context_length)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         torch.manual_seed(recipe.seed)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        if device == "meta":  # where only shapes are asked for
+            with torch.device("meta"):
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         if recipe.context_length > (most := getattr(model.config, "max_position_embeddings", recipe.context_length)):
             raise RecipeError(f"context_length: {recipe.base_model} reads at most {most} tokens, not {recipe.context_length}.")
         self.model: Any = model if recipe.method == "full" else _adapted(model, recipe, folder)
@@ -138,6 +144,8 @@ def _adapted(model: Any, recipe: LanguageRecipe, folder: Path) -> Any:
         use_dora=recipe.method == "dora",
         base_model_name_or_path=str(folder),
     )
-    adapted = get_peft_model(model, config)
+    with warnings.catch_warnings():  # PEFT asks transformers by a name it has given up
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(folder)
     return adapted

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from finetune.runs import Runs
 from finetune.schema import LanguageRecipe
 from finetune.tasks.language import LanguageTask, load_tokenizer
 from finetune.texts import read
+from governance.call import Call
+from serving.engines.local import LocalModel, Weights
 from tests.finetune.tiny import llama
 from tests.live import wait_until
 
@@ -126,6 +130,7 @@ print(json.dumps(answer["choices"][0]["message"]["content"]))
 """
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, method: str) -> None:
     tale = "The fox sees the dog. The dog sees the fox. "
@@ -136,16 +141,54 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     asked = recipe(tmp_path, base, method=method, training_duration="40ep", eval_prompts=("The fox",), sample_tokens=8, **keys)
     run = Runs(tmp_path / "runs").create(asked, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run.start()
-    wait_until(lambda: run.state()["status"] not in ("PENDING", "RUNNING"), 100)
+    wait_until(lambda: run.state()["status"] not in ("PENDING", "RUNNING"), 200)
     assert run.state()["status"] == "COMPLETED", (run.state(), (run.folder / "log.txt").read_text())
     result = run.state()["result"]
     assert result["metrics"]["loss"] < 0.9 * result["baseline"]["loss"]
     assert result["samples"][0].startswith("The fox")
     assert any(event["event"] == "sample" for event in run.events())
-    if method == "lora":
-        config = json.loads((run.folder / "model" / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(base)
+    if method == "full":
+        return
+    config = json.loads((run.folder / "model" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
     command = [sys.executable, "-W", "ignore", "-c", SERVED, f"sqlite:///{tmp_path}/mlflow.db"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout.splitlines()[-1]), str)
+    # The transformers engine, with the adapter beside its base, says what the two say when they are made one.
+    assert asyncio.run(served(base, run.folder / "model", tmp_path)) == merged(base, run.folder / "model")
+
+
+ASKED = ("The fox", "The dog sees", "fox. The")
+
+
+async def served(base: Path, adapter: Path, folder: Path) -> list[str]:
+    model = LocalModel(Weights(str(base)), folder / "engine.log", adapters={"tales": str(adapter)}, threads=1)
+    await model.start()
+    try:
+        found = []
+        for prompt in ASKED:
+            given = {"input": [{"type": "message", "role": "user", "content": prompt}], "temperature": 0, "raw": True}
+            call = Call("tales", "chat", given | {"max_output_tokens": 16}, stream=True)
+            events = [event async for event in model.answer(call, "tales")]
+            parts = [part for item in events[-1].data["response"]["output"] for part in item["content"]]
+            found.append("".join(part["text"] for part in parts))
+        return found
+    finally:
+        await model.stop(0)
+
+
+def merged(base: Path, adapter: Path) -> list[str]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it has given up
+        whole: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload().eval()
+    found = []
+    for prompt in ASKED:
+        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+        out = whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        found.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return found

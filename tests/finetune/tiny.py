@@ -42,8 +42,8 @@ def reviews(file: Path, rows: int, seed: int) -> Path:
     return file
 
 
-def llama(folder: Path, *, template: bool = False) -> Path:
-    """A Llama of two layers, 32 wide, over single characters."""
+def llama(folder: Path, *, template: bool = False, width: int = 32, layers: int = 2) -> Path:
+    """A small Llama over single characters."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -59,7 +59,7 @@ def llama(folder: Path, *, template: bool = False) -> Path:
             "{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
         )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(characters), num_key_value_heads=2, max_position_embeddings=128, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

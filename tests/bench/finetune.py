@@ -1,0 +1,114 @@
+"""How long a training step takes beside a bare PyTorch loop, and how near a plan comes to what is then measured.
+
+    python -m tests.bench.finetune [--model FOLDER] [--steps 30]
+
+`--model` is a small causal language model; without one a Llama of 4 layers, 128 wide, is made. Prints one JSON object:
+`step_ratio` (the median over pairs of steps, taken in turn), and of memory and time what was planned and what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def texts(folder: Path) -> Path:
+    """A text that is long enough for some dozen steps."""
+    words = ("the", "fox", "sees", "a", "dog", "runs", "over", "hills", "while", "rain", "falls", "on", "old", "stones")
+    lines = [" ".join(words[(i * 7 + j * (i % 5 + 1)) % len(words)] for j in range(12)) for i in range(2500)]
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text(".\n".join(lines))
+    return folder / "texts"
+
+
+def bare_step(model: Any, optimizer: Any, given: dict[str, Any], labels: Any) -> None:
+    """What anyone writes by hand for the same step: forward, loss, backward, clip, AdamW."""
+    import torch
+
+    optimizer.zero_grad()
+    logits = model(**given, attention_mask=None, use_cache=False).logits[:, :-1].float()
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    float(loss.detach())
+
+
+def peak(work: Any) -> int:
+    """Bytes of tensors that `work` had at once beyond those there were before, by PyTorch's own account."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        work()
+    assert told.profiler is not None
+    now = most = 0
+    events = told.profiler.kineto_results.events()
+    for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    import torch
+
+    from finetune.job import job_of
+    from finetune.loop import Loop, epoch_batches
+    from finetune.packing import tensors
+    from finetune.plan import plan
+    from finetune.recipe import load_recipe
+    from finetune.schema import LanguageRecipe
+    from tests.finetune.tiny import llama
+
+    torch.set_num_threads(1)
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = options.model or llama(folder / "base", width=128, layers=4)
+        given = {"task": "cpt", "method": "full", "name": "bench", "base_model": str(base), "data": {"train": str(texts(folder))}}
+        given |= {"context_length": 128, "batch_size": 8, "threads": 1, "training_duration": f"{2 * options.steps}ba"}
+        recipe = load_recipe(given)
+        assert isinstance(recipe, LanguageRecipe)
+        job = job_of(recipe)
+        task = job.task(base, "cpu")
+        task.model.train()
+        loop = Loop(task, recipe, folder / "checkpoints")
+        batches = epoch_batches(task.lengths, recipe.batch_size, 0, 0)
+        other = job.task(base, "cpu").model.train()
+        optimizer = torch.optim.AdamW(other.parameters(), lr=2e-5, fused=True)
+        ratios = []
+        for number in range(options.steps):
+            batch = batches[number % len(batches)]
+            began = time.perf_counter()
+            loop._step(batch)
+            middle = time.perf_counter()
+            packs = tensors([task._packs[i] for i in batch], 0)
+            labels = packs.pop("labels")
+            bare_step(other, optimizer, packs, labels)
+            ratios.append((middle - began) / (time.perf_counter() - middle))
+        told["step_ratio"] = round(statistics.median(ratios[2:]), 3)
+        planned = plan(recipe)
+        # weights and AdamW's averages are there before the step
+        held = planned.memory.weights + planned.memory.optimizer
+        measured = held + peak(lambda: loop._step(max(batches, key=lambda batch: sum(task.lengths[i] for i in batch))))
+        told["memory"] = {"planned": planned.memory.total, "measured": measured}
+        told["memory"] |= {"off": round(planned.memory.total / measured - 1, 3)}
+        began = time.perf_counter()
+        fresh = Loop(job.task(base, "cpu"), recipe, folder / "fresh")
+        progress = fresh.run()
+        told["time"] = {"planned": planned.seconds, "measured": round(progress.seconds, 2)}
+        told["time"] |= {"off": round((planned.seconds or 0) / progress.seconds - 1, 3)}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Code written for Databricks' Foundation Model Fine-tuning begins, follows and cancels runs here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune import foundation_model as fm
+from finetune.recipe import RecipeError
+from finetune.runs import RunError
+from tests.finetune.tiny import llama
+from tests.live import wait_until
+
+
+@pytest.mark.timeout(400)
+def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALTI_HOME", str(tmp_path / "home"))
+    base, rows = llama(tmp_path / "tiny-llama"), tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "1+1=", "response": "2"}) + "\n")
+    run = fm.create(
+        model=str(base),
+        train_data_path=str(rows),
+        register_to="main.default",
+        task_type="INSTRUCTION_FINETUNE",
+        training_duration="100kba",
+        learning_rate="1e-3",
+        context_length=64,
+        threads=1,
+    )
+    recipe = run.spec["recipe"]
+    assert (run.name, recipe["register_to"]) == ("tiny_llama", "main.default.tiny_llama")
+    assert (recipe["task"], recipe["method"], recipe["learning_rate"]) == ("sft-instruct", "full", 1e-3)
+    wait_until(lambda: run.state().get("step", 0) >= 1, 200)
+    assert [each.id for each in fm.list()] == [fm.get(run.id).id] == [run.id]
+    assert fm.cancel(run) == 1
+    events = fm.get_events(run, follow=True)
+    assert events[-1]["event"] == "canceled"
+    wait_until(lambda: fm.get(run).status == "CANCELED")
+    assert fm.cancel([run.id]) == 0
+    assert [event["event"] for event in run.events()].count("canceled") == 1
+
+    run.start()  # goes on from its checkpoint
+    wait_until(lambda: any(event["event"] == "resumed" for event in run.events()), 200)
+    assert fm.cancel([run]) == 1
+    wait_until(lambda: fm.get(run).status == "CANCELED", 200)
+    with pytest.raises(RunError, match="nothing to cancel"):
+        run.cancel()
+
+
+def test_what_is_not_a_task_is_told() -> None:
+    with pytest.raises(RecipeError, match="CONTINUED_PRETRAIN"):
+        fm.create("m", "d", task_type="DANCE")

@@ -1,0 +1,81 @@
+"""A plan counts what training then holds, and names changes that make a run fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.plan import Plan, plan
+from finetune.recipe import RecipeError, load_recipe
+from tests.bench.finetune import peak
+from tests.finetune.tiny import bert, llama, reviews
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    llama(folder / "llama", width=64)
+    bert(folder / "bert")
+    reviews(folder / "train.jsonl", 64, 1)
+    (folder / "a.txt").write_text("The fox sees the dog. " * 300)
+    return folder
+
+
+def cpt(made: Path, **changes: Any) -> Any:
+    given = {
+        "task": "cpt",
+        "method": "full",
+        "name": "x",
+        "base_model": str(made / "llama"),
+        "data": {"train": str(made / "a.txt")},
+    }
+    return load_recipe(given | {"context_length": 128, "batch_size": 8, "training_duration": "3ep", "threads": 1} | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "lora", "lora": {"rank": 4}}, {"micro_batch_size": 2}])
+def test_memory_is_what_a_step_takes(made: Path, changes: dict[str, Any]) -> None:
+    from finetune.job import job_of
+    from finetune.loop import Loop
+
+    recipe = cpt(made, **changes)
+    planned = plan(recipe, measure=False)
+    task = job_of(recipe).task(made / "llama", "cpu")
+    loop = Loop(task, recipe, made / "checkpoints")
+    task.model.train()
+    batch = sorted(range(len(task.lengths)), key=lambda i: -task.lengths[i])[:8]
+    loop._step(batch)  # AdamW makes its averages
+    held = planned.memory.weights + planned.memory.optimizer
+    assert planned.memory.total == pytest.approx(held + peak(lambda: loop._step(batch)), rel=0.1)
+    parameters = list(task.model.parameters())
+    assert planned.parameters == sum(p.numel() for p in parameters)
+    assert planned.trained_parameters == sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def test_what_does_not_fit_is_told_with_what_would(made: Path) -> None:
+    whole = plan(cpt(made, ema=0.9), measure=False)
+    small = plan(cpt(made, ema=0.9), memory=whole.memory.total / 4e9)
+    assert not small.fits
+    assert small.seconds is None
+    assert [knob.fits for knob in small.knobs] == [False] * (len(small.knobs) - 1) + [True]
+    assert "micro_batch_size" in small.knobs[-1].change
+    assert "does NOT fit" in small.summary()
+
+
+def test_an_encoder_with_its_time_and_cost(made: Path) -> None:
+    given = {"task": "classify", "method": "full", "name": "x", "base_model": str(made / "bert"), "threads": 1}
+    recipe = load_recipe(given | {"data": {"train": str(made / "train.jsonl")}, "max_length": 32, "batch_size": 8})
+    made_plan: Plan = plan(recipe, price_per_hour=36.0)
+    assert made_plan.steps == 24
+    assert made_plan.seconds
+    assert made_plan.cost == pytest.approx(made_plan.seconds / 100, rel=0.01)
+    assert json.loads(json.dumps(made_plan.as_dict()))["fits"] is True
+    frozen = plan(recipe.model_copy(update={"train_embeddings": False}), measure=False)
+    assert frozen.memory.gradients < made_plan.memory.gradients
+
+
+def test_what_needs_no_plan(made: Path) -> None:
+    with pytest.raises(RecipeError, match="takes seconds"):
+        plan(load_recipe({"name": "x", "data": {"train": str(made / "train.jsonl")}}))

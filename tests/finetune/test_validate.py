@@ -1,0 +1,158 @@
+"""Every seeded defect is found, where it was put, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import _find_pii
+from finetune.recipe import load_recipe
+from finetune.validate import Report, validate
+from tests.finetune.tiny import bert, llama
+
+LABELS = ("good", "bad")
+ROWS = 1500
+Defect = tuple[str, Any]
+CLASSIFY: tuple[Defect, ...] = (
+    ("missing_key", lambda row: {"text": row["text"]}),
+    ("missing_key", lambda row: {"txt": row["text"], "label": row["label"]}),
+    ("unknown_key", lambda row: row | {"id": 7}),
+    ("empty_text", lambda row: row | {"text": " "}),
+    ("empty_label", lambda row: row | {"label": ""}),
+    ("wrong_type", lambda row: row | {"text": 5}),
+    ("wrong_type", lambda row: row | {"label": None}),
+    ("unknown_label", lambda row: row | {"label": "goood"}),
+    ("not_object", lambda row: [row["text"]]),
+    ("bad_json", lambda row: b'{"text": "x", '),
+    ("encoding", lambda row: b'{"text": "caf\xe9", "label": "good"}'),
+    ("encoding", lambda row: row | {"text": row["text"] + " caf\ufffd"}),
+    ("pii", lambda row: row | {"text": row["text"] + " write to jo.doe@example.com"}),
+    ("pii", lambda row: row | {"text": row["text"] + " my card is 4111 1111 1111 1111"}),
+)
+INSTRUCT: tuple[Defect, ...] = (
+    ("missing_key", lambda row: {"prompt": row["prompt"]}),
+    ("wrong_type", lambda row: row | {"response": 3}),
+    ("empty_prompt", lambda row: row | {"prompt": ""}),
+    ("empty_response", lambda row: row | {"response": "\n"}),
+    ("all_masked", lambda row: row | {"prompt": row["prompt"] * 20}),
+    ("bad_json", lambda row: b"prompt: x"),
+    ("pii", lambda row: row | {"response": "ask jo.doe@example.com"}),
+)
+
+
+def chat(row: dict[str, str]) -> dict[str, Any]:
+    turns = (("user", row["prompt"]), ("assistant", row["response"]))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def message(row: dict[str, Any], number: int, **changes: Any) -> dict[str, Any]:
+    messages = [dict(each) for each in row["messages"]]
+    messages[number] |= changes
+    return {"messages": [{k: v for k, v in each.items() if v is not None} for each in messages]}
+
+
+CHAT: tuple[Defect, ...] = (
+    ("missing_key", lambda row: {"chat": row["messages"]}),
+    ("wrong_type", lambda row: {"messages": []}),
+    ("missing_role", lambda row: message(row, 0, role=None)),
+    ("unknown_role", lambda row: message(row, 1, role="bot")),
+    ("empty_content", lambda row: message(row, 1, content="")),
+    ("all_masked", lambda row: {"messages": row["messages"][:1]}),
+    ("all_masked", lambda row: message(row, 0, content="why " * 40)),
+    ("pii", lambda row: message(row, 0, content=row["messages"][0]["content"] + " 4111 1111 1111 1111")),
+)
+
+
+def seeded(file: Path, rows: list[Any], defects: tuple[Defect, ...], seed: int) -> set[tuple[str, int]]:
+    """Writes the rows with each defect at five lines of its own; where they are."""
+    draw = random.Random(seed)
+    lines = draw.sample(range(len(rows)), 5 * len(defects))
+    put: set[tuple[str, int]] = set()
+    for number, line in enumerate(lines):
+        code, spoil = defects[number % len(defects)]
+        rows[line] = spoil(rows[line])
+        put.add((code, line + 1))
+    file.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
+    return put
+
+
+def found(report: Report, file: Path) -> set[tuple[str, int]]:
+    return {(each.code, each.line) for each in report.problems if each.file == str(file) and each.line is not None}
+
+
+def labelled(prefix: str, count: int) -> list[Any]:
+    return [{"text": f"{prefix} {i} film", "label": LABELS[i % 2]} for i in range(count)]
+
+
+@pytest.mark.parametrize("method", ["linear", "full"])
+def test_defects_in_labelled_rows(tmp_path: Path, method: str) -> None:
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    rows = labelled("row", ROWS)
+    put = seeded(train, rows, CLASSIFY, 1)
+    known = [row for i, row in enumerate(rows) if (i + 1) not in {line for _, line in put}]
+    evaluation = [*labelled("held", 40), *known[:3]]
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in evaluation))
+    base = {} if method == "linear" else {"base_model": str(bert(tmp_path / "base")), "max_length": 8}
+    given = {"task": "classify", "method": method, "name": "x", "labels": LABELS}
+    data = {"train": str(train), "eval": str(held_out)}
+    report = validate(load_recipe({**given, **base, "data": data}), _find_pii)
+    assert found(report, train) == put
+    assert found(report, held_out) == {("leakage", 41), ("leakage", 42), ("leakage", 43)}
+    assert ("truncated" in {each.code for each in report.problems}) == (method == "full")
+    assert all(each.fix for each in report.problems)
+
+
+@pytest.mark.parametrize(("task", "defects"), [("sft-instruct", INSTRUCT), ("sft-chat", CHAT)])
+def test_defects_in_what_language_models_learn(tmp_path: Path, task: str, defects: tuple[Defect, ...]) -> None:
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    plain: list[Any] = [{"prompt": f"what is {i}?", "response": f"it is {i}."} for i in range(ROWS)]
+    rows = [chat(row) for row in plain] if task == "sft-chat" else plain
+    whole, twice = rows[0], rows[-1]
+    put = seeded(train, rows, defects, 2)
+    assert (rows[0], rows[-1]) == (whole, twice), "another seed: the first and the last row are used below"
+    with train.open("ab") as file:
+        file.write(b"\n" + json.dumps(twice).encode())
+    asked_again = message(whole, 1, content="no idea") if task == "sft-chat" else whole | {"response": "no idea"}
+    held_out.write_text(json.dumps(asked_again) + "\n")
+    given = {"task": task, "name": "x", "base_model": str(llama(tmp_path / "base", template=True)), "context_length": 100}
+    report = validate(load_recipe({**given, "data": {"train": str(train), "eval": str(held_out)}}), _find_pii)
+    assert found(report, train) == put | {("duplicate_row", ROWS + 1)}
+    assert found(report, held_out) == {("leakage", 1)}
+
+
+def test_what_a_tokenizer_lacks(tmp_path: Path) -> None:
+    base, train = llama(tmp_path / "base", template=True), tmp_path / "train.jsonl"
+    train.write_text(json.dumps(chat({"prompt": "a", "response": "b"})) + "\n")
+    given = {"task": "sft-chat", "name": "x", "base_model": str(base), "data": {"train": str(train)}}
+
+    def codes(**changes: Any) -> set[str]:
+        file = base / "tokenizer_config.json"
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | changes))
+        try:
+            return {problem.code for problem in validate(load_recipe(given)).problems}
+        finally:
+            file.write_text(before)
+
+    assert codes() == set()
+    assert codes(pad_token="</s>") == {"pad_is_eos"}
+    assert codes(eos_token=None) == {"no_eos"}
+    template = tmp_path / "never.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    endless = validate(load_recipe({**given, "chat_template": str(template)}))
+    assert [(problem.code, problem.line) for problem in endless.problems] == [("no_eos", 1)]
+    (base / "chat_template.jinja").unlink()
+    assert codes() == {"no_chat_template"}
+
+
+def test_each_kind_is_spelled_out_a_few_times_and_counted(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("nonsense\n" * 3000)
+    report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
+    assert (report.errors, len(report.problems)) == (3000, 1000)
+    assert "and 2,995 more of [bad_json]" in report.summary()
+    assert report.as_dict()["counts"] == {"bad_json": 3000}
