@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evals.commands import evaluate
+from agents.commands import dev, new
+from evals.commands import evals
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
 from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
+from serving.engine_commands import engines
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,10 +61,11 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
+cli.add_typer(evals, name="eval")
+cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
-for command in (ask, endpoints, doctor, usage, limits, audit):
+for command in (ask, endpoints, doctor, usage, limits, audit, new, dev):
     cli.command()(command)
-cli.command("eval")(evaluate)
 
 
 @cli.callback()

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
+
+RUN_TIMEOUT = 600.0
+"""Seconds after which a run ends with `RunLimit`."""
+
+STEP_LIMIT = 40
+"""LangGraph supersteps after which a run ends with `RunLimit`."""
 
 
 class Agent:
@@ -19,6 +25,8 @@ class Agent:
     builder: `build(model, retriever, *, tools=(), checkpointer=None, …)`.
     options: further keyword arguments of the builder (`router`, `reader`, `embed`, `k`, …); those that it does not take
         are left out.
+    timeout: seconds a run may take.
+    step_limit: LangGraph supersteps a run may take.
     """
 
     def __init__(
@@ -31,8 +39,11 @@ class Agent:
         description: str = "",
         tools: Sequence[Any] = (),
         options: Mapping[str, Any] | None = None,
+        timeout: float = RUN_TIMEOUT,
+        step_limit: int = STEP_LIMIT,
     ) -> None:
         self.name, self.description = name, description
+        self.timeout, self.step_limit = timeout, step_limit
         self._builder, self._arguments = builder, (model, retriever)
         parameters = inspect.signature(builder).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -40,6 +51,11 @@ class Agent:
         self._options = {key: value for key, value in given.items() if takes_all or key in parameters}
         # Our nodes emit checked text themselves; of other graphs LangGraph's own stream of model tokens is passed on.
         ours = (getattr(builder, "__module__", "") or "").startswith("agents.graphs.")
+        approved = [tool for tool in tools if (getattr(tool, "metadata", None) or {}).get("approval")]
+        self.asks = bool(approved)
+        """A tool of it asks a person before it is called."""
+        self.durability: Literal["sync", "exit"] = "exit" if ours and not tools else "sync"
+        """Where nothing has effects outside, one checkpoint a run is enough: what is lost with it is asked again."""
         self.modes: list[str] = ["custom", "values"] if ours else ["custom", "messages", "values"]
         self.graph: CompiledStateGraph = builder(*self._arguments, **self._options)
         self._threaded: tuple[Any, CompiledStateGraph] | None = None

@@ -31,32 +31,40 @@ def fresh(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return list(messages[last + 1 :])
 
 
-def settle(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+def settle(messages: Sequence[AnyMessage], unanswered: str = UNANSWERED) -> list[AnyMessage]:
     """The history with every tool call answered at its place, by an error where no result came, and no stray result.
 
     A run that is cancelled between a model's tool call and the tool's result leaves the call unanswered, and providers
     refuse such a history. Empty assistant messages without calls are dropped for the same reason.
     """
-    results: dict[str, ToolMessage] = {}
-    for message in messages:
+    results: dict[str, list[tuple[int, ToolMessage]]] = {}
+    for position, message in enumerate(messages):
         if isinstance(message, ToolMessage):
-            results.setdefault(message.tool_call_id, message)
+            results.setdefault(message.tool_call_id, []).append((position, message))
+    calls_of: dict[str, list[int]] = {}  # models that count their calls anew in each message use an id twice
+    for position, message in enumerate(messages):
+        for call_id, _ in _calls(message):
+            calls_of.setdefault(call_id, []).append(position)
     settled: list[AnyMessage] = []
-    for message in messages:
+    for position, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             continue
-        if isinstance(message, AIMessage):
-            calls = [(call.get("id"), call.get("name")) for call in (*message.tool_calls, *message.invalid_tool_calls)]
-            if not calls and not text_of(message).strip():
-                continue
-            settled.append(message)
-            for call_id, name in calls:
-                if call_id is not None:
-                    found = results.pop(call_id, None)
-                    settled.append(found or ToolMessage(UNANSWERED, tool_call_id=call_id, name=name, status="error"))
-        else:
-            settled.append(message)
+        if isinstance(message, AIMessage) and not _calls(message) and not text_of(message).strip():
+            continue
+        settled.append(message)
+        for call_id, name in _calls(message):
+            until = min((other for other in calls_of[call_id] if other > position), default=len(messages))
+            found = next((result for at, result in results.get(call_id, ()) if position < at < until), None)
+            settled.append(found or ToolMessage(unanswered, tool_call_id=call_id, name=name, status="error"))
     return settled
+
+
+def _calls(message: AnyMessage) -> list[tuple[str, str | None]]:
+    """(id, name) of the tool calls of a message."""
+    if not isinstance(message, AIMessage):
+        return []
+    made = (*message.tool_calls, *message.invalid_tool_calls)
+    return [(call_id, call.get("name")) for call in made if (call_id := call.get("id")) is not None]
 
 
 def estimate(message: BaseMessage) -> int:

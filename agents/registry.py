@@ -14,7 +14,7 @@ from typing import Any
 GROUP = "smalti.agents"
 """Entry-point group of third-party builders (https://packaging.python.org/en/latest/specifications/entry-points/)."""
 
-BUILTIN = {"rag": "agents.graphs.rag:build", "supervisor": "agents.graphs.supervisor:build"}
+BUILTIN = {name: f"agents.graphs.{name}:build" for name in ("plan_execute", "rag", "react", "router", "supervisor", "swarm")}
 
 Builder = Callable[..., Any]
 

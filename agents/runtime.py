@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents.agent import Agent
-from agents.tables import MAX_ID, Thread, Threads
+from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
+from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
+from agents.tables import MAX_ID, ONCE, Thread, Threads
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -23,16 +26,15 @@ if TYPE_CHECKING:
 
     from agents.history import Turn
 
+__all__ = ["STOPPED", "Agent", "NotAsked", "Part", "RunLimit", "Runtime", "ThreadBusy", "ThreadNotFound"]
+
 log = logging.getLogger(__name__)
 
 Part = tuple[tuple[str, ...], str, Any]
-"""(namespace, mode, chunk) as LangGraph streams it with subgraphs: mode `custom`, `messages` or, once and last, `values`."""
+"""(namespace, mode, chunk) as LangGraph streams it with subgraphs: mode `custom`, `messages` or, once and last, `values`.
+The first part of a run is `((), "started", run_id)`."""
 
-STEP_LIMIT = 40
-"""LangGraph supersteps after which a run ends with `GraphRecursionError`."""
-
-STOPPED = "(stopped)"
-"""What stands in a thread for the answer of a run that ended before it said anything."""
+NOT_APPROVED = "A person was asked to approve this call and said something else; it was not run."
 
 
 class ThreadNotFound(Exception):
@@ -43,9 +45,14 @@ class ThreadBusy(Exception):
     """The thread has a run going; one at a time."""
 
 
+class RunLimit(Exception):
+    """A run took more time or steps than its agent may."""
+
+
 @dataclass(slots=True)
 class _Run:
     thread: Thread
+    id: str
     new: Sequence[BaseMessage]
     queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
@@ -53,6 +60,11 @@ class _Run:
     """Its last part is out, or it was told to stop: the next run waits for it instead of failing."""
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
+    waiting: Waiting | None = None
+
+    @property
+    def once(self) -> bool:
+        return self.thread.id.startswith(ONCE)
 
 
 _DONE = object()
@@ -79,21 +91,7 @@ class Runtime:
         """Open the checkpoints in the running loop; done by itself at the first threaded run."""
         async with self._opening:
             if self._saver is None:
-                import aiosqlite
-                from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-
-                from agents.serde import CompactSerializer
-
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                connection = await aiosqlite.connect(self._file, timeout=30)
-                await connection.execute("PRAGMA journal_mode=WAL")
-                await connection.execute("PRAGMA synchronous=NORMAL")
-                await connection.execute("PRAGMA journal_size_limit=1048576")
-                ours = [("retrieval.types", "Passage"), ("agents.state", "Citation"), ("agents.state", "Route")]
-                allowed = [*ours, *((t.__module__, t.__qualname__) for t in self._types)]
-                saver = AsyncSqliteSaver(connection, serde=CompactSerializer(allowed_msgpack_modules=allowed))
-                await saver.setup()
-                self._saver = saver
+                self._saver = await open_saver(self._file, self._types)
             return self._saver
 
     async def close(self) -> None:
@@ -105,8 +103,7 @@ class Runtime:
             await asyncio.wait(tasks)
         if self._saver is not None:
             saver, self._saver = self._saver, None
-            await saver.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            await saver.conn.close()
+            await close_saver(saver)
 
     async def stream(
         self,
@@ -117,36 +114,52 @@ class Runtime:
         owner: str = "",
         run_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        decisions: Mapping[str, Decision] | None = None,
     ) -> AsyncGenerator[Part, None]:
         """Run an agent; yields LangGraph's stream parts, the final state last as `((), "values", state)`.
 
         Closing the generator, or cancelling the task that iterates it, stops the run. On a thread what was said until then
         is kept. A thread that does not exist is made; of a resent history only what is new is added to a thread that has one.
+        A run that asks a person ends too: its final state holds `__interrupt__`, and `waiting` tells what is asked. A message
+        on a thread that waits is an answer too: what was asked for is not done.
 
         Parameters
         ----------
-        messages: what is said, at least one message.
+        messages: what is said, at least one message, unless there are `decisions`.
         thread_id: None runs without a checkpoint, on `messages` alone.
         owner: caller that the thread belongs to.
         run_id: request id of this run; its messages can be found by it.
         metadata: kept with the checkpoint, handed to the graph's callbacks.
+        decisions: what a person said to a run that asked, by the question's id; goes on with that run.
 
         Raises
         ------
         ThreadNotFound: the thread is another owner's.
         ThreadBusy: another run is going on it.
+        NotAsked: a decision answers no open question of the owner's.
+        RunLimit: the run took too long, or too many steps.
         ValueError: there is no message, or nothing new in a resent history.
         """
-        if not messages:
+        if not messages and not decisions:
             raise ValueError("there is no message to answer; send at least one user message")
         run_id = run_id or uuid4().hex
-        config: RunnableConfig = {"recursion_limit": STEP_LIMIT, "metadata": {**(metadata or {}), "request_id": run_id}}
+        config: RunnableConfig = {
+            "recursion_limit": agent.step_limit,
+            "metadata": {**(metadata or {}), "request_id": run_id},
+        }
+        if decisions:
+            thread_id = (await self.waiting(decisions, owner)).id
+        elif thread_id is None and agent.asks:
+            thread_id = f"{ONCE}{run_id}"
         if thread_id is None:
-            async with aclosing(self._parts(agent.graph, agent.modes, list(messages), config)) as parts:
+            yield (), "started", run_id
+            async with aclosing(self._parts(agent, agent.graph, {"messages": list(messages)}, config)) as parts:
                 async for part in parts:
+                    if part[1] == "values" and part[2].get("__interrupt__"):
+                        raise ValueError("this agent asks a person something; name a conversation, so that it can go on")
                     yield part
             return
-        run = await self._begin(agent, list(messages), thread_id, owner, run_id, config)
+        run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions)
         try:
             await asyncio.sleep(0)  # the task has begun: from now on it settles the thread however it ends
             while (part := await run.queue.get()) is not _DONE:
@@ -156,37 +169,71 @@ class Runtime:
         finally:
             self._stop(run)
 
+    async def waiting(self, decisions: Mapping[str, Decision], owner: str) -> Thread:
+        """The owner's thread on which these questions are open; raises NotAsked."""
+        runs = {run_of(name) for name in decisions}
+        run_id = runs.pop() if len(runs) == 1 else None
+        thread = await asyncio.to_thread(self._threads.waiting_for, run_id, owner) if run_id else None
+        if thread is None:
+            raise NotAsked(f"no run of yours waits for {', '.join(decisions)}; it was decided, or the conversation went on")
+        return thread
+
     async def _begin(
-        self, agent: Agent, messages: list[BaseMessage], thread_id: str, owner: str, run_id: str, config: RunnableConfig
+        self,
+        agent: Agent,
+        messages: list[BaseMessage],
+        thread_id: str,
+        owner: str,
+        run_id: str,
+        config: RunnableConfig,
+        decisions: Mapping[str, Decision] | None,
     ) -> _Run:
+        from langgraph.types import Command
+
         from agents.history import fresh, questions
 
         if not thread_id or len(thread_id) > MAX_ID:
             raise ThreadNotFound(f"a thread id has 1 to {MAX_ID} characters; this one has {len(thread_id)}")
         saver = await self.open()
         title = (questions(messages) or [""])[0]
-        thread = await asyncio.to_thread(self._threads.claim, thread_id, owner, title=title, agent=agent.name)
-        if thread is None:
-            raise ThreadNotFound(f"there is no thread '{thread_id}' of yours; leave the id out to start a new one")
-        while (going := self._runs.get(thread_id)) is not None:
+        claim = (self._threads.claim, thread_id, owner)
+        thread = await asyncio.to_thread(*claim, title=title, agent=agent.name)
+        while (going := self._runs.get(thread_id)) is not None and thread is not None:
             if not going.ending or going.task is None:
                 raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
             await asyncio.wait([going.task])
-        run = _Run(thread, [])
-        self._runs[thread_id] = run  # from here on until the task is done, with no await between check and claim
+            thread = None if thread_id in self._runs else await asyncio.to_thread(*claim, title=title, agent=agent.name)
+        if thread is None:
+            raise ThreadNotFound(f"there is no thread '{thread_id}' of yours; leave the id out to start a new one")
+        if thread_id in self._runs:
+            raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
+        run = self._runs[thread_id] = _Run(thread, run_id, [])  # no await between the check and this
         try:
-            async with saver.conn.execute("SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", (thread_id,)) as rows:
-                known = await rows.fetchone() is not None
-            new = fresh(messages) if known else list(messages)
-            if not new:
-                raise ValueError("there is nothing new after the last assistant message; send a user message")
-            # The ids tell later which run a message belongs to.
-            run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
-            run.task = asyncio.create_task(self._execute(agent, run, saver, {**config, "configurable": {"thread_id": thread_id}}))
+            here: RunnableConfig = {**config, "configurable": {"thread_id": thread_id}}
+            if decisions:
+                waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
+                given: Any = Command(resume=waiting.resume(decisions))
+            else:
+                await self._recover(agent, saver, thread)
+                new = fresh(messages) if await known(saver, thread_id) else list(messages)
+                if not new:
+                    raise ValueError("there is nothing new after the last assistant message; send a user message")
+                # The ids tell later which run a message belongs to.
+                run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
+                given = {"messages": run.new}
+            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
         except BaseException:
             del self._runs[thread_id]
             raise
         return run
+
+    async def _recover(self, agent: Agent, saver: AsyncSqliteSaver, thread: Thread) -> None:
+        """Settle a thread whose run was killed with its process, or waits for a person who said something else."""
+        config: RunnableConfig = {"configurable": {"thread_id": thread.id}}
+        if thread.running:
+            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed")
+        elif thread.waiting:
+            await settle(agent.threaded(saver), saver, config, [], status="waiting", unanswered=NOT_APPROVED)
 
     def _stop(self, run: _Run) -> None:
         if not run.ending:
@@ -195,33 +242,52 @@ class Runtime:
                 run.task.cancel()
 
     async def _parts(
-        self, graph: CompiledStateGraph, modes: list[str], messages: Sequence[BaseMessage], config: RunnableConfig
+        self, agent: Agent, graph: CompiledStateGraph, given: Any, config: RunnableConfig
     ) -> AsyncGenerator[Part, None]:
         from langchain_core.messages import AIMessageChunk
+        from langgraph.errors import GraphRecursionError
 
         final: Part | None = None
-        durability: Any = {"durability": "exit"} if graph.checkpointer else {}
-        stream = graph.astream({"messages": list(messages)}, config, stream_mode=modes, subgraphs=True, **durability)  # type: ignore[arg-type]
-        async with aclosing(stream) as parts:  # type: ignore[type-var]
-            async for part in parts:
-                namespace, mode, chunk = part  # type: ignore[misc]
+        durability: Any = {"durability": agent.durability} if graph.checkpointer else {}
+        stream: Any = graph.astream(given, config, stream_mode=agent.modes, subgraphs=True, **durability)  # type: ignore[arg-type]
+        clock = asyncio.timeout_at(asyncio.get_running_loop().time() + agent.timeout)
+        async with aclosing(stream):
+            while True:
+                try:
+                    # a clock for each part: none may run while the reader holds one
+                    clock = asyncio.timeout_at(clock.when())
+                    async with clock:
+                        namespace, mode, chunk = await anext(stream)
+                except StopAsyncIteration:
+                    break
+                except GraphRecursionError:
+                    message = f"{agent.name} took {agent.step_limit} steps without an end, which is its limit; ask more narrowly"
+                    raise RunLimit(message) from None
+                except TimeoutError:
+                    if not clock.expired():
+                        raise
+                    raise RunLimit(f"{agent.name} did not finish within {agent.timeout:g} s, which is its limit") from None
                 if mode == "values":
                     final = ((), "values", chunk) if not namespace else final
                 elif mode != "messages" or isinstance(chunk[0], AIMessageChunk):
-                    yield namespace, mode, chunk  # type: ignore[misc]
+                    yield namespace, mode, chunk
         if final is not None:  # only now is the checkpoint written
             yield final
 
-    async def _execute(self, agent: Agent, run: _Run, saver: AsyncSqliteSaver, config: RunnableConfig) -> None:
+    async def _execute(self, agent: Agent, run: _Run, saver: AsyncSqliteSaver, given: Any, config: RunnableConfig) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         graph = agent.threaded(saver)
         outcome: Any = _DONE
+        noted = asyncio.ensure_future(asyncio.to_thread(self._threads.begin, run.thread.id, _running(run)))
         try:
-            async with aclosing(self._parts(graph, agent.modes, run.new, config)) as parts:
+            await asyncio.shield(noted)
+            run.queue.put_nowait(((), "started", run.id))
+            async with aclosing(self._parts(agent, graph, given, config)) as parts:
                 async for part in parts:
-                    self._note(run, part)
+                    await self._note(run, part, agent)
                     run.queue.put_nowait(part)
         except asyncio.CancelledError:
+            await asyncio.wait([noted])  # a thread cannot be stopped, and must not note this after its end
             await self._settle(graph, saver, run, config, "cancelled")
         except Exception as error:
             outcome = error
@@ -230,18 +296,20 @@ class Runtime:
             run.ending = True
             run.queue.put_nowait(outcome)
             try:
-                await self._prune(saver, run.thread.id)
-                await asyncio.to_thread(self._threads.touch, run.thread.id, agent.name)
+                await self._rest(saver, run, agent)
             except Exception:
-                log.exception("thread %s: old checkpoints could not be removed; the next run tries again", run.thread.id)
+                log.exception("thread %s could not be brought to rest; the next run tries again", run.thread.id)
             finally:
                 self._runs.pop(run.thread.id, None)
 
-    @staticmethod
-    def _note(run: _Run, part: Part) -> None:
+    async def _note(self, run: _Run, part: Part, agent: Agent) -> None:
         _, mode, chunk = part
-        run.ending = mode == "values"
-        if mode == "custom" and isinstance(chunk, Mapping):
+        if mode == "values":
+            if interrupts := chunk.get("__interrupt__"):  # kept before anyone hears of it
+                run.waiting = waiting_of(run.id, interrupts)
+                await asyncio.to_thread(self._threads.end, run.thread.id, agent.name, run.waiting.to_dict())
+            run.ending = True
+        elif mode == "custom" and isinstance(chunk, Mapping):
             run.said += str(chunk.get("delta") or "")
             if citation := chunk.get("citation"):
                 run.citations.append(citation)
@@ -251,52 +319,19 @@ class Runtime:
     async def _settle(
         self, graph: CompiledStateGraph, saver: AsyncSqliteSaver, run: _Run, config: RunnableConfig, status: str
     ) -> None:
-        """Bring the thread of a run that did not finish to a state that the next turn can use."""
         try:
-            await self._complete(graph, saver, run, config, status)
+            await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations)
         except Exception:
             log.exception("thread %s could not be settled after its run %s", run.thread.id, status)
 
-    async def _complete(
-        self, graph: CompiledStateGraph, saver: AsyncSqliteSaver, run: _Run, config: RunnableConfig, status: str
-    ) -> None:
-        from langchain_core.messages import AIMessage
-
-        from agents.history import settle
-
-        if "messages" not in graph.channels:
+    async def _rest(self, saver: AsyncSqliteSaver, run: _Run, agent: Agent) -> None:
+        if run.once and run.waiting is None:
+            await saver.adelete_thread(run.thread.id)
+            await asyncio.to_thread(self._threads.delete, run.thread.id, run.thread.owner)
             return
-        saved = await saver.aget_tuple(config)
-        values = saved.checkpoint["channel_values"] if saved else {}
-        messages = list(values.get("messages") or [])
-        there = {m.id for m in messages}
-        missing = [m for m in run.new if m.id not in there]
-        messages += missing
-        last = messages[-1]
-        if isinstance(last, AIMessage) and not last.tool_calls:  # stopped after its answer was complete
-            return
-        settled = settle(messages)
-        extra = [*missing, *(m for m in settled if m not in messages)]
-        said = run.said[int(values.get("offset") or 0) :]
-        extra.append(
-            AIMessage(
-                (said.strip() and said) or STOPPED,
-                response_metadata={"mode": "", "abstained": False, "status": status, "citations": run.citations},
-            )
-        )
-        await graph.aupdate_state(config, {"messages": extra}, as_node="__start__")
-
-    @staticmethod
-    async def _prune(saver: AsyncSqliteSaver, thread_id: str) -> None:
-        """Keep a thread's last checkpoint alone: it holds all that was said."""
-        last = "(SELECT MAX(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '')"
-        async with saver.lock:
-            for table in ("checkpoints", "writes"):
-                await saver.conn.execute(
-                    f"DELETE FROM {table} WHERE thread_id = ? AND checkpoint_ns = '' AND checkpoint_id < {last}",
-                    (thread_id, thread_id),
-                )
-            await saver.conn.commit()
+        await prune(saver, run.thread.id, waiting=run.waiting is not None)
+        if run.waiting is None:
+            await asyncio.to_thread(self._threads.end, run.thread.id, agent.name)
 
     async def threads(self, owner: str, *, limit: int = 200) -> Sequence[Thread]:
         """The owner's threads, the last used first."""
@@ -313,10 +348,12 @@ class Runtime:
         """What was said on a thread, oldest first; raises ThreadNotFound."""
         from agents.history import turns_of
 
-        await self.thread(thread_id, owner)
-        saver = await self.open()
-        saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
-        return turns_of(list(saved.checkpoint["channel_values"].get("messages") or [])) if saved else []
+        thread = await self.thread(thread_id, owner)
+        messages = await messages_of(await self.open(), thread_id)
+        if thread.running:
+            there = {message.id for message in messages}
+            messages += [message for message in _asked(thread) if message.id not in there]
+        return turns_of(messages)
 
     async def rename(self, thread_id: str, owner: str, title: str) -> None:
         """Give a thread another title; raises ThreadNotFound."""
@@ -333,3 +370,16 @@ class Runtime:
         saver = await self.open()
         await saver.adelete_thread(thread_id)
         await asyncio.to_thread(self._threads.delete, thread_id, owner)
+
+
+def _running(run: _Run) -> dict[str, Any]:
+    from langchain_core.messages import messages_to_dict
+
+    return {"run_id": run.id, "messages": messages_to_dict(list(run.new))}
+
+
+def _asked(thread: Thread) -> list[BaseMessage]:
+    """What the run that is noted as going on was asked."""
+    from langchain_core.messages import messages_from_dict
+
+    return messages_from_dict(json.loads(thread.running or "{}").get("messages") or [])

@@ -142,6 +142,16 @@ class AgentState(_Conversation, total=False):
     mode: str
     offset: int
     """Characters of answer text streamed by earlier model calls of this turn."""
+    active: str
+    """The member of a swarm that speaks, from turn to turn."""
+    notes: list[str]
+    """What the steps of a plan have come to."""
+
+
+def new_turn() -> dict[str, Any]:
+    """State that no turn inherits from the one before."""
+    cleared: dict[str, Any] = {"documents": [], "citations": [], "plan": [], "notes": [], "route": None}
+    return {**cleared, "abstained": False, "mode": "", "offset": 0}
 
 
 def emit(part: Mapping[str, Any]) -> None:

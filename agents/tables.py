@@ -1,12 +1,29 @@
-"""Threads in the database: whose they are and what they are called. What was said is in the checkpoints."""
+"""Threads in the database: whose they are and what goes on there; what was said is in the checkpoints. And the log of runs."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Column, Engine, Float, Index, MetaData, String, Table, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 metadata = MetaData()
@@ -20,16 +37,44 @@ threads = Table(
     Column("agent", String(200), nullable=False),
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
+    Column("running", Text),  # JSON: the run going on and what it was asked; left behind by a process that was killed
+    Column("waiting", Text),  # JSON: what a run that stopped for a person asks
+    Column("waiting_run", String(64), index=True),
     Index("threads_by_owner", "owner", "updated"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(300), nullable=False),
+    Column("agent", String(256), nullable=False),
+    Column("thread_id", String(200)),
+    Column("status", String(16), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+    Index("runs_by_owner", "owner", "created"),
+    Index("runs_by_thread", "thread_id", "created"),
+)
+
+run_events = Table(
+    "run_events",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("type", String(80), nullable=False),
+    Column("data", LargeBinary, nullable=False),  # JSON
 )
 
 MAX_ID = 200
 TITLE_CHARS = 80
+ONCE = "run:"
+"""Begins the id of a thread that belongs to one run, which may have to wait for a person; not listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """A conversation. Times are Unix seconds; `agent` answered last."""
+    """A conversation. Times are Unix seconds; `agent` answered last; `running` and `waiting` are JSON, as the table has them."""
 
     id: str
     owner: str
@@ -37,6 +82,9 @@ class Thread:
     agent: str
     created: float
     updated: float
+    running: str | None = None
+    waiting: str | None = None
+    waiting_run: str | None = None
 
 
 def shorten(text: str) -> str:
@@ -75,12 +123,28 @@ class Threads:
             return self.find(thread_id, owner)
         return Thread(thread_id, owner, shorten(title), agent, now, now)
 
-    def touch(self, thread_id: str, agent: str) -> None:
+    def begin(self, thread_id: str, running: Mapping[str, Any]) -> None:
+        """Note what is run, so that a thread whose process was killed can be told from one that is at rest."""
         with self._engine.begin() as connection:
-            connection.execute(update(threads).where(threads.c.id == thread_id).values(updated=time.time(), agent=agent))
+            connection.execute(update(threads).where(threads.c.id == thread_id).values(running=json.dumps(running)))
+
+    def end(self, thread_id: str, agent: str, waiting: Mapping[str, Any] | None = None) -> None:
+        """Note that nothing runs, and what is waited for."""
+        noted = {"waiting": json.dumps(waiting), "waiting_run": waiting["run_id"]} if waiting else {}
+        values = {"updated": time.time(), "agent": agent, "running": None, "waiting": None, "waiting_run": None, **noted}
+        with self._engine.begin() as connection:
+            connection.execute(update(threads).where(threads.c.id == thread_id).values(**values))
+
+    def waiting_for(self, run_id: str, owner: str) -> Thread | None:
+        """The owner's thread on which this run waits for a person."""
+        query = select(threads).where(threads.c.waiting_run == run_id, threads.c.owner == owner)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return Thread(*row) if row else None
 
     def list(self, owner: str, limit: int) -> Sequence[Thread]:
-        query = select(threads).where(threads.c.owner == owner).order_by(threads.c.updated.desc(), threads.c.id).limit(limit)
+        ours = (threads.c.owner == owner, threads.c.id.not_like(f"{ONCE}%"))
+        query = select(threads).where(*ours).order_by(threads.c.updated.desc(), threads.c.id).limit(limit)
         with self._engine.connect() as connection:
             return [Thread(*row) for row in connection.execute(query)]
 

@@ -6,15 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evals.ask import Ask
     from evals.compare import Comparison, Difference, compare_runs
     from evals.data import Dataset, DatasetError, Prediction, Row, RowResult, load_dataset
+    from evals.gate import Criteria, Decision, load_criteria
+    from evals.groundedness import Groundedness
     from evals.journal import Evaluation, EvaluationError, read_journal
     from evals.report import Gate, GateError, GateResult, check, exit_code, failures, parse_gate, render, to_json
     from evals.run import evaluate
     from evals.scorers import METRICS, mlflow_scorers, score
 
 _HOME = {
+    "ask": ("Ask",),
     "compare": ("Comparison", "Difference", "compare_runs"),
+    "groundedness": ("Groundedness",),
+    "gate": ("Criteria", "Decision", "load_criteria"),
     "data": ("Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset"),
     "report": ("Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json"),
     "journal": ("Evaluation", "EvaluationError", "read_journal"),
@@ -24,6 +30,9 @@ _HOME = {
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - by module
+    "Ask",
+    "Criteria", "Decision", "load_criteria",
+    "Groundedness",
     "Comparison", "Difference", "compare_runs",
     "Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset",
     "Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json",

@@ -5,10 +5,25 @@ A dataset is a UTF-8 file with one JSON object a line:
     {"question": "How is a key revoked?", "expected_facts": ["smalti keys revoke"], "expected_sources": ["docs/keys.md"]}
     {"question": "What does a licence cost?", "unanswerable": true}
 
-`question` is required. `expected_facts` are strings the answer must all contain; `expected_sources` paths of which one must be
-retrieved; `unanswerable` says that the documents hold no answer, so that abstaining is right. `id` names a row; without it the
-id is made from the row's content, so it stays the same when lines move. Other keys are kept as `metadata`, unless they look like
-a misspelling of one of these.
+    {"inputs": {"text": "so glad it rains"}, "target": "positive"}
+
+`question` (for agents and chat models) or `inputs` (a record, for classical models) is required.
+
+| key | what is expected |
+|---|---|
+| `expected_facts` | strings the answer must all contain |
+| `expected_sources` | paths of which one must be retrieved |
+| `expected_answer` | the answer itself, but for case, punctuation and articles |
+| `expected_pattern` | a regular expression found in the answer |
+| `expected_schema` | a JSON schema that the answer, read as JSON, meets |
+| `expected_tools` | names of the tools that are called, in any order |
+| `expected_route` | the route that the router takes |
+| `target` | the label (a string) or the number that a classical model predicts |
+| `unanswerable` | the documents hold no answer, so that abstaining is right |
+
+`group` names what rows have in common (a source document), for standard errors; without it the first expected source does.
+`id` names a row; without it the id is made from the row's content, so it stays the same when lines move. Other keys are kept as
+`metadata`, unless they look like a misspelling of one of these.
 """
 
 from __future__ import annotations
@@ -16,12 +31,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-KEYS = ("id", "question", "expected_facts", "expected_sources", "unanswerable")
+KEYS = (
+    "id", "question", "expected_facts", "expected_sources", "unanswerable", "expected_answer", "expected_pattern",
+    "expected_schema", "expected_tools", "expected_route", "inputs", "target", "group",
+)  # fmt: skip
+_LISTS = ("expected_facts", "expected_sources", "expected_tools")
+_TEXTS = ("expected_answer", "expected_pattern", "expected_route", "group")
 
 
 class DatasetError(ValueError):
@@ -47,6 +68,29 @@ class Row:
     unanswerable: bool = False
     line: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    expected_answer: str = ""
+    expected_pattern: str = ""
+    expected_schema: Mapping[str, Any] | None = None
+    expected_tools: tuple[str, ...] | None = None
+    expected_route: str = ""
+    inputs: Mapping[str, Any] | None = None
+    target: str | float | None = None
+    group: str = ""
+
+    @property
+    def asked(self) -> str | Mapping[str, Any]:
+        """What is sent to the endpoint."""
+        return self.question if self.inputs is None else self.inputs
+
+    @property
+    def cluster(self) -> str:
+        """Rows of one cluster stand or fall together, so they count as one for standard errors."""
+        return self.group or (self.expected_sources[0] if self.expected_sources else self.id)
+
+    def expectations(self) -> dict[str, Any]:
+        """What is expected, by key, as MLflow calls it."""
+        keys = [key for key in KEYS if key.startswith("expected_")] + ["unanswerable", "target"]
+        return {key: value for key in keys if (value := getattr(self, key)) not in ((), None, "", False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +120,10 @@ class Prediction:
     latency_ms: question to full answer; None lets the evaluation measure it.
     request_id, trace_id: ids of the call and of its trace, where there are.
     error: why there is no answer (an infrastructure error, not a miss); the row is then left out of all metrics.
+    passages: what was retrieved, best first: `source` and, where it is known, `text`.
+    tools: names of the tools called, in order. route: what the router chose.
+    tokens, cost: tokens used in all, US dollars.
+    label: a classical model's answer. probabilities: its probability of each label.
     """
 
     text: str = ""
@@ -85,15 +133,33 @@ class Prediction:
     request_id: str | None = None
     trace_id: str | None = None
     error: str | None = None
+    passages: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[str] | None = None
+    route: str = ""
+    tokens: int | None = None
+    cost: float | None = None
+    label: str | float | None = None
+    probabilities: Mapping[str, float] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Prediction:
+        known = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        tools = known.get("tools")
+        known |= {key: tuple(known.get(key) or ()) for key in ("sources", "passages")}
+        return cls(**{**known, "tools": None if tools is None else tuple(tools)})
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """A row, its prediction and its scores by metric name (None where the metric does not apply to the row)."""
+    """A row, its prediction and its scores by metric name (None where the metric does not apply to the row).
+
+    `judged` holds what further scorers said, by their names: `value`, `rationale`, `source` (CODE or LLM_JUDGE), `error`.
+    """
 
     row: Row
     prediction: Prediction
     scores: Mapping[str, float | None] = field(default_factory=dict)
+    judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as in the run's journal. Scores are left out: they follow from the rest."""
@@ -101,11 +167,10 @@ class RowResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RowResult:
-        row, prediction = data["row"], data["prediction"]
-        return cls(
-            Row(**{**row, "expected_facts": tuple(row["expected_facts"]), "expected_sources": tuple(row["expected_sources"])}),
-            Prediction(**{**prediction, "sources": tuple(prediction["sources"])}),
-        )
+        row: dict[str, Any] = {
+            key: tuple(value) if key in _LISTS and value is not None else value for key, value in data["row"].items()
+        }
+        return cls(Row(**row), Prediction.from_dict(data["prediction"]), judged=data.get("judged") or {})
 
 
 def load_dataset(path: str | Path) -> Dataset:
@@ -161,16 +226,19 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
     for key in value.keys() - set(KEYS):
         if close := difflib.get_close_matches(key.lower(), KEYS[1:], n=1, cutoff=0.8):
             raise wrong("is not a known key", f"did you mean {close[0]!r}?", key)
-    if "question" not in value:
+    inputs = value.get("inputs")
+    if inputs is not None and (not isinstance(inputs, dict) or not inputs):
+        raise wrong(f"is {_kind(inputs)}, not an object", 'write "inputs": {"column": value}', "inputs")
+    if "question" not in value and inputs is None:
         raise wrong("is missing", 'add "question": "…"', "question")
-    question = value["question"]
+    question = value.get("question", "" if inputs is None else json.dumps(inputs, ensure_ascii=False))
     if not isinstance(question, str):
         raise wrong(f"is {_kind(question)}, not a string", 'write "question": "…"', "question")
     if not question.strip():
         raise wrong("is empty", "write the question to ask", "question")
 
     lists: dict[str, tuple[str, ...]] = {}
-    for key in ("expected_facts", "expected_sources"):
+    for key in _LISTS:
         items = value.get(key)
         if items is None:
             items = []
@@ -181,6 +249,26 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
                 problem = "empty" if isinstance(item, str) else f"{_kind(item)}, not a string"
                 raise wrong(f"element {position} is {problem}", f'write "{key}": ["…"]', key)
         lists[key] = tuple(items)
+    called = lists.pop("expected_tools")
+    tools = None if value.get("expected_tools") is None else called  # an empty list expects that none is called
+
+    texts: dict[str, str] = {}
+    for key in _TEXTS:
+        text = value.get(key) or ""
+        if not isinstance(text, str):
+            raise wrong(f"is {_kind(text)}, not a string", f'write "{key}": "…"', key)
+        texts[key] = text
+    try:
+        re.compile(texts["expected_pattern"])
+    except re.error as error:
+        raise wrong(f"is no regular expression ({error})", "mend it", "expected_pattern") from None
+    schema, target = value.get("expected_schema"), value.get("target")
+    if schema is not None:
+        _check_schema(schema, wrong)
+    if target is not None and not isinstance(target, str | int | float):
+        raise wrong(f"is {_kind(target)}, not a label or a number", 'write "target": "…"', "target")
+    if isinstance(target, bool):
+        target = str(target).lower()
 
     unanswerable = value.get("unanswerable")
     if unanswerable is None:
@@ -192,7 +280,8 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
 
     row_id = value.get("id")
     if row_id is None:
-        content = json.dumps([question, *map(list, lists.values()), unanswerable], ensure_ascii=False)
+        wanted = [item for item in (*texts.values(), schema, list(tools or ()), inputs, target) if item]
+        content = json.dumps([question, *map(list, lists.values()), unanswerable, *wanted], ensure_ascii=False)
         base = hashlib.sha256(content.encode()).hexdigest()[:12]
         row_id, copy = base, 1
         while row_id in lines_of:  # the same row again: base-2, base-3 …
@@ -204,7 +293,22 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
     if row_id in lines_of:
         raise wrong(f"{row_id!r} is already the id of line {lines_of[row_id]}", "give each row its own id", "id")
     metadata = {key: item for key, item in value.items() if key not in KEYS}
-    return Row(row_id, question, lists["expected_facts"], lists["expected_sources"], unanswerable, number, metadata)
+    return Row(
+        row_id, question, lists["expected_facts"], lists["expected_sources"], unanswerable, number, metadata, **texts,
+        expected_schema=schema, expected_tools=tools, inputs=inputs, target=target,
+    )  # fmt: skip
+
+
+def _check_schema(schema: Any, wrong: Any) -> None:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    if not isinstance(schema, dict):
+        raise wrong(f"is {_kind(schema)}, not an object", 'write "expected_schema": {"type": "object"}', "expected_schema")
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        raise wrong(f"is no JSON schema ({error.message[:200]})", "mend it", "expected_schema") from None
 
 
 def _kind(value: Any) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from evals.data import Dataset, RowResult
+from evals.judged import numeric
 from evals.scorers import score, shared_lead
 from evals.stats import Estimate, summarize
 
@@ -62,6 +64,12 @@ class Evaluation:
     def errors(self) -> tuple[RowResult, ...]:
         """Rows without an answer: infrastructure errors, which no metric counts."""
         return tuple(result for result in self.results if result.prediction.error is not None)
+
+    @property
+    def scorer_errors(self) -> dict[str, int]:
+        """Rows that a further scorer could not judge, by its name."""
+        names = [name for result in self.results for name, said in result.judged.items() if said.get("error")]
+        return dict(Counter(names))
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -130,6 +138,8 @@ def read_journal(path: str | Path) -> Evaluation:
     head = entries[0]
     results = [RowResult.from_dict(entry) for entry in entries if entry["type"] == "row"]
     results.sort(key=lambda result: result.row.line)
+    judged = {entry["id"]: entry["judged"] for entry in entries if entry["type"] == "judged"}
+    results = [replace(result, judged=judged.get(result.row.id, {})) for result in results]
     results, _ = score_all(results)
     run = next((entry for entry in entries if entry["type"] == "run"), {})
     return Evaluation(
@@ -145,6 +155,30 @@ def read_journal(path: str | Path) -> Evaluation:
     )
 
 
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a finished journal, in one write."""
+    data = json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def find_journal(folder: Path, name: str) -> Path:
+    """The journal that `name` means: a path, an MLflow run's id, or `latest` in the folder. Raises `EvaluationError`."""
+    if (path := Path(name)).is_file():
+        return path
+    journals = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if name == "latest" and journals:
+        return journals[0]
+    wanted = f'"run_id": "{name}"'.encode()
+    for path in journals:
+        if name in (path.stem, path.name) or wanted in path.read_bytes():
+            return path
+    raise EvaluationError(f"{name}: no such evaluation in {folder}; give a journal's path, an MLflow run id or latest")
+
+
 def score_all(results: Iterable[RowResult]) -> tuple[list[RowResult], int]:
     """The results with their scores, and the `lead` they were scored with (see `evals.scorers.shared_lead`)."""
     results = list(results)
@@ -152,4 +186,10 @@ def score_all(results: Iterable[RowResult]) -> tuple[list[RowResult], int]:
         (path for result in results for path in result.row.expected_sources),
         (path for result in results for path in result.prediction.sources),
     )
-    return [replace(result, scores=score(result.row, result.prediction, lead)) for result in results], lead
+    names = {name: None for result in results for name in result.judged}
+
+    def scored(result: RowResult) -> RowResult:
+        judged = {name: numeric(result.judged[name]) if name in result.judged else None for name in names}
+        return replace(result, scores={**score(result.row, result.prediction, lead), **judged})
+
+    return [scored(result) for result in results], lead

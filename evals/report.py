@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from evals.journal import Evaluation
-from evals.scorers import METRICS
+from evals.scorers import described, metrics_of
+from evals.stats import Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,23 +44,29 @@ class GateResult:
     reason: str = ""
 
 
-def parse_gate(text: str, kind: Literal["min", "max"] = "min") -> Gate:
-    """A gate from `METRIC=VALUE`, as given to `--min` (`hit@5=0.9`) or `--max` (`latency_p95_ms=800`). Raises `GateError`."""
+def parse_gate(text: str, kind: Literal["min", "max"] = "min", scorers: Sequence[str] = ()) -> Gate:
+    """A gate from `METRIC=VALUE`, as given to `--min` (`hit@5=0.9`) or `--max` (`latency_p95_ms=800`). Raises `GateError`.
+
+    `scorers` are the names of further scorers, which may be held to any number from either side.
+    """
     name, equals, raw = (part.strip() for part in text.partition("="))
     example = "hit@5=0.9" if kind == "min" else "latency_p95_ms=800"
     if not equals or not name or not raw:
         raise GateError(f"--{kind} {text!r}: write METRIC=VALUE, such as {example}")
-    metric = METRICS.get(name.lower())
+    known = metrics_of(scorers)
+    metric = known.get(name) or known.get(name.lower())
     if metric is None:
-        close = difflib.get_close_matches(name.lower(), METRICS, n=1)
+        close = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise GateError(f"--{kind} {text!r}: unknown metric {name!r}; {hint}known are {', '.join(METRICS)}")
+        raise GateError(f"--{kind} {text!r}: unknown metric {name!r}; {hint}known are {', '.join(known)}")
     try:
         bound = float(raw)
     except ValueError:
         bound = math.nan
     if not math.isfinite(bound):
         raise GateError(f"--{kind} {text!r}: {raw!r} is not a number; write METRIC=VALUE, such as {example}")
+    if metric.name in scorers:
+        return Gate(metric.name, kind, bound)
     if metric.lower_is_better and kind == "min":
         raise GateError(f"--min {text!r}: {metric.name} is better when lower; use --max {metric.name}={raw}")
     if not metric.lower_is_better and kind == "max":
@@ -68,7 +75,7 @@ def parse_gate(text: str, kind: Literal["min", "max"] = "min") -> Gate:
         hint = f"; did you mean {metric.name}={bound / 100:g}?" if 1 < bound <= 100 else ""
         raise GateError(f"--min {text!r}: {metric.name} lies between 0 and 1{hint}")
     if metric.lower_is_better and bound <= 0:
-        raise GateError(f"--max {text!r}: {metric.name} is a time in milliseconds, above 0")
+        raise GateError(f"--max {text!r}: {metric.name} is an amount above 0")
     return Gate(metric.name, kind, bound)
 
 
@@ -78,8 +85,10 @@ def check(evaluation: Evaluation, gates: Sequence[Gate]) -> list[GateResult]:
     missing, errors = evaluation.expected_rows - evaluation.rows, len(evaluation.errors)
     results: list[GateResult] = []
     for gate in gates:
-        estimate = evaluation.estimates[gate.metric]
+        estimate = evaluation.estimates.get(gate.metric, Estimate(None, None, None, 0))
         reasons = []
+        if failed := evaluation.scorer_errors.get(gate.metric):
+            reasons.append(f"the scorer failed on {failed} of {evaluation.rows} rows")
         if missing:
             reasons.append(f"{missing} of {evaluation.expected_rows} rows are missing")
         if errors:
@@ -108,6 +117,7 @@ def to_json(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> dict[st
         "rows": evaluation.rows,
         "expected_rows": evaluation.expected_rows,
         "errors": len(evaluation.errors),
+        "scorer_errors": evaluation.scorer_errors,
         "metrics": evaluation.metrics,
         "intervals": {name: [estimate.low, estimate.high] for name, estimate in evaluation.estimates.items()},
         "n": {name: estimate.n for name, estimate in evaluation.estimates.items()},
@@ -132,18 +142,28 @@ class Failure:
     got: str
 
 
-_KINDS = ("error", "invented", "refused", "source", "facts")
+_ALWAYS = ("hit@5", "contains", "abstention_recall")
+"""Metrics that are shown even where no row has what they need, so that their lack is seen."""
+_WRONG = ("exact_match", "pattern", "json_schema", "tool_calls", "route", "accuracy")
+_KINDS = ("error", "invented", "refused", "source", "facts", *_WRONG)
+
+
+_EXPECTED = {
+    "exact_match": "expected_answer", "pattern": "expected_pattern", "json_schema": "expected_schema",
+    "tool_calls": "expected_tools", "route": "expected_route",
+}  # fmt: skip
 
 
 def failures(evaluation: Evaluation, limit: int | None = 10) -> list[Failure]:
     """The worst rows first: errors, then answers to unanswerable questions, refusals of answerable ones, sources that were not
-    retrieved, facts missing from the answer (fewest facts first)."""
-    found = [(failure, result) for result in evaluation.results if (failure := _failure(result))]
+    retrieved, facts missing from the answer (fewest facts first), then whatever else was expected."""
+    found = [(failure, result) for result in evaluation.results if (failure := failure_of(result))]
     found.sort(key=lambda pair: (_KINDS.index(pair[0].kind), *(pair[1].scores.get(key) or 0.0 for key in ("fact_recall", "f1"))))
     return [failure for failure, _ in found[:limit]]
 
 
-def _failure(result: RowResult) -> Failure | None:
+def failure_of(result: RowResult) -> Failure | None:
+    """What went wrong with a row, None where nothing did."""
     row, prediction, scores = result.row, result.prediction, result.scores
     facts, sources = " · ".join(row.expected_facts), ", ".join(row.expected_sources)
 
@@ -160,6 +180,11 @@ def _failure(result: RowResult) -> Failure | None:
         return failure("source", sources, ", ".join(prediction.sources) or "no sources")
     if scores.get("contains") == 0:
         return failure("facts", facts, prediction.text)
+    for key in _WRONG:
+        if scores.get(key) == 0:
+            wanted = row.target if key == "accuracy" else getattr(row, _EXPECTED[key])
+            got = {"tool_calls": ", ".join(prediction.tools or ()), "route": prediction.route}.get(key, prediction.text)
+            return failure(key, ", ".join(wanted) if isinstance(wanted, tuple) else str(wanted), got)
     return None
 
 
@@ -179,7 +204,9 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
         table.add_column(column, justify="right")
     table.add_column("What it says", style="dim")
     for name, estimate in evaluation.estimates.items():
-        words = METRICS[name].words if estimate.n else "no row has what it needs"
+        if not estimate.n and name not in _ALWAYS:
+            continue
+        words = described(name).words if estimate.n else "no row has what it needs"
         interval = (
             ""
             if estimate.low is None and estimate.high is None
@@ -207,7 +234,7 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
 def _number(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.1f}" if METRICS[metric].kind == "latency" else f"{value:.3f}"
+    return f"{value:,.1f}" if described(metric).kind == "latency" else f"{value:.3f}"
 
 
 def _short(text: str, length: int = 160) -> str:

@@ -1,8 +1,8 @@
 """An evaluation run: ask every question, keep every answer, score, record in MLflow, and make sure that no row is lost.
 
-Predictions are made here, with bounded concurrency and a time limit a row; each is appended to the run's journal as it arrives.
-`mlflow.genai.evaluate` then scores the journal in a process of its own (`evals/export.py`): its settings, its output and its
-tracking URI are process-wide, and the process that serves must keep its own.
+Predictions are made here, with bounded concurrency and a time limit a row; each is appended to the run's journal and to the
+cache (`evals/cache.py`) as it arrives. MLflow is told in a process of its own (`evals/export.py`): its settings, its output and
+its tracking URI are process-wide, and the process that serves must keep its own.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evals.cache import Cache
 from evals.data import Dataset, Prediction, Row, RowResult, load_dataset
 from evals.journal import Evaluation, EvaluationError, open_journal, read_journal, score_all
+from evals.judged import RowScorer, judge
 from evals.stats import summarize
 
 __all__ = ["Evaluation", "EvaluationError", "Predict", "Prediction", "evaluate", "read_journal"]
 
-Predict = Callable[[str], Awaitable[Prediction]]
-"""`async def predict(question) -> Prediction`; raising, or `Prediction.error`, records an infrastructure error for the row."""
+Predict = Callable[[Any], Awaitable[Prediction]]
+"""`async def predict(question) -> Prediction`; a row with `inputs` is asked with these in place of the question. Raising, or
+`Prediction.error`, records an infrastructure error for the row."""
 
 
 async def evaluate(
@@ -34,12 +37,15 @@ async def evaluate(
     dataset: Dataset | str | Path,
     predict: Predict,
     *,
-    tracking_uri: str,
+    tracking_uri: str | None,
     folder: Path,
     experiment: str = "smalti",
     artifact_root: Path | None = None,
     concurrency: int = 4,
     timeout: float = 120.0,
+    scorers: Sequence[RowScorer] = (),
+    identity: Mapping[str, object] | None = None,
+    reuse: bool = True,
     progress: bool = True,
     verbose: bool = False,
     params: Mapping[str, object] | None = None,
@@ -51,12 +57,16 @@ async def evaluate(
     ----------
     name: the endpoint's name, for the run.
     dataset: a loaded dataset or its path.
-    tracking_uri: MLflow's, such as `sqlite:////home/me/.smalti/mlflow.db` or `http://…`.
+    tracking_uri: MLflow's, such as `sqlite:////home/me/.smalti/mlflow.db` or `http://…`; None records nothing there.
     folder: where the run's journal is written; made if need be.
     experiment: MLflow experiment; made if need be.
     artifact_root: folder of MLflow's artifacts; default for a SQLite URI: `mlartifacts` beside the database.
     concurrency: questions asked at once.
     timeout: seconds a row may take; after that it is an error.
+    scorers: further scorers, such as those of `mlflow.genai.scorers`; `timeout` holds for them too.
+    identity: what makes the predictions (code, model, prompt, index …). With it, rows that were answered before under the same
+        identity are not asked again. Without it, only an evaluation that was cut off goes on where it was.
+    reuse: take predictions from earlier evaluations; else all rows are asked, and what is kept is replaced.
     progress: draw a progress bar on standard error if that is a terminal.
     verbose: let MLflow's own output through to standard error.
     params: further parameters of the MLflow run, such as the model.
@@ -71,10 +81,18 @@ async def evaluate(
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     journal, write = open_journal(folder, name, dataset)
+    cache = Cache(folder / "cache", {"endpoint": name, **(identity or {"dataset": dataset.sha256})})
     try:
         with _bar(progress, f"Asking {name}", len(dataset)) as advance:
-            results = await _predict_all(dataset.rows, predict, concurrency, timeout, write, advance)
-        results, lead = score_all(results)
+            results = await _predict_all(dataset.rows, _kept(cache, reuse), predict, concurrency, timeout, write, advance)
+        if scorers:
+            with _bar(progress, "Scoring", len(results)) as advance:
+                judged = Cache(folder / "cache", {"scorers": "judged"})
+                try:
+                    results = await judge(results, scorers, timeout=timeout, cache=judged, advance=advance, write=write)
+                finally:
+                    judged.close()
+        results, _ = await asyncio.to_thread(score_all, results)
         estimates = await asyncio.to_thread(summarize, [result.scores for result in results])
         evaluation = Evaluation(
             endpoint=name,
@@ -86,8 +104,12 @@ async def evaluate(
             journal=journal,
             params={key: str(value) for key, value in (params or {}).items()},
         )
+        if identity is None:
+            cache.forget()
+        if tracking_uri is None:
+            return evaluation
         with _bar(progress, "Recording in MLflow", len(results)) as advance:
-            request = _request(evaluation, tracking_uri, experiment, artifact_root, lead, concurrency, timeout)
+            request = _request(evaluation, tracking_uri, experiment, artifact_root, concurrency, timeout)
             recorded = await _export(request, journal, advance, verbose)
         run_id, experiment_id = recorded["run_id"], recorded["experiment_id"]
         link = f"{ui.rstrip('/')}/#/experiments/{experiment_id}/evaluation-runs?selectedRunUuid={run_id}" if ui else ""
@@ -95,10 +117,24 @@ async def evaluate(
         return replace(evaluation, run_id=run_id, experiment_id=experiment_id, link=link)
     finally:
         write(None)
+        cache.close()
+
+
+def _kept(cache: Cache, reuse: bool) -> Callable[[Row, Prediction | None], Prediction | None]:
+    """Looks a row up in the cache, or keeps its prediction there."""
+
+    def kept(row: Row, made: Prediction | None) -> Prediction | None:
+        if made is None:
+            return cache.prediction(row) if reuse else None
+        cache.keep(row, made)
+        return made
+
+    return kept
 
 
 async def _predict_all(
     rows: tuple[Row, ...],
+    kept: Callable[[Row, Prediction | None], Prediction | None],
     predict: Predict,
     concurrency: int,
     timeout: float,
@@ -110,7 +146,10 @@ async def _predict_all(
 
     async def work() -> None:
         for index, row in waiting:
-            results[index] = result = RowResult(row, await _predict_one(row, predict, timeout))
+            if (prediction := kept(row, None)) is None:
+                prediction = await _predict_one(row, predict, timeout)
+                kept(row, prediction)
+            results[index] = result = RowResult(row, prediction)
             write({"type": "row", **result.to_dict()})
             advance()
 
@@ -125,7 +164,7 @@ async def _predict_all(
 
 async def _predict_one(row: Row, predict: Predict, timeout: float) -> Prediction:
     async def ask() -> Prediction:  # also turns a predict that raises before its first await into a failed task
-        return await predict(row.question)
+        return await predict(row.asked)
 
     task, start = asyncio.ensure_future(ask()), time.perf_counter()
     try:
@@ -155,7 +194,6 @@ def _request(
     tracking_uri: str,
     experiment: str,
     artifact_root: Path | None,
-    lead: int,
     concurrency: int,
     timeout: float,
 ) -> dict[str, Any]:
@@ -172,7 +210,6 @@ def _request(
         "artifact_root": str(artifact_root.absolute()) if artifact_root else None,
         "run_name": f"{evaluation.endpoint} {Path(evaluation.dataset).name}",
         "journal": str(evaluation.journal.absolute()),
-        "lead": lead,
         "params": {
             "endpoint": evaluation.endpoint,
             "dataset": evaluation.dataset,
@@ -187,7 +224,15 @@ def _request(
             "errors": len(evaluation.errors),
             **{name: value for name, value in evaluation.metrics.items() if name.startswith("latency_p") and value is not None},
         },
-        "rows": [{**result.to_dict(), "scores": dict(result.scores)} for result in evaluation.results],
+        "rows": [
+            {
+                **result.to_dict(),
+                "scores": dict(result.scores),
+                "judged": dict(result.judged),
+                "expectations": result.row.expectations(),
+            }
+            for result in evaluation.results
+        ],
     }
 
 
@@ -204,11 +249,6 @@ def _child_environment() -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        # The defaults open 40 threads on SQLite's 15 connections, and rows whose thread gets none are dropped with a warning.
-        "MLFLOW_GENAI_EVAL_MAX_WORKERS": "4",
-        "MLFLOW_GENAI_EVAL_MAX_SCORER_WORKERS": "1",
-        "MLFLOW_GENAI_EVAL_PREDICT_RATE_LIMIT": "0",
-        "MLFLOW_GENAI_EVAL_SCORER_RATE_LIMIT": "0",
         "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",

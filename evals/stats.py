@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evals.scorers import METRICS, Metric
+from evals.scorers import Metric, metrics_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def summarize(scores: Iterable[Mapping[str, float | None]]) -> dict[str, Estimat
     """Every metric over the rows' scores, in the order of `METRICS`."""
     rows = list(scores)
     found: dict[str, Estimate] = {}
-    for metric in METRICS.values():
+    for metric in metrics_of({key for row in rows for key in row}).values():
         values = [value for row in rows if (value := row.get(metric.key)) is not None]
         value, low, high = _estimate(metric, values)
         found[metric.name] = Estimate(value, low, high, len(values), len(rows) - len(values))
@@ -96,11 +96,6 @@ def percentile(values: Sequence[float], quantile: float) -> tuple[float, float |
     value = float(np.quantile(values, quantile))
     low, high = _ends(quantile_test(values, q=value, p=quantile).confidence_interval(LEVEL))  # pyright: ignore[reportArgumentType]
     return value, low, high
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of `b - a` over the same items with its bootstrap interval, which resamples items and so keeps the pairs."""
-    return mean([after - before for before, after in zip(a, b, strict=True)])
 
 
 def _ends(interval: object) -> tuple[float | None, float | None]:

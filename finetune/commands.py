@@ -1,18 +1,28 @@
-"""The `finetune` command: runs a recipe, with progress, and prints what came of it."""
+"""The `finetune` command: runs recipes with progress, and looks after the runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from finetune.runs import Runs, TrainingRun
+
 finetune = typer.Typer(no_args_is_help=True, help="Train models from labelled data, by recipe.")
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
+_COLUMNS = {"id": "Run", "task": "Task", "status": "Status", "step": "Step", "steps": "of", "created": "Created", "message": ""}
 
-@finetune.callback()
-def _group() -> None:
-    """Keeps `run` a command of its own while it is the only one."""
+
+def _runs(context: typer.Context) -> Runs:
+    from finetune.runs import Runs
+
+    return Runs(context.obj.home.path / "finetune")
 
 
 @finetune.command("run")
@@ -20,17 +30,156 @@ def run(
     context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as finetune/recipes/router.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and do not wait for it.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train what RECIPE says, record it in MLflow and register the model."""
     from finetune.recipe import find, load_recipe
-    from finetune.train import run as train
+    from finetune.schema import TrainedRecipe
 
     work = context.obj
     loaded = load_recipe(find(recipe), overrides or ())
+    uri = f"sqlite:///{work.home.path / 'mlflow.db'}"
+    if isinstance(loaded, TrainedRecipe):
+        from finetune.base_model import locate
+
+        locate(loaded.base_model)  # told now, not by a process that ends
+        new = _runs(context).create(loaded, tracking_uri=uri, created_by="command line")
+        new.start()
+        if detach:
+            _show(context, new, as_json)
+        else:
+            _follow(context, new, as_json)
+        return
+    from finetune.train import run as train
+
     encoder = work.encoder
-    done = train(loaded, encoder.embed, tracking_uri=f"sqlite:///{work.home.path / 'mlflow.db'}", encoder=encoder.fingerprint)
+    done = train(loaded, encoder.embed, tracking_uri=uri, encoder=encoder.fingerprint)
     if as_json:
         work.print_json(done.as_dict())
     else:
         print(done.summary())
+
+
+@finetune.command("list")
+def list_runs(context: typer.Context, as_json: Json = False) -> None:
+    """List the runs, the newest first."""
+    rows = [each.summary() for each in _runs(context).list()]
+    context.obj.print_rows(rows, _COLUMNS, as_json=as_json, empty="No runs yet.")
+
+
+@finetune.command("show")
+def show(context: typer.Context, run: RunId, as_json: Json = False) -> None:
+    """Show a run: its state, its recipe and its result."""
+    _show(context, _runs(context).get(run), as_json)
+
+
+@finetune.command("events")
+def events(
+    context: typer.Context,
+    run: RunId,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more until the run ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a run told."""
+    from finetune.runs import describe
+
+    for event in _runs(context).get(run).events(follow=follow):
+        context.obj.print_json(event) if as_json else print(describe(event), flush=True)
+
+
+@finetune.command("cancel")
+def cancel(context: typer.Context, run: RunId) -> None:
+    """Ask a run to end after the step it is in; it can be resumed."""
+    found = _runs(context).get(run)
+    found.cancel()
+    print(f"Run {found.id} ends after its step.")
+
+
+@finetune.command("resume")
+def resume(
+    context: typer.Context,
+    run: RunId,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that failed, was canceled or was killed, from its newest whole checkpoint."""
+    found = _runs(context).get(run)
+    found.start()
+    if detach:
+        _show(context, found, as_json)
+    else:
+        _follow(context, found, as_json)
+
+
+def _show(context: typer.Context, run: TrainingRun, as_json: bool) -> None:
+    row = run.summary()
+    if as_json:
+        context.obj.print_json({**row, "recipe": run.spec["recipe"]})
+        return
+    result = row.pop("result")
+    print("\n".join(f"{key:14} {value}" for key, value in row.items() if value not in (None, "")))
+    if result:
+        print(_summary(result))
+
+
+def _follow(context: typer.Context, run: TrainingRun, as_json: bool) -> None:
+    """Shows progress until the run ends; Ctrl-C leaves it running."""
+    from finetune.runs import RunError, describe
+
+    last: dict[str, Any] = {}
+    try:
+        with _bar(quiet=as_json) as told:
+            for event in run.events(follow=True, attempt=True):
+                last = event
+                told(event)
+    except KeyboardInterrupt:
+        print(f"\nThe run goes on: smalti finetune events --follow {run.id}, or cancel {run.id}.")
+        return
+    if last["event"] != "completed":
+        raise RunError(f"Run {run.id}: {describe({k: v for k, v in last.items() if k != 'message'})}: {last.get('message', '')}")
+    result = run.state().get("result") or {}
+    if as_json:
+        context.obj.print_json({"id": run.id, **result})
+    else:
+        print(_summary(result) + f"\nrun {run.id}, MLflow run {result['mlflow_run_id']}")
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar on a terminal, lines elsewhere, on standard error; nothing where a machine reads."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from finetune.runs import describe
+
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("starting", total=None)
+
+        def told(event: dict[str, Any]) -> None:
+            line = describe(event)
+            if event["event"] == "progress":
+                progress.update(bar, total=event["steps"], completed=event["step"], description=line)
+            elif event["event"] in ("baseline", "registering", "validated", "started"):
+                progress.update(bar, description=event["event"])
+            if event["event"] != "progress" or not console.is_terminal:
+                console.print(line, markup=False, soft_wrap=True)
+
+        yield told
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """A few lines for people."""
+    metrics, baseline = result.get("metrics") or {}, result.get("baseline") or {}
+    lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {result['training_seconds']:.0f} s of training"]
+    if metrics:
+        width = max(map(len, metrics))
+        lines.append(f"{'':{width}}   this model" + (f"{result.get('baseline_name', 'baseline'):>18}" if baseline else ""))
+        for name, value in metrics.items():
+            lines.append(f"{name:{width}} {value:12.3f}" + (f" {baseline[name]:17.3f}" if name in baseline else ""))
+    if done := result.get("registered"):
+        alias = "alias champion" if done["champion"] else "not promoted"
+        lines.append(f"registered as {done['name']} version {done['version']}, {alias}: {done['reason']}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in result.get("warnings") or ())])

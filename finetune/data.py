@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 
+T = TypeVar("T")
 SHOWN = 20
 """Problems a `DataError` spells out; it holds all."""
 SKEW = 20
@@ -86,7 +87,7 @@ def read_labelled(
     rows: list[Row] = []
     seen: dict[str, Row] = {}
     known = {text, label, *ignore}
-    for number, row in _lines(path, problems):
+    for number, row in json_lines(path, problems):
         if not _columns(str(path), number, row, text, label, known, problems):
             continue
         found = Row(row[text], str(row[label]), number)
@@ -145,7 +146,7 @@ def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_fi
     return problems
 
 
-def sample(rows: Sequence[Row], size: int | None, seed: int) -> list[Row]:
+def sample(rows: Sequence[T], size: int | None, seed: int) -> list[T]:
     """At most `size` rows, drawn without regard to their label, in the order of the file; the same for the same seed."""
     if size is None or size >= len(rows):
         return list(rows)
@@ -156,7 +157,8 @@ def _normal(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Lines (from 1) that hold a JSON object; what is wrong with the others goes to `problems`."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

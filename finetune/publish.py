@@ -1,11 +1,11 @@
-"""Into the model registry: a trained classifier with signature, input example, data hash and the alias `champion`."""
+"""Into the model registry: a trained model with signature, input example, data hash; the best has the alias `champion`."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from finetune.classifier import LinearClassifier
 
 ALIAS = "champion"
 _CODE = Path(__file__).with_name("linear_model.py")
+_TEXT_CODE = Path(__file__).with_name("text_model.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Registered:
     name: str
     version: str
     model_uri: str
+    champion: bool = True
+    """Whether the alias points to it."""
+    reason: str = ""
+    """Why it does, or does not."""
 
 
 @contextmanager
@@ -78,3 +83,87 @@ def register(classifier: LinearClassifier, name: str, *, metadata: Mapping[str, 
             client.set_model_version_tag(name, number, key, str(value)[:5000])
         client.set_registered_model_alias(name, ALIAS, number)
     return Registered(name, number, logged.model_uri)
+
+
+def register_text_classifier(
+    folder: Path,
+    name: str,
+    *,
+    labels: Sequence[str],
+    text_column: str,
+    facts: Mapping[str, Any],
+    example: Sequence[str],
+    card: str,
+    score: float | None,
+    judge: Callable[[Any], float] | None,
+    margin: float = 0.0,
+) -> Registered:
+    """Log a trained encoder to MLflow's active run and register it: a column of texts to labels and probabilities.
+
+    Parameters
+    ----------
+    folder: `model.onnx`, `tokenizer.json`, `classifier.json`, as the task exports them.
+    facts: hashes and metrics, kept in the model's metadata and the version's tags.
+    card: the model card, Markdown.
+    score, judge, margin: as in `promote`.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import DataType as T
+
+    about = {**facts, "labels": list(labels), "id2label": {str(i): label for i, label in enumerate(labels)}}
+    outputs = [ColSpec(T.string, "label"), ColSpec(T.float, "confidence"), *(ColSpec(T.float, f"p_{label}") for label in labels)]
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = {"model": "model.onnx", "tokenizer": "tokenizer.json", "classifier": "classifier.json", "card": "README.md"}
+    with quiet():
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_TEXT_CODE),
+            artifacts={key: str(folder / file) for key, file in files.items()},
+            signature=ModelSignature(Schema([ColSpec(T.string, text_column)]), Schema(list(outputs))),
+            input_example=pd.DataFrame({text_column: list(example)}),
+            pip_requirements=[f"{p}=={version(p)}" for p in ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")],
+            metadata={**about, "rowwise": True},
+            registered_model_name=name,
+        )
+        number = str(logged.registered_model_version)
+        client = mlflow.MlflowClient()
+        client.update_model_version(name, number, card)
+        for key, value in about.items():
+            client.set_model_version_tag(name, number, key, str(value)[:5000])
+        champion, reason = promote(name, number, score, judge, margin)
+        client.set_model_version_tag(name, number, "promotion", reason)
+    return Registered(name, number, logged.model_uri, champion, reason)
+
+
+def promote(name: str, number: str, score: float | None, judge: Callable[[Any], float] | None, margin: float) -> tuple[bool, str]:
+    """Move the alias to a version if it is better than the champion; gives whether it did, and why.
+
+    Parameters
+    ----------
+    score: of the new version, higher is better; None if it was not evaluated.
+    judge: scores the champion, given as MLflow's model version, on the rows that gave `score`.
+    margin: how much better it must be.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        incumbent = client.get_model_version_by_alias(name, ALIAS)
+    except MlflowException:
+        client.set_registered_model_alias(name, ALIAS, number)
+        return True, "It is the first champion."
+    if score is None or judge is None:
+        return False, f"It was not evaluated, so version {incumbent.version} stays the champion."
+    try:
+        theirs = judge(incumbent)
+    except Exception as error:
+        return False, f"Version {incumbent.version}, the champion, could not be judged on these rows ({type(error).__name__})."
+    told = f"{score:.4f}, version {incumbent.version} has {theirs:.4f} on the same rows"
+    if score <= theirs + margin:
+        return False, f"It scores {told}: no better{f' by {margin:g}' if margin else ''}."
+    client.set_registered_model_alias(name, ALIAS, number)
+    return True, f"It scores {told}."

@@ -6,68 +6,18 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-THREE_PARTS = r"^[a-z0-9_]+\.[a-z0-9_]+\.[a-z0-9_]+$"
+from finetune.schema import RECIPES, BaseRecipe, ClassifyRecipe, EncoderRecipe, LanguageRecipe, Recipe, model_for
+
+__all__ = ["BaseRecipe", "ClassifyRecipe", "EncoderRecipe", "LanguageRecipe", "Recipe", "RecipeError", "find", "load_recipe"]
 
 
 class RecipeError(Exception):
     """A recipe that cannot be run; the message names file, line, key and what is accepted."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataRecipe(_Strict):
-    """Where the rows are. Relative paths count from the working folder, then from the folder the rooms lie in."""
-
-    train: Path
-    eval: Path | None = None
-    text_column: str = "text"
-    label_column: str = "label"
-    ignore_columns: tuple[str, ...] = ()
-    max_rows: Annotated[int, Field(ge=2)] | None = None
-    """Of the training rows, drawn by `seed`."""
-
-    @model_validator(mode="after")
-    def _two_columns(self) -> DataRecipe:
-        if self.text_column == self.label_column:
-            raise ValueError("text_column and label_column must differ")
-        return self
-
-
-class BaseRecipe(_Strict):
-    """What every task's recipe has."""
-
-    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
-    """Also the MLflow experiment."""
-    seed: int = 0
-    register_to: Annotated[str, Field(pattern=THREE_PARTS)] | None = None
-    """Name in the model registry, `catalog.schema.model`."""
-    data: DataRecipe
-
-
-class ClassifyRecipe(BaseRecipe):
-    """Text to one of some labels: a frozen encoder's embeddings and a calibrated logistic regression."""
-
-    task: Literal["classify"] = "classify"
-    encoder: str = "all-MiniLM-L6-v2"
-    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    """The labels there may be; without it, those that are in the data."""
-    C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-    """Inverse strengths of regularisation to choose from by cross-validated log-loss."""
-    folds: Annotated[int, Field(ge=2, le=20)] = 5
-    class_weight: Literal["none", "balanced"] = "none"
-    calibration: Literal["none", "temperature"] = "temperature"
-
-
-Recipe = ClassifyRecipe
-TASKS: Mapping[str, type[BaseRecipe]] = {"classify": ClassifyRecipe}
-"""A recipe's `task` chooses its model: the members of the union of recipes."""
 
 
 def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -95,21 +45,20 @@ def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
     else:
         data, node, name = _copy(source), None, "recipe"
     if not isinstance(data, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping that begins with task: {' | '.join(TASKS)}.")
+        raise RecipeError(f"{name}: a recipe is a mapping that begins with task: {' | '.join(RECIPES)}.")
     given = {}
     for override in overrides:
         key, value = _override(data, override)
         given[key] = value
-    task = data.get("task", "classify")
-    model = TASKS.get(task) if isinstance(task, str) else None
-    if model is None:
-        raise RecipeError(f"{_place(name, node, ('task',), given)}: task: {task!r} is not one of {', '.join(TASKS)}.")
+    model = model_for(data)
+    if isinstance(model, tuple):
+        key, accepted = model
+        raise RecipeError(f"{_place(name, node, (key,), given)}: {key}: {data.get(key)!r} is not one of {', '.join(accepted)}.")
     try:
         recipe = model.model_validate(data)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(name, node, given, model, problem) for problem in error.errors())) from error
-    assert isinstance(recipe, ClassifyRecipe)
-    return recipe
+    return typing.cast(Recipe, recipe)
 
 
 def find(path: Path) -> Path:

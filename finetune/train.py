@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data import check_split, read_labelled, sample
+from finetune.plots import draw_confusion, draw_reliability, panels
 from finetune.publish import ALIAS, Registered, quiet, register
-from finetune.recipe import Recipe, RecipeError, find
+from finetune.recipe import ClassifyRecipe, Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Run:
 
 
 def run(
-    recipe: Recipe,
+    recipe: ClassifyRecipe,
     embed: Embed,
     tracking_uri: str,
     progress: Progress | None = None,
@@ -92,12 +93,12 @@ def run(
     train_file = find(recipe.data.train)
     data = read_labelled(train_file, **columns)
     rows, evaluation, warnings = sample(data.rows, recipe.data.max_rows, recipe.seed), (), [str(w) for w in data.warnings]
-    hashes = {"data_sha256": _sha256(train_file)}
+    hashes = {"data_sha256": sha256(train_file)}
     if recipe.data.eval is not None:
         eval_file = find(recipe.data.eval)
         judged = read_labelled(eval_file, **columns)
         check_split(data, train_file, judged, eval_file, recipe.data.text_column)
-        evaluation, hashes["eval_sha256"] = judged.rows, _sha256(eval_file)
+        evaluation, hashes["eval_sha256"] = judged.rows, sha256(eval_file)
         warnings += [str(w) for w in judged.warnings]
     facts = {**hashes, "encoder": recipe.encoder, "encoder_fingerprint": encoder, "task": recipe.task}
     result = fit(rows, embed, recipe, evaluation=evaluation, progress=progress, metadata=facts)
@@ -109,17 +110,23 @@ def run(
         mlflow.set_tracking_uri(tracking_uri)
         try:
             client = mlflow.MlflowClient()
-            experiment = _experiment(client, recipe.name, tracking_uri, artifact_location)
-            with mlflow.start_run(experiment_id=experiment, run_name=recipe.name) as active:
+            number = experiment(client, recipe.name, tracking_uri, artifact_location)
+            with mlflow.start_run(experiment_id=number, run_name=recipe.name) as active:
                 _log(recipe, result, facts, warnings)
                 scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
                 registered = register(result.classifier, recipe.register_to, metadata=scores) if recipe.register_to else None
         finally:
             mlflow.set_tracking_uri(before)
-    return Run(result, active.info.run_id, experiment, registered, tuple(warnings))
+    return Run(result, active.info.run_id, number, registered, tuple(warnings))
 
 
-def _experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_location: str | None) -> str:
+def experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_location: str | None) -> str:
+    """The id of MLflow's experiment, made when it is not there.
+
+    Raises
+    ------
+    RecipeError: its artifacts can only be reached through its server, and `tracking_uri` is a database.
+    """
     database = tracking_uri.removeprefix("sqlite:///") if tracking_uri.startswith("sqlite:///") else None
     if (found := client.get_experiment_by_name(name)) is None:
         if artifact_location is None and database:
@@ -133,16 +140,22 @@ def _experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_loc
     return found.experiment_id
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _log(recipe: Recipe, result: Result, facts: Mapping[str, str], warnings: list[str]) -> None:
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values by dotted keys, as MLflow's parameters."""
+    settings = json.loads(recipe.model_dump_json())
+    values = {**{k: v for k, v in settings.items() if k != "data"}, **{f"data.{k}": v for k, v in settings["data"].items()}}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _log(recipe: ClassifyRecipe, result: Result, facts: Mapping[str, str], warnings: list[str]) -> None:
     import mlflow
 
     settings = json.loads(recipe.model_dump_json())
-    flat = {**{k: v for k, v in settings.items() if k != "data"}, **{f"data.{k}": v for k, v in settings["data"].items()}}
-    mlflow.log_params({key: value for key, value in flat.items() if value is not None})
+    mlflow.log_params(flat(recipe))
     mlflow.log_params({"rows": result.rows, "chosen_C": result.C, "temperature": round(result.classifier.temperature, 4)})
     mlflow.set_tags({**facts, "judged_on": result.judged_on, "converged": str(result.converged).lower()})
     mlflow.log_metrics({**result.metrics, **{f"baseline_{k}": v for k, v in result.baseline.items()}})
@@ -160,23 +173,9 @@ def _log(recipe: Recipe, result: Result, facts: Mapping[str, str], warnings: lis
 
 def _plots(result: Result) -> Figure:
     """Confusion matrix, reliability and the choice of C."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    labels = result.classifier.labels
-    left.imshow(result.confusion, cmap="Blues")
-    left.set(title="Confusion", xlabel="predicted", ylabel="true", xticks=range(len(labels)), yticks=range(len(labels)))
-    left.set_xticklabels(labels, rotation=30, ha="right")
-    left.set_yticklabels(labels)
-    for i, row in enumerate(result.confusion):
-        for j, count in enumerate(row):
-            left.text(j, i, str(count), ha="center", va="center")
-    middle.plot([0, 1], [0, 1], linestyle=":", color="grey")
-    middle.plot([c for c, _, _ in result.reliability], [a for _, a, _ in result.reliability], marker="o")
-    middle.set(
-        title=f"Reliability (ECE {result.metrics['ece']:.3f})", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
-    )
+    figure, (left, middle, right) = panels(3)
+    draw_confusion(left, result.classifier.labels, result.confusion)
+    draw_reliability(middle, result.reliability, result.metrics["ece"])
     right.semilogx([C for C, _ in result.curve], [loss for _, loss in result.curve], marker="o")
     right.set(title="Choice of C", xlabel="C", ylabel="cross-validated log-loss")
     return figure

@@ -112,6 +112,8 @@ class CallRecord:
     """US dollars, where the model has a price."""
     verdicts: tuple[Mapping[str, str], ...] = ()
     """What guardrails did: guardrail, where, action, reason."""
+    served_entity_name: str | None = None
+    """Which of the endpoint's served entities answered, or failed."""
 
 
 class CallError(Exception):
@@ -124,6 +126,8 @@ class CallError(Exception):
     code: Databricks `error_code`, e.g. `BAD_REQUEST` (https://docs.databricks.com/api/workspace/introduction).
     retry_after: seconds, where waiting helps.
     param: the request field at fault.
+
+    `served_entity_name` is the entity that failed, set by whoever chose it.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class CallError(Exception):
     ) -> None:
         super().__init__(message)
         self.message, self.status, self.code, self.retry_after, self.param = message, status, code, retry_after, param
+        self.served_entity_name: str | None = None
 
 
 def bad_request(message: str, param: str | None = None) -> CallError:

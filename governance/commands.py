@@ -136,7 +136,9 @@ def add_grant(
     context: typer.Context,
     principal: _Principal,
     securable: _Securable,
-    level: Annotated[str, typer.Argument(help="CAN_VIEW, CAN_QUERY or CAN_MANAGE")] = "CAN_QUERY",
+    level: Annotated[
+        str, typer.Argument(help="CAN_VIEW, CAN_QUERY or CAN_MANAGE; of a model also BROWSE, EXECUTE or MANAGE")
+    ] = "CAN_QUERY",
     as_json: Json = False,
 ) -> None:
     """Allow a principal something; an agent's endpoint brings its index and its model."""

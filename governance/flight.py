@@ -16,6 +16,7 @@ from governance.journal import JournalError
 from governance.limits import Reservation
 from governance.policies import AiGatewayConfig
 from governance.record import body_of, failed_status, lean, request_of, short, usage_of
+from governance.redact import redacted
 
 if TYPE_CHECKING:
     from governance.gateway import Gateway
@@ -35,6 +36,7 @@ class Flight:
     """One call between INTENT and COMPLETION."""
 
     __slots__ = (
+        "admitted",
         "call",
         "created",
         "done",
@@ -42,10 +44,12 @@ class Flight:
         "gateway",
         "guard",
         "inner_cost",
+        "mirrored",
         "policy",
         "reservation",
         "root",
         "secret",
+        "served",
         "start_ns",
         "steps",
         "text",
@@ -63,6 +67,8 @@ class Flight:
         reservation: Reservation | None,
         verdicts: list[dict[str, str]] | None = None,
         guard: Guard | None = None,
+        *,
+        mirrored: bool = False,
     ) -> None:
         self.gateway, self.call, self.start_ns, self.root, self.secret = gateway, call, start_ns, root, secret
         self.policy, self.reservation = policy, reservation
@@ -72,13 +78,30 @@ class Flight:
         self.created: Mapping[str, Any] | None = None
         self.verdicts: list[dict[str, str]] = [] if verdicts is None else verdicts
         self.guard = guard
+        self.mirrored = mirrored
+        self.admitted = False
+        """Whether it holds a turn of the gateway's `admission`."""
+        self.served: str | None = None
+        """The served entity that answers, as far as it is known."""
         self.inner_cost = 0.0
         """US dollars that the calls made for this one have cost."""
         self.done = False
 
     def intent(self, request: bytes) -> None:
-        logged = self.policy is None or self.policy.payload_logged
-        self._append({**self._columns(), "request": orjson.Fragment(request)} if logged else self._columns())
+        if self.policy is None or self.policy.logs_payload(self.call.request_id):
+            self._append({**self._columns(), "request": self._kept("request", request)})
+        else:
+            self._append(self._columns())
+
+    def _kept(self, side: str, raw: bytes) -> orjson.Fragment:
+        """A request or answer as it may be written."""
+        paths = self.policy.redactions if self.policy is not None else ()
+        if not paths:
+            return orjson.Fragment(raw)
+        body = orjson.loads(raw)
+        if isinstance(body, dict) and body.get("smalti_truncated"):
+            del body["head"]  # in which nothing can be told apart
+        return orjson.Fragment(payload(redacted(body, side, paths), MAX_PAYLOAD))
 
     def answered(self, event: Event) -> None:
         """Record the engine's terminal event. Raises `CallError` 503 when that cannot be done."""
@@ -87,9 +110,11 @@ class Flight:
         error = (body.get("error") or {}).get("message") if event.type == "response.failed" else None
         if self.first_ns is None:
             self.first_ns = time.time_ns()
+        self.served = event.data.get("served_entity_name") or self.served
         self._finish(status, body, usage_of(body), error, event.data)
 
     def failed(self, error: CallError) -> None:
+        self.served = error.served_entity_name or self.served
         self._finish(error.status, self._partial("failed"), {}, error.message)
 
     def abandoned(self) -> None:
@@ -141,10 +166,12 @@ class Flight:
         end = time.time_ns()
         call, gateway = self.call, self.gateway
         gateway._flights.pop(call.request_id, None)
+        if self.admitted:
+            gateway.admission.leave()
         cost = self._cost(usage, response)
         if self.reservation is not None:
             self.reservation.settle(self._tokens(usage, status), (cost or 0.0) + self.inner_cost)
-        if cost and (outer := gateway._flights.get(call.parent_id or "")) is not None:
+        if cost and not self.mirrored and (outer := gateway._flights.get(call.parent_id or "")) is not None:
             outer.inner_cost += cost + self.inner_cost
         columns: dict[str, Any] = {
             **(self._columns() if self.reservation is None else self._key()),  # a refused call has no INTENT before this
@@ -161,11 +188,13 @@ class Flight:
             columns["guardrail_verdicts"] = self.verdicts
         if response is not None:
             columns["served_entity_id"] = short((event or {}).get("served_entity_id") or response.get("served_entity_id"))
-            columns["served_entity_name"] = short((event or {}).get("served_entity_name") or response.get("model"))
-            if self.policy is None or self.policy.payload_logged:
-                columns["response"] = orjson.Fragment(payload(lean(response, call.task), MAX_PAYLOAD))
-        if request is not None:
-            columns["request"] = orjson.Fragment(request)
+            columns["served_entity_name"] = short(self.served or response.get("model"))
+            if self.policy is None or self.policy.logs_payload(call.request_id):
+                columns["response"] = self._kept("response", payload(lean(response, call.task), MAX_PAYLOAD))
+        elif self.served:
+            columns["served_entity_name"] = short(self.served)
+        if request is not None and (self.policy is None or self.policy.logs_payload(call.request_id)):
+            columns["request"] = self._kept("request", request)
         unrecorded: JournalError | None = None
         try:
             self._append(columns)
@@ -173,7 +202,18 @@ class Flight:
             logger.error("call %s of %s could not be recorded: %s", call.request_id, call.endpoint, trouble)
             unrecorded, status, error = trouble, 503, str(trouble)
         record = CallRecord(
-            call, status, self.start_ns, end, self.first_ns, response, error, usage, tuple(self.steps), cost, tuple(self.verdicts)
+            call,
+            status,
+            self.start_ns,
+            end,
+            self.first_ns,
+            response,
+            error,
+            usage,
+            tuple(self.steps),
+            cost,
+            tuple(self.verdicts),
+            self.served,
         )
         for observer in gateway.observers:
             try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
+from governance.admission import Admission
 from governance.budgets import LeaseNeeded
 from governance.call import (
     STEP,
@@ -41,6 +44,10 @@ __all__ = ["CLIENT_GONE", "MAX_PAYLOAD", "MAX_REFUSED_PAYLOAD", "Gateway", "secu
 
 logger = logging.getLogger("smalti.gateway")
 
+MAX_MIRRORS = 64
+"""Copies for shadows that run at a time; past it they are left out, so that they never delay an answer."""
+MIRROR_SECONDS = 300.0
+
 
 class Gateway:
     """Every call of every endpoint and index, from outside and from within an agent, goes through `call`.
@@ -51,7 +58,7 @@ class Gateway:
     observers: told of each finished call, refused ones too; they must return at once.
     prices: what tokens cost; without them no call has a cost.
     toolkit: what guardrails need that look at the meaning.
-    max_in_flight: calls from outside that may be answered at a time; one more is refused at once with 503. None for no bound.
+    admission: how many calls from outside may be answered at a time, and how many may wait. Without it there is no bound.
     """
 
     def __init__(
@@ -64,30 +71,34 @@ class Gateway:
         *,
         prices: Prices | None = None,
         toolkit: Toolkit | None = None,
-        max_in_flight: int | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.identity, self.grants, self.limits, self.journal = identity, grants, limits, journal
         self.observers: list[Observer] = list(observers)
         self.prices = prices or Prices()
         self.toolkit = toolkit or Toolkit()
-        self.max_in_flight = max_in_flight
+        self.admission = admission or Admission()
         self.warnings: dict[str, str] = {}
         """Soft budgets that calls found used up, by request id; whoever answers takes it out and tells it in a header."""
         self._flights: dict[str, Flight] = {}  # calls in flight by request id
         self._guards: dict[str, tuple[AiGatewayConfig, Guard]] = {}
+        self._mirrors: set[asyncio.Task[None]] = set()
+        self.mirrors_dropped = 0
+        """Copies that were not made because enough of them were running."""
 
     @property
     def in_flight(self) -> int:
         """Calls being answered now."""
         return len(self._flights)
 
-    async def call(self, call: Call, engine: Engine | None) -> AsyncGenerator[Event, None]:
+    async def call(self, call: Call, engine: Engine | None, *, mirrors: Flight | None = None) -> AsyncGenerator[Event, None]:
         """Answer a call: its engine's events, the last of which is the only terminal one.
 
         Parameters
         ----------
         call: with `credential`, or for an inner call with `caller`.
         engine: what answers it; None when there is no such endpoint.
+        mirrors: the call that this one is a copy of, for a shadow; a copy takes nothing from the caller's limits.
 
         Raises
         ------
@@ -98,7 +109,7 @@ class Gateway:
         """
         if not self.identity.changes.inline:
             await asyncio.to_thread(self.identity.changes.versions)
-        flight = await self._admit(call, engine)
+        flight = await self._admit(call, engine, mirrors)
         call = flight.call
         if engine is not None and flight.guard is not None:
             engine = flight.guard.around(engine, flight.verdicts)
@@ -107,6 +118,8 @@ class Gateway:
         try:
             try:
                 assert engine is not None
+                if self.journal.fsync:
+                    await self._durable()
                 stream = engine(call)
                 while True:
                     # an async generator's body runs in the context of whoever asks for its next item
@@ -124,6 +137,8 @@ class Gateway:
                     if kind in TERMINAL:
                         flight.answered(event)
                         last = event
+                        if self.journal.fsync:
+                            await self._durable()
                         break
                     if kind == STEP:
                         flight.steps.append(event.data)
@@ -134,6 +149,7 @@ class Gateway:
                             flight.text.append(event.data.get("delta", ""))
                         elif kind == "response.created":
                             flight.created = event.data.get("response")
+                            flight.served = event.data.get("served_entity_name")
                     yield event
             except (GeneratorExit, asyncio.CancelledError):
                 flight.abandoned()
@@ -142,6 +158,8 @@ class Gateway:
                 failure = self._failure(call, error)
                 with suppress(CallError):  # a failure that cannot be recorded is told all the same
                     flight.failed(failure)
+                    if self.journal.fsync:
+                        await self._durable()
                 if flight.first_ns is None or not call.stream or call.task not in ("agent", "chat"):
                     raise failure from None
                 last = Event("response.failed", {"response": flight.failed_response(failure)})
@@ -166,16 +184,56 @@ class Gateway:
             raise CallError(error.get("message") or f"{call.endpoint} failed", status=failed_status(body))
         return body
 
+    def mirror(self, call: Call, engine: Engine) -> None:
+        """Send a copy of a call that is being answered to another engine: governed and journalled as the call's child, its answer
+        given to nobody. Returns at once; where many copies run already it is left out."""
+        if len(self._mirrors) >= MAX_MIRRORS:
+            self.mirrors_dropped += 1
+            return
+        copy = replace(
+            call,
+            request_id=uuid.uuid4().hex,
+            parent_id=call.request_id,
+            client_request_id=None,
+            thread_id=None,
+            stream=False,
+            usage_context={**call.usage_context, "smalti_traffic": "shadow"},
+        )
+        of = self._flights.get(call.request_id)
+        if of is None:
+            return
+        task = asyncio.create_task(self._mirrored(copy, engine, of), context=contextvars.Context())
+        self._mirrors.add(task)
+        task.add_done_callback(self._mirrors.discard)
+
+    async def _mirrored(self, call: Call, engine: Engine, of: Flight) -> None:
+        try:
+            async with asyncio.timeout(MIRROR_SECONDS), aclosing(self.call(call, engine, mirrors=of)) as events:
+                async for _ in events:
+                    pass
+        except (CallError, TimeoutError):
+            pass  # the row says so
+        except Exception:
+            logger.exception("the copy of call %s failed", call.parent_id)
+
+    async def close(self) -> None:
+        """End the copies that run."""
+        for task in self._mirrors:
+            task.cancel()
+        if self._mirrors:
+            await asyncio.wait(self._mirrors)
+
     # --- within ---
 
-    async def _admit(self, call: Call, engine: Engine | None) -> Flight:
+    async def _admit(self, call: Call, engine: Engine | None, mirrors: Flight | None = None) -> Flight:
         """Everything that is decided before the engine is called, INTENT included."""
         start, secret = time.time_ns(), call.credential
-        outer = self._flights.get(call.parent_id or "")
+        outer = mirrors or self._flights.get(call.parent_id or "")
         root, outer_secret = (outer.root, outer.secret) if outer else (call.request_id, None)
         secret = secret or outer_secret
         reservation: Reservation | None = None
         verdicts: list[dict[str, str]] = []
+        admitted = False
         try:
             if call.credential is not None:
                 caller = self.identity.authenticate(call.credential)
@@ -192,8 +250,9 @@ class Gateway:
             if caller.scopes is not None:  # what the call needs inside is its owner's to use
                 caller = replace(caller, scopes=None)
                 call = _of(call, caller)
-            if self.max_in_flight is not None and outer is None and len(self._flights) >= self.max_in_flight:
-                raise unavailable("the server answers as many calls as it can; try again in a moment", retry_after=1.0)
+            if outer is None:
+                await self.admission.enter()
+                admitted = True
             policy = self.limits.policies.get(call.endpoint)
             guard = self.guard(call.endpoint, policy) if policy is not None and policy.guarded else None
             if guard is not None:
@@ -201,6 +260,8 @@ class Gateway:
             request = payload(request_of(call), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
+            if mirrors is not None:
+                reservation = Reservation(self.limits, [], 0, 0)
             while reservation is None:
                 try:
                     reservation = self.limits.reserve(caller, call.endpoint, len(request), output)
@@ -210,24 +271,46 @@ class Gateway:
                 self.warnings[call.request_id] = "; ".join(reservation.warnings)
                 if len(self.warnings) > 1_000:
                     self.warnings.pop(next(iter(self.warnings)))
-            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard)
+            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrors is not None)
             flight.intent(request)
-        except JournalError as error:
+            flight.admitted = admitted
+        except BaseException as error:
+            if admitted:
+                self.admission.leave()
+            self._refused(error, call, start, root, secret, reservation, verdicts)
+            if self.journal.fsync and isinstance(error, CallError):
+                with suppress(JournalError):
+                    await self.journal.durable()
+            raise
+        self._flights[call.request_id] = flight
+        return flight
+
+    def _refused(
+        self,
+        error: BaseException,
+        call: Call,
+        start: int,
+        root: str,
+        secret: str | None,
+        reservation: Reservation | None,
+        verdicts: list[dict[str, str]],
+    ) -> None:
+        """Record a call that is not made. Raises `CallError` 503 for one that cannot be recorded."""
+        if isinstance(error, JournalError):
             if reservation is not None:
                 reservation.release()
             logger.error("call %s of %s refused: %s", call.request_id, call.endpoint, error)
             raise unavailable(
                 "the call cannot be recorded, so it is not made; tell whoever runs this server, and try again"
             ) from None
-        except CallError as refusal:
-            shown = refusal.call if isinstance(refusal, Refused) else call
-            Flight(self, _of(shown, shown.caller), start, root, secret, None, None, verdicts).refused(refusal)
-            raise
-        except asyncio.CancelledError:
+        if isinstance(error, CallError):
+            shown = error.call if isinstance(error, Refused) else call
+            policy = None
+            with suppress(CallError):  # one that cannot be read may be why
+                policy = self.limits.policies.get(call.endpoint)
+            Flight(self, _of(shown, shown.caller), start, root, secret, policy, None, verdicts).refused(error)
+        elif isinstance(error, asyncio.CancelledError):
             Flight(self, _of(call, call.caller), start, root, secret, None, None, verdicts).abandoned()
-            raise
-        self._flights[call.request_id] = flight
-        return flight
 
     def guard(self, endpoint: str, policy: AiGatewayConfig) -> Guard:
         """The policy's guardrails, compiled when it first counts. Raises `CallError` 503 where they cannot be."""
@@ -236,6 +319,14 @@ class Gateway:
             assert policy.guardrails is not None
             held = self._guards[endpoint] = (policy, compiled(policy.guardrails, self.toolkit, endpoint))
         return held[1]
+
+    async def _durable(self) -> None:
+        """Raises `CallError` 503 where the record cannot be put on the disk."""
+        try:
+            await self.journal.durable()
+        except JournalError as error:
+            logger.error("%s", error)
+            raise unavailable("the call cannot be recorded, so it is not answered; tell whoever runs this server") from None
 
     @staticmethod
     def _failure(call: Call, error: Exception) -> CallError:

@@ -101,6 +101,16 @@ class Identity:
         self._refresh()
         return self._groups.get((kind, name), frozenset())
 
+    def principal(self, name: str) -> str:
+        """`KIND:NAME` of a name that may lack its kind: a service principal or a group where there is one, else a user."""
+        kind, _, rest = name.partition(":")
+        if kind in ("user", "group", "service_principal") and rest:
+            return name
+        self._refresh()
+        if any(key.kind == "service_principal" for key in self.list_keys(name)) or ("service_principal", name) in self._groups:
+            return f"service_principal:{name}"
+        return f"group:{name}" if any(name in groups for groups in self._groups.values()) else f"user:{name}"
+
     def digest(self, *parts: str) -> str:
         """What is stored of another secret than a key, under the same pepper; `parts` say what it is for, and the secret."""
         return self._digest("\0".join(("secret", *parts)).encode())

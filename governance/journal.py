@@ -23,6 +23,7 @@ import orjson
 from sqlalchemy import Engine, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from governance.commit import GroupCommit
 from governance.frames import encode, iso, scan
 from governance.tables import create, inference_table, segments
 
@@ -51,9 +52,19 @@ class Journal:
     folder: where segments are kept.
     interval: seconds between ingestions in the background; None for ingestion on demand only.
     segment_bytes: size at which a new segment is begun.
+    fsync: whether `durable` waits until what was written is on the disk, so that a power failure loses nothing either. Calls
+        that wait at the same time share one flush.
     """
 
-    def __init__(self, engine: Engine, folder: Path, *, interval: float | None = 0.5, segment_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        interval: float | None = 0.5,
+        segment_bytes: int = 64 << 20,
+        fsync: bool = False,
+    ) -> None:
         create(engine)
         self._engine = engine
         self._folder = Path(folder)
@@ -67,6 +78,8 @@ class Journal:
         self._pid = os.getpid()
         self._seen: dict[str, int] = {}
         self._closed = False
+        self.fsync = fsync
+        self._commit = GroupCommit(self._flush) if fsync else None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if interval is not None:
@@ -100,6 +113,23 @@ class Journal:
                 raise JournalError(f"the journal in {self._folder} took part of a record only: is the disk full?")
             self._size += written
 
+    async def durable(self) -> None:
+        """Returns once everything appended before is as safe as `fsync` says. Raises `JournalError` where that cannot be."""
+        if self._commit is not None:
+            try:
+                await self._commit.wait()
+            except OSError as error:
+                raise JournalError(f"the journal in {self._folder} cannot be flushed: {error.strerror or error}") from None
+
+    def _flush(self) -> None:
+        with self._lock:
+            fd = os.dup(self._fd) if self._fd is not None else None  # the writers go on meanwhile
+        if fd is not None:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
     def _begin(self) -> None:
         """Begin a segment: the old one is let go, which tells ingesters that it is complete."""
         if self._closed:
@@ -114,11 +144,17 @@ class Journal:
                 break
             os.close(fd)
         self._fd, self._name, self._size, self._pid = fd, name, 0, os.getpid()
+        if self.fsync:
+            _flush_folder(self._folder)
 
     def _end(self) -> None:
         fd, self._fd, self._name = self._fd, None, ""
         if fd is not None:
-            os.close(fd)
+            try:
+                if self.fsync and self._pid == os.getpid():
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def _cut(self) -> None:
         """Take a half-written frame off; where that fails, leave it as the torn end of its segment."""
@@ -177,13 +213,21 @@ class Journal:
                 position += consumed
                 count += len(bodies)
             self._seen[name] = position
-            if ended and position >= size:
+            if ended and position >= size and self._settled():
                 os.unlink(path)
                 with self._engine.begin() as connection:
                     connection.execute(delete(segments).where(segments.c.name == name))
         finally:
             os.close(fd)
         return count
+
+    def _settled(self) -> bool:
+        """Whether the rows survive what the segment would have survived, so that it may go."""
+        if not self.fsync or self._engine.dialect.name != "sqlite":
+            return True
+        with self._engine.connect() as connection:
+            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(FULL)").scalar()
+        return not busy  # somebody reads: the next round tries again
 
     def _position(self, name: str) -> int:
         with self._engine.connect() as connection:
@@ -286,6 +330,8 @@ class Journal:
         with self._lock:
             already, self._closed = self._closed, True
             self._end()
+        if self._commit is not None:
+            self._commit.close()
         if not already:
             try:
                 self.ingest()
@@ -327,6 +373,15 @@ def _moment(value: datetime | str) -> datetime:
         except ValueError:
             raise ValueError(f"{value!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put a folder's list of files on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _lock(fd: int, *, wait: bool) -> bool:

@@ -27,9 +27,10 @@ class Metrics:
     Parameters
     ----------
     in_flight: tells how many calls are being answered now.
+    queued: tells how many wait for their turn.
     """
 
-    def __init__(self, in_flight: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, in_flight: Callable[[], int] = lambda: 0, queued: Callable[[], int] = lambda: 0) -> None:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry, "namespace": "smalti"}
         at = ["endpoint"]
@@ -42,6 +43,7 @@ class Metrics:
         self._limited = Counter("limits_hit", "Calls refused by a limit or a budget.", at, **made)
         self._verdicts = Counter("guardrail_verdicts", "What guardrails did.", [*at, "guardrail", "where", "action"], **made)
         Gauge("in_flight", "Calls being answered now.", **made).set_function(in_flight)
+        Gauge("queued", "Calls that wait for their turn.", **made).set_function(queued)
         self._endpoints: set[str] = set()
         self._children: dict[tuple[str, ...], Any] = {}
 

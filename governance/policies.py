@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from sqlalchemy import Engine, delete, select, update
 from governance import audit
 from governance.call import Caller, CallError, unavailable
 from governance.changes import Changes
+from governance.redact import PATH
 from governance.tables import policies as table
 
 
@@ -54,7 +56,11 @@ class RateLimit(BaseModel):
 
 
 class InferenceTableConfig(BaseModel):
-    """`enabled: false` keeps requests and answers out of the inference table; the row itself stays."""
+    """`enabled: false` keeps requests and answers out of the inference table; the row itself stays.
+
+    Smalti's own: `sample_percentage` keeps them of that share of the calls, and `redact` lists paths (`request.metadata.email`,
+    `response.output.*.text`) whose values are never written.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,6 +68,8 @@ class InferenceTableConfig(BaseModel):
     catalog_name: str | None = None
     schema_name: str | None = None
     table_name_prefix: str | None = None
+    sample_percentage: StrictInt | None = Field(default=None, ge=0, le=100)
+    redact: tuple[Annotated[str, Field(pattern=rf"^{PATH.pattern}$")], ...] | None = Field(default=None, max_length=100)
 
 
 class UsageTrackingConfig(BaseModel):
@@ -154,9 +162,19 @@ class AiGatewayConfig(BaseModel):
         rails = self.guardrails
         return rails is not None and any(side is not None and bool(side.custom) for side in (rails.input, rails.output))
 
+    def logs_payload(self, request_id: str) -> bool:
+        """Whether the call's request and answer are kept; of a sample, the same calls whoever asks."""
+        config = self.inference_table_config
+        if config is None:
+            return True
+        if config.enabled is False:
+            return False
+        return config.sample_percentage is None or zlib.crc32(request_id.encode()) % 100 < config.sample_percentage
+
     @property
-    def payload_logged(self) -> bool:
-        return self.inference_table_config is None or self.inference_table_config.enabled is not False
+    def redactions(self) -> tuple[str, ...]:
+        """Paths whose values are not written."""
+        return (self.inference_table_config.redact if self.inference_table_config else None) or ()
 
     @property
     def usage_tracked(self) -> bool:

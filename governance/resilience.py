@@ -10,6 +10,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
 
 from governance.call import STEP, Call, CallError, Engine, Event, unavailable
 
@@ -53,6 +55,72 @@ class Breaker:
             self._until = self._clock() + self._seconds
 
 
+@dataclass
+class Candidate:
+    """An engine that may answer.
+
+    Parameters
+    ----------
+    attempts: how often it is called, as long as it fails with a `RETRYABLE` status before its first word; one that did not answer
+        in time (504) is not asked again.
+    """
+
+    name: str
+    engine: Engine
+    attempts: int = 3
+    breaker: Breaker = field(default_factory=Breaker)
+
+
+async def first_to_answer(call: Call, candidates: Sequence[Candidate], *, pause: float = 0.2) -> AsyncIterator[Event]:
+    """The events of the first candidate that says a word; each is tried after the one before it has failed.
+
+    Parameters
+    ----------
+    pause: seconds before the second attempt; it doubles, and a random part is taken off. A long `retry_after` ends them.
+    """
+    last: CallError | None = None
+    for candidate in candidates:
+        gate, ill = candidate.breaker, False
+        for attempt in range(candidate.attempts):
+            if (wait := gate.wait()) > 0:
+                message = f"{candidate.name} failed several times in a row; it is tried again soon"
+                last = last or unavailable(message, retry_after=wait)
+                break
+            begun, held = False, []
+            try:
+                async with aclosing(candidate.engine(call)) as events:  # type: ignore[type-var]
+                    async for event in events:
+                        if not begun and event.type in _PRELUDE:
+                            held.append(event)
+                            continue
+                        if not begun:
+                            begun = True
+                            gate.succeeded()
+                            for early in held:
+                                yield early
+                        yield event
+                if not begun:
+                    for early in held:
+                        yield early
+                return
+            except CallError as error:
+                ill = error.status in RETRYABLE and error.status != 429
+                if begun or error.status not in RETRYABLE:
+                    if ill:
+                        gate.failed()
+                    raise
+                last = error
+            delay = max(pause * 2**attempt * random.uniform(0.5, 1.0), last.retry_after or 0.0)
+            silent = last.status == 504  # it has been waited for long enough
+            if attempt + 1 == candidate.attempts or delay > _LONGEST or silent:
+                break
+            await asyncio.sleep(delay)
+        if ill:
+            gate.failed()  # once a call, however often it was tried
+    assert last is not None
+    raise last
+
+
 def resilient(
     engines: Sequence[tuple[str, Engine]],
     *,
@@ -67,52 +135,14 @@ def resilient(
     ----------
     engines: name and engine of each served entity; the first answers, the others follow in this order.
     fallback: whether the others may be tried now (`fallback_config.enabled`).
-    attempts: how often each is called, as long as it fails with a `RETRYABLE` status before its first word; one that did not
-        answer in time (504) is not asked again.
-    pause: seconds before the second attempt; it doubles, and a random part is taken off. A long `retry_after` ends them.
+    attempts, pause: as for `Candidate` and `first_to_answer`.
     """
-    guarded = [(name, engine, breaker()) for name, engine in engines]
+    candidates = [Candidate(name, engine, attempts, breaker()) for name, engine in engines]
 
     async def run(call: Call) -> AsyncIterator[Event]:
-        last: CallError | None = None
-        for name, engine, gate in guarded if fallback() else guarded[:1]:
-            ill = False
-            for attempt in range(attempts):
-                if (wait := gate.wait()) > 0:
-                    last = last or unavailable(f"{name} failed several times in a row; it is tried again soon", retry_after=wait)
-                    break
-                begun, held = False, []
-                try:
-                    async with aclosing(engine(call)) as events:  # type: ignore[type-var]
-                        async for event in events:
-                            if not begun and event.type in _PRELUDE:
-                                held.append(event)
-                                continue
-                            if not begun:
-                                begun = True
-                                gate.succeeded()
-                                for early in held:
-                                    yield early
-                            yield event
-                    if not begun:
-                        for early in held:
-                            yield early
-                    return
-                except CallError as error:
-                    ill = error.status in RETRYABLE and error.status != 429
-                    if begun or error.status not in RETRYABLE:
-                        if ill:
-                            gate.failed()
-                        raise
-                    last = error
-                delay = max(pause * 2**attempt * random.uniform(0.5, 1.0), last.retry_after or 0.0)
-                silent = last.status == 504  # it has been waited for long enough
-                if attempt + 1 == attempts or delay > _LONGEST or silent:
-                    break
-                await asyncio.sleep(delay)
-            if ill:
-                gate.failed()  # once a call, however often it was tried
-        assert last is not None
-        raise last
+        events: Any = first_to_answer(call, candidates if fallback() else candidates[:1], pause=pause)
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     return run

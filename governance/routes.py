@@ -19,7 +19,13 @@ from governance.identity import Identity, Kind
 from governance.journal import Journal
 from governance.policies import AiGatewayConfig, Policies, explain
 
-_OBJECTS = {"serving-endpoints": "endpoint", "vector-search-indexes": "index"}
+_OBJECTS = {
+    "serving-endpoints": "endpoint",
+    "vector-search-indexes": "index",
+    "vector-search-endpoints": "search_endpoint",
+    "registered-models": "model",
+}
+_SEARCH = "vector-search-endpoints"
 _FIELDS = {"user": "user_name", "group": "group_name", "service_principal": "service_principal_name"}
 _MEANING = {
     "CAN_VIEW": "May see that it exists and how it is configured",
@@ -53,13 +59,17 @@ class AccessControl(BaseModel):
     user_name: str | None = None
     group_name: str | None = None
     service_principal_name: str | None = None
-    permission_level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"]
+    permission_level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_USE", "CAN_MANAGE"]
 
     @model_validator(mode="after")
     def _one(self) -> AccessControl:
         if sum(bool(name) for name in (self.user_name, self.group_name, self.service_principal_name)) != 1:
             raise ValueError("name exactly one of user_name, group_name, service_principal_name")
         return self
+
+    @property
+    def level(self) -> str:
+        return "CAN_QUERY" if self.permission_level == "CAN_USE" else self.permission_level
 
     @property
     def principal(self) -> str:
@@ -182,7 +192,7 @@ def router(
             securable = manager(who, kind, name)
             wanted = _parse(Permissions, body)
             try:
-                entries = [(entry.principal, entry.permission_level) for entry in wanted.access_control_list]
+                entries = [(entry.principal, entry.level) for entry in wanted.access_control_list]
                 grants.apply(securable, entries, replace=replace, by=who)
             except ValueError as error:
                 raise bad_request(str(error), "access_control_list") from None
@@ -196,7 +206,12 @@ def router(
 
         def permission_levels(name: str, who: Caller = who_asks) -> dict[str, Any]:
             manager(who, kind, named(kind, name))
-            return {"permission_levels": [{"permission_level": level, "description": _MEANING[level]} for level in LEVELS]}
+            levels = LEVELS[1:] if path == _SEARCH else LEVELS
+            return {
+                "permission_levels": [
+                    {"permission_level": _named(path, level), "description": _MEANING[level]} for level in levels
+                ]
+            }
 
         routes.get(at, name=f"{kind}_permissions")(get_permissions)
         routes.patch(at, name=f"update_{kind}_permissions", openapi_extra=_schema(Permissions))(update_permissions)
@@ -284,13 +299,18 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
+def _named(path: str, level: str) -> str:
+    """A level in the words of what it is on: a vector search endpoint is used, not queried."""
+    return "CAN_USE" if path == _SEARCH and level == "CAN_QUERY" else level
+
+
 def _permissions(path: str, name: str, held: list[Grant]) -> dict[str, Any]:
     """In the shape of `ServingEndpointPermissions`."""
     entries: dict[str, dict[str, Any]] = {}
     for grant in held:
         kind, _, who = grant.principal.partition(":")
         entry = entries.setdefault(grant.principal, {_FIELDS[kind]: who, "display_name": who, "all_permissions": []})
-        permission: dict[str, Any] = {"permission_level": grant.level, "inherited": bool(grant.via)}
+        permission: dict[str, Any] = {"permission_level": _named(path, grant.level), "inherited": bool(grant.via)}
         if grant.via:
             permission["inherited_from_object"] = [grant.via]
         entry["all_permissions"].append(permission)

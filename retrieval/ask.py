@@ -12,6 +12,8 @@ from typing import Any
 
 from retrieval import filters as filtering
 from retrieval.errors import BadRequest
+from retrieval.rows import facets
+from retrieval.rows.rerank import BUILT_IN
 
 QUERY_TYPES = {"HYBRID": "hybrid", "ANN": "dense", "FULL_TEXT": "lexical"}
 MAX_RESULTS = 10_000
@@ -29,12 +31,18 @@ FIELDS: Mapping[str, Any] = {
     "filters_json": str,
     "filter_string": str,
     "sort_columns": list,
+    "facets": list,
+    "query_columns": list,
+    "reranker": dict,
+    "columns_to_rerank": list,
     "debug_level": int,
-    # Taken and of no effect: the fused order is what is given.
+    # Sent by clients, and of no effect here.
     "endpoint_name": str,
     "query_source": str,
+    "query_experiment_config": dict,
 }
-_WANTED = {list: "a list", str: "a string", int: "a whole number"}
+_WANTED = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
+_STRINGS = ("columns", "sort_columns", "facets", "query_columns", "columns_to_rerank")
 
 
 def read(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def read(body: Mapping[str, Any]) -> dict[str, Any]:
             raise BadRequest(f"field {key!r} is not supported: a query takes {', '.join(FIELDS)}")
         if not isinstance(value, FIELDS[key]) or isinstance(value, bool):
             raise BadRequest(f"field {key!r} must be {_WANTED.get(FIELDS[key], 'a number')}")
-    for key in ("columns", "sort_columns"):
+    for key in _STRINGS:
         if not all(isinstance(each, str) for each in given.get(key, ())):
             raise BadRequest(f"unknown column in {key!r}: it must be a list of column names")
     kind = given.get("query_type", "ANN").upper()
@@ -71,8 +79,28 @@ def read(body: Mapping[str, Any]) -> dict[str, Any]:
         asked["filters"] = filtering.parse(given["filters_json"])
     elif given.get("filter_string", "").strip():
         asked["filters"] = given["filter_string"]
-    kept = ("columns", "query_text", "score_threshold", "sort_columns", "debug_level")
-    return asked | {name: given[name] for name in kept if name in given}
+    if reranker := _reranker(given):
+        asked["rerank"] = reranker
+    if given.get("facets"):
+        facets.parse(given["facets"])
+    kept = ("columns", "query_text", "score_threshold", "sort_columns", "debug_level", "facets", "query_columns")
+    return asked | {name: given[name] for name in kept if given.get(name) not in (None, [])}
+
+
+def _reranker(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`{"model", "columns"}` of what is to be reranked by what; None where nothing is."""
+    config = given.get("reranker") or {}
+    parameters = config.get("parameters") or {}
+    model = config.get("model") or BUILT_IN
+    columns = (parameters.get("columns_to_rerank") if isinstance(parameters, dict) else None) or given.get("columns_to_rerank")
+    if not config and not columns:
+        return None
+    if not isinstance(model, str) or not isinstance(columns, list) or not all(isinstance(each, str) for each in columns):
+        raise BadRequest(
+            "field 'reranker' must be an object with the columns to look at, as"
+            ' {"model": "databricks_reranker", "parameters": {"columns_to_rerank": ["text"]}}'
+        )
+    return {"model": model, "columns": columns}
 
 
 def scan(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,21 +130,19 @@ def keys(given: Any) -> list[str]:
     return [str(key) for key in given]
 
 
-def token(asked: Mapping[str, Any], offset: int) -> str:
+def token(body: Mapping[str, Any], offset: int) -> str:
     """A page token: the query, and where its next page begins. It grants nothing: the next page is asked for anew."""
-    return base64.urlsafe_b64encode(json.dumps({"query": dict(asked), "offset": offset}).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps({"query": dict(body), "offset": offset}).encode()).decode()
 
 
 def untoken(body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The query's body, and where its next page begins."""
     try:
         value = json.loads(base64.urlsafe_b64decode(str(body.get("page_token"))))
         query, offset = dict(value["query"]), value["offset"]
         if not isinstance(offset, int) or not 0 < offset < MAX_RESULTS:
             raise ValueError
-        filters = query.pop("filters", None)
-        again = {**query, **({"filter_string": filters} if isinstance(filters, str) else {})}
-        if isinstance(filters, dict):
-            again["filters_json"] = json.dumps(filters)
-        return read(again), offset
+        read(query)
+        return query, offset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
         raise BadRequest("field 'page_token' must be the next_page_token of an answer") from None

@@ -93,6 +93,11 @@ def _condition(rows: Snapshot, key: str, value: Any, columns: Sequence[str]) -> 
     return data.compared(operator, value)
 
 
+def values(rows: Snapshot, column: str, chosen: np.ndarray) -> list[tuple[Any, int]]:
+    """The values that a column has in the chosen rows, each with how many have it; of lists, each of their elements."""
+    return _column(rows, column).counted(chosen)
+
+
 def _column(rows: Snapshot, name: str) -> _Column:
     found = rows.cache.get(("column", name))
     if found is None:
@@ -123,6 +128,17 @@ class _Column:
         table = np.zeros(len(self._distinct), bool)
         table[list(chosen)] = True
         return table[self._codes]
+
+    def counted(self, chosen: np.ndarray) -> list[tuple[Any, int]]:
+        counts = np.bincount(self._codes[chosen], minlength=len(self._distinct))
+        totals: dict[Any, tuple[Any, int]] = {}
+        for code in map(int, np.flatnonzero(counts)):
+            value = self._distinct[code]
+            for each in dict.fromkeys(map(_plain, value)) if isinstance(value, list) else (_plain(value),):
+                if each is not None:
+                    shown = each[1] if isinstance(each, tuple) else each
+                    totals[each] = shown, totals.get(each, (shown, 0))[1] + int(counts[code])
+        return list(totals.values())
 
     def present(self) -> np.ndarray:
         return self._of([code for code, value in enumerate(self._distinct) if value is not None])

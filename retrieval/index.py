@@ -16,11 +16,16 @@ import numpy as np
 from sqlalchemy.engine import Engine, Row
 
 from retrieval import filters as filtering
+from retrieval import passages
 from retrieval import search as searching
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.memory import Memory
-from retrieval.rows import Embed, RowIndexes
+from retrieval.passages import MAX_K
+from retrieval.rows import facets
+from retrieval.rows.indexes import RowIndexes
+from retrieval.rows.rerank import BUILT_IN, Rerank, blend
+from retrieval.rows.write import Embed
 from retrieval.store import ChunkSource, Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, Passage, Skipped, SyncReport
@@ -29,7 +34,6 @@ from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
 
-MAX_K = 1000
 FILTERED = ("id", "document_id", "source", "title", "heading", "page", "start", "end")
 
 
@@ -78,10 +82,12 @@ class Indexes:
         self._lock = threading.Lock()
         self._syncing: dict[int, threading.Lock] = {}
         self._memories: dict[int, Memory] = {}
-        self.over_rows = RowIndexes(engine, taken=lambda name: self._store.index(name) is not None, folder_rows=self.rows)
+        self.over_rows = RowIndexes(engine, folder_rows=self.rows, folder_stamp=self._stamp)
         """Direct Access and Delta Sync indexes, and their endpoints."""
         self.embed_with: Embed | None = None
         """How an embeddings endpoint is called, through the gateway; the application sets it."""
+        self.rerank_with: Rerank | None = None
+        """How an endpoint that reranks is called, through the gateway; the application sets it."""
 
     def add(self, name: str, path: Path) -> IndexInfo:
         """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
@@ -170,13 +176,30 @@ class Indexes:
         return await asyncio.to_thread(self._search, row, query, vector, k, mode, filters)
 
     async def answer(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """A query or scan of an index over rows, or a scan of one over a folder, as `retrieval.ask` made it of a request."""
+        """A query or scan as `retrieval.ask` made it of a request."""
         full = full_name(name)
         over_rows = await asyncio.to_thread(self.over_rows.find, full) is not None
         if asked["op"] == "query":
-            return await self.over_rows.query(full, asked, self.embed)
+            if over_rows:
+                return await self.over_rows.query(full, asked, self.embed, self.rerank)
+            return await passages.query(self, full, asked)
         scan = self.over_rows.scan if over_rows else self._scan
         return await asyncio.to_thread(scan, full, asked["count"], asked["after"])
+
+    async def rerank(self, model: str, query: str, texts: Sequence[str]) -> np.ndarray:
+        """How well each text answers: by the reranker that is always there, or by an endpoint through `rerank_with`."""
+        if model != BUILT_IN:
+            if self.rerank_with is None:
+                raise NotFound(f"endpoint {model!r} does not exist: {BUILT_IN!r} is the reranker that is always there")
+            return await self.rerank_with(model, query, texts)
+        vectors = await self.encoder.aembed([query, *texts])
+        return await asyncio.to_thread(blend, query, texts, vectors[1:] @ vectors[0])
+
+    def facets(self, name: str, asked: Mapping[str, Any]) -> list[list[Any]]:
+        """The facets of a query over an index of a folder. Blocking."""
+        rows = self._memory(self._row(name).id).snapshot()
+        matched = rows.alive & filtering.of(rows, asked["filters"], FILTERED) if asked.get("filters") else rows.alive
+        return facets.count(rows, matched, facets.parse(asked["facets"]), FILTERED)
 
     async def embed(self, endpoint: str, texts: Sequence[str], caller: Any) -> np.ndarray:
         """Vectors by an embeddings endpoint: the encoder here by its own name, every other through `embed_with`."""
@@ -260,6 +283,10 @@ class Indexes:
         skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
         times = row.created_at, row.synced_at
         return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error)
+
+    def _stamp(self, name: str) -> float | None:
+        row = self._store.index(name)
+        return None if row is None else row.synced_at or 0.0
 
     def _sync_lock(self, index_id: int) -> threading.Lock:
         with self._lock:

@@ -98,6 +98,7 @@ search_endpoints = sa.Table(
     sa.Column("kind", sa.String(40), nullable=False),
     sa.Column("creator", sa.String(200), nullable=False),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("details", sa.Text),
 )
 
 row_indexes = sa.Table(

@@ -18,8 +18,15 @@ from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
-from serving import databricks, errors, indexes, management, oidc, routes, tracking
+from retrieval.rows.follow import Follower
+from serving import databricks, errors, feedback, files, indexes, management, mcp, oidc, routes, secret_routes
+from serving import tracking_routes as tracking
+from serving import unity_catalog as catalog
+from serving import unity_catalog_models as catalog_models
+from serving.compress import Compressed
+from serving.direct import Direct
 from serving.engines.index import refused
+from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
@@ -37,7 +44,11 @@ def application(platform: Platform) -> FastAPI:
     app = FastAPI(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
+    app.state.following = None
     app.state.example = "What is this about?"
+    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    app.add_middleware(Direct, routes=calls.routes)
+    app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
     errors.install(app)
 
@@ -64,7 +75,7 @@ def application(platform: Platform) -> FastAPI:
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
-    app.include_router(routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal))
+    app.include_router(calls)
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -86,7 +97,15 @@ def application(platform: Platform) -> FastAPI:
         found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
         return np.asarray(found["embeddings"], np.float32)
 
-    platform.indexes.embed_with = embed_with
+    async def rerank_with(endpoint: str, query: str, texts: Sequence[str]) -> Any:
+        """Scores of a classical model that takes the columns `query` and `document`."""
+        import numpy as np
+
+        asked = {"dataframe_split": {"columns": ["query", "document"], "data": [[query, text] for text in texts]}}
+        found = await platform.dispatcher.inner(endpoint, "predict", asked)
+        return np.asarray(found["predictions"], float).reshape(len(texts))
+
+    platform.indexes.embed_with, platform.indexes.rerank_with = embed_with, rerank_with
     app.include_router(
         reports.router(
             platform.engine,
@@ -106,9 +125,20 @@ def application(platform: Platform) -> FastAPI:
             platform.policies,
             platform.metrics,
             policy=platform.policy,
+            may_serve=platform.may_serve,
         )
     )
+    app.include_router(locals_router(platform.locals, caller=caller))
+    offers = mcp.Offers(
+        platform.dispatcher,
+        lambda: [info.name for info in platform.indexes.list()],
+        platform.inputs,
+        lambda who, securable: platform.grants.allowed(who, securable),
+    )
+    app.include_router(mcp.router(offers, caller))
     app.include_router(oidc.router(platform.oauth))
+    app.include_router(feedback.router(caller, platform.feedback))
+    app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
     app.include_router(
         retrieval_routes.router(
             platform.indexes,
@@ -116,11 +146,19 @@ def application(platform: Platform) -> FastAPI:
             invoke=invoke,
             visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
             manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
+            manage_endpoint=lambda who, name: platform.grants.check(who, f"search_endpoint:{name}", "CAN_MANAGE"),
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow:
-        app.include_router(tracking.router(platform.mlflow, authorize(platform.identity), sign_in="/login"))
+        server, access = platform.mlflow, platform.model_access
+        # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
+        app.include_router(files.router(platform.artifacts, server, access, caller))
+        models = catalog.Catalog(server, access)
+        app.include_router(catalog.router(models, caller))
+        app.include_router(catalog_models.router(models, caller, platform.identity.principal))
+        signed_in = authorize(platform.identity)
+        app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform))
     return app
@@ -152,14 +190,18 @@ class _Warnings:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     await platform.runtime.open()
+    await platform.runs.recover()
     await platform.lifecycle.restore()
+    platform.locals.start()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield
     finally:
-        coming_up.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await coming_up
+        for task in (coming_up, app.state.following):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await app.state.pages.stop()
         await platform.close()
 
@@ -179,6 +221,8 @@ async def _come_up(app: FastAPI) -> None:
         return
     app.state.ready = True
     app.state.announce()
+    follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)
+    app.state.following = asyncio.create_task(follower.run())
     # What people and tracing need comes after the first question can be answered.
     if platform.mlflow and platform.tracer:
         platform.tracer.start()

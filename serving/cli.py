@@ -93,8 +93,9 @@ class Workspace:
     @cached_property
     def grants(self) -> Grants:
         from governance.grants import Grants
+        from serving.needs import needs
 
-        return Grants(self.engine, self.settings.resources)
+        return Grants(self.engine, needs(self.settings, self.engine))
 
     @cached_property
     def journal(self) -> Journal:

@@ -5,21 +5,21 @@ Source: https://docs.databricks.com/api/workspace/servingendpoints/create
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from governance.call import CallError, bad_request
+from governance.call import CallError, bad_request, forbidden
+from serving.engines import addresses, providers
+from serving.engines.upstream import Reach
+from serving.secret_scopes import is_reference, reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-PROVIDERS = ("openai", "databricks-model-serving", "custom")
-TASKS = ("llm/v1/chat", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat", "agent/v2/chat")
-SECRETS = {"openai_api_key", "databricks_api_token", "token", "value"}
+TASKS = ("llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat", "agent/v2/chat")
+SECRETS = {"openai_api_key", "anthropic_api_key", "databricks_api_token", "token", "value"}
 """Fields that hold a secret, by the name that they have without `_plaintext`."""
 
 
@@ -28,14 +28,19 @@ class _Fields(BaseModel):
 
 
 class ExternalModelInput(_Fields):
-    """An external model; each provider's own fields stand in `<provider>_config` or `custom_provider_config`."""
+    """An external model; each provider's own fields stand in `<provider>_config` or `custom_provider_config`.
+
+    `private_network`, Smalti's own, is an administrator's word that its address may lie in a private network.
+    """
 
     name: str = Field(min_length=1)
     provider: str
     task: str
     openai_config: dict[str, Any] = Field(default_factory=dict)
+    anthropic_config: dict[str, Any] = Field(default_factory=dict)
     databricks_model_serving_config: dict[str, Any] = Field(default_factory=dict)
     custom_provider_config: dict[str, Any] = Field(default_factory=dict)
+    private_network: bool = False
 
 
 class EntityInput(_Fields):
@@ -47,6 +52,9 @@ class EntityInput(_Fields):
     external_model: ExternalModelInput | None = None
     environment_vars: dict[str, str] = Field(default_factory=dict)
     scale_to_zero_enabled: bool = False
+    workload_size: Literal["Small", "Medium", "Large"] | None = None
+    memory_limit_mb: int | None = Field(default=None, ge=64)
+    """Memory each process of a model may hold; Smalti's own field."""
 
 
 class RouteInput(_Fields):
@@ -56,7 +64,12 @@ class RouteInput(_Fields):
 
 
 class TrafficInput(_Fields):
+    """`routes` are Databricks'; `sticky`, `salt` and `shadow` are Smalti's own (see `serving.traffic`)."""
+
     routes: list[RouteInput] = Field(default_factory=list)
+    sticky: Literal["thread", "user", "request"] | None = None
+    salt: str | None = Field(default=None, max_length=200)
+    shadow: list[RouteInput] = Field(default_factory=list)
 
 
 class ConfigInput(_Fields):
@@ -89,7 +102,7 @@ def parse(body: Any, *, current: Mapping[str, Any] | None = None) -> dict[str, A
         twice = next(name for name in names if names.count(name) > 1)
         raise bad_request(f"Two served entities are named {twice!r}: give each its own name.", "served_entities")
     kept = {key: value for key, value in (given.model_extra or {}).items() if value is not None}
-    return {**kept, "served_entities": entities, "traffic_config": {"routes": _routes(given.traffic_config, names)}}
+    return {**kept, "served_entities": entities, "traffic_config": _traffic(given.traffic_config, names)}
 
 
 def _from_model(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,13 +116,11 @@ def _entity(entity: EntityInput, position: int) -> dict[str, Any]:
     if (entity.external_model is None) == (entity.entity_name is None):
         raise bad_request(f"Field '{where}' needs either 'entity_name' and 'entity_version', or 'external_model'.", where)
     if entity.external_model is not None:
-        _check_external(entity.external_model, f"{where}.external_model")
+        providers.check(entity.external_model.model_dump(exclude={"reach"}), f"{where}.external_model")
     elif not entity.entity_version:
         raise bad_request(f"Field '{where}.entity_version' is missing: send a version number or an alias.", where)
     made = entity.model_dump(exclude_none=True, exclude_defaults=True)
-    for key, value in flat(made):
-        if isinstance(value, str) and value.strip().startswith("{{secrets/"):
-            raise bad_request(f"Field '{where}' refers to {value[:80]}: secrets are not kept here; send {key} itself.", where)
+    _check_secrets(made, where)
     base = entity.external_model.name if entity.external_model else f"{entity.entity_name}-{entity.entity_version}"
     made["name"] = entity.name or re.sub(r"[^A-Za-z0-9_-]", "-", base)
     if not NAME.fullmatch(made["name"]):
@@ -117,14 +128,39 @@ def _entity(entity: EntityInput, position: int) -> dict[str, Any]:
     return made
 
 
-def _check_external(model: ExternalModelInput, where: str) -> None:
-    if model.provider not in PROVIDERS:
-        raise bad_request(
-            f"Field '{where}.provider' is {model.provider[:40]!r}; served are {', '.join(PROVIDERS)} (any OpenAI-like URL).",
-            where,
-        )
-    if model.task != "llm/v1/chat":
-        raise bad_request(f"Field '{where}.task' is {model.task[:40]!r}; external models are served as llm/v1/chat.", where)
+def vouch(config: Mapping[str, Any], current: Mapping[str, Any] | None, *, admin: bool) -> dict[str, Any]:
+    """The config with how far each external model's address may reach, as who sends it may say.
+
+    An administrator's external models may be on this machine, and with `private_network: true` in a private network; others'
+    are public. An address that serves already keeps its reach, whoever sends it again. Raises `CallError` (403).
+    """
+    serving = (current or {}).get("served_entities", ())
+    held = {
+        providers.address_of(entity["external_model"]): entity["external_model"]["reach"]
+        for entity in serving
+        if "reach" in entity.get("external_model", ())
+    }
+    entities = []
+    for entity in config["served_entities"]:
+        if (model := entity.get("external_model")) and entity not in serving:
+            kept = held.get(providers.address_of(model), "public")
+            if model.get("private_network") and not admin and kept != "private":
+                raise forbidden("Field 'external_model.private_network' is an administrator's to set.")
+            reach = kept if not admin else "private" if model.get("private_network") or kept == "private" else "own"
+            entity = {**entity, "external_model": {**model, "reach": reach}}
+        entities.append(entity)
+    return {**config, "served_entities": entities}
+
+
+def _check_secrets(entity: Mapping[str, Any], where: str) -> None:
+    """References to secrets stand where a secret is read, and a secret stands nowhere as plain text."""
+    environment = set(entity.get("environment_vars") or ())
+    for key, value in flat(entity):
+        referred = reference(value)
+        if referred and key not in SECRETS | environment:
+            raise bad_request(f"Field '{where}.{key}' cannot be a secret; environment_vars and keys can.", where)
+        if key in SECRETS - environment and isinstance(value, str) and not referred:
+            raise bad_request(f"Field '{where}' has {key} as text: send {key}_plaintext, or {{{{secrets/SCOPE/KEY}}}}.", where)
 
 
 def flat(value: Any) -> list[tuple[str, Any]]:
@@ -133,6 +169,20 @@ def flat(value: Any) -> list[tuple[str, Any]]:
     for key, inner in value.items() if isinstance(value, Mapping) else ():
         found += flat(inner) if isinstance(inner, Mapping) else [(key, inner)]
     return found
+
+
+def _traffic(traffic: TrafficInput | None, names: list[str]) -> dict[str, Any]:
+    made: dict[str, Any] = {"routes": _routes(traffic, names)}
+    if traffic is None:
+        return made
+    made |= {key: value for key in ("sticky", "salt") if (value := getattr(traffic, key))}
+    shadows = []
+    for copy in traffic.shadow:
+        name = copy.served_entity_name or copy.served_model_name
+        if name not in names:
+            raise bad_request(f"Field 'traffic_config.shadow' names {name!r}; there are {', '.join(names)}.", "traffic_config")
+        shadows.append({"served_entity_name": name, "traffic_percentage": copy.traffic_percentage})
+    return {**made, "shadow": shadows} if shadows else made
 
 
 def _routes(traffic: TrafficInput | None, names: list[str]) -> list[dict[str, Any]]:
@@ -179,7 +229,7 @@ def hide(config: Mapping[str, Any], keep: Callable[[str], str]) -> dict[str, Any
 
 
 def readable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it is read back: without secrets, and without the references to them."""
+    """The config as it is read back: without secrets; where one of a scope is meant, its name stays."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
@@ -189,33 +239,25 @@ def readable(config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             key: shown(inner)
             for key, inner in value.items()
-            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str))
+            if not (key.removesuffix("_plaintext") in SECRETS and isinstance(inner, str)) or is_reference(inner)
         }
 
     return shown(config)
 
 
-def check_upstream(url: str, declared: Collection[str]) -> None:
-    """Refuse an address in a private network, unless it is this machine's own or `declared`. Blocking (a name is looked up).
+def reach_of(model: Mapping[str, Any], declared: Collection[str]) -> Reach:
+    """How far an external model's address may reach: anywhere where the settings declare its host, else as `vouch` said."""
+    host = urlsplit(providers.address_of(model)).hostname
+    reach: Reach = "any" if host in declared else model.get("reach", "public")
+    return reach
 
-    Raises `CallError` (400).
-    """
-    parts = urlsplit(url)
-    host = parts.hostname
-    if parts.scheme not in ("http", "https") or not host:
-        raise bad_request(f"{url[:200]!r} is no address of a model: send one like https://host/v1.", "external_model")
-    if parts.username or parts.password:
-        raise bad_request("The address of a model holds no credentials: send the key in its own field.", "external_model")
-    if host in declared:
-        return
+
+def check_upstream(model: Mapping[str, Any], declared: Collection[str]) -> None:
+    """Refuse an address out of reach; each connection is checked again. Blocking: a name is looked up. Raises `CallError`."""
+    reach = reach_of(model, declared)
+    parts = urlsplit(providers.address_of(model))
     try:
-        found = socket.getaddrinfo(host, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise CallError(f"The host {host} is not known here. Check the address.", status=400, code="BAD_REQUEST") from None
-    for *_, address in found:
-        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if not (ip.is_global or ip.is_loopback):
-            raise bad_request(
-                f"{host} lies in a private network; `upstream_hosts: [{host}]` in the server's smalti.yaml allows it.",
-                "external_model",
-            )
+        if reach != "any":
+            addresses.lookup(parts.hostname or "", parts.port or 443, reach)
+    except addresses.Unreachable as error:
+        raise CallError(str(error), status=400, code="BAD_REQUEST", param="external_model") from None

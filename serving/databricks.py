@@ -77,7 +77,8 @@ def router(
             {"oidc_endpoint": f"{host}/oidc", "workspace_id": ORG_ID, "account_id": "smalti", "cloud": "aws", "host": host}
         )
 
-    routes.add_route("/api/2.0/serving-endpoints", list_endpoints, methods=["GET"], include_in_schema=False)
+    for path in ("/api/2.0/serving-endpoints", "/api/2.0/serving-endpoints/"):  # mlflow.deployments sends the second
+        routes.add_route(path, list_endpoints, methods=["GET"], include_in_schema=False)
     routes.add_route("/api/2.0/serving-endpoints/{name}", get_endpoint, methods=["GET"], include_in_schema=False)
     routes.add_route("/.well-known/databricks-config", discovery, methods=["GET"], include_in_schema=False)
     return routes

@@ -16,13 +16,16 @@ from typing import Any, Literal
 
 from governance.call import CallError, Engine, Task, not_found
 
-EndpointTask = Literal["agent/v1/responses", "agent/v1/chat", "agent/v2/chat", "llm/v1/chat", "llm/v1/embeddings", "predict"]
+EndpointTask = Literal[
+    "agent/v1/responses", "agent/v1/chat", "agent/v2/chat", "llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings", "predict"
+]
 
 CALL_TASKS: Mapping[str, Task] = {
     "agent/v1/responses": "agent",
     "agent/v1/chat": "agent",
     "agent/v2/chat": "agent",
     "llm/v1/chat": "chat",
+    "llm/v1/completions": "chat",
     "llm/v1/embeddings": "embeddings",
     "predict": "predict",
 }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import secrets as random
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,15 +14,26 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select
 
 from governance.call import Call, Engine, Event, bad_request, unavailable
-from serving.config import TASKS, check_upstream, flat
+from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
+from serving.engines.environment import Environments
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
+from serving.engines.providers import upstream_of
+from serving.engines.replicas import SIZES, Replicas
 from serving.registry import ModelVersion, Registry
+from serving.secret_scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
 
+DEPLOYMENT = {
+    "CREATING": "DEPLOYMENT_CREATING",
+    "READY": "DEPLOYMENT_READY",
+    "RECOVERING": "DEPLOYMENT_RECOVERING",
+    "FAILED": "DEPLOYMENT_FAILED",
+}
+"""An entity's state in the words of the REST API."""
 _REFERENCE = "secret:"
-_BASES = {"openai": "https://api.openai.com/v1"}
 
 
 class Entity(Protocol):
@@ -53,16 +63,17 @@ class Entity(Protocol):
 
 
 class Vault:
-    """Secrets of served entities, encrypted under a key made from the state folder's pepper. Blocking."""
+    """Secrets of served entities, encrypted under a key made from the state folder's pepper. Blocking.
 
-    def __init__(self, database: Database, pepper: Path) -> None:
+    `scopes` has those that a config only refers to.
+    """
+
+    def __init__(self, database: Database, pepper: Path, scopes: Scopes | None = None) -> None:
         self._database, self._pepper = database, pepper
+        self.scopes = scopes or Scopes(database, pepper)
 
     def _cipher(self) -> Any:
-        from cryptography.fernet import Fernet
-
-        key = hashlib.sha256(b"smalti serving secrets\0" + self._pepper.read_bytes()).digest()
-        return Fernet(base64.urlsafe_b64encode(key))
+        return cipher(self._pepper, b"smalti serving secrets")
 
     def keep(self, endpoint: str, values: Mapping[str, str]) -> None:
         """Store secrets by the references that `reference` gave."""
@@ -80,6 +91,9 @@ class Vault:
         return _REFERENCE + random.token_hex(16)
 
     def read(self, reference: str) -> str:
+        """The secret of a reference that `reference` gave, or of `{{secrets/SCOPE/KEY}}`. Raises `CallError`."""
+        if is_reference(reference):
+            return self.scopes.resolved(reference)
         with self._database.connect() as connection:
             wanted = table.c.id == reference.removeprefix(_REFERENCE)
             value = connection.execute(select(table.c.value).where(wanted)).scalar()
@@ -108,6 +122,9 @@ class Entities:
     upstream_hosts: hosts in private networks that external models may be at.
     patience: seconds an external model may take to its first byte, and between two.
     idle: seconds without a call after which an entity with `scale_to_zero_enabled` gives its memory back.
+    loads: models that are loaded at the same time.
+    memory: bytes each process of a model may hold, where the entity does not say (`memory_limit_mb`); None: no limit.
+    environments: whether a model gets an environment of its own where the server's packages do not satisfy its requirements.
     """
 
     def __init__(
@@ -120,16 +137,20 @@ class Entities:
         patience: float = 60,
         idle: float = 1800,
         loads: int = 2,
+        memory: int | None = None,
+        environments: bool = True,
     ) -> None:
         self.registry, self.vault = registry, vault
         self._logs = home / "logs"
         self._hosts, self._patience, self._idle = upstream_hosts, patience, idle
         self._loads = asyncio.Semaphore(loads)
+        self._memory = memory
+        self._environments = Environments(home / "environments", build=environments)
 
     async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
         """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
         if external := spec.get("external_model"):
-            await asyncio.to_thread(check_upstream, _address(external), self._hosts)
+            await asyncio.to_thread(check_upstream, external, self._hosts)
             return external["task"], None
         version = await asyncio.to_thread(self.registry.find, spec["entity_name"], spec["entity_version"])
         return version.task if version.task in TASKS else "predict", version
@@ -138,57 +159,58 @@ class Entities:
         """An entity that is not yet started. Raises `CallError`."""
         task, version = await self.check(spec)
         if version is None:
-            return _External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
-        process = ModelProcess(
-            version.path,
-            self._logs / endpoint / f"{spec['name']}.log",
-            environment=spec.get("environment_vars"),
-            idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
-            loads=self._loads,
-        )
-        return _Model(process, version, task)
+            return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+        environment = await asyncio.to_thread(self._environment, spec)
+        limit = int(spec["memory_limit_mb"]) << 20 if spec.get("memory_limit_mb") else self._memory
+        weights = await asyncio.to_thread(weights_of, version.path) if task == "llm/v1/chat" else None
+        if weights is not None:
+            model = LocalModel(
+                weights,
+                self._logs / endpoint / f"{spec['name']}.log",
+                environment=environment,
+                idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+                loads=self._loads,
+                memory_limit=limit,
+            )
+            model.version = version.version
+            return model
+
+        def process(number: int) -> ModelProcess:
+            return ModelProcess(
+                version.path,
+                self._logs / endpoint / f"{spec['name']}{f'-{number}' if number else ''}.log",
+                environment=environment,
+                idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
+                loads=self._loads,
+                memory_limit=limit,
+                interpreter=partial(self._environments.python, version.path),
+            )
+
+        processes = [process(number) for number in range(SIZES[spec.get("workload_size", "Small")])]
+        return _Model(processes[0] if len(processes) == 1 else Replicas(processes), version, task)
 
     def forget(self, endpoint: str) -> None:
         """Remove what an endpoint that is gone leaves behind. Blocking."""
         self.vault.forget(endpoint)
         shutil.rmtree(self._logs / endpoint, ignore_errors=True)
 
+    def secret(self, reference: str) -> str:
+        """The secret that a configuration refers to: the one place where references are resolved. Blocking."""
+        return self.vault.read(reference)
+
+    def _environment(self, spec: Mapping[str, Any]) -> dict[str, str]:
+        """The variables of a model's process, secrets in the place of the references to them."""
+        return {key: self.vault.scopes.resolved(value) for key, value in (spec.get("environment_vars") or {}).items()}
+
     def _upstream(self, endpoint: str, model: Mapping[str, Any]) -> Upstream:
-        given = _settings(model)
-        bearer, header = given.get("bearer_token_auth") or {}, given.get("api_key_auth") or {}
-        kept = bearer.get("token") or header.get("value") or given.get("openai_api_key") or given.get("databricks_api_token")
-        return Upstream(
-            base_url=_address(model),
-            model=model["name"],
-            key=self.vault.read(kept) if kept else None,
-            provider="openai" if model["provider"] == "openai" else "custom",
-            key_from=f"the key of endpoint {endpoint}",
-            header=str(header.get("key") or "authorization").lower(),
-        )
-
-
-def _settings(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    fields = {"openai": "openai_config", "databricks-model-serving": "databricks_model_serving_config"}
-    return model.get(fields.get(model["provider"], "custom_provider_config")) or {}
-
-
-def _address(model: Mapping[str, Any]) -> str:
-    """Base URL of an external model: up to what `/chat/completions` follows."""
-    given = _settings(model)
-    match model["provider"]:
-        case "openai":
-            url = given.get("openai_api_base") or _BASES["openai"]
-        case "databricks-model-serving":
-            url = f"{str(given.get('databricks_workspace_url') or '').rstrip('/')}/serving-endpoints"
-        case _:
-            url = given.get("custom_provider_url") or ""
-    return str(url).rstrip("/").removesuffix("/chat/completions")
+        reach = reach_of(model, self._hosts)
+        return upstream_of(model, self.secret, key_from=f"the key of endpoint {endpoint}", reach=reach)
 
 
 class _Model:
     """A registered model in its own process."""
 
-    def __init__(self, process: ModelProcess, version: ModelVersion, task: str) -> None:
+    def __init__(self, process: pyfunc.Served, version: ModelVersion, task: str) -> None:
         self.process, self.version = process, version.version
         self.engine = pyfunc.engine(process, task)
 
@@ -213,7 +235,7 @@ class _Model:
         return self.process.build_log
 
 
-class _External:
+class External:
     """A model elsewhere."""
 
     version, memory = None, 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import re
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,7 +26,7 @@ log = logging.getLogger("smalti.serving")
 ORG_ID = "1"
 """The workspace's number; Databricks' clients read it from `x-databricks-org-id`."""
 
-_OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings))(/|$)")
+_OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings|models))(/|$)")
 _DATABRICKS = re.compile(r"/(api|serving-endpoints|oidc|\.well-known)(/|$)")
 
 
@@ -40,7 +40,9 @@ def face(path: str) -> str | None:
 def request_id(scope: Scope) -> str:
     """The id of the request being answered; 32 hex digits, also its trace id and its row in the journal."""
     state = scope.setdefault("state", {})
-    return state.setdefault("request_id", uuid.uuid4().hex)
+    if (known := state.get("request_id")) is None:
+        known = state["request_id"] = f"{random.getrandbits(128):032x}"  # needs to be unique, not secret: no system call
+    return known
 
 
 def error_response(error: CallError, scope: Scope, *, path: str | None = None) -> Response:

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import httpx
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as Http
 
-from governance.call import CallError, not_found, unavailable
+from governance.call import Caller, CallError, bad_request, not_found, unavailable
+from serving.protocols.request import parse, take
+from serving.routes import read_body
 
 NAME = "user_feedback"
+
+
+def router(caller: Callable[..., Any], keep: Callable[[str, bool, str | None, Caller], Awaitable[Any]]) -> APIRouter:
+    """`POST /api/2.0/smalti/feedback`: `{"request_id", "value": true | false, "comment"}`.
+
+    The answer may be named by `request_id` (its `x-request-id`), `response_id`, `trace_id`, or a chat completion's id.
+
+    Parameters
+    ----------
+    caller: a FastAPI dependency that gives who asks.
+    keep: `keep(request_id, value, comment, caller)` keeps it; raises `CallError`.
+    """
+    routes = APIRouter()
+
+    async def feedback(http: Http, who: Caller = Depends(caller)) -> dict[str, Any]:
+        body = parse(await read_body(http, 65_536))
+        names = [take(body, field, str) for field in ("request_id", "response_id", "trace_id", "id")]
+        named = next(filter(None, names), None)
+        if named is None:
+            raise bad_request("Missing field 'request_id': send the answer's x-request-id.", "request_id")
+        value, comment = take(body, "value", bool, required=True), take(body, "comment", str)
+        identifier = re.sub(r"^(resp_|tr-|chatcmpl-)", "", named)
+        kept = await keep(identifier, value, comment, who)
+        return {"request_id": identifier, "trace_id": f"tr-{identifier}", "assessment_id": kept}
+
+    routes.add_api_route("/api/2.0/smalti/feedback", feedback, methods=["POST"], include_in_schema=False)
+    return routes
 
 
 async def assess(client: httpx.AsyncClient, request_id: str, value: bool, comment: str | None, caller_name: str) -> str:

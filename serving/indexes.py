@@ -73,7 +73,7 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
     async def tables(who: Caller = Depends(caller)) -> dict[str, Any]:
         if not who.admin:
             raise forbidden("Only an administrator may see the tables of the server.")
-        return {"tables": await asyncio.to_thread(indexes.over_rows.tables)}
+        return {"tables": await asyncio.to_thread(indexes.over_rows.tables.list)}
 
     @routes.post("/tables")
     async def add_table(request: Request, who: Caller = Depends(caller)) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
         if body.path is None or not ("://" in body.path or Path(body.path).is_absolute()):
             raise bad_request("Field 'path' must be an absolute path on the server, or DATABASE_URL#TABLE.", "path")
         name = full_name(body.name)
-        return {"name": name, "rows": await asyncio.to_thread(indexes.over_rows.add_table, name, body.path)}
+        return {"name": name, "rows": await asyncio.to_thread(indexes.over_rows.tables.add, name, body.path)}
 
     return routes
 

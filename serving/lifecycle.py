@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,21 +20,15 @@ from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select, update
 
 from governance.call import Call, CallError, Event, bad_request, unavailable
-from serving.config import NAME, hide, parse, readable
-from serving.endpoint import Endpoint, Endpoints, EndpointTask, answered_by
+from serving.config import NAME, hide, parse, readable, vouch
+from serving.endpoint import Endpoint, Endpoints, EndpointTask
 from serving.engines.process import LoadFailed
-from serving.entities import Entities, Entity, Failed
+from serving.entities import DEPLOYMENT, Entities, Entity, External, Failed
 from serving.tables import endpoints as table
+from serving.traffic import Arms, Mirror, Traffic, arms
 
 log = logging.getLogger("smalti")
 
-_GOLDEN = 0.6180339887498949
-_DEPLOYMENT = {
-    "CREATING": "DEPLOYMENT_CREATING",
-    "READY": "DEPLOYMENT_READY",
-    "RECOVERING": "DEPLOYMENT_RECOVERING",
-    "FAILED": "DEPLOYMENT_FAILED",
-}
 DETAILS = ("description", "tags", "email_notifications", "route_optimized", "rate_limits", "telemetry_config", "budget_policy_id")
 
 
@@ -55,36 +49,22 @@ class Record:
     entities: dict[str, Entity] = field(default_factory=dict)
     coming: dict[str, Entity] = field(default_factory=dict)
     work: asyncio.Task[None] | None = None
-    turn: float = 0.5
+    arms: Arms | None = None
+    """What answers, made of `config` and `entities`."""
 
     @property
     def updating(self) -> bool:
         return self.pending is not None and self.failure is None
 
-    def pick(self) -> str:
-        """The entity for the next call. A low-discrepancy sequence: shares are right over any stretch, and no client's own
-        rhythm can fall in with them."""
-        self.turn = (self.turn + _GOLDEN) % 1
-        routes = (self.config or {})["traffic_config"]["routes"]
-        reached = 0.0
-        for route in routes:
-            reached += route["traffic_percentage"] / 100
-            if self.turn < reached:
-                return route["served_entity_name"]
-        return max(routes, key=lambda route: route["traffic_percentage"])["served_entity_name"]
-
     async def answer(self, call: Call) -> AsyncIterator[Event]:
         """The engine of the endpoint: one entity answers, and is named."""
-        if not self.config:
+        if self.arms is None:
             reason = self.failure or "it is being created"
             raise unavailable(f"Endpoint {self.name!r} is not ready: {reason}", retry_after=None if self.failure else 5)
-        name = self.pick()
-        if (noted := answered_by.get()) is not None:
-            noted[call.request_id] = name
-        events: Any = self.entities[name].engine(call)
+        events: Any = self.arms.answer(call)
         async with aclosing(events):
             async for event in events:
-                yield Event(event.type, {**event.data, "served_entity_name": name}) if event.terminal else event
+                yield event
 
     @property
     def ready(self) -> bool:
@@ -132,7 +112,7 @@ class Record:
                     **({"entity_version": entity.version} if entity and entity.version else {}),
                     "creator": self.creator,
                     "creation_timestamp": self.updated,
-                    "state": {"deployment": _DEPLOYMENT[state], "deployment_state_message": message},
+                    "state": {"deployment": DEPLOYMENT[state], "deployment_state_message": message},
                 }
             )
         return {**config, "served_entities": entities, "config_version": version}
@@ -147,10 +127,22 @@ class Lifecycle:
     endpoints: the registry that serves; what the settings declare is in it already, and wins.
     entities: makes what runs.
     url: where clients reach this server.
+    fallback: whether an endpoint's entities may stand in for one another now.
+    mirror: starts copies of calls for shadows.
     """
 
-    def __init__(self, database: Database, endpoints: Endpoints, entities: Entities, *, url: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        endpoints: Endpoints,
+        entities: Entities,
+        *,
+        url: str,
+        fallback: Callable[[str], bool] = lambda name: False,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._database, self._endpoints, self._entities = database, endpoints, entities
+        self._fallback, self._mirror = fallback, mirror
         self._url = url
         self._records: dict[str, Record] = {}
         self._lock = asyncio.Lock()
@@ -194,12 +186,15 @@ class Lifecycle:
             self._register(record)
             record.work = asyncio.create_task(self._resume(record))
 
-    async def create(self, body: Mapping[str, Any], creator: str) -> Endpoint:
-        """A new endpoint; its models are loaded in the background. Raises `CallError`."""
+    async def create(self, body: Mapping[str, Any], creator: str, *, admin: bool = False) -> Endpoint:
+        """A new endpoint; its models are loaded in the background. What an `admin` declares may reach further (`config.vouch`).
+
+        Raises `CallError`.
+        """
         name = body.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise bad_request("Field 'name' must be 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first.", "name")
-        config = parse(body.get("config"))
+        config = vouch(parse(body.get("config")), None, admin=admin)
         async with self._lock:
             if name in self._endpoints:
                 raise CallError(f"There is an endpoint {name!r} already.", status=409, code="RESOURCE_ALREADY_EXISTS")
@@ -214,10 +209,10 @@ class Lifecycle:
         record.work = asyncio.create_task(self._roll(record))
         return self._endpoints.get(name)
 
-    async def update(self, name: str, body: Mapping[str, Any]) -> Endpoint:
+    async def update(self, name: str, body: Mapping[str, Any], *, admin: bool = False) -> Endpoint:
         """Bring an endpoint to another config, in the background. Raises `CallError`."""
         record = self.get(name)
-        config = parse(body, current=record.config)
+        config = vouch(parse(body, current=record.config), record.config, admin=admin)
         async with self._lock:
             if record.updating:
                 raise CallError(
@@ -225,6 +220,13 @@ class Lifecycle:
                     status=409,
                     code="RESOURCE_CONFLICT",
                 )
+            serving = record.config or {}
+            if config["served_entities"] == serving.get("served_entities"):  # only shares change: in force with the answer
+                record.config, record.pending, record.failure = {**serving, **config}, None, None
+                record.config_version, record.updated = record.config_version + 1, time.time_ns() // 1_000_000
+                self._register(record)
+                await self._save(record)
+                return self._endpoints.get(name)
             await self._task(config)
             record.pending, record.failure = await self._hidden(name, config), None
             await self._save(record)
@@ -332,6 +334,15 @@ class Lifecycle:
         task.add_done_callback(self._ending.discard)
 
     def _register(self, record: Record) -> None:
+        if record.config:
+            named = [(spec["name"], record.entities[spec["name"]]) for spec in record.config["served_entities"]]
+            record.arms = arms(
+                Traffic.of(record.config, record.name),
+                [(name, entity.engine, 3 if isinstance(entity, External) else 1) for name, entity in named],
+                record.arms,
+                fallback=lambda: self._fallback(record.name),
+                mirror=self._mirror,
+            )
         self._endpoints.register(
             Endpoint(
                 record.name,

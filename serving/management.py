@@ -39,8 +39,15 @@ def router(
     metrics: Metrics,
     *,
     policy: Callable[[Endpoint], Mapping[str, Any] | None],
+    may_serve: Callable[[Caller, Any], None] = lambda who, config: None,
 ) -> APIRouter:
-    """Routes of the life cycle; `policy` gives the `ai_gateway` policy that is in force."""
+    """Routes of the life cycle.
+
+    Parameters
+    ----------
+    policy: gives the `ai_gateway` policy that is in force.
+    may_serve: raises `CallError` where the caller may not use what a config (as sent, unchecked) names. Blocking.
+    """
     routes = APIRouter()
 
     async def caller(http: Request) -> Caller:
@@ -69,15 +76,18 @@ def router(
         for kind in ("tags", "rate_limits"):
             _objects(wanted, kind)
         gateway = _policy(wanted)
-        endpoint = await lifecycle.create(wanted, who.name)
+        await asyncio.to_thread(may_serve, who, wanted.get("config"))
+        endpoint = await lifecycle.create(wanted, who.name, admin=who.admin)
         await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
         if gateway is not None:
             await asyncio.to_thread(policies.set, endpoint.name, gateway, by=who.name)
         return shown(endpoint)
 
     async def update(http: Request) -> Response:
-        _, endpoint = await known(http)
-        return shown(await lifecycle.update(endpoint.name, await body(http)))
+        who, endpoint = await known(http)
+        wanted = await body(http)
+        await asyncio.to_thread(may_serve, who, wanted)
+        return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin))
 
     async def delete(http: Request) -> Response:
         _, endpoint = await known(http)
@@ -117,19 +127,22 @@ def router(
         return _json({"rate_limits": stored.as_dict().get("rate_limits", [])})
 
     async def logs(http: Request) -> Response:
-        return _json({"logs": await asyncio.to_thread((await _entity(http)).logs)})
+        entity = await _entity(http)
+        return _json({"logs": _WITHIN if entity is None else await asyncio.to_thread(entity.logs)})
 
     async def build_logs(http: Request) -> Response:
-        return _json({"logs": (await _entity(http)).build_logs()})
+        entity = await _entity(http)
+        return _json({"logs": _WITHIN if entity is None else entity.build_logs()})
 
     async def _entity(http: Request) -> Any:
+        """The entity that the path names; None where it runs within the server. Raises `CallError` (404)."""
         _, endpoint = await known(http)
-        record, name = lifecycle.get(endpoint.name), http.path_params["entity"]
-        entity = record.entities.get(name) or record.coming.get(name)
-        if entity is None:
-            served = ", ".join({**record.entities, **record.coming})
-            raise not_found(f"Endpoint {endpoint.name!r} serves no entity {name!r}; it serves {served or 'none'}.")
-        return entity
+        record, name = lifecycle.find(endpoint.name), http.path_params["entity"]
+        served = {**record.coming, **record.entities} if record else {endpoint.served_name: None}
+        if name not in served:
+            told = ", ".join(served) or "none"
+            raise not_found(f"Endpoint {endpoint.name!r} serves no entity {name!r}; it serves {told}.")
+        return served[name]
 
     async def export(http: Request) -> Response:
         _, endpoint = await known(http, "CAN_VIEW")
@@ -150,6 +163,7 @@ def router(
     at = "/api/2.0/serving-endpoints"
     handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("POST", "", create),
+        ("POST", "/", create),  # as mlflow.deployments spells it
         ("PUT", "/{name}/config", update),
         ("DELETE", "/{name}", delete),
         ("PATCH", "/{name}/tags", tags),
@@ -191,7 +205,22 @@ def _policy(body: Mapping[str, Any]) -> AiGatewayConfig | None:
         raise CallError(f"{error}.", status=400, code="BAD_REQUEST", param="ai_gateway") from None
 
 
+_WITHIN = "This entity runs within the server; its log is the server's own.\n"
+
+_MESSAGE = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
+_MESSAGES = {"messages": {"type": "array", "items": _MESSAGE}, "stream": {"type": "boolean"}}
+_AGENT = {
+    "custom_inputs": {"type": "object"},
+    "context": {"type": "object", "properties": {"conversation_id": {"type": "string"}, "user_id": {"type": "string"}}},
+}
 _BODIES: Mapping[str, dict[str, Any]] = {
+    "agent/v1/responses": {
+        "input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+        **_MESSAGES,
+        **_AGENT,
+    },
+    "agent/v1/chat": {**_MESSAGES, **_AGENT},
+    "agent/v2/chat": {**_MESSAGES, **_AGENT},
     "llm/v1/embeddings": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
     "predict": {
         "dataframe_split": {
@@ -207,8 +236,7 @@ _BODIES: Mapping[str, dict[str, Any]] = {
 
 def _described(endpoint: Endpoint, host: str) -> dict[str, Any]:
     """An OpenAPI 3.1 description of how the endpoint is called."""
-    message = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
-    chat = {"messages": {"type": "array", "items": message}, "stream": {"type": "boolean"}, "max_tokens": {"type": "integer"}}
+    chat = {**_MESSAGES, "max_tokens": {"type": "integer"}, "temperature": {"type": "number"}}
     schema = {"type": "object", "properties": _BODIES.get(endpoint.task, chat)}
     answer = {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
     call = {

@@ -39,7 +39,10 @@ def serve(path: Path) -> None:
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
+    from serving.mlflow_registry import install
+
     initialize_backend_stores(backend, backend, os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
+    install(app, Path(os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"]))
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
+from agents.log import RunLog
+from governance.admission import Admission
 from governance.budgets import Budgets
-from governance.call import Call, CallRecord, Engine, Event, unavailable
+from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -25,16 +31,25 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
+from serving.artifacts import Artifacts
+from serving.declared import declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
+from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle
+from serving.locals import Locals
+from serving.model_access import ModelAccess
+from serving.needs import needs
 from serving.registry import Registry
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, ExternalModel, Settings
+from serving.runs import Runs
+from serving.secret_scopes import Scopes, references
+from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, open_state
+from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -46,8 +61,6 @@ log = logging.getLogger("smalti")
 
 TrainRouter = Callable[[Path, Encoder, Path], Any]
 """`train(examples, encoder, cache)`: a classifier with `labels` and `predict_proba`."""
-
-_PROVIDERS = {"databricks-model-serving": "databricks"}
 
 
 class Platform:
@@ -72,15 +85,13 @@ class Platform:
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
         self.oauth = OAuth(self.engine, self.identity)
-        self.grants = Grants(self.engine, settings.resources)
-        for grant in settings.grants:
-            self.grants.grant(grant.principal, grant.securable, grant.level)
+        self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
-        self.journal = Journal(self.engine, home.journal)
+        self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
         self.mlflow = MlflowServer(home.path) if settings.mlflow else None
         self.tracer = Tracer(self.mlflow) if self.mlflow else None
-        self.metrics = Metrics(lambda: self.gateway.in_flight)
+        self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
@@ -95,18 +106,27 @@ class Platform:
             observers,
             prices=self.prices,
             toolkit=toolkit,
-            max_in_flight=settings.max_in_flight,
+            admission=Admission(settings.max_in_flight, queue=settings.max_queued, seconds=settings.queue_timeout),
         )
         for name in declared:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        for grant in settings.grants:
+            self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
+        self.registry = Registry(home.path)
+        self.secrets = Scopes(self.engine, home.pepper)
+        self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts.tidy()
+        self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
         self.runtime = Runtime(self.engine, home.checkpoints)
+        self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
+        self._functions: dict[str, FunctionDeclaration] = {}
 
         classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
         self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
@@ -119,20 +139,31 @@ class Platform:
                 description="Sentence embeddings.",
             )
         )
-        if settings.generative:
+        loads = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
+        self.locals = Locals(self.endpoints, home.path, loads)
+        self.metrics.registry.register(self.locals)
+        if local := settings.local_chat():
+            self.locals.declare(CHAT, local, "The configured chat model.")
+        elif settings.generative:
             given = (settings.chat_model, settings.chat_base_url, settings.chat_api_key)
             self._register_model(CHAT, *given, "The configured chat model.")
-        for declaration in settings.all_endpoints():
-            self._declare(declaration)
         entities = Entities(
             home.path,
-            Registry(home.path),
-            Vault(self.engine, home.pepper),
+            self.registry,
+            Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
             loads=max(1, (os.cpu_count() or 2) // 2),
+            memory=(settings.model_memory_mb << 20) if settings.model_memory_mb else psutil.virtual_memory().total // 2,
+            environments=settings.model_environments == "build",
         )
-        self.lifecycle = Lifecycle(self.engine, self.endpoints, entities, url=self.url)
+        self.lifecycle = Lifecycle(
+            self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
+        )
+        for function in settings.functions:
+            self._register_function(function)
+        for declaration in settings.all_endpoints():
+            self._declare(declaration)
 
     # ---- endpoints
 
@@ -141,21 +172,26 @@ class Platform:
         if entity.agent is not None:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
-            self._register_external(declaration, entity.external_model)
+            mirror, patience = self.gateway.mirror, self._patience
+            declared = declare(declaration, os.environ, fallback=self._falls_back, mirror=mirror, patience=patience)
+            self._models += declared.models
+            for model in declared.models:
+                self.prices.serve(declaration.name, model.upstream.model or "")
+            self.endpoints.register(declared.endpoint)
+        elif entity.local_model is not None:
+            self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
-    def _register_external(self, declaration: EndpointDeclaration, model: ExternalModel) -> None:
-        provider = _PROVIDERS.get(model.provider, model.provider)
-        spec = model.name if provider == "custom" else f"{provider}:{model.name}"
-        key = os.environ.get(model.api_key_env) if model.api_key_env else None
-        self._register_model(declaration.name, spec, model.base_url, key, declaration.description)
+    @property
+    def _patience(self) -> Timeouts:
+        seconds = self.settings.chat_timeout
+        return Timeouts(first_byte=seconds, between=seconds)
 
     def _register_model(self, name: str, spec: str | None, base_url: str | None, key: str | None, description: str) -> None:
         given = {"SMALTI_CHAT_BASE_URL": base_url, "SMALTI_CHAT_API_KEY": key}
         environment = {k: v for k, v in os.environ.items() if k not in given} | {k: v for k, v in given.items() if v}
         upstream = parse_chat_model(spec, environment)
         assert upstream is not None
-        patience = self.settings.chat_timeout
-        model = ExternalChat(upstream, timeouts=Timeouts(first_byte=patience, between=patience))
+        model = ExternalChat(upstream, timeouts=self._patience)
         self._models.append(model)
         if upstream.model:
             self.prices.serve(name, upstream.model)
@@ -180,6 +216,9 @@ class Platform:
                 self.dispatcher.chat_model(model) if model else None,
                 self.dispatcher.retriever(agent.index),
                 description=agent.description or declaration.description,
+                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
+                timeout=agent.timeout,
+                step_limit=agent.step_limit,
                 options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
             )
             engine = agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
@@ -198,21 +237,65 @@ class Platform:
             )
         )
 
+    def _register_function(self, function: FunctionDeclaration) -> None:
+        try:
+            engine = function_engine(load_builder(function.source))
+            entity: dict[str, Any] = {"entity_name": function.name}
+        except AgentLoadError as error:
+            log.warning("function %s is not available: %s", function.name, error)
+            engine, entity = _broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
+        self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
+        self._functions[function.name] = function
+
+    def inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
+        """The columns that a model or a function takes."""
+        if function := self._functions.get(endpoint):
+            return arguments(load_builder(function.source))
+        record = self.lifecycle.find(endpoint)
+        for spec in (record.config or {}).get("served_entities", ()) if record else ():
+            if "entity_name" in spec:
+                return self.registry.find(spec["entity_name"], spec["entity_version"]).inputs
+        return ()
+
+    def may_serve(self, who: Caller, config: Any) -> None:
+        """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""
+        self.model_access.check_served(who, config)
+        self.secrets.check_references(who, references(config) if isinstance(config, dict) else ())
+
     def policy(self, endpoint: Endpoint) -> dict[str, Any] | None:
         """The gateway policy of an endpoint that is in force."""
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
+    async def feedback(self, request_id: str, helpful: bool, comment: str | None, who: Caller) -> str:
+        """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
+        if self.tracer is None:
+            raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
+        return await self.tracer.feedback(request_id, helpful, comment, who.name)
+
+    def on_behalf(self, name: str) -> Caller | None:
+        """Who the holder of a name is by now, for work that goes on after their request; None where no key of theirs is good."""
+        good = [key for key in self.identity.list_keys(name) if key.revoked is None and (key.expires or math.inf) > time.time()]
+        if not good:
+            return None
+        kind = good[-1].kind
+        return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
+
     def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME` or `index:NAME` is there."""
+        """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
+        if kind == "search_endpoint":
+            return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
+        if kind == "model":
+            return self.registry.known(name)
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:
         """The name of the endpoint with this id, or what was given."""
-        found = [each.name for each in self.endpoints if each.id == identifier] if kind == "endpoint" else []
+        kinds = {"endpoint": self.endpoints, "search_endpoint": self.indexes.over_rows.endpoints.list()}
+        found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
         return found[0] if found else identifier
 
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
@@ -256,7 +339,10 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.runs.close()
+        await self.gateway.close()
         await self.lifecycle.close()
+        await self.locals.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

@@ -13,13 +13,18 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import TextClause, create_engine, inspect, text
 
-from governance.call import bad_request, not_found
+from governance.call import CallError, bad_request, not_found
 
-_VERSIONS = text("SELECT version, source, storage_location, status FROM model_versions WHERE name = :name AND version = :version")
+_KEPT = "current_stage != 'Deleted_Internal'"
+_VERSIONS = text(
+    f"SELECT version, source, storage_location, status FROM model_versions WHERE name = :name AND version = :version AND {_KEPT}"
+)
 _ALIASES = text("SELECT version FROM registered_model_aliases WHERE name = :name AND alias = :alias")
-_KNOWN = text("SELECT version FROM model_versions WHERE name = :name ORDER BY version")
+_MODEL = text("SELECT name FROM registered_models WHERE name = :name")
+_HOLDER = text(f"SELECT name FROM model_versions WHERE storage_location = :location AND {_KEPT}")
+_KNOWN = text(f"SELECT version FROM model_versions WHERE name = :name AND {_KEPT} ORDER BY version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,41 @@ class Registry:
         path = self._folder(str(row.storage_location or row.source))
         return _described(name, str(row.version), path)
 
-    def _row(self, name: str, version: str) -> Any:
+    def folder(self, name: str, version: str, *, pending: bool = False) -> Path:
+        """Where the files of a version lie; `pending`: of one that is still being registered. Blocking.
+
+        Raises `CallError`: 404 where there is none, 409 for a finished one that was asked for as pending.
+        """
+        row = self._row(name, version, unfinished=True)
+        if pending and row.status == "READY":
+            raise CallError(
+                f"Version {row.version} of {name} is registered: its files do not change. Register another version.",
+                status=409,
+                code="RESOURCE_CONFLICT",
+            )
+        return self._folder(str(row.storage_location or row.source))
+
+    def holder(self, location: str) -> str | None:
+        """Name of the model whose version's files lie at this location (`mlflow-artifacts:/…`). Blocking."""
+        return self._name(_HOLDER, location=location)
+
+    def known(self, name: str) -> bool:
+        """Whether there is such a registered model. Blocking."""
+        return self._name(_MODEL, name=name) is not None
+
+    def _name(self, statement: TextClause, **wanted: str) -> str | None:
+        if not self._database.exists():
+            return None
+        engine = create_engine(f"sqlite:///{self._database}")
+        try:
+            if not inspect(engine).has_table("model_versions"):
+                return None
+            with engine.connect() as connection:
+                return connection.execute(statement, wanted).scalar()
+        finally:
+            engine.dispose()
+
+    def _row(self, name: str, version: str, *, unfinished: bool = False) -> Any:
         missing = not_found(f"There is no registered model {name!r}. Register it with MLflow first.")
         if not self._database.exists():
             raise missing
@@ -81,7 +120,7 @@ class Registry:
                 found = None
                 if number is not None:
                     found = connection.execute(_VERSIONS, {"name": name, "version": int(number)}).first()
-                if found is not None and found.status == "READY":
+                if found is not None and (found.status == "READY" or unfinished):
                     return found
                 known = [str(each) for each in connection.execute(_KNOWN, {"name": name}).scalars()]
         finally:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from governance.call import Call, Caller, CallError, bad_request
@@ -27,6 +28,7 @@ from serving.errors import request_id
 from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse
 from serving.protocols.previous import Journal
 from serving.protocols.request import Encoder, Request, parse
+from serving.runs import Runs, missing
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request body, unpacked."""
@@ -119,19 +121,26 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answered_by.set(self._answered)
-        work = asyncio.ensure_future(self._stream(send) if self._call.stream else self._whole(send))
-        gone = asyncio.ensure_future(_gone(receive))
+        task, gone = asyncio.current_task(), False
+        assert task is not None
+
+        async def watch() -> None:
+            nonlocal gone
+            await _gone(receive)
+            gone = True
+            task.cancel()
+
+        watching = asyncio.create_task(watch())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await (self._stream(send) if self._call.stream else self._whole(send))
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()  # nobody is left to answer
         except CallError as error:
             raise self._explain(error) from None
         finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait({work})
+            watching.cancel()
 
     async def _whole(self, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))
@@ -174,6 +183,7 @@ class Face:
     identity: who holds a key, for the listings and for requests that cannot be read.
     grants: which endpoints a caller may query.
     journal: where the response that a request continues is found; None where requests must bring their history.
+    runs: runs in the background; None where there are none.
     max_body: bytes of a request body.
     """
 
@@ -184,10 +194,11 @@ class Face:
         grants: Grants,
         *,
         journal: Journal | None = None,
+        runs: Runs | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
         self._dispatcher, self._identity, self._grants = dispatcher, identity, grants
-        self._journal, self._max_body = journal, max_body
+        self._journal, self._runs, self._max_body = journal, runs, max_body
 
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
         """Decode a request and run it as a call."""
@@ -216,9 +227,34 @@ class Face:
             stream=request.stream,
             usage_context=request.usage_context,
         )
+        if request.payload.get("background") and request.task == "chat":
+            return await self._background(http, call)
         if endpoint is not None:
             return Answering(self._dispatcher, call, encoder(call), endpoint=endpoint)
         return Answering(self._dispatcher, call, encoder(call), explain=partial(self._explain, credential, request.model))
+
+    async def _background(self, http: HttpRequest, call: Call) -> Response:
+        """Begin a run that outlives this connection; its Response so far, or its stream."""
+        if self._runs is None:
+            raise bad_request("Field 'background' must be false: answers are given here on the connection.", "background")
+        caller = await self.caller(http)
+        begun = await self._runs.start(replace(call, stream=True), caller)
+        if call.stream:
+            return self._followed(call.request_id, caller, -1)
+        return Response(orjson.dumps(begun), media_type="application/json")
+
+    def _followed(self, run_id: str, caller: Caller, after: int) -> Response:
+        assert self._runs is not None
+        follow = self._runs.follow(run_id, caller, after)
+        encoder = responses.Encoder(Call("", "chat", {}), first=after + 1)
+
+        async def frames() -> AsyncIterator[bytes]:
+            async with aclosing(follow):
+                async for _, event in follow:
+                    yield encoder.event(event)
+
+        headers = {key.decode(): value.decode() for key, value in sse.HEADERS}
+        return StreamingResponse(frames(), headers=headers, media_type="text/event-stream")
 
     async def _continued(self, request: Request, credential: str) -> Request:
         """The request with the conversation that it continues: on the same thread, or with the history in front."""
@@ -256,14 +292,37 @@ class Face:
         )
 
     async def stored(self, http: HttpRequest) -> Response:
-        """`GET /v1/responses/{response_id}`: an answer that was given before, to whom it was given."""
+        """`GET /v1/responses/{response_id}`: an answer that was given before, or a run that goes on; to whom it belongs.
+
+        With `stream=true` the run's events after `starting_after`, to its end.
+        """
         caller = await self.caller(http)
+        run_id = http.path_params["response_id"].removeprefix("resp_")
+        query = http.query_params
+        found = await self._runs.get(run_id, caller) if self._runs is not None else None
+        if query.get("stream") == "true":
+            if found is None:
+                raise missing(run_id)
+            after = query.get("starting_after", "-1")
+            if not re.fullmatch(r"-1|\d{1,9}", after):
+                raise bad_request("Query parameter 'starting_after' must be the sequence_number of an event.", "starting_after")
+            return self._followed(run_id, caller, int(after))
+        if found is not None:
+            return Response(orjson.dumps(found), media_type="application/json")
         if self._journal is None:
             raise CallError("Responses are not stored here.", status=404, code="RESOURCE_DOES_NOT_EXIST")
-        found = await asyncio.to_thread(
+        stored = await asyncio.to_thread(
             previous.find, self._journal, caller, http.path_params["response_id"], param="response_id"
         )
-        return Response(orjson.dumps(found.response), media_type="application/json")
+        return Response(orjson.dumps(stored.response), media_type="application/json")
+
+    async def cancelled(self, http: HttpRequest) -> Response:
+        """`POST /v1/responses/{response_id}/cancel`: stop a run in the background."""
+        caller = await self.caller(http)
+        run_id = http.path_params["response_id"].removeprefix("resp_")
+        if self._runs is None:
+            raise missing(run_id)
+        return Response(orjson.dumps(await self._runs.cancel(run_id, caller)), media_type="application/json")
 
     async def model(self, http: HttpRequest) -> Response:
         """`GET /v1/models/{name}`."""
@@ -304,10 +363,16 @@ _PREFIXES = ("/v1", "/serving-endpoints", "/ai-gateway/mlflow/v1", "/ai-gateway/
 
 
 def router(
-    dispatcher: Dispatcher, identity: Identity, grants: Grants, *, journal: Journal | None = None, max_body: int = MAX_BODY
+    dispatcher: Dispatcher,
+    identity: Identity,
+    grants: Grants,
+    *,
+    journal: Journal | None = None,
+    runs: Runs | None = None,
+    max_body: int = MAX_BODY,
 ) -> APIRouter:
     """The paths clients call endpoints by; parameters as for `Face`."""
-    face = Face(dispatcher, identity, grants, journal=journal, max_body=max_body)
+    face = Face(dispatcher, identity, grants, journal=journal, runs=runs, max_body=max_body)
     routes = APIRouter()
 
     def post(path: str, decode: Decode) -> None:
@@ -320,8 +385,9 @@ def router(
         for path, decode in _PATHS.items():
             post(f"{prefix}/{path}", partial(decode, databricks=prefix != "/v1"))
         routes.add_route(prefix + "/responses/{response_id}", face.stored, methods=["GET"], include_in_schema=False)
+        routes.add_route(prefix + "/responses/{response_id}/cancel", face.cancelled, methods=["POST"], include_in_schema=False)
         routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)
-    routes.add_route("/v1/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
+        routes.add_route(prefix + "/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
 
     def invoked(body: dict[str, Any], name: str | None) -> Decoded:
         endpoint = dispatcher.endpoints.find(name or "")

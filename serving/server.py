@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from serving.state import Home
 
 DAY = 86_400
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter from the one that answers calls, which gives it up whenever it writes or reads."""
 DRAIN_SECONDS = 20
 """How long running answers may take to end once the server was told to stop."""
 
@@ -44,6 +46,7 @@ def run(work: Workspace, build: Callable[[Settings, Home], FastAPI], *, as_json:
         settings = work.settings
     if settings.docs is not None and not settings.docs.exists():
         raise CommandError(f"There is no folder {settings.docs}. Name the one with your documents: make run DOCS=~/handbook", 2)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with owned(work.home), _listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
         work.given["port"] = port

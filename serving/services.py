@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from agents import Runtime, ThreadNotFound
-from governance.call import Caller, not_found
+from governance.call import Caller
 from serving.routes import bearer
 from serving.ui.journal import reader
 from serving.ui.services import ConsoleData, Row, Thread, ThreadMessage, UiServices
@@ -75,9 +75,7 @@ def page_services(platform: Platform) -> UiServices:
         return await asyncio.to_thread(platform.titles, lambda name: may(who, f"index:{name}"))
 
     async def feedback(request_id: str, helpful: bool, comment: str | None, who: Caller) -> None:
-        if platform.tracer is None:
-            raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
-        await platform.tracer.feedback(request_id, helpful, comment, who.name)
+        await platform.feedback(request_id, helpful, comment, who)
 
     async def endpoints(who: Caller) -> Sequence[Row]:
         seen = [each for each in platform.endpoints if may(who, f"endpoint:{each.name}", "CAN_VIEW")]

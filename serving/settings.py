@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ASSISTANT, CHAT = "assistant", "chat"
@@ -27,6 +27,40 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ToolDeclaration(_Strict):
+    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, or `sql` over files by table name.
+
+    `approval` asks a person before each call.
+    """
+
+    endpoint: str | None = None
+    index: str | None = None
+    sql: dict[str, Path] | None = None
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
+    description: str = ""
+    approval: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> ToolDeclaration:
+        if sum(given is not None for given in (self.endpoint, self.index, self.sql)) != 1:
+            raise ValueError("a tool is exactly one of endpoint, index and sql")
+        return self
+
+    def resource(self, agent: str) -> str:
+        """What calling it needs a grant on."""
+        if self.index is not None:
+            return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
+        return f"endpoint:{self.endpoint or f'{agent}.sql'}"
+
+
+class FunctionDeclaration(_Strict):
+    """A Python function `package.module:function` or `./file.py:function`, served by its three-level name."""
+
+    name: Annotated[str, Field(pattern=r"^\w+\.\w+\.\w+$")]
+    source: str
+    description: str = ""
+
+
 class AgentEntity(_Strict):
     """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
 
@@ -35,26 +69,76 @@ class AgentEntity(_Strict):
     model: str | None = None
     """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
     description: str = ""
+    tools: list[ToolDeclaration] = Field(default_factory=list)
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a run may take."""
+    step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
+    """Nodes a run may go through."""
 
 
 class ExternalModel(_Strict):
-    """An OpenAI-compatible chat model elsewhere. The key is read from the environment variable `api_key_env`."""
+    """A model elsewhere, in Databricks' fields, and shorter ones: `base_url` for the provider's own field of the address, and
+    `api_key_env` or `api_key_file` for where the key is read from when the server starts.
+
+    Without either the provider's usual variable is read (`OPENAI_API_KEY`, `ANTHROPIC_API_KEY`, `DATABRICKS_TOKEN`).
+    """
 
     name: str
-    provider: Literal["openai", "databricks-model-serving", "custom", "ollama", "vllm"] = "openai"
-    task: Literal["llm/v1/chat"] = "llm/v1/chat"
+    provider: Literal["openai", "anthropic", "databricks-model-serving", "custom", "ollama", "vllm"] = "openai"
+    task: Literal["llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings"] = "llm/v1/chat"
     base_url: str | None = None
     api_key_env: str | None = None
+    api_key_file: Path | None = None
+    openai_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    anthropic_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    databricks_model_serving_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+    custom_provider_config: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+
+class LocalModel(_Strict):
+    """A language model that this machine runs, by folder or by its name on the Hugging Face hub."""
+
+    path: str
+    engine: Literal["transformers", "vllm"] = "transformers"
+    device: str = "auto"
+    """As torch names it (`cpu`, `cuda:1`); `auto` takes a GPU where there is one."""
+    dtype: str = "auto"
+    context: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of prompt and answer together; default: what the model was made for."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Answers written at the same time."""
+    max_queue: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait besides; one more is refused at once."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    adapters: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")], Path] | None = None
+    """LoRA adapters in PEFT's format, by name; for vLLM, `{}` lets them be loaded later."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    args: list[str] = Field(default_factory=list)
+    """Further flags of vLLM's."""
+    python: Path | None = None
+    """Interpreter of vLLM's environment; default: the one that `smalti engines install vllm` makes."""
+    stall_timeout: Annotated[float, Field(gt=0)] = 8
+    """Seconds without progress, while answers are awaited, after which vLLM is started anew."""
 
 
 class ServedEntity(_Strict):
     name: str | None = None
     agent: AgentEntity | None = None
     external_model: ExternalModel | None = None
+    local_model: LocalModel | None = None
 
 
 class EndpointConfig(_Strict):
-    served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=1)]
+    """One agent, or up to 15 external models that share the traffic (`serving.traffic`)."""
+
+    served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=15)]
+    traffic_config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> EndpointConfig:
+        if len(self.served_entities) > 1 and any(entity.external_model is None for entity in self.served_entities):
+            raise ValueError("several served entities must all have an external_model")
+        return self
 
 
 class EndpointDeclaration(_Strict):
@@ -70,11 +154,11 @@ class IndexDeclaration(_Strict):
 
 
 class GrantDeclaration(_Strict):
-    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` is `endpoint:NAME` or `index:NAME`."""
+    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
 
     principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
-    securable: Annotated[str, Field(pattern=r"^(endpoint|index):.+$")]
-    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"] = "CAN_QUERY"
+    securable: Annotated[str, Field(pattern=r"^(endpoint|index|model):.+$")]
+    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE", "BROWSE", "EXECUTE", "MANAGE"] = "CAN_QUERY"
 
 
 class Settings(BaseSettings):
@@ -100,17 +184,36 @@ class Settings(BaseSettings):
     metrics_key: str | None = Field(default=None, repr=False)
     """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000
-    """Calls that may be in the works at a time, inner ones counted; one more from outside is refused at once."""
+    """Calls from outside that may be in the works at a time; further ones wait in line."""
+    max_queued: Annotated[int, Field(ge=0)] = 1_000
+    """Calls that may wait in line; one more is refused at once with 503."""
+    queue_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds a call may wait in line before it is refused with 503."""
+    journal_fsync: bool = False
+    """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
     mlflow: bool = True
+    model_memory_mb: Annotated[int, Field(ge=64)] | None = None
+    """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
+    model_environments: Literal["build", "server"] = "build"
+    """Whether a model whose requirements the server's packages do not satisfy gets an environment of its own, made by pip."""
     upstream_hosts: list[str] = Field(default_factory=list)
-    """Hosts in private networks at which external models made through the API may be; this machine's own addresses need none."""
+    """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
+    functions: list[FunctionDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
 
     @property
     def generative(self) -> bool:
         return bool(self.chat_model or self.chat_base_url)
+
+    def local_chat(self) -> LocalModel | None:
+        """The local model that `chat_model` names: `hf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
+        engine, _, path = (self.chat_model or "").partition(":")
+        address = self.chat_base_url or os.environ.get("VLLM_BASE_URL")
+        if not path or (engine != "hf" and (engine != "vllm" or address or path.startswith(("http://", "https://")))):
+            return None
+        return LocalModel(path=path, engine="transformers" if engine == "hf" else "vllm")
 
     def all_endpoints(self) -> list[EndpointDeclaration]:
         """The declared endpoints and those that are there without being declared: `assistant`, and `chat` with a model."""
@@ -129,7 +232,8 @@ class Settings(BaseSettings):
             agent = endpoint.config.served_entities[0].agent
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
-                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else [])]
+                tools = [tool.resource(endpoint.name) for tool in agent.tools]
+                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else []), *tools]
         return []
 
     @field_validator("docs", "router", mode="after")

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a table gains or loses a column. Older state is upgraded in place after a copy is kept."""
 
 

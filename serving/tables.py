@@ -30,3 +30,28 @@ secrets = Table(
     Column("endpoint", String(256), nullable=False, index=True),
     Column("value", Text, nullable=False),  # encrypted under a key made from the state folder's pepper
 )
+
+secret_scopes = Table(
+    "secret_scopes",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("creator", String(256), nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+scope_secrets = Table(
+    "scope_secrets",
+    metadata,
+    Column("scope", String(128), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", Text, nullable=False),  # encrypted under a key made from the state folder's pepper
+    Column("updated", BigInteger, nullable=False),
+)
+
+secret_acls = Table(
+    "secret_acls",
+    metadata,
+    Column("scope", String(128), primary_key=True),
+    Column("principal", String(300), primary_key=True),  # KIND:NAME
+    Column("permission", String(16), nullable=False),  # READ, WRITE or MANAGE
+)

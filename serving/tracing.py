@@ -304,6 +304,8 @@ def _fill(span: Span, record: CallRecord) -> None:
     _set(span, "smalti.request_id", call.request_id)
     _set(span, "smalti.endpoint", call.endpoint)
     _set(span, "smalti.status_code", record.status_code)
+    if record.served_entity_name:
+        _set(span, "smalti.served_entity_name", record.served_entity_name)
     if record.first_event_ns is not None:
         _set(span, "smalti.first_event_ms", (record.first_event_ns - record.start_ns) / 1e6)
     if call.task == "chat":

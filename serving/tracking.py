@@ -1,9 +1,7 @@
-"""MLflow's tracking server and UI under Smalti's own host, behind its keys.
+"""MLflow's tracking server as a child process: importing it takes seconds, and its faults must not be this server's.
 
-The server runs in a child process (importing it takes seconds) that listens on a unix socket only its owner may open, so
-nothing reaches it but `router`, which asks for a signed-in caller first. Paths (https://mlflow.org/docs/latest/rest-api.html):
-`/api/2.0/mlflow/…`, `/api/3.0/mlflow/…`, `/api/2.0/mlflow-artifacts/…` and `/v1/traces` are passed as they are;
-`/mlflow/…` without its prefix: the page there addresses everything relatively.
+It listens on a unix socket that only its owner may open; nothing reaches it but `serving.tracking_routes`, which asks for a
+signed-in caller first.
 """
 
 from __future__ import annotations
@@ -11,28 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
-from urllib.parse import quote, urlsplit
+from typing import IO, Any
 
 import httpx
-from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from governance.call import Caller, CallError, bad_request, forbidden, not_found, unavailable
+from governance.call import CallError, unavailable
 
 logger = logging.getLogger(__name__)
-
-Authorize = Callable[[Request], Awaitable[Caller] | Caller]
 
 _STARTED = b"ready\n"
 _MAX_BACKOFF = 30.0
@@ -89,6 +80,28 @@ class MlflowServer:
     def wait_ready(self, timeout: float) -> bool:
         """Block another thread until the child answers; False after `timeout` seconds."""
         return self._up.wait(timeout)
+
+    async def ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One call of the tracking server's API: its JSON answer; `fields` are the query of a GET, the body of others.
+
+        Raises `CallError` with the server's own code and message; 503 while it starts.
+        """
+        if not self.ready.is_set():
+            raise starting()
+        given: dict[str, Any] = {"params": fields} if method == "GET" else {"json": fields or {}}
+        try:
+            answer = await self.client.request(method, path, **given)
+            body = answer.json() if answer.content else {}
+        except (httpx.HTTPError, ValueError) as error:
+            raise silent(error) from error
+        if answer.is_error:
+            told = body if isinstance(body, dict) else {}
+            raise CallError(
+                str(told.get("message") or "The tracking server refused this."),
+                status=answer.status_code,
+                code=str(told.get("error_code") or "INTERNAL_ERROR"),
+            )
+        return body
 
     async def start(self) -> None:
         """Start the child and return at once; `ready` is set when it answers (some seconds later)."""
@@ -168,6 +181,14 @@ class MlflowServer:
             await _end(process, 5)
 
 
+def starting() -> CallError:
+    return unavailable("The MLflow tracking server is starting; ask again in a few seconds.", retry_after=2)
+
+
+def silent(error: Exception) -> CallError:
+    return unavailable(f"The MLflow tracking server gave no answer ({type(error).__name__}); ask again.", retry_after=2)
+
+
 def _new_log(path: Path) -> IO[bytes]:
     if path.exists():
         path.replace(path.with_name(f"{path.name}.1"))
@@ -196,168 +217,3 @@ def _socket_path(home: Path) -> Path:
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise PermissionError(f"{folder} is open to other users; remove it, or set SMALTI_HOME to a shorter path.")
     return folder / "mlflow.sock"
-
-
-# -- the way to it ----------------------------------------------------------------------------------------------------
-
-_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"} | {
-    "transfer-encoding", "upgrade", "host", "expect",
-}  # fmt: skip
-_NOT_SENT = _HOP_BY_HOP | {"authorization", "cookie", "origin", "referer", "forwarded"}
-_NOT_RETURNED = _HOP_BY_HOP | {"set-cookie", "server", "date"}
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_RESOURCES = {
-    "artifacts", "datasets", "experiments", "get-online-trace-details", "get-trace-artifact", "label-schemas", "logged-models",
-    "metrics", "model-versions", "registered-models", "review-queues", "runs", "scorers", "server-info", "traces",
-    "ui-telemetry", "unified-traces", "upload-artifact",
-}  # fmt: skip
-"""The first word after `…/mlflow/`. MLflow's own gateway, assistant, jobs, webhooks and MCP registry run code, hold keys or call
-out on behalf of whoever asks: they stay shut, as does whatever a later release adds."""
-MAX_BODY = 128 * 2**20
-"""Bytes a request may have, artifacts excepted: MLflow keeps others in memory."""
-
-
-def router(server: MlflowServer, authorize: Authorize, *, sign_in: str | None = None) -> APIRouter:
-    """Routes to the tracking server and its UI, for `app.include_router`.
-
-    Parameters
-    ----------
-    server: what answers.
-    authorize: gives the signed-in caller from a request's key or session cookie, or raises `CallError`.
-    sign_in: path of the sign-in page; a browser without a session is sent there with `?next=…`.
-    """
-
-    async def api(request: Request) -> Response:
-        return await _answer(server, authorize, request, _path(request))
-
-    async def ui(request: Request) -> Response:
-        try:
-            return await _answer(server, authorize, request, _path(request).removeprefix("/mlflow"), ui=True)
-        except CallError as error:
-            if error.status == 401 and sign_in and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-                return RedirectResponse(f"{sign_in}?next={quote(request.url.path)}", 303)
-            raise
-
-    def told(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except CallError as error:
-                headers = {} if error.retry_after is None else {"retry-after": str(max(1, round(error.retry_after)))}
-                body = {"error_code": error.code, "message": error.message}
-                return JSONResponse(body, status_code=error.status, headers=headers)
-
-        return answer
-
-    async def to_ui(request: Request) -> Response:
-        return RedirectResponse("/mlflow/", 307)
-
-    routes = APIRouter()
-    for path in ("/api/2.0/mlflow", "/api/3.0/mlflow", "/api/2.0/mlflow-artifacts"):
-        routes.add_route(path + "/{path:path}", told(api), methods=_METHODS, include_in_schema=False)
-    routes.add_route("/v1/traces", told(api), methods=["POST"], include_in_schema=False)
-    routes.add_route("/mlflow", to_ui, methods=["GET"], include_in_schema=False)
-    routes.add_route("/mlflow/{path:path}", told(ui), methods=_METHODS, include_in_schema=False)
-    return routes
-
-
-def _path(request: Request) -> str:
-    """The request's path below the mount point, decoded."""
-    path: str = request.scope["path"]
-    return path.removeprefix(request.scope.get("root_path", ""))
-
-
-async def _answer(server: MlflowServer, authorize: Authorize, request: Request, path: str, *, ui: bool = False) -> Response:
-    caller = authorize(request)
-    if not isinstance(caller, Caller):
-        caller = await caller
-    if request.method not in ("GET", "HEAD", "OPTIONS") and "authorization" not in request.headers:
-        _same_origin(request)
-    artifact = _admit(request, path, ui)
-    if not server.ready.is_set():
-        raise unavailable("The MLflow tracking server is starting; ask again in a few seconds.", retry_after=2)
-    headers = [(k, v) for k, v in request.headers.items() if k not in _NOT_SENT and not k.startswith("x-forwarded")]
-    has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
-    content: AsyncIterator[bytes] | bytes | None = _body(request, None if artifact else MAX_BODY) if has_body else None
-    if content is not None and path.endswith("/mlflow/experiments/create"):
-        content = _new_experiment(b"".join([chunk async for chunk in content]), caller)
-        headers = [(k, v) for k, v in headers if k not in ("content-length", "content-encoding")]
-    url = httpx.URL(scheme="http", host="localhost", path=path, query=request.scope.get("query_string", b""))
-    try:
-        onward = server.client.build_request(request.method, url, headers=headers, content=content)
-        upstream = await server.client.send(onward, stream=True, follow_redirects=False)
-    except ClientDisconnect:
-        return Response(status_code=499)
-    except httpx.HTTPError as error:
-        raise unavailable(
-            f"The MLflow tracking server gave no answer ({type(error).__name__}); ask again.", retry_after=2
-        ) from error
-    response = StreamingResponse(_relay(upstream), upstream.status_code)
-    response.raw_headers = [(k.lower(), v) for k, v in upstream.headers.raw if k.lower().decode("latin-1") not in _NOT_RETURNED]
-    if location := upstream.headers.get("location"):
-        parts = urlsplit(location)
-        response.headers["location"] = ("/mlflow" if ui else "") + parts.path + (f"?{parts.query}" if parts.query else "")
-    if artifact:
-        # What people upload is shown on this host: it must not run as a page of it.
-        response.headers["content-security-policy"] = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return response
-
-
-def _admit(request: Request, path: str, ui: bool) -> bool:
-    """Refuse what is not the tracking server's business; True where an artifact is moved."""
-    if path == "/v1/traces":
-        return False
-    words = path.strip("/").split("/")
-    if ".." in words or "\\" in path:
-        raise bad_request("The path must not contain '..'.")
-    if words[0] in ("api", "ajax-api") and len(words) > 3:
-        if words[2] == "mlflow-artifacts":
-            return True
-        if words[2] == "mlflow" and words[3] in _RESOURCES and words[-1] != "invoke":
-            return "artifact" in path
-    elif ui and (words[0] in ("", "static-files", "graphql", "version", "health") or path.endswith("/get-artifact")):
-        return "artifact" in path
-    raise not_found(f"{path} is not served here: of MLflow's server there are tracking, registry, traces and artifacts.")
-
-
-def _new_experiment(body: bytes, caller: Caller) -> bytes:
-    """A folder of the server's own as an experiment's artifact location would let its files be read as artifacts."""
-    try:
-        fields = json.loads(body)
-        if isinstance(fields, str):  # old clients encode twice
-            fields = json.loads(fields)
-    except ValueError as error:
-        raise bad_request("The body must be a JSON object with the experiment's name.") from error
-    if not isinstance(fields, dict):
-        raise bad_request("The body must be a JSON object with the experiment's name.")
-    if not caller.admin and (fields.get("artifact_location") or fields.get("artifactLocation")):
-        raise forbidden("Only an admin may choose an experiment's artifact_location; leave it out.")
-    return json.dumps(fields).encode()
-
-
-def _same_origin(request: Request) -> None:
-    """A write that came with a session cookie must come from a page of this host."""
-    headers = request.headers
-    origin = headers.get("origin") or headers.get("referer")
-    if not (urlsplit(origin).netloc == headers.get("host") if origin else headers.get("sec-fetch-site") == "same-origin"):
-        raise forbidden("A write without an Authorization header must come from a page of this host. Send a key as bearer token.")
-
-
-async def _body(request: Request, limit: int | None) -> AsyncIterator[bytes]:
-    message = f"The request is larger than the {(limit or 0) >> 20} MB that are taken here; upload large data as an artifact."
-    if limit is not None and int(request.headers.get("content-length") or 0) > limit:
-        raise CallError(message, status=413, code="BAD_REQUEST")
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if limit is not None and size > limit:
-            raise CallError(message, status=413, code="BAD_REQUEST")
-        yield chunk
-
-
-async def _relay(upstream: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in upstream.aiter_raw():
-            yield chunk
-    finally:
-        await upstream.aclose()

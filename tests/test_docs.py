@@ -40,7 +40,7 @@ def commands(first: str) -> list:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with serving(tmp_path_factory.mktemp("state") / "home", ROOT / "docs") as server:
+    with serving(tmp_path_factory.mktemp("state") / "home", ROOT / "docs", SMALTI_MLFLOW="true") as server:
         prepared = smalti("conformance", "prepare", home=server.home)  # the models that docs/serving.md serves
         assert prepared.returncode == 0, prepared.stderr
         yield server

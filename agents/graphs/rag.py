@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
 
-from agents.generate import HISTORY_TOKENS, QUIET, generate, run_tools, wants_tools
+from agents.generate import HISTORY_TOKENS, QUIET, generate
 from agents.history import questions, text_of
 from agents.state import NOT_FOUND, AgentState, Embed, Reader, Reading, emit_citation, emit_delta, emit_step
+from agents.toolrun import run_tools, wants_tools
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:

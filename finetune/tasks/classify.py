@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.classifier import LinearClassifier
+from finetune.metrics import ece, log_loss, metrics, reliability, softmax
 
 if TYPE_CHECKING:
     from finetune.data import Row
@@ -33,7 +34,6 @@ Progress = Callable[[str, int, int], None]
 VERSION = 1
 """Raised whenever the same data would train another classifier; kept classifiers of another version are not used."""
 BASELINE_C = (1.0, 10.0, 100.0)
-BINS = 15
 _CHUNK = 512
 
 
@@ -99,26 +99,26 @@ def fit(
     temperature = _temperature(chosen.scores, y) if recipe.calibration == "temperature" else 1.0
     weights, bias, converged = _logistic(X, y, chosen.C, recipe)
     classifier = LinearClassifier(labels, weights.astype(np.float32), bias.astype(np.float32), temperature, metadata or {})
-    before, after = _softmax(chosen.scores), _softmax(chosen.scores / temperature)
+    before, after = softmax(chosen.scores), softmax(chosen.scores / temperature)
     calibration = {
         f"{name}_{when}": measure(p, y)
-        for name, measure in (("log_loss", _log_loss), ("ece", _ece))
+        for name, measure in (("log_loss", log_loss), ("ece", ece))
         for when, p in (("before", before), ("after", after))
     }
-    base = _baseline([row.text for row in rows], y, [row.text for row in evaluation], recipe, progress)
+    base = baseline([row.text for row in rows], y, [row.text for row in evaluation], recipe, progress)
     judged, truth = (after, y) if X_eval is None else (classifier.predict_proba(X_eval), y_eval)
     confusion = np.zeros((len(labels), len(labels)), int)
     np.add.at(confusion, (truth, judged.argmax(1)), 1)
     return Result(
         classifier=classifier,
-        metrics=_metrics(judged, truth),
-        baseline=_metrics(base, truth),
+        metrics=metrics(judged, truth),
+        baseline=metrics(base, truth),
         judged_on="cross-validation" if X_eval is None else "evaluation file",
         C=chosen.C,
         curve=chosen.curve,
         calibration=calibration,
         confusion=confusion.tolist(),
-        reliability=_reliability(judged, truth),
+        reliability=reliability(judged, truth),
         rows=len(rows),
         converged=converged and chosen.converged,
         seconds=time.perf_counter() - began,
@@ -150,9 +150,10 @@ def fit_cached(train_file: Path, embed: Embed, cache: Path, *, encoder: str, ove
     except (OSError, ValueError):
         pass
     from finetune.data import read_labelled
-    from finetune.recipe import load_recipe
+    from finetune.recipe import ClassifyRecipe, load_recipe
 
     recipe = load_recipe({"name": train_file.stem, "data": {"train": str(train_file)}}, overrides)
+    assert isinstance(recipe, ClassifyRecipe)
     data = read_labelled(
         train_file,
         text=recipe.data.text_column,
@@ -205,7 +206,7 @@ def _choose(X: Any, y: np.ndarray, grid: Sequence[float], recipe: ClassifyRecipe
             weights, bias, finished = _logistic(X[train], y[train], C, recipe)
             scores[held_out] = X[held_out] @ weights.T + bias
             converged &= finished
-        loss = _log_loss(_softmax(scores), y)
+        loss = log_loss(softmax(scores), y)
         curve.append((C, loss))
         if best is None or loss < best.curve[-1][1]:
             best = _Chosen(C, scores, [(C, loss)], converged)
@@ -242,11 +243,11 @@ def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     bounds = (np.log(0.25), np.log(20.0))
-    found = minimize_scalar(lambda t: _log_loss(_softmax(scores / np.exp(t)), y), bounds=bounds, method="bounded")
+    found = minimize_scalar(lambda t: log_loss(softmax(scores / np.exp(t)), y), bounds=bounds, method="bounded")
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _baseline(
+def baseline(
     texts: Sequence[str], y: np.ndarray, eval_texts: Sequence[str], recipe: ClassifyRecipe, progress: Progress | None
 ) -> np.ndarray:
     """Probabilities of TF-IDF of words and pairs of words with logistic regression, its C chosen in the same way."""
@@ -260,9 +261,9 @@ def _baseline(
     told = (lambda _, done, total: progress("baseline", done, total)) if progress else None
     chosen = _choose(X, y, BASELINE_C, recipe, told)
     if not eval_texts:
-        return _softmax(chosen.scores)
+        return softmax(chosen.scores)
     weights, bias, _ = _logistic(X, y, chosen.C, recipe)
-    return _softmax(words.transform(eval_texts) @ weights.T + bias)
+    return softmax(words.transform(eval_texts) @ weights.T + bias)
 
 
 def _embed(embed: Embed, texts: Sequence[str], stage: str, progress: Progress | None) -> np.ndarray:
@@ -272,47 +273,3 @@ def _embed(embed: Embed, texts: Sequence[str], stage: str, progress: Progress | 
         if progress:
             progress(stage, min(start + _CHUNK, len(texts)), len(texts))
     return np.concatenate(parts)
-
-
-# -- judging ----------------------------------------------------------------------------------------------------------
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-def _log_loss(probabilities: np.ndarray, y: np.ndarray) -> float:
-    return float(-np.log(np.clip(probabilities[np.arange(len(y)), y], 1e-12, None)).mean())
-
-
-def _reliability(probabilities: np.ndarray, y: np.ndarray) -> list[tuple[float, float, int]]:
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [
-        (float(confidence[bins == b].mean()), float(right[bins == b].mean()), int((bins == b).sum()))
-        for b in range(BINS)
-        if (bins == b).any()
-    ]
-
-
-def _ece(probabilities: np.ndarray, y: np.ndarray) -> float:
-    """Expected calibration error: how far confidence is from accuracy, on average, over 15 equal bins."""
-    return sum(n * abs(confidence - accuracy) for confidence, accuracy, n in _reliability(probabilities, y)) / len(y)
-
-
-def _metrics(probabilities: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    predicted = probabilities.argmax(axis=1)
-    recalls, f1s = [], []
-    for label in np.unique(y):
-        hits = int(((predicted == label) & (y == label)).sum())
-        truly, said = int((y == label).sum()), int((predicted == label).sum())
-        recalls.append(hits / truly)
-        f1s.append(2 * hits / (truly + said))
-    return {
-        "accuracy": float((predicted == y).mean()),
-        "macro_recall": float(np.mean(recalls)),
-        "macro_f1": float(np.mean(f1s)),
-        "log_loss": _log_loss(probabilities, y),
-        "ece": _ece(probabilities, y),
-    }

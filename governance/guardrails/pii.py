@@ -4,8 +4,8 @@ Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, 
 UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names, addresses and other
 things without a form are not found here.
 
-One pass finds the runs of digits; every numbered kind is tried at the edges of such a run only, so prose costs one scan. No
-pattern has an unbounded repeat inside another.
+Cheap looks for what every finding of a kind must hold come first, so prose costs a few microseconds a page; every numbered kind
+is tried at the edges of a run of digits only. No pattern has an unbounded repeat inside another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ class Finding:
 
 
 _RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
+_SPOT = re.compile(r"[0-9](?:[0-9 .\-/()]{6}|(?<=[A-Za-z][0-9]))")  # in ASCII, where a run begins that is looked at
 _GROUP = re.compile(r"\d+")
+_KINDS = bytes(  # digits are 0, letters a, what may stand between digits -
+    ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()" else " ")
+    for code in range(128)
+).ljust(256)
+_SIGNS = (b"0-0", b"0--0", b"0" * 7, b"a0")  # one of them is in whatever holds a run that is looked at
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
 _KEYS = {  # what it begins with, and all of it
@@ -52,7 +58,19 @@ _KEYS = {  # what it begins with, and all of it
     "dapi": r"dapi[0-9a-f]{32}(?:-\d)?",
     "eyJ": r"eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{0,1000}",
 }
+
+
+def _mark(prefix: str) -> str:
+    """The rarest part of a prefix."""
+    rare = {"AKIA": "K", "ASIA": "S", "AIza": "z", "dapi": "d", "eyJ": "J", "xox": "x"}
+    return rare.get(prefix) or ("_" if "_" in prefix else "-")
+
+
 _TOKENS = {prefix: re.compile(rf"(?<![A-Za-z0-9]){pattern}", re.ASCII) for prefix, pattern in _KEYS.items()}
+_MARKED = tuple(  # a character that few texts hold, and what may be a key where there is one
+    (mark, tuple((prefix, pattern) for prefix, pattern in _TOKENS.items() if _mark(prefix) == mark))
+    for mark in dict.fromkeys(map(_mark, _TOKENS))
+)
 _BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----")
 _END = re.compile(r"-----END [A-Z ]{0,20}PRIVATE KEY-----")
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
@@ -77,21 +95,44 @@ def find(text: str) -> list[Finding]:
     found: list[Finding] = []
     if "@" in text:
         found += _emails(text)
-    for prefix, pattern in _TOKENS.items():
-        if prefix in text:
-            found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
-    if "-----BEGIN" in text:
+    for mark, tokens in _MARKED:
+        if mark in text:
+            for prefix, pattern in tokens:
+                if prefix in text:
+                    found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
+    if "-" in text and "-----BEGIN" in text:
         for begin in _BEGIN.finditer(text):
             end = _END.search(text, begin.end())
             found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
-    if _COLONS.search(text):
+    if ":" in text and _COLONS.search(text):
         for m in _IPV6.finditer(text):
             found += _ip(m.start(), m.end(), m[0])
-    for run in _RUN.finditer(text):
+    for start, end in _runs(text):
+        found += _numbers(text, start, end)
+    return distinct(found) if found else found
+
+
+def _runs(text: str) -> Iterator[tuple[int, int]]:
+    """Runs of digits that are longer than six characters or stand at a letter; all else is too short for any kind."""
+    if not text.isascii():
+        for run in _RUN.finditer(text):
+            start, end = run.span()
+            if end - start > 6 or (start and text[start - 1].isalpha()):
+                yield start, end
+        return
+    if not any(digit in text for digit in "0123456789"):
+        return
+    kinds = text.encode().translate(_KINDS)
+    if not any(sign in kinds for sign in _SIGNS):
+        return
+    spot = _SPOT.search(text)
+    while spot:
+        run = _RUN.match(text, spot.start())
+        assert run is not None
         start, end = run.span()
-        if end - start > 6 or (start and text[start - 1].isalpha()):  # all else is too short for any kind
-            found += _numbers(text, start, end)
-    return distinct(found)
+        if end - start > 6 or (start and text[start - 1].isalpha()):
+            yield start, end
+        spot = _SPOT.search(text, end)
 
 
 def distinct(found: list[Finding]) -> list[Finding]:

@@ -20,7 +20,14 @@ _CONTEXT = 96  # characters already let go of that are looked at again, for what
 _TAIL = 512
 _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
-_ODD_SPACES = ("  ", "\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")  # all but a single space
+_FEW = 16  # keywords that are each looked for
+_WORD = re.compile(r"\w+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_ODD_WORDS = re.compile(r"[^\x00-\x7f]|\s")  # and all that may be, or stand beside, a run of spaces
+_INVISIBLE = re.compile(  # where Unicode keeps its format characters
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890-\u089f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
+    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bcaf\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
 
@@ -37,11 +44,20 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
 
     Compatibility forms become plain ones and invisible characters vanish; for `words` case and runs of spaces do too.
     """
-    if text.isascii() and not (words and any(space in text for space in _ODD_SPACES)):
+    if text.isascii() and not (words and _oddly_spaced(text)):
         return (text.casefold() if words else text), None
+    if not words and unicodedata.is_normalized("NFKC", text) and not _INVISIBLE.search(text):
+        return text, None
     folded: list[str] = []
     origin: list[int] = []
-    for place, char in enumerate(text):
+    last, spaced = 0, False
+    for odd in (_ODD_WORDS if words else _NOT_ASCII).finditer(text):
+        place, char = odd.start(), odd[0]
+        if place > last:
+            folded.append(text[last:place].casefold() if words else text[last:place])
+            origin.extend(range(last, place))
+            spaced = False
+        last = place + 1
         if ord(char) > 127:
             if unicodedata.category(char) == "Cf":
                 continue
@@ -49,12 +65,33 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
         if words:
             char = char.casefold()
             if char.isspace():
-                if folded and folded[-1] == " ":
+                if spaced:
                     continue
-                char = " "
-        folded.extend(char)
+                char, spaced = " ", True
+            else:
+                spaced = char[-1:] == " " if char else spaced
+        folded.append(char)
         origin.extend([place] * len(char))
+    if last < len(text):
+        folded.append(text[last:].casefold() if words else text[last:])
+        origin.extend(range(last, len(text)))
     return "".join(folded), origin
+
+
+def _oddly_spaced(text: str) -> bool:
+    """Whether an ASCII text has other spaces than single ones; written out, because it is asked for every chunk."""
+    return (
+        "\n" in text
+        or "\t" in text
+        or "\r" in text
+        or "\x0b" in text
+        or "\x0c" in text
+        or "\x1c" in text
+        or "\x1d" in text
+        or "\x1e" in text
+        or "\x1f" in text
+        or "  " in text
+    )
 
 
 class Rules:
@@ -72,11 +109,21 @@ class Rules:
         folded = sorted({" ".join(fold(word, words=True)[0].split()) for word in keywords} - {""}, key=len, reverse=True)
         self._keywords = [(word.split(" ")[0], re.compile(_whole(word)), word) for word in folded]
         self._beginnings = {word[:size] for word in folded for size in range(1, len(word))}
+        self._firsts = frozenset(word[0] for word in folded)
         self._longest = max(map(len, folded), default=0)
+        self._by_word: dict[str, list[tuple[str, re.Pattern[str], str]]] = {}
+        """Of many keywords, those that begin and end at the edge of a word, by what it is that they begin with."""
+        if len(folded) > _FEW:
+            for entry in self._keywords:
+                run = _WORD.match(entry[2])
+                if run and not (_unspaced(entry[2][0]) or _unspaced(entry[2][-1])):
+                    self._by_word.setdefault(run[0], []).append(entry)
+            grouped = {entry[2] for entries in self._by_word.values() for entry in entries}
+            self._keywords = [entry for entry in self._keywords if entry[2] not in grouped]
 
     @property
     def any(self) -> bool:
-        return self.pii != "NONE" or bool(self._keywords)
+        return self.pii != "NONE" or bool(self._longest)
 
     def find(self, text: str) -> list[Finding]:
         """Everything forbidden in the text, without overlaps."""
@@ -84,9 +131,9 @@ class Rules:
         if self.pii != "NONE":
             folded, origin = fold(text)
             found = find(folded) if origin is None else [_moved(each, origin) for each in find(folded)]
-        if self._keywords:
+        if self._longest:
             found += self._words(text)
-        return distinct(found)
+        return distinct(found) if found else found
 
     def blocking(self, found: Sequence[Finding]) -> Blocked | None:
         """The refusal that these findings mean, if they mean one."""
@@ -100,7 +147,11 @@ class Rules:
     def _words(self, text: str) -> list[Finding]:
         folded, origin = fold(text, words=True)
         found = []
-        for first, pattern, _ in self._keywords:
+        likely = self._keywords
+        if self._by_word:
+            present = self._by_word.keys() & set(_WORD.findall(folded))
+            likely = [*likely, *(entry for word in present for entry in self._by_word[word])]
+        for first, pattern, _ in likely:
             if first in folded:
                 found += [Finding(m.start(), m.end(), KEYWORD) for m in pattern.finditer(folded)]
         return found if origin is None else [_moved(each, origin) for each in found]
@@ -113,7 +164,7 @@ class Rules:
         if self._beginnings:
             folded, origin = fold(text, words=True)
             for place in range(max(0, len(folded) - self._longest), len(folded)):
-                if folded[place:] in self._beginnings:
+                if folded[place] in self._firsts and folded[place:] in self._beginnings:
                     return min(held, place if origin is None else origin[place])
         return held
 

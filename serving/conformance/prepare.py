@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from governance.call import CallError
 from governance.grants import Grants
 from governance.oauth import OAuth
-from retrieval.rows import declare_table
+from retrieval.rows.tables import SourceTables
 from serving.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _HERE = Path(__file__).parent
 def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -> dict[str, Any]:
     """Register what is missing in a state folder; gives what is there then. Blocking, some seconds the first time.
 
-    The service principal may make endpoints: it holds CAN_MANAGE on `endpoint:*`.
+    The service principal may make endpoints of these models: it holds CAN_MANAGE on `endpoint:*` and EXECUTE on them.
     """
     makers: dict[str, Callable[[str], Any]] = {CHAT: _chat, EMBED: _embed, TABULAR: _tabular}
     registry = Registry(home)
@@ -39,10 +39,12 @@ def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret:
         _register(home, missing)
     oauth.create_secret(CLIENT, secret)
     grants.grant(f"service_principal:{CLIENT}", "endpoint:*", "CAN_MANAGE")
+    for name in makers:
+        grants.grant(f"service_principal:{CLIENT}", f"model:{name}", "EXECUTE")
     file = home / "conformance" / "docs.jsonl"
     file.parent.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps({"id": str(n), "text": f"row {n}"}) + "\n" for n in range(1, 21)))
-    rows = declare_table(engine, TABLE, str(file))
+    rows = SourceTables(engine).add(TABLE, str(file))
     models = [{"name": name, "version": "1", "task": registry.find(name, "1").task, "new": name in missing} for name in makers]
     return {"models": models, "table": TABLE, "rows": rows, "client_id": CLIENT, "client_secret": secret}
 

@@ -8,10 +8,13 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import orjson
+
+from agents.approvals import Ask, waiting_of
 from governance.call import STEP, Call, CallError, Engine, Event, bad_request, not_found
 from serving.dispatch import inner_loop, inner_usage
 from serving.engines.answer import Answer
-from serving.engines.messages import items_to_langchain
+from serving.engines.messages import decisions, items_to_langchain
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -42,13 +45,14 @@ def agent_engine(
     """
 
     async def run(call: Call) -> AsyncIterator[Event]:
-        from agents.runtime import ThreadBusy, ThreadNotFound
+        from agents.runtime import NotAsked, RunLimit, ThreadBusy, ThreadNotFound
 
         if len(call.payload.get("input") or ()) > _MANY:  # 5,000 messages take half a second: not on the loop
             messages = await asyncio.to_thread(items_to_langchain, call.payload)
         else:
             messages = items_to_langchain(call.payload)
-        if messages[-1].type not in ("human", "tool"):
+        decided = decisions(call.payload)
+        if not decided and messages[-1].type not in ("human", "tool"):
             raise bad_request(
                 "The last message must be the user's: there is nothing to answer after an assistant message.", "input"
             )
@@ -60,11 +64,13 @@ def agent_engine(
         site = base_url(call) if callable(base_url) else base_url
         state: Mapping[str, Any] = {}
         owner = call.caller.name if call.caller else ""
-        parts = runtime.stream(agent, messages, thread_id=call.thread_id, owner=owner, run_id=call.request_id)
+        parts = runtime.stream(agent, messages, thread_id=call.thread_id, owner=owner, run_id=call.request_id, decisions=decided)
         started = False
         try:
             async with aclosing(parts):  # type: ignore[type-var]
                 async for _, mode, chunk in parts:
+                    if mode == "started" and not call.payload.get("background"):
+                        continue  # a refusal of the first step still has its own HTTP status
                     if not started:  # only now is it known that the thread is the caller's and free
                         started = True
                         for event in answer.start():
@@ -74,8 +80,10 @@ def agent_engine(
                         continue
                     for event in _events(answer, mode, chunk, site):
                         yield event
-        except ThreadNotFound as error:
+        except (ThreadNotFound, NotAsked) as error:
             raise not_found(str(error)) from None
+        except RunLimit as error:
+            raise CallError(str(error), status=504, code="DEADLINE_EXCEEDED") from None
         except ThreadBusy as error:
             raise CallError(str(error), status=409, code="RESOURCE_CONFLICT", retry_after=1) from None
         finally:
@@ -133,6 +141,9 @@ def _end(
         read = "\n".join(message.text for message in messages)
         usage = {"input_tokens": _count(read, count_tokens), "output_tokens": _count(answer.written, count_tokens)}
     route, abstained, mode = state.get("route"), bool(state.get("abstained")), state.get("mode") or "generative"
+    asks = waiting_of(call.request_id, state.get("__interrupt__") or ()).asks
+    for ask in asks:
+        events += _asked(answer, ask)
     citations = [each if isinstance(each, Mapping) else each.to_dict() for each in state.get("citations") or ()]
     metadata = {
         "mode": mode,
@@ -148,9 +159,19 @@ def _end(
         "citations": citations,
         "trace_id": f"tr-{call.request_id}",
         "thread_id": call.thread_id,
+        **({"waiting": [ask.to_dict() for ask in asks]} if asks else {}),
     }
     told = {key: str(value) for key, value in metadata.items() if value is not None}
     return [*events, *answer.finish(usage=usage, metadata=told, custom_outputs=custom)]
+
+
+def _asked(answer: Answer, ask: Ask) -> list[Event]:
+    """A question to a person, as an item that official clients know how to answer."""
+    arguments = orjson.dumps(ask.arguments, default=str).decode()
+    if ask.approval:
+        item = {"type": "mcp_approval_request", "id": ask.id, "server_label": "smalti", "name": ask.name}
+        return list(answer.item({**item, "arguments": arguments}))
+    return [*answer.call_tool(ask.id, ask.name), *answer.arguments(arguments)]
 
 
 def _count(text: str, count_tokens: Callable[[str], int]) -> int:

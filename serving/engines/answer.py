@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.call import Call, Event
@@ -40,6 +40,7 @@ class Answer:
         self._output: list[dict[str, Any]] = []
         self._parts: list[str] = []
         self._annotations: list[Mapping[str, Any]] = []
+        self._logprobs: list[Mapping[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._delta: dict[str, Any] = {}
         self._response: dict[str, Any] = {
@@ -47,7 +48,7 @@ class Answer:
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
-            "background": False,
+            "background": bool(payload.get("background")),
             "completed_at": None,
             "error": None,
             "incomplete_details": None,
@@ -73,13 +74,17 @@ class Answer:
         yield Event("response.created", {"response": dict(self._response)})
         yield Event("response.in_progress", {"response": dict(self._response)})
 
-    def write(self, delta: str) -> Iterator[Event]:
-        """Text of the answer; opens the message where none is open."""
-        if not delta:
+    def write(self, delta: str, logprobs: Sequence[Mapping[str, Any]] | None = None) -> Iterator[Event]:
+        """Text of the answer, and the log probabilities of its tokens; opens the message where none is open."""
+        if not delta and not logprobs:
             return
         if self._open is None or self._open["type"] != "message":
             yield from self._open_message()
         self._parts.append(delta)
+        if logprobs:
+            self._logprobs += logprobs
+            yield Event("response.output_text.delta", {**self._delta, "delta": delta, "logprobs": logprobs})
+            return
         yield Event("response.output_text.delta", {**self._delta, "delta": delta})
 
     def annotate(self, annotation: Mapping[str, Any]) -> Iterator[Event]:
@@ -114,6 +119,20 @@ class Answer:
             self._parts.append(delta)
             place = {"item_id": self._open["id"], "output_index": len(self._output)}
             yield Event("response.function_call_arguments.delta", {**place, "delta": delta})
+
+    def item(self, item: Mapping[str, Any]) -> Iterator[Event]:
+        """A whole output item, as `mcp_approval_request`."""
+        yield from self._close()
+        position = len(self._output)
+        self._output.append(dict(item))
+        yield Event("response.output_item.added", {"output_index": position, "item": dict(item)})
+        yield Event("response.output_item.done", {"output_index": position, "item": dict(item)})
+
+    def ended(self, status: str, error: Mapping[str, str] | None = None) -> Event:
+        """The end of an answer that was not finished: `cancelled` or `failed`, with what was written by then."""
+        list(self._close("incomplete"))
+        response = {**self._response, "status": status, "output": self._output, "error": dict(error) if error else None}
+        return Event("response.failed" if error else "response.incomplete", {"response": response})
 
     def finish(
         self,
@@ -159,11 +178,11 @@ class Answer:
             "status": "in_progress",
             "content": [],
         }
-        self._open, self._parts, self._annotations = item, [], []
+        self._open, self._parts, self._annotations, self._logprobs = item, [], [], []
         self._delta = {"item_id": item["id"], "output_index": position, "content_index": 0, "logprobs": []}
         yield Event("response.output_item.added", {"output_index": position, "item": item})
         place = {"item_id": item["id"], "output_index": position, "content_index": 0}
-        yield Event("response.content_part.added", {**place, "part": _part("", [])})
+        yield Event("response.content_part.added", {**place, "part": _part("", [], [])})
 
     def _close(self, status: str = "completed") -> Iterator[Event]:
         if self._open is None:
@@ -172,8 +191,8 @@ class Answer:
         place = {"item_id": self._open["id"], "output_index": position}
         if self._open["type"] == "message":
             self._done += text
-            part = _part(text, list(self._annotations))
-            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": []})
+            part = _part(text, list(self._annotations), list(self._logprobs))
+            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": part["logprobs"]})
             yield Event("response.content_part.done", {**place, "content_index": 0, "part": part})
             item = {**self._open, "status": status, "content": [part]}
         else:
@@ -184,8 +203,8 @@ class Answer:
         yield Event("response.output_item.done", {"output_index": position, "item": item})
 
 
-def _part(text: str, annotations: list[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": []}
+def _part(text: str, annotations: list[Mapping[str, Any]], logprobs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": annotations, "logprobs": logprobs}
 
 
 def usage_body(usage: Mapping[str, int]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from governance.call import Event, unavailable
 from serving.engines.answer import Answer
-from serving.engines.messages import items_to_chat
-from serving.protocols.request import present
+from serving.engines.messages import items_to_chat, text_of
+from serving.protocols.request import LOGPROBS, present
 
-_COPIED = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
+_COPIED = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
 
 
 def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[str, Any]:
@@ -27,11 +27,20 @@ def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[
         "response_format": _response_format(payload.get("text")),
         "reasoning_effort": (payload.get("reasoning") or {}).get("effort"),
     }
+    if LOGPROBS in (payload.get("include") or ()):
+        body |= {"logprobs": True, "top_logprobs": payload.get("top_logprobs")}
     return present(body)
 
 
+def prompt_body(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A Responses request as a request of the older text completions, whose prompt is all that was said."""
+    said = [text_of(item["content"]) for item in payload.get("input") or () if item.get("type", "message") == "message"]
+    copied = {key: payload.get(key) for key in _COPIED if key != "parallel_tool_calls"}
+    return present(copied | {"prompt": "\n".join(said), "max_tokens": payload.get("max_output_tokens")})
+
+
 class Chunks:
-    """Turns Chat Completions chunks (or one whole completion) into events.
+    """Turns the chunks of Chat Completions or of text completions (or one whole completion) into events.
 
     Parameters
     ----------
@@ -60,9 +69,10 @@ class Chunks:
             }
         events: list[Event] = []
         for choice in (chunk.get("choices") or ())[:1]:
-            delta = choice.get("delta") or choice.get("message") or {}
-            if text := _content(delta.get("content")) or delta.get("refusal"):
-                events += self._answer.write(text)
+            delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+            logprobs = (choice.get("logprobs") or {}).get("content")
+            if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
+                events += self._answer.write(text or "", logprobs)
             for position, call in enumerate(delta.get("tool_calls") or ()):
                 events += self._tool_call(call, position)
             self.finish = self.finish or choice.get("finish_reason")

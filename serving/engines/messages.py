@@ -12,6 +12,8 @@ from governance.call import bad_request
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
+    from agents.approvals import Decision
+
 
 def text_of(content: Any) -> str:
     """The text of an item's content: a string, or text parts."""
@@ -23,6 +25,7 @@ def text_of(content: Any) -> str:
 def items_to_langchain(payload: Mapping[str, Any]) -> list[BaseMessage]:
     """A request's instructions and input as LangChain messages; raises `CallError` (400) for anything but text.
 
+    What a person decided is not among them; see `decisions`.
     Function calls that follow each other belong to one AI message, with the text before them.
     """
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -49,9 +52,33 @@ def items_to_langchain(payload: Mapping[str, Any]) -> list[BaseMessage]:
                 )
             make = {"assistant": AIMessage, "user": HumanMessage}.get(item["role"], SystemMessage)
             messages.append(make(text_of(content)))
-    if not any(message.type in ("human", "tool") for message in messages):
+    if not any(message.type in ("human", "tool") for message in messages) and not decisions(payload):
         raise bad_request("The request asks nothing: send a message with role 'user'.", "input")
     return messages
+
+
+def decisions(payload: Mapping[str, Any]) -> dict[str, Decision]:
+    """What a person decided on the questions of a run that waits, by the question's id.
+
+    An approval is answered by an `mcp_approval_response`, whose `arguments`, if it has any, replace those of the call; a question
+    of another kind by the `function_call_output` of its call. Raises `CallError` (400).
+    """
+    from agents.approvals import Decision, run_of
+
+    found: dict[str, Decision] = {}
+    for position, item in enumerate(payload.get("input") or ()):
+        if item.get("type") == "mcp_approval_response":
+            arguments = _arguments(item, position) if item.get("arguments") is not None else None
+            found[item["approval_request_id"]] = Decision(item["approve"], arguments, item.get("reason") or "")
+        elif item.get("type") == "function_call_output" and run_of(item["call_id"]):
+            try:
+                answer = orjson.loads(item["output"])
+            except orjson.JSONDecodeError:
+                answer = item["output"]
+            found[item["call_id"]] = Decision(answer=answer)
+        elif item.get("type") == "message":
+            found = {}  # decided, and gone on from there
+    return found
 
 
 def _arguments(item: Mapping[str, Any], position: int) -> dict[str, Any]:

@@ -7,28 +7,37 @@ where that is safe, and it comes back by itself with growing pauses.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import os
+import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from governance.call import CallError, limit_exceeded, unavailable
+from serving.engines.wire import Wire
 
 MAX_WAITING = 2048
 """Requests one model may have open; more are refused with 429."""
 KEPT_LOG = 4 << 20
 """Bytes of a model's log beyond which the older half is dropped when it is started."""
+MEMORY_PAUSE = 0.5
+"""Seconds between two looks at how much memory a model holds."""
+CHILDREN_EVERY = 10
+"""Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
 _MAX_PAUSE = 30.0
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_")
 """What a model may see of the server's environment: no key of a model provider."""
+
+
+Note = Callable[[str], None]
+Interpreter = Callable[[Note], Awaitable[str]]
+"""Finds the Python that a model runs in; raises `LoadFailed` where there is none."""
 
 
 class LoadFailed(Exception):
@@ -47,6 +56,11 @@ class ModelProcess:
     call_timeout: seconds until a call that gives nothing is given up; the process is then started anew.
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
     loads: bounds how many models are loaded at the same time.
+    memory_limit: bytes of memory the process and its children may hold; it is ended past that. None: no limit.
+    module: what the process runs; `serving.engines.worker` loads MLflow models.
+    spec: what it is told of the model besides its path.
+    max_waiting: requests that may be open; one more is refused at once.
+    interpreter: finds the Python the model runs in, and may take its time to make it; told lines for the build log.
     """
 
     def __init__(
@@ -59,8 +73,15 @@ class ModelProcess:
         call_timeout: float = 120,
         idle_timeout: float | None = None,
         loads: asyncio.Semaphore | None = None,
+        memory_limit: int | None = None,
+        interpreter: Interpreter | None = None,
+        module: str = "serving.engines.worker",
+        spec: Mapping[str, Any] | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
-        self.path, self.log = path, log
+        self.path, self.log, self.memory_limit = path, log, memory_limit
+        self.spec = dict(spec or {})
+        self._module, self._max_waiting = module, max_waiting
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
         self.state, self.message = "CREATING", "The model is being loaded."
@@ -70,15 +91,24 @@ class ModelProcess:
         self._given = dict(environment or {})
         self._load_timeout, self._call_timeout, self._idle_timeout = load_timeout, call_timeout, idle_timeout
         self._loads = loads or asyncio.Semaphore(1)
+        self._interpreter = interpreter
+        self._queued = 0
+        self._killed: str | None = None
         self._ready = asyncio.Event()
         self._wanted = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._used = time.monotonic()
 
     @property
     def open_calls(self) -> int:
-        return len(self._wire.waiting) if self._wire else 0
+        """Calls that are being answered, and those that wait for the process to come up."""
+        return self._queued + (len(self._wire.waiting) if self._wire else 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether it can take a call at once."""
+        return self._ready.is_set()
 
     async def start(self) -> None:
         """Load the model. Raises `LoadFailed`."""
@@ -108,30 +138,33 @@ class ModelProcess:
         """One answer; `again` sends the request once more where the process ends during it. Raises `CallError`."""
         for attempt in (1, 2):
             wire = await self._up()
-            mailbox = wire.open(kind, body)
+            identifier, answer = wire.ask(kind, body)
             try:
-                kind_of, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+                async with asyncio.timeout(self._call_timeout):
+                    kind_of, given = await answer
             except TimeoutError:
                 self._kill("It gave no answer in time and was started anew.")
                 raise unavailable(
                     f"The model gave no answer in {self._call_timeout:g} s. Send less at once.", status=504
                 ) from None
             finally:
-                wire.close(mailbox)
+                wire.close(identifier)
             if kind_of != "gone":
-                return _checked(kind_of, answer)
+                return _checked(kind_of, given)
             if not again or attempt == 2:
                 break
-        raise unavailable("The model's process ended while it answered. Send the request again.", retry_after=1)
+        why = self._killed or "The model's process ended while it answered."
+        raise unavailable(f"{why} Send the request again.", retry_after=1)
 
     async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
         """What a model gives one after the other; a model that does not stream gives its whole answer. Raises `CallError`."""
         wire = await self._up()
-        mailbox = wire.open("stream", body)
+        identifier, mailbox = wire.open("stream", body)
         try:
             while True:
                 try:
-                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout)
+                    waits = mailbox.empty()
+                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout) if waits else mailbox.get_nowait()
                 except TimeoutError:
                     raise unavailable(f"The model gave nothing for {self._call_timeout:g} s.", status=504) from None
                 if kind == "end":
@@ -144,22 +177,26 @@ class ModelProcess:
                 if kind == "result":
                     return
         finally:
-            wire.close(mailbox, cancel=True)
+            wire.close(identifier, cancel=True)
 
-    async def _up(self) -> _Wire:
+    async def _up(self) -> Wire:
         """The connection to the process, waiting for one that is coming up."""
         self._used = time.monotonic()
-        if not self._ready.is_set():
-            if self._supervisor is None or self.state == "FAILED":
-                raise unavailable(f"The model is not served: {self.message}")
-            self._wanted.set()
+        if self.open_calls >= self._max_waiting:
+            raise limit_exceeded(f"The model has {self._max_waiting} requests open already. Wait a second.", 1)
+        if self._wire is None:
+            self._queued += 1
             try:
-                await asyncio.wait_for(self._ready.wait(), min(self._load_timeout, self._call_timeout))
+                async with asyncio.timeout(min(self._load_timeout, self._call_timeout)):
+                    while self._wire is None:
+                        if self._supervisor is None or self.state == "FAILED":
+                            raise unavailable(f"The model is not served: {self.message}")
+                        self._wanted.set()
+                        await self._ready.wait()
             except TimeoutError:
                 raise unavailable("The model is still being loaded. Send the request again.", retry_after=5) from None
-        assert self._wire is not None
-        if len(self._wire.waiting) >= MAX_WAITING:
-            raise limit_exceeded(f"The model has {MAX_WAITING} requests open already. Wait a second.", 1)
+            finally:
+                self._queued -= 1
         return self._wire
 
     # --- the process ---
@@ -191,56 +228,76 @@ class ModelProcess:
 
     async def _run(self, first: asyncio.Future[None]) -> None:
         """Start the process and stay with it until it ends."""
+        self._killed = None
+        python = sys.executable if self._interpreter is None else await self._interpreter(self._note)
         async with self._loads:
-            process, wire, ours = await self._spawn()
+            process, wire, ours = await self._spawn(python)
+            watch = asyncio.create_task(self._watch_memory(wire))
             try:
                 await self._load(wire)
             except BaseException:
+                watch.cancel()
                 await _end(process, ours)
                 raise
         try:
             self.state, self.message = "READY", ""
             self._note(f"ready after start {self.starts}: {orjson.dumps(self.info).decode()}")
-            self._wire = wire
+            self._wire, self._used = wire, time.monotonic()
             self._ready.set()
             if not first.done():
                 first.set_result(None)
             if await self._until_ended(wire):
-                self.state, self.message = "RECOVERING", "The model's process ended; it is being started again."
+                why = self._killed or "The model's process ended."
+                self.state, self.message = "RECOVERING", f"{why} It is being started again."
+                self._note(why)
             else:
                 self.state, self.message = "READY", "Scaled to zero; the next call starts it."
                 self._wanted.clear()
         finally:
+            watch.cancel()
             self._ready.clear()
             self._wire = None
             await _end(process, ours)
 
-    async def _until_ended(self, wire: _Wire) -> bool:
+    async def _watch_memory(self, wire: Wire) -> None:
+        """End the process once it holds more memory than it may."""
+        limit, look = self.memory_limit, 0
+        while limit is not None and not wire.gone.is_set():
+            held = await asyncio.to_thread(_held, self.pid, children=look % CHILDREN_EVERY == 0)
+            look += 1
+            if held > limit:
+                self._kill(f"The model held {held >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
+                return
+            await asyncio.sleep(MEMORY_PAUSE)
+
+    async def _until_ended(self, wire: Wire) -> bool:
         """True when the process ended by itself, False when it has been idle for long enough."""
         if self._idle_timeout is None:
             await wire.gone.wait()
             return True
         while True:
             rest = self._used + self._idle_timeout - time.monotonic()
-            if rest <= 0 and not wire.waiting:
+            if rest <= 0 and not self.open_calls:
                 return False
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(wire.gone.wait(), max(rest, 0.05))
                 return True
 
-    async def _spawn(self) -> tuple[asyncio.subprocess.Process, _Wire, asyncio.BaseTransport]:
+    async def _spawn(self, python: str) -> tuple[asyncio.subprocess.Process, Wire, asyncio.BaseTransport]:
         ours, theirs = socket.socketpair()
-        root = str(Path(__file__).resolve().parent.parent.parent)
+        root = str(await asyncio.to_thread(worker_root, python))
         environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
+        if python != sys.executable:  # what the server's Python is pointed at is not for another's
+            environment = {key: value for key, value in environment.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
         environment |= self._given
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         self.starts += 1
         self._note(f"start {self.starts}: loading {self.path}")
         try:
-            with await asyncio.to_thread(_open_log, self.log) as log:
+            with await asyncio.to_thread(open_log, self.log) as log:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "serving.engines.worker", str(theirs.fileno()),
+                    python, "-m", self._module, str(theirs.fileno()), str(os.getpid()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                     env=environment, cwd=self.log.parent, pass_fds=[theirs.fileno()], start_new_session=True,
                 )  # fmt: skip
@@ -251,11 +308,11 @@ class ModelProcess:
             theirs.close()
         self.pid = process.pid
         ours.setblocking(False)
-        transport, wire = await asyncio.get_running_loop().create_connection(_Wire, sock=ours)
+        transport, wire = await asyncio.get_running_loop().create_connection(Wire, sock=ours)
         return process, wire, transport
 
-    async def _load(self, wire: _Wire) -> None:
-        wire.write({"path": str(self.path)})
+    async def _load(self, wire: Wire) -> None:
+        wire.write({"path": str(self.path), **self.spec})
         try:
             kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
         except TimeoutError:
@@ -263,14 +320,15 @@ class ModelProcess:
         if kind == "failed":
             raise LoadFailed(f"The model cannot be loaded: {answer['message']}")
         if kind == "gone":
-            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {_tail(self.log, 300)}")
+            if self._killed:
+                raise LoadFailed(self._killed)
+            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {tail(self.log, 300)}")
         self.info = answer
 
-    def _kill(self, message: str) -> None:
-        self.message = message
+    def _kill(self, why: str) -> None:
+        self._killed = why
         if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, 9)
+            _kill_group(self.pid)
 
     def _note(self, line: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -278,80 +336,12 @@ class ModelProcess:
 
     def logs(self) -> str:
         """The last of what the model printed."""
-        return _tail(self.log, 100_000)
+        return tail(self.log, 100_000)
 
     @property
     def memory(self) -> int:
-        """Bytes of memory the process holds; 0 where that cannot be told."""
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1] if self._wire else "0"
-        except (OSError, IndexError):
-            return 0
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-class _Mailbox(asyncio.Queue[tuple[str, Any]]):
-    identifier = 0
-
-
-class _Wire(asyncio.Protocol):
-    """The server's end of the socket."""
-
-    def __init__(self) -> None:
-        self.control: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        self.waiting: dict[int, _Mailbox] = {}
-        self.gone = asyncio.Event()
-        self._buffer = bytearray()
-        self._next = 1
-        self._transport: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        position, end = 0, len(buffer)
-        frames: collections.deque[bytes] = collections.deque()
-        while end - position >= 4:
-            (size,) = struct.unpack_from(">I", buffer, position)
-            if end - position - 4 < size:
-                break
-            frames.append(bytes(buffer[position + 4 : position + 4 + size]))
-            position += 4 + size
-        del buffer[:position]
-        for frame in frames:
-            identifier, kind, body = orjson.loads(frame)
-            mailbox = self.waiting.get(identifier)
-            if mailbox is not None:
-                mailbox.put_nowait((kind, body))
-            elif identifier == 0:
-                self.control.put_nowait((kind, body))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set()
-        self.control.put_nowait(("gone", None))
-        for mailbox in self.waiting.values():
-            mailbox.put_nowait(("gone", None))
-
-    def open(self, kind: str, body: Any) -> _Mailbox:
-        mailbox = _Mailbox()
-        mailbox.identifier, self._next = self._next, self._next + 1
-        self.waiting[mailbox.identifier] = mailbox
-        if self.gone.is_set():
-            mailbox.put_nowait(("gone", None))
-        else:
-            self.write([mailbox.identifier, kind, body])
-        return mailbox
-
-    def close(self, mailbox: _Mailbox, *, cancel: bool = False) -> None:
-        self.waiting.pop(mailbox.identifier, None)
-        if cancel and not self.gone.is_set():
-            self.write([mailbox.identifier, "cancel", None])
-
-    def write(self, frame: Any) -> None:
-        raw = orjson.dumps(frame)
-        self._transport.write(struct.pack(">I", len(raw)) + raw)
+        """Bytes of memory the process and its children hold; 0 where that cannot be told."""
+        return _held(self.pid) if self._wire else 0
 
 
 def _checked(kind: str, answer: Any) -> Any:
@@ -367,19 +357,52 @@ async def _end(process: asyncio.subprocess.Process, transport: asyncio.BaseTrans
     try:
         await asyncio.wait_for(process.wait(), 2)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill_group(process.pid)
         await process.wait()
 
 
-def _open_log(path: Path) -> Any:
+def _kill_group(pid: int) -> None:
+    """End a process that leads its own group, and what it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _held(pid: int | None, *, children: bool = True) -> int:
+    """Bytes of memory that a process and its children hold. Blocking."""
+    import psutil
+
+    held = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        held = process.memory_info().rss
+        for child in process.children(recursive=True) if children else ():
+            with contextlib.suppress(psutil.Error):
+                held += child.memory_info().rss
+    return held
+
+
+def worker_root(python: str) -> Path:
+    """What a worker imports itself from: this installation, or beside a model's own environment a copy of the worker alone, so
+    that none of the server's packages are seen there. Blocking."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if python == sys.executable:
+        return root
+    copy = Path(python).parent.parent / "smalti"
+    for file in ("serving/engines/worker.py", "serving/engines/rows.py"):
+        target = copy / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((root / file).read_bytes())
+    return copy
+
+
+def open_log(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists() and path.stat().st_size > KEPT_LOG:
         path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def _tail(path: Path, size: int) -> str:
+def tail(path: Path, size: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))

@@ -20,10 +20,13 @@ from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import items_to_chat
 from serving.engines.process import ModelProcess
+from serving.engines.replicas import Replicas
 from serving.protocols.request import present
 
+Served = ModelProcess | Replicas
 
-def engine(model: ModelProcess, task: str | None) -> Engine:
+
+def engine(model: Served, task: str | None) -> Engine:
     """The engine of a model of this task."""
     return {
         "llm/v1/chat": _chat,
@@ -34,7 +37,7 @@ def engine(model: ModelProcess, task: str | None) -> Engine:
     }.get(task or "", _rows)(model)
 
 
-def _rows(model: ModelProcess) -> Engine:
+def _rows(model: Served) -> Engine:
     """Reads `dataframe_split`, `dataframe_records`, `instances` or `inputs`; gives `{"predictions": [...]}`."""
 
     async def run(call: Call) -> AsyncIterator[Event]:
@@ -44,7 +47,7 @@ def _rows(model: ModelProcess) -> Engine:
     return run
 
 
-def _chat(model: ModelProcess) -> Engine:
+def _chat(model: Served) -> Engine:
     async def run(call: Call) -> AsyncIterator[Event]:
         body = chat_body(call.payload)
         body |= present({"custom_inputs": call.payload.get("custom_inputs"), "stream": call.stream or None})
@@ -81,7 +84,7 @@ def _as_chunk(given: Any) -> Mapping[str, Any]:
     raise CallError("The model's answer is no chat completion. Look at its log.", status=502)
 
 
-def _embeddings(model: ModelProcess) -> Engine:
+def _embeddings(model: Served) -> Engine:
     async def run(call: Call) -> AsyncIterator[Event]:
         texts = call.payload["input"]
         body = present({"input": texts, "dimensions": call.payload.get("dimensions")})
@@ -101,7 +104,7 @@ def _embeddings(model: ModelProcess) -> Engine:
     return run
 
 
-def _responses_agent(model: ModelProcess) -> Engine:
+def _responses_agent(model: Served) -> Engine:
     async def run(call: Call) -> AsyncIterator[Event]:
         body = {key: value for key, value in call.payload.items() if key not in ("model", "conversation", "previous_response_id")}
         if call.thread_id:
@@ -112,7 +115,7 @@ def _responses_agent(model: ModelProcess) -> Engine:
     return run
 
 
-def _chat_agent(model: ModelProcess) -> Engine:
+def _chat_agent(model: Served) -> Engine:
     async def run(call: Call) -> AsyncIterator[Event]:
         context = {"conversation_id": call.thread_id} if call.thread_id else None
         given = {"context": call.payload.get("context") or context, "custom_inputs": call.payload.get("custom_inputs")}
@@ -123,11 +126,11 @@ def _chat_agent(model: ModelProcess) -> Engine:
     return run
 
 
-async def _once(model: ModelProcess, body: Any) -> AsyncGenerator[Any]:
+async def _once(model: Served, body: Any) -> AsyncGenerator[Any]:
     yield await model.ask("whole", body)
 
 
-async def _answered(call: Call, model: ModelProcess, body: dict[str, Any], make: Any) -> AsyncIterator[Event]:
+async def _answered(call: Call, model: Served, body: dict[str, Any], make: Any) -> AsyncIterator[Event]:
     """What an agent gives, written as one answer."""
     answer = Answer(call)
     reader = make(answer)

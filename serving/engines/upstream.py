@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
+
+Reach = Literal["any", "private", "own", "public"]
 
 _PROVIDERS = "openai:MODEL, databricks:ENDPOINT, vllm:ORG/MODEL, ollama:MODEL, or an OpenAI-compatible base URL"
 
@@ -22,9 +25,14 @@ class Upstream:
     base_url: up to and including `/v1` or `/serving-endpoints`.
     model: its name there; None takes the first that the upstream lists.
     key: bearer token, from the environment.
-    provider: `openai`, `databricks`, `vllm`, `ollama` or `custom`.
+    provider: `openai`, `anthropic`, `databricks`, `vllm`, `ollama` or `custom`.
     key_from: name of the environment variable of the key, for messages.
     header: the header that carries the key; `authorization` carries it as a bearer token, another as it is.
+    task: `llm/v1/chat`, `llm/v1/completions` or `llm/v1/embeddings`.
+    query: what follows `?` in each request's URL, as Azure's `api-version`.
+    headers: further headers; none of them a secret.
+    reach: which addresses may be connected to: `public` ones, this machine's `own` too, `private` networks too, or `any`, which
+        is for what `smalti.yaml` and the environment declare.
     """
 
     base_url: str
@@ -33,6 +41,10 @@ class Upstream:
     provider: str = "custom"
     key_from: str = "SMALTI_CHAT_API_KEY"
     header: str = "authorization"
+    task: str = "llm/v1/chat"
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reach: Reach = "any"
 
     @property
     def host(self) -> str:
@@ -76,16 +88,13 @@ def parse_chat_model(setting: str | None, env: Mapping[str, str]) -> Upstream | 
                 host = f"https://{host}"
             return _upstream(base or f"{(host or '').rstrip('/')}/serving-endpoints", model, key, provider, "DATABRICKS_TOKEN")
         case "vllm":
+            if model.startswith(("http://", "https://")):
+                return _upstream(model, None, own_key, provider)
             return _upstream(base or env.get("VLLM_BASE_URL") or "http://127.0.0.1:8001/v1", model, own_key, provider)
         case "ollama":
             host = env.get("OLLAMA_HOST") or "127.0.0.1:11434"
             host = host if "://" in host else f"http://{host}"
             return _upstream(base or f"{host.rstrip('/')}/v1", model, own_key, provider)
-        case "hf":
-            raise ModelSettingError(
-                f"SMALTI_CHAT_MODEL={setting!r}: local transformers models are not loaded in this process. "
-                f"Serve the model with vLLM or Ollama and use {_PROVIDERS}."
-            )
     if base:
         return _upstream(base, setting or None, own_key)
     raise ModelSettingError(f"SMALTI_CHAT_MODEL={setting!r} names no known provider. Use {_PROVIDERS}.")

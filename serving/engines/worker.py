@@ -9,49 +9,81 @@ from __future__ import annotations
 
 import itertools
 import os
-import queue
 import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 
-from serving.engines.rows import FORMATS, Refused, reader
+from serving.engines.rows import FORMATS, Refused, Table, reader, typed
 
+_LENGTH = struct.Struct(">I")
 MAX_ROWS = 4096
 """Rows that are predicted at once, of however many requests."""
 THREADS = 32
 """Conversations that a chat model or an agent answers at the same time."""
+_BY_NAME = {"ColumnTransformer", "FunctionTransformer", "TransformedTargetRegressor"}
 ROWWISE = {"mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm", "mlflow.catboost", "mlflow.onnx"}
 """Loaders of models that look at each row by itself: requests may share a batch, and be sent again after a crash."""
 
 
 class Wire:
-    """The socket to the server."""
+    """The socket to the server. One thread receives; any thread sends."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._file = connection.makefile("rb")
+        self._buffer = bytearray()
+        self._left: deque[Any] = deque()
         self._lock = threading.Lock()
 
     def receive(self) -> Any:
         """The next frame; None once the server is gone."""
-        head = self._file.read(4)
-        if len(head) < 4:
-            return None
-        body = self._file.read(struct.unpack(">I", head)[0])
-        return orjson.loads(body)
+        if not self._left:
+            self._left = deque(self.receive_all())
+        return self._left.popleft() if self._left else None
+
+    def receive_all(self) -> list[Any]:
+        """All frames that have come, at least one; an empty list once the server is gone."""
+        frames, self._left = list(self._left), deque()
+        while not frames:
+            try:
+                data = self._socket.recv(1 << 20)
+            except OSError:
+                return []
+            if not data:
+                return []
+            buffer = self._buffer
+            buffer += data
+            position, end = 0, len(buffer)
+            while end - position >= 4:
+                (size,) = _LENGTH.unpack_from(buffer, position)
+                if end - position - 4 < size:
+                    break
+                with memoryview(buffer) as view:
+                    frames.append(orjson.loads(view[position + 4 : position + 4 + size]))
+                position += 4 + size
+            del buffer[:position]
+        return frames
 
     def send(self, identifier: int, kind: str, body: Any) -> None:
+        self.flush(self.frame(identifier, kind, body))
+
+    @staticmethod
+    def frame(identifier: int, kind: str, body: Any) -> bytes:
         raw = orjson.dumps([identifier, kind, body], option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=_plain)
+        return _LENGTH.pack(len(raw)) + raw
+
+    def flush(self, frames: bytes) -> None:
         with self._lock:
-            self._socket.sendall(struct.pack(">I", len(raw)) + raw)
+            self._socket.sendall(frames)
 
 
 def _plain(value: Any) -> Any:
@@ -77,54 +109,56 @@ class Model:
         flavor = meta.flavors["python_function"]
         self.loader = str(flavor.get("loader_module"))
         self.streams = bool(flavor.get("streamable"))
-        self.read, self.table = reader(meta.signature)
+        self.read, self.table = (typed, False) if meta._is_signature_from_type_hint() else reader(meta.signature)
         told = (meta.metadata or {}).get("rowwise")
         self.rowwise = self.table and (self.loader in ROWWISE if told is None else bool(told))
         self._params = meta.get_params_schema() is not None
+        self._arrays = (
+            isinstance(self.read, Table) and self.loader == "mlflow.sklearn" and takes_arrays(self.pyfunc, self.read.names)
+        )
 
     # --- rows ---
 
     def rows(self, bodies: list[Mapping[str, Any]]) -> list[Any]:
-        """Predictions for each request, or the exception it failed with."""
-        if len(bodies) > 1:
-            return self._together(bodies)
-        try:
-            data, _ = self.read(bodies[0])
-            return [self._predict(data, bodies[0].get("params"))]
-        except Exception as error:
-            return [error]
-
-    def _together(self, bodies: list[Mapping[str, Any]]) -> list[Any]:
-        import numpy as np
-
+        """Predictions for each request, or the exception it failed with. Requests are predicted together where they can be."""
         results: list[Any] = [None] * len(bodies)
-        groups: dict[tuple[str, ...], list[tuple[int, Any, int]]] = {}
+        plain: list[tuple[int, Any, int]] = []
+        tables: dict[tuple[str, ...], list[tuple[int, Any, int]]] = {}
         for position, body in enumerate(bodies):
+            params = body.get("params")
+            if not params and isinstance(self.read, Table) and (data := self.read.rows(body)) is not None:
+                plain.append((position, data, len(data)))
+                continue
             try:
-                if body.get("params"):
-                    results[position] = self._predict(self.read(body)[0], body["params"])
-                    continue
                 columns, count = self.read(body)
-                groups.setdefault(tuple(columns), []).append((position, columns, count))
+                if params or not self.table:
+                    results[position] = self._predict(columns, params)
+                else:
+                    tables.setdefault(tuple(columns), []).append((position, columns, count))
             except Exception as error:
                 results[position] = error
-        for names, group in groups.items():
-            if len(group) == 1:
-                results[group[0][0]] = self._attempt(group[0][1])
-                continue
-            joined = {name: np.concatenate([columns[name] for _, columns, _ in group]) for name in names}
-            predictions = self._attempt(joined)
-            total = sum(count for _, _, count in group)
-            if isinstance(predictions, Exception) or not hasattr(predictions, "__len__") or len(predictions) != total:
-                for position, columns, _ in group:  # one request's row must not fail the others
-                    results[position] = self._attempt(columns)
-                continue
-            offset = 0
-            for position, _, count in group:
-                whole = predictions.iloc if hasattr(predictions, "iloc") else predictions
-                results[position] = whole[offset : offset + count]
-                offset += count
+        if plain:
+            self._together(plain, _stacked, results)
+        for group in tables.values():
+            self._together(group, _joined, results)
         return results
+
+    def _together(self, group: list[tuple[int, Any, int]], join: Any, results: list[Any]) -> None:
+        """Predict the rows of several requests at once, each given by its position, its rows and how many they are."""
+        predictions = self._attempt(join([rows for _, rows, _ in group]))
+        if len(group) == 1:
+            results[group[0][0]] = predictions
+            return
+        total = sum(count for _, _, count in group)
+        if isinstance(predictions, Exception) or not hasattr(predictions, "__len__") or len(predictions) != total:
+            for position, rows, _ in group:  # one request's row must not fail the others
+                results[position] = self._attempt(join([rows]))
+            return
+        whole = predictions.iloc if hasattr(predictions, "iloc") else predictions
+        offset = 0
+        for position, _, count in group:
+            results[position] = whole[offset : offset + count]
+            offset += count
 
     def _attempt(self, data: Any) -> Any:
         try:
@@ -135,12 +169,15 @@ class Model:
     def _predict(self, data: Any, params: Any) -> Any:
         if not self.table:
             return self.pyfunc.predict(data, params=params) if params else self.pyfunc.predict(data)
-        import pandas as pd
+        matrix = not isinstance(data, dict)
+        if not (matrix and self._arrays):
+            import pandas as pd
 
-        frame = pd.DataFrame(data, copy=False)
+            columns = self.read.names if matrix and isinstance(self.read, Table) else None
+            data = pd.DataFrame(data, columns=columns, copy=False)
         if params or self._params:
-            return self.pyfunc.predict(frame, params=params)
-        return self.pyfunc._model_impl.predict(frame)  # checked already: MLflow's own check costs more than most models
+            return self.pyfunc.predict(data, params=params)
+        return self.pyfunc._predict_fn(data)  # checked already: MLflow's own check costs more than most models
 
     # --- conversations ---
 
@@ -158,83 +195,126 @@ class Model:
         return body
 
 
+def _stacked(requests: list[list[list[Any]]]) -> Any:
+    """Rows of numbers as one array."""
+    import numpy as np
+
+    rows = requests[0] if len(requests) == 1 else [row for data in requests for row in data]
+    return np.array(rows, dtype=np.float64)
+
+
+def _joined(requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of several requests as one table's."""
+    import numpy as np
+
+    if len(requests) == 1:
+        return requests[0]
+    return {name: np.concatenate([columns[name] for columns in requests]) for name in requests[0]}
+
+
+def takes_arrays(pyfunc: Any, names: list[str]) -> bool:
+    """Whether a scikit-learn model sees nothing of a DataFrame of doubles but its values, so that an array does as well: it and
+    all that it is made of are scikit-learn's own, nothing picks columns by name, and the order is the one it was fitted with."""
+    model = pyfunc.get_raw_model()
+    fitted = getattr(model, "feature_names_in_", None)
+    if not hasattr(model, "get_params") or (fitted is not None and list(fitted) != names):
+        return False
+    parts = [model, *(value for value in model.get_params(deep=True).values())]
+    for part in parts:
+        if isinstance(part, list | tuple):
+            continue  # steps: their estimators are parameters as well
+        if callable(part) or hasattr(part, "fit"):
+            kind = type(part)
+            if not kind.__module__.startswith("sklearn.") or kind.__name__ in _BY_NAME:
+                return False
+    return True
+
+
 class Server:
-    """Answers frames until the server is gone: rows in one thread, batched; conversations each in their own."""
+    """Answers frames until the server is gone: rows in this thread, as many as have come; conversations each in their own."""
 
     def __init__(self, wire: Wire, model: Model) -> None:
         self._wire, self._model = wire, model
-        self._rows: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(THREADS)
-        self._cancelled: set[int] = set()
+        self._streams: dict[int, bool] = {}
+        """Streams that run, and whether nobody listens any more."""
 
     def run(self) -> None:
-        threading.Thread(target=self._receive, daemon=True).start()
-        left: tuple[int, Any] | None = None
-        while True:
-            batch = [left or self._rows.get()]
-            left = None
-            if self._model.rowwise:
-                size = _size(batch[0][1])
-                while not self._rows.empty():
-                    following = self._rows.get()
-                    size += _size(following[1])
-                    if size > MAX_ROWS:
-                        left = following
-                        break
-                    batch.append(following)
-            for (identifier, _), result in zip(batch, self._model.rows([body for _, body in batch]), strict=True):
-                self._answer(identifier, result)
+        while frames := self._wire.receive_all():
+            rows: list[tuple[int, Any]] = []
+            for identifier, kind, body in frames:
+                if kind == "rows":
+                    rows.append((identifier, body))
+                elif kind == "cancel":
+                    if identifier in self._streams:
+                        self._streams[identifier] = True
+                else:
+                    self._streams[identifier] = False
+                    self._pool.submit(self._converse, identifier, kind, body)
+            for batch in self._batches(rows):
+                results = self._model.rows([body for _, body in batch])
+                answers = [self._answer(identifier, result) for (identifier, _), result in zip(batch, results, strict=True)]
+                self._wire.flush(b"".join(answers))
+        os._exit(0)  # the server is gone, or wants this to end: whatever the model is doing
 
-    def _answer(self, identifier: int, result: Any) -> None:
+    def _batches(self, rows: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+        batch: list[tuple[int, Any]] = []
+        size = 0
+        for each in rows:
+            more = _size(each[1])
+            if batch and (not self._model.rowwise or size + more > MAX_ROWS):
+                yield batch
+                batch, size = [], 0
+            batch.append(each)
+            size += more
+        if batch:
+            yield batch
+
+    def _answer(self, identifier: int, result: Any) -> bytes:
         if not isinstance(result, Exception):
             try:
-                self._wire.send(identifier, "result", {"predictions": result})
-                return
+                return self._wire.frame(identifier, "result", {"predictions": result})
             except (TypeError, ValueError) as error:
                 result = error
-        self._fail(identifier, result)
-
-    def _fail(self, identifier: int, error: Exception) -> None:
-        if isinstance(error, OSError) and getattr(error, "errno", None) == 32:
-            os._exit(0)
-        if isinstance(error, Refused):
-            self._wire.send(identifier, "error", {"message": error.message, "status": 400, "param": error.param})
-            return
-        traceback.print_exception(error)
-        text = " ".join(str(error).split())[:500]
-        wrong = type(error).__name__ == "MlflowException" and getattr(error, "error_code", "") in (
-            "BAD_REQUEST",
-            "INVALID_PARAMETER_VALUE",
-        )
-        message = text if wrong else f"The model failed: {type(error).__name__}: {text}"
-        self._wire.send(identifier, "error", {"message": message, "status": 400 if wrong else 500, "param": None})
-
-    def _receive(self) -> None:
-        while True:
-            frame = self._wire.receive()
-            if frame is None:
-                os._exit(0)  # the server is gone, or wants this to end: whatever the model is doing
-            identifier, kind, body = frame
-            if kind == "rows":
-                self._rows.put((identifier, body))
-            elif kind == "cancel":
-                self._cancelled.add(identifier)
-            else:
-                self._pool.submit(self._converse, identifier, kind, body)
+        return self._wire.frame(identifier, "error", _told(result))
 
     def _converse(self, identifier: int, kind: str, body: Any) -> None:
         try:
             if kind == "stream" and self._model.streams:
                 for event in self._model.stream(body):
-                    if identifier in self._cancelled:
-                        self._cancelled.discard(identifier)
+                    if self._streams[identifier]:
                         return
                     self._wire.send(identifier, "event", event)
                 self._wire.send(identifier, "end", None)
             else:
                 self._wire.send(identifier, "result", self._model.whole(body))
+        except BrokenPipeError:
+            os._exit(0)
         except Exception as error:
-            self._fail(identifier, error)
+            self._wire.send(identifier, "error", _told(error))
+        finally:
+            self._streams.pop(identifier, None)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """An error as the server is told of it: what the client did wrong, or that the model failed."""
+    if isinstance(error, Refused):
+        return {"message": error.message, "status": 400, "param": error.param}
+    traceback.print_exception(error)
+    text = " ".join(str(error).split())[:500]
+    wrong = type(error).__name__ == "MlflowException" and getattr(error, "error_code", "") in (
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+    )
+    message = text if wrong else f"The model failed: {type(error).__name__}: {text}"
+    return {"message": message, "status": 400 if wrong else 500, "param": None}
+
+
+def leave_with(parent: int) -> None:
+    """End when the server has ended, whatever the model is doing then: a model that hangs reads no socket."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)
 
 
 def _size(body: Mapping[str, Any]) -> int:
@@ -245,8 +325,9 @@ def _size(body: Mapping[str, Any]) -> int:
     return 1
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, parent: int) -> None:
     warnings.simplefilter("ignore")
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     wire = Wire(socket.socket(fileno=descriptor))
     spec = wire.receive()
     try:
@@ -262,4 +343,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

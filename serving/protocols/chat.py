@@ -13,7 +13,19 @@ import orjson
 from governance.call import Call, CallError, Event, bad_request
 from serving.protocols import sse
 from serving.protocols.errors import openai_error, response_error
-from serving.protocols.request import MAX_ITEMS, Request, choice, describe, number, present, stops, strings, tagged, take
+from serving.protocols.request import (
+    LOGPROBS,
+    MAX_ITEMS,
+    Request,
+    choice,
+    describe,
+    number,
+    present,
+    stops,
+    strings,
+    tagged,
+    take,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -53,6 +65,8 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
         "user": take(body, "user", str),
         "metadata": strings(body, "metadata") or None,
         "reasoning": {"effort": effort} if effort else None,
+        "top_k": number(body, "top_k", 0, 1_000_000, kind=int),
+        **logprobs(body),
         "custom_inputs": take(body, "custom_inputs", dict),
         "context": take(body, "context", dict),
     }
@@ -182,12 +196,22 @@ def response_format(body: Mapping[str, Any]) -> dict[str, Any] | None:
     return present(
         {
             "type": "json_schema",
-            "name": take(schema, "name", str, path=path, required=True),
+            "name": take(schema, "name", str, path=path) or "response",  # databricks-langchain 0.3 sends none
             "description": take(schema, "description", str, path=path),
             "schema": take(schema, "schema", dict, path=path) or {},
             "strict": take(schema, "strict", bool, path=path),
         }
     )
+
+
+def logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Chat's `logprobs` and `top_logprobs` as the Responses API writes them."""
+    top = number(body, "top_logprobs", 0, 20, kind=int)
+    if take(body, "logprobs", bool):
+        return {"include": [LOGPROBS], "top_logprobs": top}
+    if top:
+        raise bad_request("Field 'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+    return {}
 
 
 def usage(response: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,8 +260,9 @@ class Encoder:
         self._text = False
         self._failed = False
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> bytes:
-        choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, *, logprobs: Any = None, **more: Any) -> bytes:
+        told = {"content": logprobs, "refusal": None} if logprobs else None
+        choices = [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}]
         return sse.data({**self._head, "choices": choices, **more})
 
     def event(self, event: Event) -> bytes:
@@ -245,7 +270,7 @@ class Encoder:
         match event.type:
             case "response.output_text.delta":
                 self._text = True
-                return self._chunk({"content": body["delta"]})
+                return self._chunk({"content": body["delta"]}, logprobs=body.get("logprobs"))
             case "response.created":
                 self._begin(body["response"])
                 return self._chunk({"role": "assistant", "content": "", "refusal": None})
@@ -300,11 +325,13 @@ class Encoder:
         message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
         texts: list[str] = []
         calls: list[dict[str, Any]] = []
+        told: list[Any] = []
         for item in result.get("output") or ():
             if item["type"] == "message":
                 for part in item["content"]:
                     offset = sum(map(len, texts))
                     texts.append(part.get("text") or part.get("refusal") or "")
+                    told += part.get("logprobs") or ()
                     message["annotations"] += [annotation(_moved(each, offset)) for each in part.get("annotations") or ()]
             elif item["type"] == "function_call":
                 function = {"name": item["name"], "arguments": item["arguments"]}
@@ -313,12 +340,13 @@ class Encoder:
             message["content"] = "".join(texts)
         if calls:
             message["tool_calls"] = calls
+        logs = {"content": told, "refusal": None} if told else None
         answer = {
             "id": f"chatcmpl-{self._call.request_id}",
             "object": "chat.completion",
             "created": int(result.get("created_at") or 0),
             "model": result.get("model") or self._call.endpoint,
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(result)}],
+            "choices": [{"index": 0, "message": message, "logprobs": logs, "finish_reason": finish_reason(result)}],
             "usage": usage(result),
             "service_tier": "default",
             "system_fingerprint": None,

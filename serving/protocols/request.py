@@ -12,6 +12,8 @@ from governance.call import CallError, Event, bad_request
 
 MAX_ITEMS = 20_000
 """Messages or items in one request."""
+LOGPROBS = "message.output_text.logprobs"
+"""What the Responses API's `include` names log probabilities."""
 
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "an object", list: "an array"}
 

@@ -35,8 +35,9 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     name = model or take(body, "model", str, required=True)
     if not name:
         raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
-    if take(body, "background", bool):
-        raise bad_request("Field 'background' must be false: answers are given on the connection that asked.", "background")
+    background = take(body, "background", bool)
+    if background and body.get("store") is False:
+        raise bad_request("Field 'store' must not be false for an answer in the background: it is kept to be fetched.", "store")
     previous = take(body, "previous_response_id", str)
     tags = tagged(body)
     tags["thread_id"] = _conversation(body) or tags["thread_id"]
@@ -57,7 +58,11 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
         "temperature": number(body, "temperature", 0, 2),
         "top_p": number(body, "top_p", 0, 1),
         "stop": stops(body),
+        "top_k": number(body, "top_k", 0, 1_000_000, kind=int),
+        "top_logprobs": number(body, "top_logprobs", 0, 20, kind=int),
+        "include": take(body, "include", list),
         "store": take(body, "store", bool),
+        "background": background or None,
         "user": take(body, "user", str),
         "metadata": strings(body, "metadata") or None,
         "reasoning": take(body, "reasoning", dict),
@@ -111,10 +116,15 @@ def _item(item: Any, path: str) -> dict[str, Any]:
                 parts = _parts(output, f"{path}.output")
                 output = "".join(part.get("text", "") for part in parts)
             return {"type": kind, "call_id": call_id, "output": output}
-        case "reasoning":
+        case "reasoning" | "mcp_approval_request":
             return dict(item)
+        case "mcp_approval_response":
+            asked = take(item, "approval_request_id", str, path=f"{path}.", required=True)
+            fields = {key: take(item, key, str, path=f"{path}.") for key in ("reason", "arguments")}
+            approve = take(item, "approve", bool, path=f"{path}.", required=True)
+            return {"type": kind, "approval_request_id": asked, "approve": approve, **present(fields)}
         case _:
-            accepted = "message, function_call, function_call_output and reasoning"
+            accepted = "message, function_call, function_call_output, reasoning, mcp_approval_request and mcp_approval_response"
             raise bad_request(f"Field '{path}.type' is {kind[:40]!r}; {accepted} items are read.", f"{path}.type")
 
 
@@ -199,11 +209,12 @@ class Encoder:
     ----------
     call: the call being answered.
     bare: `data:` lines only and `[DONE]` last, as Databricks' invocations stream.
+    first: number of the first event, for a stream that is gone on with.
     """
 
-    def __init__(self, call: Call, *, bare: bool = False) -> None:
+    def __init__(self, call: Call, *, bare: bool = False, first: int = 0) -> None:
         self._call = call
-        self._sequence = 0
+        self._sequence = first
         self._bare = bare
         self._frame: Callable[[str, Any], bytes] = (lambda _, body: sse.data(body)) if bare else sse.named
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from agents.history import estimate, fresh, settle, text_of, trim, turns_of
+from agents.history import UNANSWERED, estimate, fresh, settle, text_of, trim, turns_of
 
 
 def call(call_id: str) -> AIMessage:
@@ -82,3 +82,13 @@ def test_turns_join_what_was_said_around_a_tool_call() -> None:
         ]
     )
     assert [(t.role, t.text, t.request_id) for t in turns] == [("user", "q", "r1"), ("assistant", "Let me look.\n\nDone.", "r1")]
+
+
+def test_models_that_count_their_calls_anew_in_each_message() -> None:
+    def call(id: str) -> AIMessage:
+        return AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": id}])
+
+    said = [HumanMessage("q"), call("c"), call("c"), ToolMessage("second", tool_call_id="c")]
+    assert [m.content for m in settle(said) if m.type == "tool"] == [UNANSWERED, "second"]
+    said = [HumanMessage("q"), call("c"), ToolMessage("one", tool_call_id="c"), call("c"), ToolMessage("two", tool_call_id="c")]
+    assert settle(said) == said

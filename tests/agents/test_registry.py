@@ -19,7 +19,7 @@ def test_builders_by_name_module_and_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("nothing", "known names are rag, supervisor"),
+        ("nothing", "known names are plan_execute, rag, react, router, supervisor, swarm"),
         ("no_such_package.agent:build", "there is no module 'no_such_package'"),
         ("agents.graphs.rag:other", "has no 'other'"),
         ("./missing.py:build", "there is no file"),

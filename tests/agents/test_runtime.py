@@ -105,6 +105,7 @@ async def test_a_resent_history_is_not_appended_twice(runtime: Runtime, agent: A
 async def test_one_run_at_a_time(runtime: Runtime, search: Any) -> None:
     slow = Agent("slow", rag.build, ScriptedModel(replies=["one two three four five", "again"], delay=0.05), search)
     stream = runtime.stream(slow, [HumanMessage("vacation days")], thread_id="t", owner="ann")
+    assert (await anext(stream))[1] == "started"
     await anext(stream)
     with pytest.raises(ThreadBusy):
         await ask(runtime, slow, "second", thread="t")
@@ -164,15 +165,16 @@ async def test_cancelled_anywhere_the_next_turn_works(runtime: Runtime, search: 
 
 
 async def test_a_run_cancelled_before_it_said_anything(runtime: Runtime, search: Any, agent: Agent) -> None:
-    gate = asyncio.Event()
+    gate, entered = asyncio.Event(), asyncio.Event()
 
     async def hangs(query: str, *, k: int = 5) -> list:
+        entered.set()
         await gate.wait()
         return []
 
     stuck = Agent("a", rag.build, None, hangs)
     task = asyncio.create_task(ask(runtime, stuck, "vacation?", thread="t"))
-    await asyncio.sleep(0.1)
+    await entered.wait()
     task.cancel()
     await asyncio.wait([task])
     await ask(runtime, agent, "How many days of vacation do employees get?", thread="t", run="r2")

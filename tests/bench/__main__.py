@@ -15,8 +15,12 @@ from tests.live import ROOT
 
 BENCHES = {
     "gateway": ["tests/bench/gateway.py"],
+    "hop": ["-m", "tests.bench.hop"],
     "ingestion": ["tests/bench/ingest.py", "--chunks", "2000"],
     "search": ["-m", "tests.bench.search", "--rows", "20000"],
+    "llm": ["-m", "tests.bench.llm"],
+    "serving": ["-m", "tests.bench.serving", "--seconds", "3"],
+    "runs": ["-m", "tests.bench.runs"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
 

@@ -14,7 +14,7 @@ from evals.stats import summarize
 def run(texts: list[str], *, sha256: str = "ab", latency: float = 10.0, first: int = 0) -> Evaluation:
     results, _ = score_all(
         RowResult(
-            Row(f"r{number}", "q", ("yes",), ("a.md",), line=number),
+            Row(f"r{number}", "q", ("yes",), ("a.md",), line=number, group=f"g{number}"),
             Prediction(text, ("a.md",), latency_ms=latency + number) if text else Prediction(error="down"),
         )
         for number, text in enumerate(texts, start=first)

@@ -105,3 +105,27 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 def test_a_result_survives_json() -> None:
     result = RowResult(Row("a", "q", ("f",), ("s",), False, 3, {"k": 1}), Prediction("t", ("s",), False, 1.5, "r", "t", None))
     assert RowResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_expectations_of_every_kind_are_read_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"inputs": {"text": "fine"}, "target": "joy"},
+        {"inputs": {"x": 1}, "target": 2},
+        {"question": "q", "expected_schema": {"type": "object"}, "expected_tools": [], "expected_pattern": "a+", "group": "g"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two, three = load_dataset(path)
+    assert (one.asked, one.target, one.question) == ({"text": "fine"}, "joy", '{"text": "fine"}')
+    assert (two.target, three.expected_tools, three.cluster, one.expected_tools) == (2, (), "g", None)
+    assert len({one.id, two.id, three.id}) == 3
+    for bad, said in (
+        ({"inputs": []}, "not an object"),
+        ({"question": "q", "expected_schema": {"type": "objekt"}}, "no JSON schema"),
+        ({"question": "q", "expected_pattern": "("}, "no regular expression"),
+        ({"question": "q", "target": [1]}, "not a label or a number"),
+        ({"question": "q", "expected_route": 3}, "not a string"),
+    ):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(DatasetError, match=said):
+            load_dataset(path)

@@ -186,23 +186,21 @@ async def test_errors_are_kept_apart_from_misses(hundred: Done, capfd: pytest.Ca
 FAULTY = """
 import sys, json
 import mlflow
-import mlflow.genai.evaluation.harness as harness
+from mlflow.tracing.client import TracingClient
 from evals import export
 request = json.load(open(sys.argv[1]))
 mlflow.set_tracking_uri(request["tracking_uri"])
 if not mlflow.MlflowClient().get_experiment_by_name("faulty"):
     mlflow.MlflowClient().create_experiment("faulty", artifact_location="mlflow-artifacts:/77")
-log, make, calls = harness._log_assessments, harness.create_minimal_trace, []
-def lossy_log(run_id, trace, assessments):
+start, calls = TracingClient.start_trace, []
+def lossy(self, info):
     calls.append(1)
     if len(calls) in (2, 5):
         raise OSError("database is locked")
-    log(run_id=run_id, trace=trace, assessments=assessments)
-def lossy_make(item):
-    if sys.argv[2] == "always" and item.request_id == "row-1":
+    if sys.argv[2] == "always" and info.tags["mlflow.eval.requestId"] == "row-1":
         raise OSError("no connection")
-    return make(item)
-harness._log_assessments, harness.create_minimal_trace = lossy_log, lossy_make
+    return start(self, info)
+TracingClient.start_trace = lossy
 print(json.dumps(export.export(request)))
 """
 
@@ -210,7 +208,7 @@ print(json.dumps(export.export(request)))
 def test_rows_that_mlflow_loses_are_recorded_again_or_reported(hundred: Done, tmp_path: Path) -> None:
     rows = [{**result.to_dict(), "scores": dict(result.scores)} for result in hundred.evaluation.results[:8]]
     request = {
-        "tracking_uri": f"sqlite:///{hundred.home}/mlflow.db?timeout=60", "experiment": "faulty", "lead": 1, "run_name": "faulty",
+        "tracking_uri": f"sqlite:///{hundred.home}/mlflow.db?timeout=60", "experiment": "faulty", "run_name": "faulty",
         "artifact_root": str(hundred.home / "mlartifacts"), "journal": str(hundred.evaluation.journal),
         "params": {"endpoint": "assistant"}, "metrics": {"rows": 8}, "rows": rows,
     }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.stats import mean, paired, percentile, share, summarize
+from evals.stats import mean, percentile, share, summarize
 
 
 def test_share_is_wilsons_interval_by_hand() -> None:
@@ -65,14 +65,6 @@ def test_percentiles_by_hand() -> None:
     assert percentile(values, 0.5)[1:] == (40, 61)
     assert percentile(values, 0.95)[0] == pytest.approx(95.05)
     assert percentile([3.0, 1.0, 2.0], 0.95)[1:] == (None, None) or percentile([3.0, 1.0, 2.0], 0.95)[2] is None
-
-
-def test_pairing_removes_what_rows_share() -> None:
-    noise = np.random.default_rng(3).random(50)
-    difference, low, high = paired(list(noise), list(noise + 0.1))
-    assert (difference, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
-    with pytest.raises(ValueError, match="shorter"):
-        paired([1.0, 2.0], [1.0])
 
 
 def test_summary_counts_rows_left_out() -> None:

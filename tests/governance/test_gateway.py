@@ -460,7 +460,7 @@ async def test_no_logging_of_ordinary_calls(house: House, caplog: pytest.LogCapt
 
 
 async def test_one_call_too_many_is_refused_at_once(house: House) -> None:
-    house.gateway.max_in_flight = 2
+    house.gateway.admission.limit = 2
     held = [house.gateway.call(house.call(), answering) for _ in range(2)]
     for stream in held:
         await anext(stream)

@@ -25,6 +25,13 @@ def test_what_is_not_granted_is_denied_and_the_error_says_what_to_do(grants: Gra
     grants.check(Caller("root", admin=True), "endpoint:assistant", "CAN_MANAGE")
 
 
+def test_a_models_levels_may_be_called_as_unity_catalog_does(grants: Grants) -> None:
+    grants.grant("user:alice", "model:main.default.x", "EXECUTE")
+    assert grants.level(ALICE, "model:main.default.x") == "CAN_QUERY"
+    grants.grant("user:alice", "model:main.default.x", "MANAGE")
+    assert grants.level(ALICE, "model:main.default.x") == "CAN_MANAGE"
+
+
 @pytest.mark.parametrize("principal", ["user:alice", "group:support"])
 def test_levels_include_those_below(grants: Grants, principal: str) -> None:
     grants.grant(principal, "endpoint:other", "CAN_QUERY")

@@ -38,7 +38,7 @@ def test_what_databricks_sdk_sends_is_understood() -> None:
     config = AiGatewayConfig.parse(sent)
     assert config.as_dict() == sent
     assert serving.AiGatewayConfig.from_dict(config.as_dict()).as_dict() == sent
-    assert config.payload_logged
+    assert config.logs_payload("any")
     assert not config.usage_tracked
 
 

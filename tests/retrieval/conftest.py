@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
-from retrieval import Encoder, Indexes
+from retrieval import Encoder, Indexes, RetrievalError, router
+
+ROOT = "/api/2.0/vector-search"
+
+
+@dataclass
+class Who:
+    """Who asks."""
+
+    name: str
+    admin: bool
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +72,30 @@ def folder(tmp_path: Path) -> Path:
         "Set max_retries to 3 and HTTPTimeout to 20 seconds.\n\nThe client retries on error E1047 only.\n"
     )
     return root
+
+
+@pytest.fixture
+async def api(indexes: Indexes) -> Any:
+    """A client of the vector search API as its administrator, with an endpoint `e`; `calls` is what went by the gateway."""
+    app = FastAPI()
+    app.state.calls = []
+
+    def caller(request: Request) -> Who:
+        name = request.headers["authorization"].removeprefix("Bearer ")
+        return Who(name, name == "root")
+
+    async def invoke(request: Request, index: str, task: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        app.state.calls.append((index, payload))
+        return await indexes.answer(index, payload)
+
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RetrievalError)
+        return JSONResponse({"error_code": error.code, "message": error.message}, error.status)
+
+    app.add_exception_handler(RetrievalError, failed)
+    app.include_router(router(indexes, caller=caller, invoke=invoke))
+    headers = {"authorization": "Bearer root"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smalti", headers=headers) as client:
+        assert (await client.post(f"{ROOT}/endpoints", json={"name": "e", "endpoint_type": "STANDARD"})).status_code == 200
+        client.calls = app.state.calls  # type: ignore[attr-defined]
+        yield client

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 
-from retrieval import Indexes, RetrievalError, router
-from tests.retrieval.test_routes import Who
+from retrieval import Indexes
 
 pytestmark = pytest.mark.anyio
 ROOT = "/api/2.0/vector-search"
 NAME = "main.default.things"
-
-
-@pytest.fixture
-async def api(indexes: Indexes) -> Any:
-    app = FastAPI()
-    app.state.calls = []
-
-    def caller(request: Request) -> Who:
-        name = request.headers["authorization"].removeprefix("Bearer ")
-        return Who(name, name == "root")
-
-    async def invoke(request: Request, index: str, task: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        app.state.calls.append((index, payload))
-        return await indexes.answer(index, payload)
-
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RetrievalError)
-        return JSONResponse({"error_code": error.code, "message": error.message}, error.status)
-
-    app.add_exception_handler(RetrievalError, failed)
-    app.include_router(router(indexes, caller=caller, invoke=invoke))
-    headers = {"authorization": "Bearer root"}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smalti", headers=headers) as client:
-        assert (await client.post(f"{ROOT}/endpoints", json={"name": "e", "endpoint_type": "STANDARD"})).status_code == 200
-        client.calls = app.state.calls  # type: ignore[attr-defined]
-        yield client
 
 
 SCHEMA = {"id": "string", "text": "string", "n": "int", "lang": "string", "vec": "array<float>"}
@@ -182,7 +152,7 @@ async def test_words_pages_and_sorting(api: Any, monkeypatch: pytest.MonkeyPatch
 async def test_delta_sync_follows_its_table(api: Any, indexes: Indexes, tmp_path: Path) -> None:
     table = tmp_path / "docs.jsonl"
     table.write_text("\n".join(json.dumps({"id": i, "text": f"row {i}", "tag": "a"}) for i in range(1, 9)))
-    assert indexes.over_rows.add_table("main.default.source", str(table)) == 8
+    assert indexes.over_rows.tables.add("main.default.source", str(table)) == 8
     embedded: list[str] = []
 
     async def embed(endpoint: str, texts: Any, caller: Any) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 CHAT = """
 from mlflow.models import set_model
 from mlflow.pyfunc.model import ChatModel
@@ -58,6 +60,7 @@ set_model(Talker())
 
 DYING = """
 import os
+import time
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -65,6 +68,8 @@ class Dying(PythonModel):
     def predict(self, context, model_input, params=None):
         if "die" in set(model_input.get("word", [])):
             os._exit(3)
+        if "wait" in set(model_input.get("word", [])):
+            time.sleep(1)
         return [str(os.getpid())] * len(model_input)
 
 set_model(Dying())
@@ -84,3 +89,49 @@ for name in sys.argv[2:]:
                             registered_model_name=f"main.default.{name}")
 client.set_registered_model_alias("main.default.dying", "champion", 1)
 """
+
+SMALL = """
+import os, time
+
+def _load_pyfunc(path):
+    how = os.environ.get("LOAD")
+    if how == "raise":
+        raise ValueError("the weights are of another shape")
+    if how == "hang":
+        time.sleep(600)
+    if how == "eat":
+        held = [bytearray(64 << 20) for _ in range(100) if not time.sleep(0.01)]
+    return Model()
+
+class Model:
+    def predict(self, table):
+        words = set(table["word"])
+        if "die" in words:
+            os._exit(3)
+        if "hang" in words:
+            time.sleep(600)
+        if "eat" in words:
+            self.held = [bytearray(64 << 20) for _ in range(100) if not time.sleep(0.01)]
+        if "wait" in words:
+            time.sleep(0.3)
+        return [str(os.getpid())] * len(table)
+"""
+SMALL_ABOUT = """
+flavors:
+  python_function:
+    loader_module: small_model
+    code: code
+    data: data
+signature:
+  inputs: '[{"type": "string", "name": "word", "required": true}]'
+metadata: {rowwise: true}
+"""
+
+
+def small(folder: Path) -> Path:
+    """A model that is told by its rows, and by the environment variable `LOAD`, how to go wrong; it answers its process' id."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "data").mkdir()
+    (folder / "code" / "small_model.py").write_text(SMALL)
+    (folder / "MLmodel").write_text(SMALL_ABOUT)
+    return folder

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import gzip
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
@@ -18,7 +21,7 @@ from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied, Resour
 from databricks.sdk.service import serving as s
 from openai import OpenAI
 
-from tests.live import Live, serving, smalti, start, stop, wait_until
+from tests.live import Live, serving, smalti, start, wait_until
 from tests.serving import models
 
 SOON = datetime.timedelta(seconds=60)
@@ -40,6 +43,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     made = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert made.returncode == 0, made.stderr
     with serving(home, docs) as running:
+        w = workspace(running)  # all at once: their models are loaded side by side, while the first tests run
+        w.serving_endpoints.create("rows", config=config(entity("tiny_tabular")))
+        w.serving_endpoints.create("mortal", config=config(entity("dying", version="champion")))
+        for name in ("chat", "agent", "chatagent"):
+            w.serving_endpoints.create(f"my-{name}", config=config(entity(name)))
         yield running
 
 
@@ -61,7 +69,7 @@ def entity(model: str, name: str = "a", version: str = "1") -> s.ServedEntityInp
 def rows(live: Live) -> WorkspaceClient:
     """A workspace with the endpoint `rows`."""
     w = workspace(live)
-    w.serving_endpoints.create_and_wait("rows", config=config(entity("tiny_tabular")), timeout=SOON)
+    w.serving_endpoints.wait_get_serving_endpoint_not_updating("rows", timeout=SOON)
     return w
 
 
@@ -144,8 +152,6 @@ def test_what_is_told_about_an_endpoint(rows: WorkspaceClient) -> None:
 def test_chat_and_agents_from_mlflow(live: Live) -> None:
     w = workspace(live)
     for name in ("chat", "agent", "chatagent"):
-        w.serving_endpoints.create(f"my-{name}", config=config(entity(name)))
-    for name in ("chat", "agent", "chatagent"):
         w.serving_endpoints.wait_get_serving_endpoint_not_updating(f"my-{name}", timeout=SOON)
     client = OpenAI(base_url=f"{live.url}/v1", api_key=live.key, max_retries=0)
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -160,12 +166,16 @@ def test_chat_and_agents_from_mlflow(live: Live) -> None:
     assert "".join(event.delta for event in streamed if event.type == "response.output_text.delta") == "you said"
     assert streamed[-1].type == "response.completed"
     assert client.responses.create(model="my-chatagent", input="a word").output_text == "heard a word"
+    for name in ("chat", "agent", "chatagent"):
+        w.serving_endpoints.delete(f"my-{name}")
+    with pytest.raises(NotFound):
+        w.serving_endpoints.get("my-chat")
 
 
 def test_a_model_that_dies_takes_nobody_along_and_comes_back(live: Live) -> None:
     w = workspace(live)
     se = w.serving_endpoints
-    se.create_and_wait("mortal", config=config(entity("dying", version="champion")), timeout=SOON)
+    se.wait_get_serving_endpoint_not_updating("mortal", timeout=SOON)
     assert (se.get("mortal").config.served_entities or [])[0].entity_version == "1"  # type: ignore[union-attr]
 
     def process() -> int:
@@ -180,9 +190,6 @@ def test_a_model_that_dies_takes_nobody_along_and_comes_back(live: Live) -> None
     wait_until(
         lambda: int((se.query("mortal", dataframe_records=[{"word": "live"}]).predictions or [])[0]) not in (before, after)
     )
-    se.delete("mortal")
-    with pytest.raises(NotFound):
-        se.get("mortal")
 
 
 def test_a_service_principal_signs_in_and_manages_what_it_made(live: Live) -> None:
@@ -218,9 +225,40 @@ def test_an_external_model_keeps_its_key_to_itself(live: Live) -> None:
         w.serving_endpoints.create("inside", config=external("http://10.0.0.1/v1"))
 
 
-def test_endpoints_survive_a_restart(live: Live, tmp_path: Path, rows: WorkspaceClient) -> None:
+def test_bad_rows_are_refused_in_one_line_and_good_ones_may_be_packed(live: Live, rows: WorkspaceClient) -> None:
+    good = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3]]}}
+    bad: list[tuple[bytes, int, str]] = [
+        (
+            b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2]]}}',
+            400,
+            "Row 0 of 'dataframe_split.data' has 2 values",
+        ),
+        (b'{"instances": [[1, 2, 3], [1, 2]]}', 400, "Row 1 of 'instances' has 2 values for 3 columns"),
+        (b'{"instances": [[1, 2, [3]]]}', 400, "Column 'c' takes numbers; row 0 has [3]"),
+        (b'{"instances": [[1, 2, NaN]]}', 400, "JSON"),
+        (b'{"instances": [[1, 2, Infinity]]}', 400, "JSON"),
+        (b'{"instances": [[1, 2, 3]], "inputs": {"a": [1]}}', 400, "instances and inputs"),
+        (b'{"inputs": {"a": [1], "b": [1, 2], "c": [1]}}', 400, "differ in length"),
+        (b'{"dataframe_records": 3}', 400, "must be an array of rows"),
+        (b'{"instances": [[1, 2, 3]], "params": [1]}', 400, "params"),
+        (b"{}", 400, "exactly one of"),
+        (b"", 400, "JSON"),
+    ]
+    with live.client() as client:
+        at = "/serving-endpoints/rows/invocations"
+        for body, status, message in bad:
+            answer = client.post(at, content=body)
+            assert (answer.status_code, message in answer.json()["message"]) == (status, True), answer.text
+        large = client.post(at, content=(b" " * (1 << 20) for _ in range(100)))
+        assert (large.status_code, large.json()["error_code"]) == (413, "REQUEST_TOO_LARGE")
+        packed = client.post(at, content=gzip.compress(json.dumps(good).encode()), headers={"content-encoding": "gzip"})
+        assert packed.json() == {"predictions": pytest.approx([2.0])}
+        assert client.post(at, json={"instances": []}).status_code < 500
+
+
+def test_endpoints_survive_the_end_of_the_server_and_running_answers_are_given(live: Live, rows: WorkspaceClient) -> None:
     port = int(live.url.rpartition(":")[2])
-    stop(live)
+    live.kill()
     again = start(live.home, live.home.parent / "docs", port=port)
     live.process = again.process
     answer = rows.serving_endpoints.query("rows", dataframe_split=ROW)  # waits for the model
@@ -229,3 +267,12 @@ def test_endpoints_survive_a_restart(live: Live, tmp_path: Path, rows: Workspace
     assert [tag.key for tag in kept.tags or []] == ["k"]
     assert kept.config is not None
     assert kept.config.config_version == 2
+
+    with live.client() as client, ThreadPoolExecutor(1) as pool:
+        ask: Any = {"url": "/serving-endpoints/mortal/invocations", "json": {"dataframe_records": [{"word": "wait"}]}}
+        assert client.post(**ask).status_code == 200  # the model is there
+        running = pool.submit(client.post, **ask)
+        wait_until(lambda: "smalti_in_flight 1.0" in httpx.get(f"{live.url}/metrics", headers=live.headers).text)
+        live.process.send_signal(signal.SIGTERM)
+        assert running.result().status_code == 200
+        live.process.wait(15)

@@ -22,10 +22,15 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser
+from sqlalchemy import create_engine
 from starlette.requests import Request
 
 from governance.call import Caller, unauthenticated
-from serving.tracking import MlflowServer, router
+from governance.grants import Grants
+from serving.model_access import ModelAccess
+from serving.registry import Registry
+from serving.tracking import MlflowServer
+from serving.tracking_routes import router
 
 CALLERS = {"key-alice": Caller("alice"), "key-admin": Caller("admin", admin=True)}
 
@@ -51,7 +56,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     up, server = threading.Event(), MlflowServer(home)
     listener = socket.create_server(("127.0.0.1", 0))
     app = FastAPI()
-    app.include_router(router(server, authorize, sign_in="/sign-in"))
+    grants = Grants(create_engine(f"sqlite:///{home}/smalti.db"))
+    grants.grant("user:alice", "model:*", "CAN_MANAGE")
+    app.include_router(router(server, authorize, ModelAccess(grants, Registry(home)), sign_in="/sign-in"))
     web = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
     async def run() -> None:
@@ -161,7 +168,7 @@ def test_a_session_cookie_writes_from_this_host_only(site: Site) -> None:
 
 
 def test_an_endless_body_is_cut(alice: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.tracking.MAX_BODY", 10_000)
+    monkeypatch.setattr("serving.tracking_routes.MAX_BODY", 10_000)
     answer = alice.post("/api/2.0/mlflow/runs/log-batch", content=(b"x" * 4_000 for _ in range(5)))
     assert answer.status_code == 413
     assert alice.post("/api/2.0/mlflow/runs/log-batch", content=b"x" * 20_000).status_code == 413
@@ -179,6 +186,34 @@ def test_uploads_cannot_run_as_a_page_of_this_host(alice: httpx.Client) -> None:
     answer = alice.get(path)
     assert answer.text == "<script>alert(1)</script>"
     assert answer.headers["content-security-policy"].startswith("sandbox")
+
+
+def test_what_was_registered_does_not_change_with_its_run(site: Site, alice: httpx.Client) -> None:
+    def post(path: str, **body: str) -> dict:
+        answer = alice.post(f"/api/2.0/mlflow/{path}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    experiment = post("experiments/create", name=uuid.uuid4().hex)["experiment_id"]
+    run = post("runs/create", experiment_id=experiment)["run"]["info"]
+    inside = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run['run_id']}/artifacts/model/MLmodel"
+    assert alice.put(inside, content=b"first").status_code == 200
+    post("registered-models/create", name="main.default.kept")
+    made = {"name": "main.default.kept", "source": f"{run['artifact_uri']}/model", "run_id": run["run_id"]}
+    assert post("model-versions/create", **made)["model_version"]["status"] == "READY"
+    assert alice.put(inside, content=b"second").status_code == 200
+    wanted = {"name": "main.default.kept", "version": "1"}
+    at = alice.get("/api/2.0/mlflow/model-versions/get-download-uri", params=wanted).json()["artifact_uri"]
+    kept = f"/api/2.0/mlflow-artifacts/artifacts/{at.removeprefix('mlflow-artifacts:/')}/MLmodel"
+    assert alice.get(kept).content == b"first"
+    for path in (kept, kept.replace("/registered", "//registered"), kept.replace("/registered", "/./registered"),
+                 kept.replace("registered", "%2572egistered")):  # fmt: skip
+        assert alice.put(path, content=b"third").status_code in (400, 403), path
+    assert alice.put("/api/2.0/mlflow-artifacts/artifacts/elsewhere/x", content=b"x").status_code == 403
+    twice = "/api/2.0/mlflow/model-versions/get-download-uri?name=main.default.kept&name=other&version=1"
+    assert alice.get(twice).status_code == 400
+    assert alice.request("DELETE", "/api/2.0/mlflow/registered-models/delete", json={"name": wanted["name"]}).status_code == 200
+    assert list((site.home / "mlartifacts" / "registered").iterdir()) == []
 
 
 @pytest.mark.browser

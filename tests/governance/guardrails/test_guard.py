@@ -131,7 +131,7 @@ def test_no_chunking_of_a_stream_leaks(cuts: list[int], block: bool) -> None:
     verdicts: list[dict[str, str]] = []
 
     async def collect() -> list[Event]:
-        call = Call("assistant", "agent", {"input": "hi"}, stream=True)
+        call = Call("assistant", "agent", {"input": "hi"}, stream=True, request_id="r")
         return [event async for event in guard.around(saying(pieces), verdicts)(call)]
 
     events = asyncio.run(collect())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -205,3 +206,36 @@ async def test_closing_the_generator_ends_the_upstreams_answer() -> None:
 async def test_the_first_model_listed_is_used_where_none_is_named(engine: Any, upstream: Upstream) -> None:
     assert said(await run(engine(None))) == TEXT
     assert upstream.requests[-1]["model"] == "echo"
+
+
+async def test_a_connection_is_used_again_after_a_stream() -> None:
+    """The upstream ends its answer after `[DONE]`; reading up to there only would cost a new connection for every call."""
+    connections, answered = [], 0
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+                for part in (chunk, b"data: [DONE]\n\n"):
+                    writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                writer.write(b"0\r\n\r\n")
+                answered += 1
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    engine = ExternalChat(Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "m"))
+    try:
+        for _ in range(5):
+            assert said(await run(engine)) == "x"
+        assert (len(connections), answered) == (1, 5)
+    finally:
+        await engine.aclose()
+        server.close()
+        for writer in connections:
+            writer.close()

@@ -105,7 +105,7 @@ def test_parameters_become_the_responses_apis() -> None:
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": 5}}}, "response_format.json_schema.name"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"custom_inputs": {"thread_id": 5}}, "custom_inputs.thread_id"),
         ({"custom_inputs": {"thread_id": "x" * 200}}, "conversation"),
@@ -117,6 +117,12 @@ def test_what_is_wrong_is_named(change: dict[str, Any], param: str) -> None:
     assert (caught.value.status, caught.value.param) == (400, param)
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 300
+
+
+def test_a_schema_needs_no_name() -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}, "strict": True}}
+    asked = chat.decode(ASK | {"response_format": form}).payload["text"]["format"]
+    assert (asked["name"], asked["schema"]) == ("response", {"type": "object"}), "databricks-langchain 0.3 sends no name"
 
 
 def refusal(decode: Any, body: dict[str, Any]) -> int | None:

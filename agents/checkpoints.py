@@ -1,0 +1,117 @@
+"""The checkpoints of threads: opened, pruned, and brought to a state that the next turn can use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+    from langgraph.graph.state import CompiledStateGraph
+
+STOPPED = "(stopped)"
+"""What stands in a thread for the answer of a run that ended before it said anything."""
+
+_RETURN = "__return__"
+"""Channel of LangGraph's pending writes that holds a finished task's result."""
+
+
+async def open_saver(file: Path, types: Sequence[type] = ()) -> AsyncSqliteSaver:
+    """The checkpoints of `file`, made if there are none, in the running loop."""
+    import aiosqlite
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    from agents.serde import CompactSerializer
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    connection = await aiosqlite.connect(file, timeout=30)
+    await connection.execute("PRAGMA journal_mode=WAL")
+    await connection.execute("PRAGMA synchronous=NORMAL")
+    await connection.execute("PRAGMA journal_size_limit=1048576")
+    ours = [("retrieval.types", "Passage"), ("agents.state", "Citation"), ("agents.state", "Route")]
+    allowed = [*ours, *((t.__module__, t.__qualname__) for t in types)]
+    saver = AsyncSqliteSaver(connection, serde=CompactSerializer(allowed_msgpack_modules=allowed))
+    await saver.setup()
+    return saver
+
+
+async def close_saver(saver: AsyncSqliteSaver) -> None:
+    await saver.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    await saver.conn.close()
+
+
+async def known(saver: AsyncSqliteSaver, thread_id: str) -> bool:
+    """Whether anything was said on a thread."""
+    async with saver.conn.execute("SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", (thread_id,)) as rows:
+        return await rows.fetchone() is not None
+
+
+async def messages_of(saver: AsyncSqliteSaver, thread_id: str) -> list[BaseMessage]:
+    saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
+    return list(saved.checkpoint["channel_values"].get("messages") or []) if saved else []
+
+
+async def prune(saver: AsyncSqliteSaver, thread_id: str, *, waiting: bool = False) -> None:
+    """Keep a thread's last checkpoint alone: it holds all that was said. What subgraphs keep is needed only while one waits."""
+    last = "(SELECT MAX(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '')"
+    within = "" if waiting else " OR checkpoint_ns != ''"
+    async with saver.lock:
+        for table in ("checkpoints", "writes"):
+            await saver.conn.execute(
+                f"DELETE FROM {table} WHERE thread_id = ? AND ((checkpoint_ns = '' AND checkpoint_id < {last}){within})",
+                (thread_id, thread_id),
+            )
+        await saver.conn.commit()
+
+
+async def settle(
+    graph: CompiledStateGraph,
+    saver: AsyncSqliteSaver,
+    config: RunnableConfig,
+    new: Sequence[BaseMessage],
+    *,
+    status: str,
+    said: str = "",
+    citations: Sequence[Mapping[str, Any]] = (),
+    unanswered: str | None = None,
+) -> None:
+    """Bring the thread of a run that did not finish to a state that the next turn can use.
+
+    Every tool call is answered, by its result where it finished, and the turn ends with what was said.
+
+    Parameters
+    ----------
+    new: what the run was asked.
+    status: how it ended: `cancelled`, `failed` or `waiting` (a person was asked and said something else).
+    said, citations: what was said by then.
+    unanswered: what stands for the result of a tool call that has none.
+    """
+    from langchain_core.messages import AIMessage, ToolMessage
+
+    from agents.history import UNANSWERED
+    from agents.history import settle as settled_history
+
+    if "messages" not in graph.channels:
+        return
+    saved = await saver.aget_tuple(config)
+    values = saved.checkpoint["channel_values"] if saved else {}
+    messages = list(values.get("messages") or [])
+    there = {m.id for m in messages}
+    missing = [m for m in new if m.id not in there]
+    messages += missing
+    if not messages:
+        return
+    last = messages[-1]
+    if isinstance(last, AIMessage) and not last.tool_calls:  # stopped after its answer was complete
+        return
+    finished = [value for _, channel, value in (saved.pending_writes if saved else None) or () if channel == _RETURN]
+    results = [value for value in finished if isinstance(value, ToolMessage)]
+    settled = settled_history([*messages, *results], unanswered or UNANSWERED)
+    extra = [*missing, *(m for m in settled if m not in messages)]
+    text = said[int(values.get("offset") or 0) :]
+    kept = {"mode": "", "abstained": False, "status": status, "citations": list(citations)}
+    extra.append(AIMessage((text.strip() and text) or STOPPED, response_metadata=kept))
+    await graph.aupdate_state(config, {"messages": extra}, as_node="__start__")

@@ -1,0 +1,67 @@
+"""Groundedness without an LLM: the probability that passages support a text, by a logistic regression over `evals.support`.
+
+The coefficients in `groundedness.json` are made by `python -m evals.train_groundedness FOLDER --out evals/groundedness.json`;
+here they are only applied. What the model reaches on data it has not seen is written in that file, under `validation`. It
+measures whether the words, numbers, names and sentences of a text are found in the passages. A summary in which one word was
+changed for another is told apart hardly better than by chance (SummEdits), so it is no substitute for a judge where that matters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from evals.cache import digest
+from evals.support import Embed, Vectors, features
+
+
+class Model:
+    """A logistic model: `coefficients` by feature, `intercept`, and the `threshold` from which a text counts as grounded."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.coefficients: dict[str, float] = dict(spec["coefficients"])
+        self.intercept, self.threshold = float(spec["intercept"]), float(spec["threshold"])
+        self.fingerprint = digest([self.coefficients, self.intercept, self.threshold])
+
+    def __call__(self, values: Mapping[str, float]) -> float:
+        """The probability; evidence for and against counted as equally likely beforehand."""
+        logit = self.intercept + sum(weight * values[name] for name, weight in self.coefficients.items())
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
+
+
+@cache
+def model() -> Model:
+    """The model that Smalti comes with, read once."""
+    return Model(json.loads(resources.files("evals").joinpath("groundedness.json").read_text(encoding="utf-8")))
+
+
+class Groundedness:
+    """A scorer for `evals.run.evaluate` and `mlflow.genai.evaluate`'s kind: the probability that the passages support the answer.
+
+    Parameters
+    ----------
+    embed: the encoder; the model that Smalti comes with was made with all-MiniLM-L6-v2.
+
+    It reads `text` and the `text` (or `quote`) of `passages` from the outputs; a row that abstained or has no passages yields
+    nothing.
+    """
+
+    name = "groundedness"
+
+    def __init__(self, embed: Embed, spec: Model | None = None) -> None:
+        self.model, self._vectors = spec or model(), Vectors(embed)
+        self.fingerprint = self.model.fingerprint
+
+    def score(self, passages: str, text: str) -> float:
+        """The probability that `passages` support `text`, 0 to 1."""
+        return self.model(features(passages, text, self._vectors))
+
+    def run(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, trace: Any = None) -> float | None:
+        if not isinstance(outputs, Mapping) or outputs.get("abstained") or not str(outputs.get("text") or "").strip():
+            return None
+        passages = "\n".join(filter(None, (str(p.get("text") or p.get("quote") or "") for p in outputs.get("passages") or ())))
+        return round(self.score(passages, str(outputs["text"])), 4) if passages else None

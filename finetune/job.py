@@ -1,0 +1,162 @@
+"""What a run's process does: check the data, train, judge beside a baseline, log to MLflow all the while, register, promote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from finetune.base_model import fingerprint, locate
+from finetune.loop import Emit, Loop
+from finetune.publish import quiet
+from finetune.schema import EncoderRecipe, LanguageRecipe, Recipe, TrainedRecipe
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from finetune.runs import TrainingRun
+
+
+def execute(run: TrainingRun) -> dict[str, Any]:
+    """Do all of a run; goes on from its newest checkpoint, in the MLflow run it began.
+
+    Raises
+    ------
+    DataError, RecipeError, TrainingError: it cannot be done; the message says why. Canceled: asked to end.
+    """
+    recipe, spec = run.recipe, run.spec
+    began = time.perf_counter()
+    job = _job(recipe)
+    assert isinstance(recipe, TrainedRecipe)
+    run.emit("validated", **job.facts, warnings=len(job.warnings))
+    base = locate(recipe.base_model)
+    facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
+    facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
+    device = _device()
+    _use_threads(spec["threads"])
+    with quiet():
+        tracker = Tracker(run, job, facts)
+    status = "FAILED"
+    try:
+        task = job.task(base, device)
+        loop = Loop(task, recipe, run.folder / "checkpoints", tracker.emit, run.canceled, device)
+        run.set_state(steps=loop.schedule.steps, device=device)
+        tracker.emit("started", steps=loop.schedule.steps, threads=spec["threads"], device=device, **_sizes(task))
+        progress = loop.run()
+        result = {**job.judge(task, tracker.emit), "steps": progress.step, "tokens": progress.tokens}
+        result |= {"training_seconds": round(progress.seconds, 2), "warnings": list(job.warnings)}
+        with quiet():
+            tracker.log(result, job)
+            if recipe.register_to:
+                run.emit("registering", name=recipe.register_to)
+                result["registered"] = dataclasses.asdict(job.register(task, run.folder / "model", facts, result))
+        status = "FINISHED"
+    finally:
+        with quiet():
+            tracker.end("KILLED" if run.canceled() else status)
+    return {**result, "seconds": round(time.perf_counter() - began, 2), "mlflow_run_id": tracker.run_id}
+
+
+def _job(recipe: Recipe) -> Any:
+    """What knows a task's data, its evaluation and its registered form."""
+    if isinstance(recipe, EncoderRecipe):
+        from finetune.job_classify import ClassifyJob
+
+        return ClassifyJob(recipe)
+    assert isinstance(recipe, LanguageRecipe)
+    from finetune.job_language import LanguageJob
+
+    return LanguageJob(recipe)
+
+
+class Tracker:
+    """MLflow's side of a run: parameters at the start, curves while it trains, and what came of it."""
+
+    def __init__(self, run: TrainingRun, job: Any, facts: Mapping[str, str]) -> None:
+        import mlflow
+
+        from finetune.train import experiment, flat
+
+        self._run = run
+        uri = run.spec["tracking_uri"]
+        mlflow.set_tracking_uri(uri)
+        self.client: MlflowClient = mlflow.MlflowClient()
+        known = run.state().get("mlflow_run_id")
+        with _alone(uri):
+            number = experiment(self.client, job.recipe.name, uri, None)
+        active = mlflow.start_run(run_id=known, experiment_id=None if known else number, run_name=None if known else run.id)
+        self.run_id: str = active.info.run_id
+        run.set_state(mlflow_run_id=self.run_id)
+        if not known:
+            mlflow.log_params(flat(job.recipe))
+            mlflow.set_tags({**facts, "smalti.run": run.id})
+            mlflow.log_dict(json.loads(job.recipe.model_dump_json()), "recipe.json")
+            if job.warnings:
+                mlflow.log_text("\n".join(job.warnings), "data_warnings.txt")
+
+    def emit(self, kind: str, **what: Any) -> None:
+        """Tell of an event, and add its numbers to MLflow's curves."""
+        self._run.emit(kind, **what)
+        if kind not in ("progress", "evaluation"):
+            return
+        from mlflow.entities import Metric
+
+        if kind == "progress":
+            self._run.set_state(step=what["step"])
+        prefix, now = ("eval/" if kind == "evaluation" else ""), int(time.time() * 1000)
+        numbers = {key: value for key, value in what.items() if isinstance(value, int | float) and key not in ("step", "steps")}
+        with quiet():
+            self.client.log_batch(self.run_id, [Metric(prefix + k, float(v), now, what["step"]) for k, v in numbers.items()])
+
+    def log(self, result: Mapping[str, Any], job: Any) -> None:
+        """The final evaluation: metrics, the baseline's beside them, and what the task draws."""
+        import mlflow
+
+        metrics, baseline = result.get("metrics") or {}, result.get("baseline") or {}
+        mlflow.log_metrics({**metrics, **{f"baseline_{key}": value for key, value in baseline.items()}})
+        mlflow.log_metrics({"training_seconds": result["training_seconds"]})
+        for name, content in job.artifacts(result).items():
+            if isinstance(content, str):
+                mlflow.log_text(content, name)
+            elif isinstance(content, dict):
+                mlflow.log_dict(content, name)
+            else:
+                mlflow.log_figure(content, name)
+
+    def end(self, status: str) -> None:
+        import mlflow
+
+        mlflow.end_run(status)
+
+
+def _alone(uri: str) -> AbstractContextManager[Any]:
+    """A lock for the first look into an SQLite database, which makes its tables: the server and other runs take it as well."""
+    database = uri.removeprefix("sqlite:///")
+    return FileLock(f"{database}.lock") if database != uri else nullcontext()
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _sizes(task: Any) -> dict[str, int]:
+    parameters = list(task.model.parameters())
+    trained = sum(p.numel() for group in task.groups() for p in group["params"])
+    return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained}
+
+
+__all__ = ["Emit", "Tracker", "execute"]

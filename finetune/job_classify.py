@@ -1,0 +1,140 @@
+"""A run that classifies text: its data, its baseline, its plots, and its registered form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data import check_split, read_labelled, sample
+from finetune.metrics import metrics
+from finetune.recipe import ClassifyRecipe, find
+
+if TYPE_CHECKING:
+    from finetune.loop import Emit
+    from finetune.publish import Registered
+    from finetune.schema import EncoderRecipe
+    from finetune.tasks.encoder import EncoderTask
+
+SCORE = "macro_recall"
+"""What decides which model is the better one."""
+
+
+class ClassifyJob:
+    """Reads and checks the rows when it is made.
+
+    Raises
+    ------
+    DataError: they cannot be trained on.
+    """
+
+    def __init__(self, recipe: EncoderRecipe) -> None:
+        from finetune.train import sha256
+
+        self.recipe = recipe
+        columns: dict[str, Any] = {"text": recipe.data.text_column, "label": recipe.data.label_column}
+        columns |= {"labels": recipe.labels, "ignore": recipe.data.ignore_columns}
+        file = find(recipe.data.train)
+        data = read_labelled(file, **columns)
+        self.rows, self.evaluation = sample(data.rows, recipe.data.max_rows, recipe.seed), ()
+        self.warnings, self.hashes = [str(warning) for warning in data.warnings], {"data_sha256": sha256(file)}
+        if recipe.data.eval is not None:
+            eval_file = find(recipe.data.eval)
+            judged = read_labelled(eval_file, **columns)
+            check_split(data, file, judged, eval_file, recipe.data.text_column)
+            self.evaluation, self.hashes["eval_sha256"] = judged.rows, sha256(eval_file)
+            self.warnings += [str(warning) for warning in judged.warnings]
+        self.labels = tuple(sorted({row.label for row in self.rows}))
+        self.facts = {"rows": len(self.rows), "evaluation_rows": len(self.evaluation), "labels": list(self.labels)}
+
+    def task(self, base: Path, device: str) -> EncoderTask:
+        from finetune.tasks.encoder import EncoderTask
+
+        return EncoderTask(self.recipe, base, self.rows, self.evaluation, device)
+
+    def judge(self, task: EncoderTask, emit: Emit) -> dict[str, Any]:
+        """The trained model's evaluation and, on the same rows, that of TF-IDF with logistic regression."""
+        if not self.evaluation:
+            return {"metrics": {}, "baseline": {}}
+        found = task.result()
+        emit("baseline", rows=len(self.rows))
+        return {**found, "baseline_name": "TF-IDF baseline", "baseline": metrics(self._baseline(), task.truth)}
+
+    def _baseline(self) -> np.ndarray:
+        from finetune.tasks.classify import baseline
+
+        y = np.array([self.labels.index(row.label) for row in self.rows])
+        balance = "balanced" if self.recipe.class_balance else "none"  # told to aim at what the model aims at
+        settings = ClassifyRecipe(name="baseline", data=self.recipe.data, folds=3, class_weight=balance, seed=self.recipe.seed)
+        return baseline([row.text for row in self.rows], y, [row.text for row in self.evaluation], settings, None)
+
+    def artifacts(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Files for MLflow's run: the confusion matrix, and a picture of it beside the reliability."""
+        if not self.evaluation:
+            return {}
+        from finetune.plots import draw_confusion, draw_reliability, panels
+
+        figure, (left, right) = panels(2)
+        draw_confusion(left, result["labels"], result["confusion"])
+        draw_reliability(right, result["reliability"], result["metrics"]["ece"])
+        return {"evaluation.png": figure, "confusion.json": {key: result[key] for key in ("labels", "confusion")}}
+
+    def register(self, task: EncoderTask, folder: Path, facts: Mapping[str, Any], result: Mapping[str, Any]) -> Registered:
+        """Export and register; the alias moves if this model is better than the champion on the same rows."""
+        from finetune.publish import register_text_classifier
+
+        assert self.recipe.register_to is not None
+        score = result["metrics"].get(SCORE)
+        return register_text_classifier(
+            task.export(folder),
+            self.recipe.register_to,
+            labels=self.labels,
+            text_column=self.recipe.data.text_column,
+            facts={**facts, **{key: round(value, 4) for key, value in result["metrics"].items()}},
+            example=[row.text for row in self.rows[:2]],
+            card=self._card(facts, result),
+            score=score,
+            judge=self._judge_incumbent if score is not None else None,
+            margin=self.recipe.promote_margin,
+        )
+
+    def _judge_incumbent(self, incumbent: Any) -> float:
+        """The macro-recall of a registered version on this run's evaluation rows."""
+        import mlflow
+        import pandas as pd
+
+        model = mlflow.pyfunc.load_model(f"models:/{incumbent.name}/{incumbent.version}")
+
+        predicted = model.predict(pd.DataFrame({self.recipe.data.text_column: [row.text for row in self.evaluation]}))["label"]
+        right: dict[str, list[bool]] = {}
+        for row, label in zip(self.evaluation, predicted, strict=True):
+            right.setdefault(row.label, []).append(row.label == label)
+        return float(np.mean([np.mean(hits) for hits in right.values()]))
+
+    def _card(self, facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+        recipe, base = self.recipe, result["baseline"]
+        lines = [f"# {recipe.register_to or recipe.name}", "", f"Text to one of: {', '.join(self.labels)}.", "", "## Data", ""]
+        counts = {label: sum(row.label == label for row in self.rows) for label in self.labels}
+        lines += [f"{len(self.rows)} rows of `{recipe.data.train.name}` (SHA-256 {facts['data_sha256'][:16]}…): {counts}."]
+        lines += ["", "## Evaluation", ""]
+        if result["metrics"]:
+            name = recipe.data.eval.name if recipe.data.eval else ""
+            lines += [
+                f"On {len(self.evaluation)} rows of `{name}`.",
+                "",
+                "| | this model | TF-IDF, logistic regression |",
+                "|---|---|---|",
+            ]
+            lines += [f"| {key} | {value:.3f} | {base[key]:.3f} |" for key, value in result["metrics"].items()]
+        else:
+            lines += ["It was not evaluated: the recipe names no `data.eval`."]
+        lines += [
+            "",
+            "## Limits",
+            "",
+            f"It reads the first {recipe.max_length} tokens. Trained from {recipe.base_model} by the recipe in",
+        ]
+        lines += ["`recipe.json`; it knows the languages and the kinds of text of its data, and no others."]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""Causal language models: whole or by adapters, on packed texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.packing import IGNORED, Pack, Tokens, pack, tensors
+from finetune.recipe import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune.schema import LanguageRecipe
+
+
+class LanguageTask:
+    """What `finetune.loop` trains for a `LanguageRecipe`. Its examples are packed sequences.
+
+    Parameters
+    ----------
+    folder: the base model, from `finetune.base_model.locate`.
+    texts, evaluation: from `finetune.texts.read`.
+
+    Raises
+    ------
+    RecipeError: the model reads fewer tokens than the recipe's context_length.
+    """
+
+    def __init__(
+        self,
+        recipe: LanguageRecipe,
+        folder: Path,
+        tokenizer: Any,
+        texts: Sequence[Tokens],
+        evaluation: Sequence[Tokens],
+        device: str = "cpu",
+    ) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.recipe, self.device, self.tokenizer = recipe, device, tokenizer
+        self._packs, self._held_out = pack(texts, recipe.context_length), pack(evaluation, recipe.context_length)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        torch.manual_seed(recipe.seed)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        if recipe.context_length > (most := getattr(model.config, "max_position_embeddings", recipe.context_length)):
+            raise RecipeError(f"context_length: {recipe.base_model} reads at most {most} tokens, not {recipe.context_length}.")
+        self.model: Any = model if recipe.method == "full" else _adapted(model, recipe, folder)
+        self.model.to(device)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [sum(len(text.ids) for text in each) for each in self._packs]
+
+    def groups(self) -> list[dict[str, Any]]:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        recipe = self.recipe
+        decays = {True: recipe.weight_decay, False: 0.0}
+        parts = {wide: [parameter for parameter in trained if (parameter.ndim > 1) == wide] for wide in decays}
+        return [{"params": parts[w], "lr": recipe.learning_rate, "weight_decay": decays[w]} for w in decays if parts[w]]
+
+    def targets(self, examples: Sequence[int]) -> int:
+        return sum(text.targets for example in examples for text in self._packs[example])
+
+    def loss(self, examples: Sequence[int]) -> torch.Tensor:
+        return self._loss([self._packs[example] for example in examples])
+
+    def evaluate(self) -> Mapping[str, float]:
+        """`loss` (mean over the held-out tokens that are learnt, in nats), `perplexity`, and `score`, the loss negated."""
+        import torch
+
+        if not self._held_out:
+            return {}
+        was, total, size = self.model.training, 0.0, self.recipe.batch_size
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(self._held_out), size):
+                total += float(self._loss(self._held_out[start : start + size]))
+        self.model.train(was)
+        mean = total / max(1, sum(text.targets for each in self._held_out for text in each))
+        return {"loss": mean, "perplexity": math.exp(min(mean, 50.0)), "score": -mean}
+
+    def samples(self) -> Sequence[str]:
+        """The recipe's prompts, continued greedily."""
+        import torch
+
+        written = []
+        for prompt in self.recipe.eval_prompts:
+            begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+            ids = torch.tensor([[*begin, *self.tokenizer.encode(prompt, add_special_tokens=False)]], device=self.device)
+            options = {"max_new_tokens": self.recipe.sample_tokens, "do_sample": False, "pad_token_id": self._pad}
+            found = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            written.append(self.tokenizer.decode(found[0], skip_special_tokens=True))
+        return written
+
+    def export(self, folder: Path) -> Path:
+        """Write the model, or the adapter in PEFT's format, with its tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    def _loss(self, packs: Sequence[Pack]) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy
+
+        given = tensors(packs, self._pad, self.device)
+        labels = given.pop("labels")[:, 1:].reshape(-1)
+        # Without a mask and without a cache, or transformers would join the texts of a sequence.
+        logits = self.model(**given, attention_mask=None, use_cache=False).logits[:, :-1].float()
+        return cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index=IGNORED, reduction="sum")
+
+
+def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
+    """The base model's tokenizer, with the recipe's chat template if it has one."""
+    from transformers import AutoTokenizer
+
+    from finetune.recipe import find
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if template is not None:
+        tokenizer.chat_template = find(template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _adapted(model: Any, recipe: LanguageRecipe, folder: Path) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.lora
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=int(lora.alpha or 2 * lora.rank),
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) if lora.targets else "all-linear",
+        use_dora=recipe.method == "dora",
+        base_model_name_or_path=str(folder),
+    )
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    return adapted

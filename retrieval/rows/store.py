@@ -1,0 +1,208 @@
+"""The rows of indexes: kept in the database, and in memory for those who search them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
+
+from retrieval.errors import AlreadyExists, BadRequest, NotFound
+from retrieval.memory import Memory, Record, Snapshot
+from retrieval.rows.schema import Spec
+from retrieval.tables import row_indexes, rows
+
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """An index over rows and how it stands; times are Unix milliseconds."""
+
+    id: int
+    name: str
+    endpoint: str
+    creator: str
+    spec: Spec
+    created_ms: int
+    synced_ms: int | None
+    error: str
+    syncing: bool
+
+    @property
+    def ready(self) -> bool:
+        return self.spec.kind == "DIRECT_ACCESS" or self.synced_ms is not None
+
+
+class _Source:
+    def __init__(self, engine: Engine, index_id: int) -> None:
+        self._engine, self._id = engine, index_id
+
+    def seqs(self) -> np.ndarray:
+        with self._engine.connect() as db:
+            found = db.execute(sa.select(rows.c.seq).where(rows.c.index_id == self._id).order_by(rows.c.seq))
+            return np.fromiter((row[0] for row in found), np.int64)
+
+    def records(self, after: int) -> Iterator[Record]:
+        c = rows.c
+        statement = sa.select(c.seq, c.key, c.vector, c.terms, c.body).where(c.index_id == self._id).order_by(c.seq).limit(4000)
+        while True:
+            with self._engine.connect() as db:
+                page = db.execute(statement.where(c.seq > after)).all()
+            if not page:
+                return
+            for row in page:
+                yield Record(row.seq, row.key, row.vector, row.terms, json.loads(row.body))
+            after = page[-1].seq
+
+
+class RowStore:
+    """Indexes over rows, and their rows. Thread-safe; blocking."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._memories: dict[int, tuple[Memory, int]] = {}
+        self._syncing: set[int] = set()
+
+    # Indexes
+
+    def create(self, name: str, endpoint: str, spec: Spec, creator: str) -> RowIndex:
+        """Raises AlreadyExists."""
+        values = {"name": name, "endpoint": endpoint, "creator": creator, "spec": spec.dump(), "created_ms": now(), "error": ""}
+        try:
+            with self._engine.begin() as db:
+                db.execute(sa.insert(row_indexes).values(values))
+        except IntegrityError:
+            raise AlreadyExists(f"index {name} exists already") from None
+        return self.get(name)
+
+    def find(self, name: str) -> RowIndex | None:
+        with self._engine.connect() as db:
+            row = db.execute(sa.select(row_indexes).where(row_indexes.c.name == name)).first()
+        return self._info(row) if row is not None else None
+
+    def get(self, name: str) -> RowIndex:
+        """Raises NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"index {name} does not exist")
+        return found
+
+    def list(self) -> list[RowIndex]:
+        with self._engine.connect() as db:
+            return [self._info(row) for row in db.execute(sa.select(row_indexes).order_by(row_indexes.c.name))]
+
+    def _info(self, row: Any) -> RowIndex:
+        times = row.created_ms, row.synced_ms
+        spec, syncing = Spec.parse(row.spec), row.id in self._syncing
+        return RowIndex(row.id, row.name, row.endpoint, row.creator, spec, *times, row.error, syncing)
+
+    def count(self, index_id: int) -> int:
+        """How many rows an index has."""
+        with self._engine.connect() as db:
+            return db.execute(sa.select(sa.func.count()).select_from(rows).where(rows.c.index_id == index_id)).scalar_one()
+
+    def drop(self, name: str) -> None:
+        """Raises NotFound."""
+        index = self.get(name)
+        with self._engine.begin() as db:
+            db.execute(sa.delete(rows).where(rows.c.index_id == index.id))
+            db.execute(sa.delete(row_indexes).where(row_indexes.c.id == index.id))
+        self._memories.pop(index.id, None)
+
+    def respec(self, index: RowIndex, spec: Spec) -> RowIndex:
+        with self._engine.begin() as db:
+            db.execute(sa.update(row_indexes).where(row_indexes.c.id == index.id).values(spec=spec.dump()))
+        return replace(index, spec=spec)
+
+    def sized(self, index: RowIndex, dimension: int) -> RowIndex:
+        """The index with its vectors' dimension; learnt from the first. Raises BadRequest where a later one differs."""
+        if index.spec.dimension == dimension:
+            return index
+        if index.spec.dimension:
+            raise BadRequest(
+                f"endpoint {index.spec.model!r} gave {dimension} dimensions; index {index.name} has {index.spec.dimension}"
+            )
+        return self.respec(index, replace(index.spec, dimension=dimension))
+
+    def note(self, index_id: int, **values: Any) -> None:
+        """Stores how a sync went: `error`, `synced_ms`."""
+        with self._engine.begin() as db:
+            db.execute(sa.update(row_indexes).where(row_indexes.c.id == index_id).values(values))
+
+    def begin(self, index_id: int) -> bool:
+        """Marks an index as syncing, so that its status says so at once; False where it is already."""
+        with self._lock:
+            if index_id in self._syncing:
+                return False
+            self._syncing.add(index_id)
+            return True
+
+    def end(self, index_id: int) -> None:
+        self._syncing.discard(index_id)
+
+    # Rows
+
+    def snapshot(self, index: RowIndex) -> Snapshot:
+        """What searches read."""
+        with self._lock:
+            found = self._memories.get(index.id)
+            if found is None or found[1] != index.spec.dimension:
+                memory = Memory(_Source(self._engine, index.id), index.spec.dimension, distance=True)
+                found = self._memories[index.id] = memory, index.spec.dimension
+        return found[0].snapshot()
+
+    def _changed(self, index_id: int) -> None:
+        """Brings what searches read up to date; who writes waits for it, who searches does not."""
+        found = self._memories.get(index_id)
+        if found is not None and found[0].loaded:
+            found[0].refresh()
+
+    def known(self, index_id: int, contents: set[str]) -> dict[str, bytes]:
+        """Vectors that rows have already, by the hash of what was embedded."""
+        wanted, found = list(contents), {}
+        with self._engine.connect() as db:
+            for at in range(0, len(wanted), BATCH):
+                part = sa.select(rows.c.content, rows.c.vector).where(
+                    rows.c.index_id == index_id, rows.c.content.in_(wanted[at : at + BATCH])
+                )
+                found.update((row.content, row.vector) for row in db.execute(part) if row.vector)
+        return found
+
+    def bodies(self, index_id: int) -> dict[str, str]:
+        """Every row's columns as JSON, by key."""
+        wanted = sa.select(rows.c.key, rows.c.body).where(rows.c.index_id == index_id)
+        with self._engine.connect() as db:
+            return {row.key: row.body for row in db.execute(wanted)}
+
+    def put(self, index_id: int, values: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows, in the place of those of the same keys, in one transaction."""
+        keys = [value["key"] for value in values]
+        with self._engine.begin() as db:
+            for at in range(0, len(keys), BATCH):
+                db.execute(sa.delete(rows).where(rows.c.index_id == index_id, rows.c.key.in_(keys[at : at + BATCH])))
+            if values:
+                db.execute(sa.insert(rows), [{"index_id": index_id, **value} for value in values])
+        self._changed(index_id)
+
+    def remove(self, index_id: int, keys: Sequence[str]) -> int:
+        """Removes rows; gives how many were there."""
+        gone = 0
+        with self._engine.begin() as db:
+            for at in range(0, len(keys), BATCH):
+                part = sa.delete(rows).where(rows.c.index_id == index_id, rows.c.key.in_(keys[at : at + BATCH]))
+                gone += db.execute(part).rowcount
+        self._changed(index_id)
+        return gone
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000

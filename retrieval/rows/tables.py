@@ -1,0 +1,81 @@
+"""Source tables: files and database tables of the server, by the names that Delta Sync indexes give them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from retrieval.errors import NotFound
+from retrieval.source import read_table
+from retrieval.tables import source_tables
+
+POLL_SECONDS = 60
+"""How often a database's table is read for changes; of a file only its time and size are looked at."""
+
+
+class SourceTables:
+    """The declared tables. Thread-safe; blocking.
+
+    Parameters
+    ----------
+    folder_rows: rows of an index over a folder, which may be a source as well; raises NotFound.
+    folder_stamp: what changes whenever such an index was synced, None where there is no such index.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder_rows: Callable[[str], Iterator[dict[str, Any]]] | None = None,
+        folder_stamp: Callable[[str], Any] = lambda name: None,
+    ) -> None:
+        self._engine, self._folder_rows, self._folder_stamp = engine, folder_rows, folder_stamp
+
+    def add(self, name: str, place: str) -> int:
+        """Declares a table, in the place of an older one: a JSONL, JSON, CSV or Parquet file, or `DATABASE_URL#TABLE`.
+
+        Gives its count of rows.
+
+        Raises
+        ------
+        SourceError: it cannot be read.
+        """
+        count = sum(1 for _ in read_table(place))
+        with self._engine.begin() as db:
+            db.execute(sa.delete(source_tables).where(source_tables.c.name == name))
+            db.execute(sa.insert(source_tables).values(name=name, place=place))
+        return count
+
+    def list(self) -> list[dict[str, str]]:
+        with self._engine.connect() as db:
+            return [{"name": row.name, "place": row.place} for row in db.execute(sa.select(source_tables))]
+
+    def place(self, name: str) -> str | None:
+        """Where a declared table is."""
+        return next((table["place"] for table in self.list() if table["name"] == name), None)
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Raises NotFound at once, SourceError while reading."""
+        place = self.place(name)
+        if place is not None:
+            return read_table(place)
+        if self._folder_rows is not None and self._folder_stamp(name) is not None:
+            return self._folder_rows(name)
+        raise NotFound(f"source table {name!r} does not exist: `smalti index table {name} FILE` declares it")
+
+    def stamp(self, name: str) -> Any:
+        """What changes whenever the table may have."""
+        place = self.place(name)
+        if place is None:
+            return self._folder_stamp(name)
+        if "://" in place:
+            return int(time.time() // POLL_SECONDS)
+        try:
+            found = Path(place).expanduser().stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino

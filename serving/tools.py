@@ -1,0 +1,101 @@
+"""The tools that `smalti.yaml` gives an agent: each a call through the gateway, on behalf of whoever asks the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agents.tools.sql import SqlError, Tables, sql_tool
+from governance.call import current_call
+from serving.dispatch import Dispatcher
+from serving.endpoint import Endpoint
+from serving.engines.function import function_engine
+from serving.settings import SettingsError, ToolDeclaration
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+Inputs = Callable[[str], Sequence[Mapping[str, Any]]]
+"""The inputs of the signature of what an endpoint serves; empty where none is known."""
+
+MAX_DEPTH = 4
+"""Agents that may call each other in a chain."""
+
+
+def make_tools(agent: str, declared: Sequence[ToolDeclaration], dispatcher: Dispatcher, inputs: Inputs) -> list[BaseTool]:
+    """The tools of an agent. Its tables become the endpoint `AGENT.sql`, which the agent's grant brings along.
+
+    Raises
+    ------
+    SettingsError: a table cannot be read.
+    """
+    return [_make(agent, tool, dispatcher, inputs) for tool in declared]
+
+
+def _make(agent: str, tool: ToolDeclaration, dispatcher: Dispatcher, inputs: Inputs) -> BaseTool:
+    metadata = {"approval": tool.approval} if tool.approval else {}
+    if tool.sql is not None:
+        return _sql(f"{agent}.sql", tool, dispatcher, metadata)
+    if tool.index is not None:
+        from agents.tools.retrieve import retrieve_tool
+
+        name = tool.name or f"search_{tool.index.rpartition('.')[2]}"
+        return retrieve_tool(dispatcher.retriever(tool.index), name=name, description=tool.description or None)
+    assert tool.endpoint is not None
+    return _endpoint(tool.endpoint, tool, dispatcher, inputs, metadata)
+
+
+def _sql(name: str, tool: ToolDeclaration, dispatcher: Dispatcher, metadata: dict[str, Any]) -> BaseTool:
+    try:
+        tables = Tables(tool.sql or {})
+    except SqlError as error:
+        raise SettingsError(str(error)) from None
+
+    def query(sql: str) -> dict[str, Any]:
+        return tables.query(sql).to_dict()
+
+    engine = function_engine(query, raises=(SqlError,))
+    dispatcher.endpoints.register(Endpoint(name, "predict", engine, description=f"SQL over {', '.join(tables.names)}."))
+
+    async def ask(sql: str) -> Mapping[str, Any]:
+        return (await dispatcher.inner(name, "predict", {"inputs": {"sql": sql}}))["predictions"][0]
+
+    return sql_tool(ask, tables.describe(), name=tool.name or "query_tables", description=tool.description, **metadata)
+
+
+def _endpoint(endpoint: str, tool: ToolDeclaration, dispatcher: Dispatcher, inputs: Inputs, metadata: dict[str, Any]) -> BaseTool:
+    from agents.tools.classical import ClassicalTool
+
+    def asks_text() -> bool:
+        found = dispatcher.endpoints.find(endpoint)
+        return found is not None and found.call_task in ("agent", "chat")
+
+    def columns() -> Sequence[Mapping[str, Any]]:
+        return [{"name": "question", "type": "string"}] if asks_text() else inputs(endpoint)
+
+    async def predict(row: Mapping[str, Any]) -> Any:
+        if asks_text():
+            return await ask_agent(dispatcher, endpoint, str(row.get("question") or ""))
+        found = await dispatcher.inner(endpoint, "predict", {"dataframe_records": [dict(row)]})
+        return found.get("predictions", found)
+
+    served = dispatcher.endpoints.find(endpoint)
+    told = tool.description or (served.description if served else "") or f"Ask the model {endpoint}."
+    name = tool.name or "".join(c if c.isalnum() or c in "_-" else "_" for c in endpoint)
+    return ClassicalTool(name=name, description=told, predict=predict, inputs=columns, metadata=metadata or None)
+
+
+async def ask_agent(dispatcher: Dispatcher, endpoint: str, question: str) -> str:
+    """What another agent answers, on behalf of the same caller; raises `ValueError` where agents call each other in a circle."""
+    outer = current_call.get()
+    depth = int((outer.usage_context if outer else {}).get("smalti_depth", "0")) + 1
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{MAX_DEPTH} agents have called each other already; answer without {endpoint}")
+    from dataclasses import replace
+
+    payload = {"model": endpoint, "input": [{"type": "message", "role": "user", "content": question}]}
+    call = dispatcher.inner_call(endpoint, "agent", payload)
+    call = replace(call, thread_id=None, usage_context={**call.usage_context, "smalti_depth": str(depth)})
+    response = await dispatcher.invoke(call)
+    items = response.get("output") or ()
+    return "".join(part.get("text") or "" for item in items for part in item.get("content") or ())

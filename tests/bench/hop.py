@@ -1,0 +1,264 @@
+"""What the server adds as an HTTP hop in front of an OpenAI-style upstream on this machine, beside the upstream itself.
+
+    python -m tests.bench.hop [--seconds 10] [--rate 500] [--mlflow FOLDER]
+
+Prints one JSON object. The load is open: requests leave at their time whether or not earlier ones are answered, and each is
+timed from when it should have left. Then as many as go through 32 connections, divided by the processor time that the hop used.
+The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `--mlflow FOLDER` makes a
+virtual environment there, unless there is one, installs MLflow's gateway into it, and measures that too, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.timing import percentiles
+from tests.live import KEY, ROOT, environment, wait_until
+
+WORDS = "The gateway writes each call twice and then a word comes. " * 34  # about 2 KB
+UPSTREAM = """
+import asyncio, json, sys, uvicorn
+HEAD = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+def chunk(delta, finish=None, **more):
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+    return b"data: " + json.dumps({**HEAD, "choices": choices, **more}).encode() + b"\\n\\n"
+USAGE = {"prompt_tokens": 500, "completion_tokens": 2, "total_tokens": 502}
+STREAM = chunk({"role": "assistant", "content": ""}) + chunk({"content": "a word"}) + chunk({}, "stop", usage=USAGE)
+STREAM += b"data: [DONE]\\n\\n"
+WHOLE = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "usage": USAGE,
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "a word"}, "finish_reason": "stop"}]}).encode()
+async def app(scope, receive, send):
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    streamed = b'"stream":true' in body or b'"stream": true' in body
+    kind, told = (b"text/event-stream", STREAM) if streamed else (b"application/json", WHOLE)
+    headers = [(b"content-type", kind), (b"content-length", str(len(told)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": told})
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lifespan="off", access_log=False)
+"""
+
+
+class Connection:
+    """One HTTP/1.1 connection that is kept open."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port, self._request = port, request
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self) -> None:
+        """Send the request and read its whole answer. Raises `RuntimeError` for any but 200."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(self._request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if b" 200 " not in head.split(b"\r\n", 1)[0]:
+            raise RuntimeError((head + await reader.read(500)).decode("utf-8", "replace"))
+        if b"content-length: " in head:
+            await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+            return
+        while size := int(await reader.readuntil(b"\r\n"), 16):  # chunked
+            await reader.readexactly(size + 2)
+        await reader.readuntil(b"\r\n")
+
+    def close(self) -> None:
+        if self._streams:
+            self._streams[1].close()
+
+
+def request(path: str, model: str) -> bytes:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": WORDS}], "max_tokens": 10}).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", "content-type: application/json"]
+    return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
+
+
+async def paced(port: int, raw: bytes, rate: int, seconds: float) -> list[float]:
+    """Milliseconds of each request from when it was due; `rate` a second."""
+    free: asyncio.Queue[Connection] = asyncio.Queue()
+    opened = [Connection(port, raw) for _ in range(128)]
+    for connection in opened:
+        free.put_nowait(connection)
+    took: list[float] = []
+
+    async def one(due: float) -> None:
+        connection = await free.get()
+        try:
+            await connection.ask()
+        finally:
+            free.put_nowait(connection)
+        took.append((time.perf_counter() - due) * 1e3)
+
+    begun, running = time.perf_counter(), set()
+    for number in range(int(rate * seconds)):
+        due = begun + number / rate
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        task = asyncio.create_task(one(due))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    for connection in opened:
+        connection.close()
+    return took[len(took) // 10 :]  # the first tenth warms up
+
+
+async def saturated(port: int, raw: bytes, seconds: float) -> int:
+    """Requests that 32 connections get answered."""
+    until, count = time.perf_counter() + seconds, 0
+
+    async def one() -> None:
+        nonlocal count
+        connection = Connection(port, raw)
+        while time.perf_counter() < until:
+            await connection.ask()
+            count += 1
+        connection.close()
+
+    await asyncio.gather(*(one() for _ in range(32)))
+    return count
+
+
+def spent(pid: int) -> tuple[float, float]:
+    """Seconds of processor time, and MB of memory, of a process and its children."""
+    ticks, pages = 0, 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(folder.name) == pid or int(fields[1]) == pid:
+            ticks += int(fields[11]) + int(fields[12])
+            pages += int(fields[21])
+    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def measure(port: int, raw: bytes, pid: int, rate: int, seconds: float) -> dict[str, Any]:
+    asyncio.run(saturated(port, raw, 1))
+    told: dict[str, Any] = percentiles(asyncio.run(paced(port, raw, rate, seconds)))
+    before, began = spent(pid)[0], time.perf_counter()
+    count = asyncio.run(saturated(port, raw, seconds))
+    took, (after, memory) = time.perf_counter() - began, spent(pid)
+    told |= {"requests_s": round(count / took), "requests_s_core": round(count / max(after - before, 0.01))}
+    return told | {"memory_mb": round(memory)}
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=10).status == 200
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], port: int, **more: Any) -> Iterator[int]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
+    deadline = time.monotonic() + 90
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    process.kill()
+                    raise RuntimeError(f"{command[0]} did not start: {process.communicate()[1][-1500:].decode()}") from None
+                time.sleep(0.1)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def settings(upstream: int) -> str:
+    model = {"name": "m", "provider": "custom", "base_url": f"http://127.0.0.1:{upstream}/v1"}
+    limits = {"rate_limits": [{"key": "user", "calls": 10**9, "tokens": 10**12}]}
+    side = {"pii": {"behavior": "MASK"}, "invalid_keywords": ["project nightfall", "codeword"]}
+    guarded = {**limits, "guardrails": {"input": side, "output": side}}
+    config = {"served_entities": [{"external_model": model}]}
+    endpoints = [{"name": name, "config": config, "ai_gateway": gate} for name, gate in (("hop", limits), ("guarded", guarded))]
+    return json.dumps({"endpoints": endpoints})
+
+
+def mlflow_gateway(folder: Path, upstream: int, rate: int, seconds: float) -> dict[str, Any]:
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "mlflow[gateway]>=3,<4"], check=True)
+    with tempfile.TemporaryDirectory() as place:
+        config = {"openai_api_key": "x", "openai_api_base": f"http://127.0.0.1:{upstream}/v1"}
+        model = {"provider": "openai", "name": "m", "config": config}
+        endpoint = {"name": "hop", "endpoint_type": "llm/v1/chat", "model": model}
+        (file := Path(place) / "gateway.yaml").write_text(json.dumps({"endpoints": [endpoint]}))
+        port = free_port()
+        command = [str(folder / "bin" / "mlflow"), "gateway", "start", "--config-path", str(file), "--host", "127.0.0.1"]
+        with running([*command, "--port", str(port), "--workers", "1"], port, cwd=place) as pid:
+            return measure(port, request("/gateway/hop/invocations", "hop"), pid, rate, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the server adds as an HTTP hop.")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rate", type=int, default=500)
+    parser.add_argument("--mlflow", type=Path, help="folder of a virtual environment for MLflow's gateway")
+    asked = parser.parse_args()
+    rate, seconds = asked.rate, asked.seconds
+    told: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "rate": rate}
+    upstream = free_port()
+    with tempfile.TemporaryDirectory() as place, running([sys.executable, "-c", UPSTREAM, str(upstream)], upstream) as pid:
+        told["direct"] = measure(upstream, request("/v1/chat/completions", "m"), pid, rate, seconds)
+        home = Path(place) / "home"
+        home.mkdir()
+        (home / "doc.md").write_text("# Doc\n\nA document.\n")
+        config = Path(place) / "smalti.yaml"
+        config.write_text(settings(upstream))
+        port = free_port()
+        command = [sys.executable, "-m", "app", "--config", str(config), "serve", "--port", str(port), "--docs", str(home)]
+        with running(command, port, env=environment(home), cwd=ROOT) as server:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), 180)
+            for name in ("hop", "guarded"):
+                told[name] = measure(port, request("/v1/chat/completions", name), server, rate, seconds)
+        if asked.mlflow:
+            try:
+                told["mlflow"] = mlflow_gateway(asked.mlflow, upstream, rate, seconds)
+            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                told["mlflow"] = str(error)[-500:]
+    for name in ("hop", "guarded", "mlflow"):
+        if isinstance(told.get(name), dict):
+            told[name]["added_ms"] = {at: round(told[name][f"{at}_ms"] - told["direct"][f"{at}_ms"], 2) for at in ("p50", "p99")}
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()

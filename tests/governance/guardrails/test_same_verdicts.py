@@ -1,0 +1,137 @@
+"""The quick looks that come first let nothing through: each text gets the verdict of the plain, slow search for everything."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import unicodedata
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from governance.guardrails import pii
+from governance.guardrails.pii import Finding, distinct
+from governance.guardrails.rules import _INVISIBLE, KEYWORD, Rules, _whole, fold
+
+from .test_pii import FOUND
+
+SECRETS = [text for _, text in FOUND]
+KEYWORDS = ["project nightfall", "codeword", "c++", "naïve plan", "機密", "tab stop", "ﬁne", "x-ray", "straße"]
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            *SECRETS,
+            *KEYWORDS,
+            "2024",
+            "12",
+            " - ",
+            "(",
+            ")",
+            "/",
+            ".",
+            "--",
+            "a1",
+            "é",
+            "٣",
+            "Ⅷ",
+            "\u200b",
+            "\xad",
+            " ",
+            "\n",
+            "\xa0",
+        ]
+    ),
+    st.text(alphabet="0123456789 .-/()aAzZ_:@+", max_size=14),
+    st.text(max_size=6),
+)
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+
+
+def slow_fold(text: str, *, words: bool = False) -> tuple[str, list[int]]:
+    folded: list[str] = []
+    origin: list[int] = []
+    for place, char in enumerate(text):
+        if ord(char) > 127:
+            if unicodedata.category(char) == "Cf":
+                continue
+            char = unicodedata.normalize("NFKD" if words else "NFKC", char)
+        if words:
+            char = char.casefold()
+            if char.isspace():
+                if folded and folded[-1] == " ":
+                    continue
+                char = " "
+        folded.extend(char)
+        origin.extend([place] * len(char))
+    return "".join(folded), origin
+
+
+def slow_pii(text: str) -> list[Finding]:
+    found = list(pii._emails(text)) if "@" in text else []
+    for pattern in pii._TOKENS.values():
+        found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
+    for begin in pii._BEGIN.finditer(text):
+        end = pii._END.search(text, begin.end())
+        found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
+    for m in pii._IPV6.finditer(text) if pii._COLONS.search(text) else ():
+        found += pii._ip(m.start(), m.end(), m[0])
+    for run in pii._RUN.finditer(text):
+        if run.end() - run.start() > 6 or (run.start() and text[run.start() - 1].isalpha()):
+            found += pii._numbers(text, *run.span())
+    return distinct(found)
+
+
+def slow_find(text: str, keywords: list[str]) -> list[Finding]:
+    folded, origin = slow_fold(text)
+    found = [Finding(origin[each.start], origin[each.end - 1] + 1, each.kind) for each in slow_pii(folded)]
+    folded, origin = slow_fold(text, words=True)
+    for keyword in {" ".join(slow_fold(word, words=True)[0].split()) for word in keywords}:
+        found += [Finding(origin[m.start()], origin[m.end() - 1] + 1, KEYWORD) for m in re.finditer(_whole(keyword), folded)]
+    return distinct(found)
+
+
+@given(TEXTS)
+@settings(max_examples=600, deadline=None)
+@example("12 - 3456789, then 415 555 2671")
+@example("1234 (5) 6 a7 9999999")
+@example("x0--0 0  0")
+def test_every_text_is_judged_as_by_the_slow_search(text: str) -> None:
+    assert Rules("MASK", KEYWORDS).find(text) == slow_find(text, KEYWORDS)
+
+
+@given(TEXTS)
+@settings(max_examples=300, deadline=None)
+def test_many_keywords_are_found_as_few_are(text: str) -> None:
+    many = [*KEYWORDS, *(f"filler{number}" for number in range(40))]
+    assert Rules("NONE", many)._by_word
+    assert Rules("MASK", many).find(text) == slow_find(text, many)
+
+
+@given(st.one_of(TEXTS, st.text(max_size=30)), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_texts_are_compared_in_the_same_form(text: str, words: bool) -> None:
+    folded, origin = fold(text, words=words)
+    assert (folded, list(range(len(text))) if origin is None else list(origin)) == slow_fold(text, words=words)
+
+
+def test_every_invisible_character_is_known() -> None:
+    invisible = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"]
+    assert all(_INVISIBLE.match(char) for char in invisible)
+
+
+def test_what_looks_like_a_finding_over_and_over_costs_time_in_proportion() -> None:
+    """Texts made to defeat a quick look: twice the length takes about twice the time."""
+    rules = Rules("MASK", KEYWORDS)
+    for piece in ("0-0 ", "a0 ", "1 2 3 4 5 6 7 ", "@a.", "sk-", "::1:", "ü 12-34-", "eyJ.", "-----BEGIN ", "project "):
+        spent = []
+        for size in (20_000, 80_000):
+            text = (piece * (size // len(piece) + 1))[:size]
+            spent.append(min(_timed(rules, text) for _ in range(3)))
+        assert spent[1] < max(spent[0], 0.002) * 16, piece  # quadratic would be 16 times
+
+
+def _timed(rules: Rules, text: str) -> float:
+    start = time.process_time()
+    rules.find(text)
+    return time.process_time() - start

@@ -1,0 +1,146 @@
+"""A model's process as the server sees it: a crash, a hang, a leak, a load that fails. The worker is a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from governance.call import CallError
+from serving.engines import process as processes
+from serving.engines.process import LoadFailed, ModelProcess
+from serving.engines.replicas import Replicas
+from tests.serving.models import small
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., ModelProcess]:
+    model = small(tmp_path / "model")
+
+    def made(**given: Any) -> ModelProcess:
+        return ModelProcess(model, tmp_path / "logs" / "model.log", **given)
+
+    return made
+
+
+async def ask(model: ModelProcess | Replicas, word: str = "hello", *, again: bool = True) -> int:
+    given = await model.ask("rows", {"dataframe_records": [{"word": word}]}, again=again)
+    return int(given["predictions"][0])
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+async def test_killed_under_load_only_what_may_not_be_sent_again_fails(make: Callable[..., ModelProcess]) -> None:
+    model = make()
+    await model.start()
+    try:
+        before = await ask(model)
+        answers = asyncio.gather(*(ask(model, "wait") for _ in range(20)))
+        once = asyncio.create_task(ask(model, again=False))
+        await until(lambda: model.open_calls >= 21)
+        os.kill(before, signal.SIGKILL)
+        assert {before} != set(await answers)
+        with pytest.raises(CallError, match="ended while it answered") as lost:
+            await once
+        assert (lost.value.status, lost.value.retry_after) == (503, 1)
+        assert model.starts == 2
+        with pytest.raises(CallError, match="ended while it answered"):  # a request that kills the model is sent twice at most
+            await ask(model, "die")
+        assert await ask(model) not in (before, 0)
+    finally:
+        await model.stop(0)
+
+
+async def test_a_call_that_hangs_is_given_up_and_the_next_is_answered(make: Callable[..., ModelProcess]) -> None:
+    model = make(call_timeout=2)
+    await model.start()
+    try:
+        with pytest.raises(CallError, match="no answer in 2 s") as hung:
+            await ask(model, "hang")
+        assert hung.value.status == 504
+        model._call_timeout = 60
+        assert await ask(model)
+    finally:
+        await model.stop(0)
+
+
+async def test_a_leak_ends_the_process_and_says_so(make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MEMORY_PAUSE", 0.05)
+    model = make(memory_limit=1 << 30)
+    await model.start()
+    try:
+        assert 0 < model.memory < 1 << 30
+        with pytest.raises(CallError, match=r"held \d+ MB of memory, more than its limit of 1024 MB"):
+            await ask(model, "eat", again=False)
+        assert await ask(model)
+        assert "more than its limit" in model.build_log
+    finally:
+        await model.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", "ValueError: the weights are of another shape"),
+        ("hang", "not loaded within 1 s"),
+        ("eat", "more than its limit of 1024 MB"),
+    ],
+)
+async def test_a_load_that_fails_says_why(
+    make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch, how: str, message: str
+) -> None:
+    monkeypatch.setattr(processes, "MEMORY_PAUSE", 0.05)
+    model = make(environment={"LOAD": how}, memory_limit=1 << 30, load_timeout=1 if how == "hang" else 100)
+    with pytest.raises(LoadFailed, match=message):
+        await model.start()
+    assert model.state == "FAILED"
+    assert message.split(":")[0] in model.build_log
+    with pytest.raises(CallError, match="not served"):
+        await ask(model)
+    await model.stop(0)
+
+
+async def test_an_idle_model_ends_and_a_bounded_number_of_calls_waits_for_it(
+    make: Callable[..., ModelProcess],
+) -> None:
+    model = make(idle_timeout=0.2, max_waiting=3)
+    await model.start()
+    try:
+        await until(lambda: not model.running)
+        assert (model.state, model.message, model.memory) == ("READY", "Scaled to zero; the next call starts it.", 0)
+        waiting = [asyncio.create_task(ask(model)) for _ in range(3)]
+        await until(lambda: model.open_calls == 3)
+        with pytest.raises(CallError, match="3 requests open already") as refused:
+            await ask(model)
+        assert (refused.value.status, refused.value.retry_after) == (429, 1)
+        assert len(set(await asyncio.gather(*waiting))) == 1
+    finally:
+        await model.stop(0)
+
+
+async def test_replicas_share_the_calls_and_stand_in_for_each_other(make: Callable[..., ModelProcess]) -> None:
+    model = Replicas([make(), make()])
+    await model.start()
+    try:
+        pids = set(await asyncio.gather(*(ask(model, "wait") for _ in range(6))))
+        assert len(pids) == 2
+        os.kill(pids.pop(), signal.SIGKILL)
+        await until(lambda: sum(process.running for process in model.processes) == 1)
+        assert model.state == "READY"
+        assert await ask(model) in pids
+        assert model.memory > 0
+    finally:
+        await model.stop(0)

@@ -1,0 +1,461 @@
+"""MLflow's client and databricks-sdk under `databricks` URIs: runs, files, traces, models, secrets, deployments; and who may."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from databricks.sdk import WorkspaceClient
+from databricks.sdk.config import Config
+from databricks.sdk.errors import AlreadyExists, BadRequest, NotFound, PermissionDenied, ResourceAlreadyExists, ResourceConflict
+from databricks.sdk.service.catalog import PermissionsChange, Privilege
+from databricks.sdk.service.workspace import AclPermission
+
+from tests.live import Live, serving, smalti, wait_until
+from tests.serving.upstream import KEY, Upstream
+
+MODEL = "main.default.doubler"
+
+TRACKED = """
+import pathlib, sys
+import mlflow
+from mlflow import MlflowClient
+client = MlflowClient()
+mlflow.set_experiment("/Users/ann/work")
+with mlflow.start_run() as run:
+    mlflow.log_param("depth", 3)
+    mlflow.log_metric("loss", 0.5, step=1)
+    mlflow.set_tag("team", "blue")
+    pathlib.Path("note.txt").write_text("hello " * 300_000)
+    mlflow.log_artifact("note.txt")
+    mlflow.log_dict({"a": 1}, "nested/a.json")
+found = client.search_runs([run.info.experiment_id])[0]
+assert found.data.metrics == {"loss": 0.5} and found.data.params == {"depth": "3"} and found.data.tags["team"] == "blue"
+assert found.info.artifact_uri.startswith("dbfs:/databricks/mlflow-tracking/"), found.info.artifact_uri
+assert sorted(a.path for a in client.list_artifacts(run.info.run_id)) == ["nested", "note.txt"]
+assert [(a.path, a.file_size) for a in client.list_artifacts(run.info.run_id, "nested")] == [("nested/a.json", 12)]
+down = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="note.txt", dst_path="down")
+assert pathlib.Path(down).read_text() == pathlib.Path("note.txt").read_text()
+with mlflow.start_span("work") as span:
+    span.set_inputs({"q": 1})
+mlflow.flush_trace_async_logging()
+trace = mlflow.search_traces(locations=[run.info.experiment_id], return_type="list")[0]
+assert [s.name for s in trace.data.spans] == ["work"]
+assert mlflow.get_trace(trace.info.trace_id).data.spans[0].inputs == {"q": 1}
+mlflow.log_feedback(trace_id=trace.info.trace_id, name="good", value=True)
+print(run.info.run_id, trace.info.trace_id)
+"""
+
+LOGGED = """
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+
+class Doubler(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        return [2 * each for each in model_input["x"]]
+
+name, client, rows = "main.default.doubler", MlflowClient(), pd.DataFrame({"x": [3.0]})
+mlflow.set_experiment("/Users/ann/work")
+with mlflow.start_run():
+    info = mlflow.pyfunc.log_model(
+        name="model", python_model=Doubler(), input_example=rows, pip_requirements=["mlflow"], registered_model_name=name
+    )
+assert int(info.registered_model_version) == 1
+assert mlflow.get_logged_model(info.model_id).artifact_location.startswith("dbfs:/databricks/mlflow-tracking/")
+client.set_registered_model_alias(name, "champion", 1)
+client.set_registered_model_tag(name, "team", "blue")
+client.set_model_version_tag(name, "1", "checked", "yes")
+client.update_registered_model(name, description="doubles")
+found = client.get_model_version_by_alias(name, "champion")
+assert (found.version, found.status, found.aliases, found.tags) == ("1", "READY", ["champion"], {"checked": "yes"}), found
+assert found.model_id == info.model_id and found.run_id == info.run_id
+model = client.get_registered_model(name)
+assert (model.aliases, model.tags, model.description) == ({"champion": "1"}, {"team": "blue"}, "doubles"), model
+assert [each.name for each in client.search_registered_models()] == [name]
+assert [each.version for each in client.search_model_versions(f"name='{name}'")] == ["1"]
+assert mlflow.pyfunc.load_model(f"models:/{name}@champion").predict(rows) == [6.0]
+assert mlflow.pyfunc.load_model(info.model_uri).predict(rows) == [6.0]
+second = client.copy_model_version(f"models:/{name}/1", "main.default.copy")
+client.rename_registered_model("main.default.copy", "main.default.renamed")
+assert mlflow.pyfunc.load_model("models:/main.default.renamed/1").predict(rows) == [6.0]
+client.delete_model_version("main.default.renamed", "1")
+client.delete_registered_model("main.default.renamed")
+print(info.model_id, info.run_id)
+"""
+
+OPEN = """
+import sys
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+client, (run, trace), rows = MlflowClient(), sys.argv[1:], pd.DataFrame({"x": [3.0]})
+assert client.get_run(run).info.artifact_uri.startswith("mlflow-artifacts:/")
+assert mlflow.artifacts.load_text(f"runs:/{run}/note.txt").startswith("hello hello")
+assert mlflow.get_trace(trace).data.spans[0].inputs == {"q": 1}
+assert mlflow.pyfunc.load_model("models:/main.default.doubler@champion").predict(rows) == [6.0]
+with mlflow.start_run(experiment_id=client.get_run(run).info.experiment_id) as own:
+    mlflow.log_text("from the other side", "other.txt")
+    with mlflow.start_span("other") as span:
+        span.set_inputs({"q": 2})
+mlflow.flush_trace_async_logging()
+found = mlflow.search_traces(locations=[own.info.experiment_id], filter_string="trace.name = 'other'", return_type="list")
+version = mlflow.register_model("models:/main.default.doubler/1", "main.default.doubler")
+print(own.info.run_id, found[0].info.trace_id, version.version)
+"""
+
+BACK = """
+import sys
+import mlflow
+import pandas as pd
+(run, trace, version), rows = sys.argv[1:], pd.DataFrame({"x": [3.0]})
+assert mlflow.artifacts.load_text(f"runs:/{run}/other.txt") == "from the other side"
+assert mlflow.get_trace(trace).data.spans[0].inputs == {"q": 2}
+assert mlflow.pyfunc.load_model(f"models:/main.default.doubler/{version}").predict(rows) == [6.0]
+print("seen")
+"""
+
+DEPLOYED = """
+import time
+from mlflow.deployments import get_deploy_client
+client = get_deploy_client("databricks")
+entity = {"name": "doubler", "entity_name": "main.default.doubler", "entity_version": "1", "workload_size": "Small",
+          "scale_to_zero_enabled": True, "environment_vars": {"TOKEN_FOR_TEST": "{{secrets/models/token}}"}}
+made = client.create_endpoint(config={"name": "doubled", "config": {"served_entities": [entity]}})
+assert made.name == "doubled"
+deadline = time.monotonic() + 150
+while client.get_endpoint("doubled")["state"]["ready"] != "READY":
+    assert time.monotonic() < deadline, client.get_endpoint("doubled")
+    time.sleep(0.2)
+shown = client.get_endpoint("doubled")["config"]["served_entities"][0]
+assert shown["environment_vars"] == {"TOKEN_FOR_TEST": "{{secrets/models/token}}"}, shown
+assert client.predict(endpoint="doubled", inputs={"dataframe_records": [{"x": 3.0}]})["predictions"] == [6.0]
+assert [each["name"] for each in client.list_endpoints() if each["name"] == "doubled"] == ["doubled"]
+tags = client.update_endpoint_tags(endpoint="doubled", config={"add_tags": [{"key": "a", "value": "b"}]})
+assert {"key": "a", "value": "b"} in tags["tags"]
+limit = {"calls": 100, "key": "endpoint", "renewal_period": "minute"}
+limits = client.update_endpoint_rate_limits("doubled", {"rate_limits": [limit]})
+assert limits["rate_limits"][0]["calls"] == 100
+told = client.predict_stream(endpoint="assistant", inputs={"input": [{"role": "user", "content": "How long is the bridge?"}]})
+assert any("314" in str(chunk) for chunk in told)
+print("served")
+"""
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("uris")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
+    with serving(folder / "home", folder / "docs", SMALTI_MLFLOW="true") as running, running.client() as client:
+        wait_until(lambda: client.get("/api/2.0/mlflow/experiments/get?experiment_id=0").status_code == 200, 90)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def workspace(live: Live) -> WorkspaceClient:
+    return client_of(live, live.key)
+
+
+@pytest.fixture(scope="module")
+def ann(live: Live) -> WorkspaceClient:
+    """Somebody without grants."""
+    with live.client() as client:
+        key = client.post("/api/2.0/smalti/keys", json={"name": "ann"}).json()["key"]
+    return client_of(live, key)
+
+
+def client_of(live: Live, key: str) -> WorkspaceClient:
+    return WorkspaceClient(config=Config(host=live.url, token=key, auth_type="pat", retry_timeout_seconds=5))
+
+
+def run(script: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
+    """Run a client's program; gives the words of its last line."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DATABRICKS_", "SMALTI_"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=170,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "://" not in line][-1].split()
+
+
+def databricks(live: Live) -> dict[str, str]:
+    uris = {"MLFLOW_TRACKING_URI": "databricks", "MLFLOW_REGISTRY_URI": "databricks-uc"}
+    return {"DATABRICKS_HOST": live.url, "DATABRICKS_TOKEN": live.key, **uris}
+
+
+@pytest.fixture(scope="module")
+def tracked(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run and a trace that were logged under the `databricks` URI."""
+    return run(TRACKED, tmp_path_factory.mktemp("tracked"), **databricks(live))
+
+
+@pytest.fixture(scope="module")
+def model(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Logged model and run of version 1 of `MODEL`, registered under the `databricks-uc` URI."""
+    return run(LOGGED, tmp_path_factory.mktemp("logged"), **databricks(live))
+
+
+@pytest.mark.timeout(300)
+def test_both_uris_see_the_same(live: Live, tracked: list[str], model: list[str], tmp_path: Path) -> None:
+    other = run(OPEN, tmp_path, *tracked, MLFLOW_TRACKING_URI=live.url, MLFLOW_TRACKING_TOKEN=live.key)
+    assert run(BACK, tmp_path, *other, **databricks(live)) == ["seen"]
+
+
+@pytest.mark.timeout(300)
+def test_a_registered_model_is_deployed_with_a_secret(
+    live: Live, workspace: WorkspaceClient, model: list[str], tmp_path: Path
+) -> None:
+    workspace.secrets.create_scope("models")
+    workspace.secrets.put_secret("models", "token", string_value="s3cret-of-the-test")
+    assert run(DEPLOYED, tmp_path, **databricks(live)) == ["served"]
+    with pytest.raises(ResourceConflict, match="served by endpoint 'doubled'"):
+        workspace.registered_models.delete(MODEL)
+    variables = f"/proc/{_model_process(live)}/environ"
+    assert b"TOKEN_FOR_TEST=s3cret-of-the-test" in Path(variables).read_bytes()
+    workspace.serving_endpoints.delete("doubled")
+    for file in live.home.rglob("*"):
+        if file.is_file() and file.suffix != ".sock":
+            assert b"s3cret-of-the-test" not in file.read_bytes(), file
+
+
+def _model_process(live: Live) -> int:
+    """The process of the served model, a descendant of the server."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    waiting = [live.process.pid]
+    while waiting:
+        pid = waiting.pop()
+        waiting += children.get(pid, [])
+        try:
+            if b"TOKEN_FOR_TEST" in Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
+        except OSError:
+            continue
+    raise AssertionError("no process of the model was found")
+
+
+def test_models_through_the_sdk(workspace: WorkspaceClient, model: list[str]) -> None:
+    info = workspace.registered_models.get(MODEL)
+    assert (info.full_name, info.catalog_name, info.name) == (MODEL, "main", "doubler")
+    assert MODEL in [each.full_name for each in workspace.registered_models.list(catalog_name="main", schema_name="default")]
+    versions = list(workspace.model_versions.list(MODEL))
+    assert 1 in [each.version for each in versions]
+    assert workspace.model_versions.get_by_alias(MODEL, "champion").version == 1
+    workspace.registered_models.set_alias(MODEL, "spare", 1)
+    assert workspace.model_versions.get_by_alias(MODEL, "spare").version == 1
+    workspace.registered_models.delete_alias(MODEL, "spare")
+    workspace.model_versions.update(MODEL, 1, comment="the first")
+    assert workspace.model_versions.get(MODEL, 1).comment == "the first"
+    made = workspace.registered_models.create(catalog_name="main", schema_name="default", name="empty", comment="none yet")
+    assert made.comment == "none yet"
+    with pytest.raises(ResourceAlreadyExists):
+        workspace.registered_models.create(catalog_name="main", schema_name="default", name="empty")
+    workspace.registered_models.delete("main.default.empty")
+    with pytest.raises(NotFound):
+        workspace.registered_models.get("main.default.empty")
+    with pytest.raises(BadRequest, match="all three levels"):
+        workspace.registered_models.get("flat")
+
+
+def test_models_are_nobodys_until_granted(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]) -> None:
+    file = "/Models/main/default/doubler/1/MLmodel"
+    refused = [
+        lambda: ann.registered_models.get(MODEL),
+        lambda: ann.model_versions.get_by_alias(MODEL, "champion"),
+        lambda: ann.registered_models.create(catalog_name="main", schema_name="default", name="mine"),
+        lambda: ann.registered_models.delete(MODEL),
+        lambda: ann.files.download(file),
+        lambda: ann.files.get_directory_metadata("/Models/main/default/doubler/1"),
+        lambda: ann.model_registry.create_model("flat"),
+    ]
+    for call in refused:
+        with pytest.raises(PermissionDenied):
+            call()
+    assert list(ann.registered_models.list()) == []
+    assert list(ann.model_registry.search_models()) == []
+    with live.client() as client:
+        key = {"Authorization": f"Bearer {ann.config.token}"}
+        stored = client.get("/api/2.0/mlflow/model-versions/get-download-uri", params={"name": MODEL, "version": "1"}).json()
+        at = stored["artifact_uri"].removeprefix("mlflow-artifacts:/")
+        for path in (f"{at}/MLmodel", f"/{at}/MLmodel", f"%2572egistered/{at.partition('/')[2]}/MLmodel"):
+            answer = client.get(f"/api/2.0/mlflow-artifacts/artifacts/{path}", headers=key)
+            assert answer.status_code in (403, 404), (path, answer.text[:80])
+        admins = client.put(f"/api/2.0/mlflow-artifacts/artifacts/{at}/MLmodel", content=b"x")
+        assert admins.status_code == 403  # what was registered does not change
+
+    workspace.grants.update("function", MODEL, changes=[PermissionsChange(add=[Privilege.EXECUTE], principal="ann")])
+    held = workspace.grants.get("function", MODEL).privilege_assignments or []
+    assert [each.privileges for each in held if each.principal == "ann"] == [[Privilege.EXECUTE]]
+    contents = ann.files.download(file).contents
+    assert contents is not None
+    assert b"python_function" in contents.read()
+    assert [each.full_name for each in ann.registered_models.list()] == [MODEL]
+    with pytest.raises(PermissionDenied):
+        ann.registered_models.set_alias(MODEL, "mine", 1)
+    workspace.grants.update("function", MODEL, changes=[PermissionsChange(remove=[Privilege.EXECUTE], principal="ann")])
+    with pytest.raises(PermissionDenied):
+        ann.files.download(file)
+
+
+def test_serving_a_model_needs_execute_and_a_secret_read(live: Live, workspace: WorkspaceClient, model: list[str]) -> None:
+    workspace.secrets.create_scope("keys")
+    workspace.secrets.put_secret("keys", "upstream", string_value=KEY)
+    granted = smalti("grants", "add", "user:maker", "endpoint:*", "CAN_MANAGE", home=live.home)
+    assert granted.returncode == 0, granted.stderr
+    upstream = Upstream()
+    try:
+        with live.client() as client:
+            key = client.post("/api/2.0/smalti/keys", json={"name": "maker"}).json()["key"]
+
+            def create(entity: dict, headers: dict | None = None) -> httpx.Response:
+                body = {"name": "far", "config": {"served_entities": [{"name": "e", **entity}]}}
+                return client.post("/api/2.0/serving-endpoints", json=body, headers=headers)
+
+            def external(token: str) -> dict:
+                config = {"custom_provider_url": upstream.url, "bearer_token_auth": {"token": token}}
+                about = {"name": "echo", "provider": "custom", "task": "llm/v1/chat", "custom_provider_config": config}
+                return {"external_model": about}
+
+            maker, told = {"Authorization": f"Bearer {key}"}, "{{secrets/keys/upstream}}"
+            refused = create({"entity_name": MODEL, "entity_version": "1"}, maker)
+            assert (refused.status_code, MODEL in refused.json()["message"]) == (403, True)
+            assert create(external(told), maker).status_code == 403
+            assert create(external("{{secrets/keys/none}}")).status_code == 404
+            for wrong in ("sk-as-plain-text", f"x{told}", "{{secrets/keys}}"):
+                assert create(external(wrong)).status_code == 400, wrong
+            named = {"entity_name": MODEL, "entity_version": told}
+            assert create(named).status_code == 400  # a secret is no version
+            made = create(external(told))
+            assert made.status_code == 200, made.text
+            shown = client.get("/api/2.0/serving-endpoints/far").json()
+            assert KEY not in str(shown)
+            assert told in str(shown)
+            asked = {"messages": [{"role": "user", "content": "hello"}]}
+            wait_until(lambda: client.post("/serving-endpoints/far/invocations", json=asked).status_code == 200, 60)
+            client.delete("/api/2.0/serving-endpoints/far")
+    finally:
+        upstream.close()
+    for file in live.home.rglob("*"):
+        if file.is_file() and not file.is_socket():
+            assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_files_are_kept_in_their_place(live: Live, workspace: WorkspaceClient, tracked: list[str]) -> None:
+    root = f"/WorkspaceInternal/Mlflow/Artifacts/1/Runs/{tracked[0]}/artifacts"
+    workspace.files.upload(f"{root}/big.bin", io.BytesIO(b"0123456789" * 100_000))
+    with pytest.raises(AlreadyExists):
+        workspace.files.upload(f"{root}/big.bin", io.BytesIO(b"x"), overwrite=False)
+    about = workspace.files.get_metadata(f"{root}/big.bin")
+    assert about.content_length == 1_000_000
+    workspace.files.create_directory(f"{root}/folder")
+    listed = {each.name: each.is_directory for each in workspace.files.list_directory_contents(root)}
+    assert listed["big.bin"] is False
+    assert listed["folder"] is True
+    with live.client() as client:
+        part = client.get(f"/api/2.0/fs/files{root}/big.bin", headers={"Range": "bytes=5-9"})
+        assert (part.status_code, part.content) == (206, b"56789")
+        assert part.headers["content-security-policy"].startswith("sandbox")
+        for path in ("/etc/passwd", "/Models/main/default/doubler/99/x", "/Volumes/main/default/v/x", "/WorkspaceInternal/x"):
+            assert client.get(f"/api/2.0/fs/files{path}").status_code == 404
+        for path in ("%2e%2e/%2e%2e/%2e%2e/pepper", "..%2f..%2f..%2fsmalti.db", "a%00b", "a//b", "x" * 300, "a%5cb"):
+            for method in ("GET", "PUT", "DELETE"):
+                answer = client.request(method, f"/api/2.0/fs/files{root}/{path}", content=b"x" if method == "PUT" else None)
+                assert answer.status_code == 400, (method, path, answer.text)
+                assert answer.json()["error_code"] == "BAD_REQUEST"
+        assert client.put(f"/api/2.0/fs/files{root}/folder", content=b"x").status_code == 400  # a folder has that name
+        assert client.put(f"/api/2.0/fs/files{root}/big.bin/x", content=b"x").status_code == 400  # a file is no folder
+        assert client.get("/api/2.0/fs/files/Models/main/default/doubler/1/..%2f..%2fx").status_code == 400
+        assert client.get(f"/api/2.0/fs/directories{root}?page_size=1").json()["next_page_token"]
+    with pytest.raises(BadRequest, match="not empty"):
+        workspace.files.delete_directory(root)
+    workspace.files.delete_directory(f"{root}/folder")
+    workspace.files.delete(f"{root}/big.bin")
+    with pytest.raises(NotFound):
+        workspace.files.download(f"{root}/big.bin")
+    assert list((live.home / "mlartifacts" / ".incoming").iterdir()) == []  # nothing is left of what was refused
+    for method, path in (("GET", f"/api/2.0/fs/directories{root}"), ("PUT", f"/api/2.0/fs/files{root}/x"),
+                         ("GET", "/api/2.1/unity-catalog/models"), ("GET", "/api/2.0/mlflow/unity-catalog/model-versions/get"),
+                         ("GET", "/api/2.0/secrets/scopes/list"), ("GET", "/api/4.0/mlflow/traces/x/batchGet"),
+                         ("POST", "/api/2.0/mlflow/artifacts/credentials-for-read")):  # fmt: skip
+        assert httpx.request(method, live.url + path).status_code == 401
+
+
+def test_signed_addresses_are_good_for_one_file(live: Live, tracked: list[str]) -> None:
+    with live.client() as client:
+        wanted = {"run_id": tracked[0], "path": ["note.txt", "nested/a.json"]}
+        given = client.post("/api/2.0/mlflow/artifacts/credentials-for-read", json=wanted).json()["credential_infos"]
+        assert [each["path"] for each in given] == wanted["path"]
+        address = given[1]["signed_uri"]
+        assert httpx.get(address).json() == {"a": 1}
+        assert httpx.put(address, content=b"x").status_code == 403
+        assert httpx.get(address.replace("a.json", "b.json")).status_code == 403
+        assert httpx.get(address.replace("expires=", "expires=9")).status_code == 403
+        outside = {"run_id": tracked[0], "path": ["../../../../pepper"]}
+        assert client.post("/api/2.0/mlflow/artifacts/credentials-for-read", json=outside).status_code == 400
+
+
+def test_experiments_and_the_older_registry_through_the_sdk(workspace: WorkspaceClient, tracked: list[str]) -> None:
+    names = [each.name for each in workspace.experiments.list_experiments()]
+    assert "/Users/ann/work" in names
+    found = workspace.experiments.get_run(tracked[0]).run
+    assert found is not None
+    assert found.info is not None
+    assert (found.info.artifact_uri or "").startswith("dbfs:/databricks/mlflow-tracking/")
+    assert sorted(str(each.path) for each in workspace.experiments.list_artifacts(run_id=tracked[0])) == ["nested", "note.txt"]
+    workspace.model_registry.create_model("flat", description="of one level")
+    assert "flat" in [each.name for each in workspace.model_registry.list_models()]
+    workspace.model_registry.delete_model("flat")
+
+
+def test_secrets(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient) -> None:
+    secrets = workspace.secrets
+    secrets.create_scope("team")
+    with pytest.raises(ResourceAlreadyExists):
+        secrets.create_scope("team")
+    with pytest.raises(BadRequest):
+        secrets.create_scope("bad*name")
+    secrets.put_secret("team", "password", string_value="päss")
+    secrets.put_secret("team", "blob", bytes_value="AAECAw==")
+    assert [each.key for each in secrets.list_secrets("team")] == ["blob", "password"]
+    assert secrets.get_secret("team", "blob").value == "AAECAw=="
+    with pytest.raises(NotFound):
+        secrets.get_secret("team", "none")
+    with pytest.raises(NotFound):
+        secrets.list_secrets("no-scope")
+    for call in (
+        lambda: ann.secrets.list_secrets("team"),
+        lambda: ann.secrets.get_secret("team", "password"),
+        lambda: ann.secrets.put_secret("team", "x", string_value="y"),
+        lambda: ann.secrets.delete_scope("team"),
+        lambda: ann.secrets.list_acls("team"),
+    ):
+        with pytest.raises(PermissionDenied):
+            call()
+    assert "team" not in [each.name for each in ann.secrets.list_scopes()]
+    secrets.put_acl("team", "ann", AclPermission.READ)
+    assert ann.secrets.get_secret("team", "blob").value == "AAECAw=="
+    with pytest.raises(PermissionDenied):
+        ann.secrets.put_secret("team", "x", string_value="y")
+    assert {each.principal: each.permission for each in secrets.list_acls("team")}["ann"] == AclPermission.READ
+    assert secrets.get_acl("team", "ann").permission == AclPermission.READ
+    secrets.delete_acl("team", "ann")
+    with pytest.raises(PermissionDenied):
+        ann.secrets.get_secret("team", "blob")
+    secrets.delete_secret("team", "blob")
+    for file in live.home.rglob("*.db*"):
+        assert "päss".encode() not in file.read_bytes()
+    secrets.delete_scope("team")
+    assert "team" not in [each.name for each in secrets.list_scopes()]
