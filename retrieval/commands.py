@@ -128,6 +128,34 @@ def table(
         print(f"{done['name']}: {done['rows']:,} rows.")
 
 
+@index.command("restrict")
+def restrict(
+    context: typer.Context,
+    name: Name,
+    column: Annotated[
+        str | None, typer.Argument(help="The column that names groups; `folder` of an index over a folder.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Show every row to all who may query NAME.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a row of NAME to the groups that its COLUMN names, and to no one else but administrators."""
+    path = f"/api/2.0/smalti/indexes/{name}/row-access"
+    if off and column is not None:
+        raise typer.BadParameter("give COLUMN or --off, not both")
+    with context.obj.connect() as client:
+        if off:
+            response = client.delete(path)
+        else:
+            response = client.get(path) if column is None else client.put(path, json={"column": column})
+        done = context.obj.check(response)
+    if as_json:
+        context.obj.print_json(done)
+    elif done["column"] is None:
+        print(f"{done['name']}: every row is shown to all who may query it.")
+    else:
+        print(f"{done['name']}: a row is shown to the groups in {done['column']!r}, and to administrators.")
+
+
 @index.command("drop")
 def drop(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Delete NAME and everything stored for it; the folder is left alone."""

@@ -130,6 +130,14 @@ rows = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# Which column of an index names the groups that may see a row; see `retrieval.guard`.
+row_guards = sa.Table(
+    "vector_row_guards",
+    metadata,
+    sa.Column("index", sa.String(400), primary_key=True),
+    sa.Column("column", sa.String(400), nullable=False),
+)
+
 source_tables = sa.Table(
     "vector_source_tables",
     metadata,

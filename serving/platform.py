@@ -302,7 +302,7 @@ class Platform:
         """Titles of some documents in the indexes that `visible` lets through."""
         found: dict[str, None] = {}
         for info in self.indexes.list():
-            if visible(info.name):
+            if visible(info.name) and self.indexes.guards.column(info.name) is None:
                 for row in self.indexes.rows(info.name):
                     found[row["title"]] = None
                     if len(found) >= limit:

@@ -141,7 +141,10 @@ async def described(access: Access, name: str, request: Request) -> dict[str, An
         over = access.indexes.over_rows
         index = over.find(name) or access.indexes.get(name)
         count = over.store.count(index.id) if isinstance(index, RowIndex) else index.chunks
-        return shapes.described(index, count, str(request.base_url))
+        shown = shapes.described(index, count, str(request.base_url))
+        if access.indexes.guards.column(name) is not None:
+            shown["status"].pop("skipped", None)  # names of files that not all who may query the index may see
+        return shown
 
     return await asyncio.to_thread(read)
 

@@ -1,6 +1,7 @@
 """How often the right document is found, side by side with the pipelines a user would assemble from other libraries.
 
-    python -m tests.bench.baselines --data FOLDER [--sets xquad,scifact,wice] [--pipelines langchain,bm25s,…] [--environment FOLDER]
+    python -m tests.bench.baselines --data FOLDER [--sets xquad,scifact,wice] [--pipelines langchain,bm25s,…]
+        [--environment FOLDER]
 
 Each document is a file, indexed by Smalti as `smalti index add` does and by the others as their quick starts do, with the same
 encoder; a document is as good as its best piece. The others run in an environment of their own, made on the first run.
@@ -104,7 +105,12 @@ def main() -> None:
                     found = smalti(work, texts, asked)
                 else:
                     command = [python, Path(__file__).with_name("stock.py"), pipeline, work, find(work / "weights")]
-                    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "ANONYMIZED_TELEMETRY": "False", "HAYSTACK_TELEMETRY_ENABLED": "False"}
+                    quiet = {
+                        **os.environ,
+                        "HF_HUB_OFFLINE": "1",
+                        "ANONYMIZED_TELEMETRY": "False",
+                        "HAYSTACK_TELEMETRY_ENABLED": "False",
+                    }
                     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=quiet)
                     if done.returncode:
                         raise SystemExit(f"{pipeline} failed\n{done.stderr[-3000:]}")

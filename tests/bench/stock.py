@@ -1,4 +1,4 @@
-"""The pipelines a user would assemble, as their own quick starts do; run by `tests/bench/baselines.py` in an environment of its own.
+"""The pipelines a user would assemble, as their quick starts do; run by `tests/bench/baselines.py` in an environment of its own.
 
     python tests/bench/stock.py PIPELINE WORK MODEL
 
@@ -98,7 +98,9 @@ def minilm(texts: Texts, model: str) -> Search:
 
     encoder, keys = SentenceTransformer(model), list(texts)
     vectors = encoder.encode(list(texts.values()), normalize_embeddings=True)
-    return lambda question: [keys[at] for at in (-(vectors @ encoder.encode(question, normalize_embeddings=True))).argsort()[:PIECES]]
+    return lambda question: [
+        keys[at] for at in (-(vectors @ encoder.encode(question, normalize_embeddings=True))).argsort()[:PIECES]
+    ]
 
 
 PIPELINES = {each.__name__: each for each in (langchain, llamaindex, haystack, haystack_bm25, bm25s, minilm)}

@@ -17,12 +17,14 @@ PASSAGE = Passage("p", "d", "main.default.docs", "a.md", "A", ("A", "B"), "text"
 
 
 class Shelf:
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    async def asearch(
+        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", groups: frozenset[str] | None = frozenset()
+    ) -> list[Passage]:
         if name != "main.default.docs":
             raise NotFound(f"There is no index {name}.")
         return [PASSAGE][:k]
 
-    def document(self, name: str, document_id: str) -> Document:
+    def document(self, name: str, document_id: str, groups: frozenset[str] | None = frozenset()) -> Document:
         return Document(document_id, name, "a.md", "A", "the text", "text/markdown", "0")
 
 
