@@ -20,6 +20,7 @@ from retrieval import passages
 from retrieval import search as searching
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
+from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
 from retrieval.memory import Memory, Snapshot
 from retrieval.passages import MAX_K
@@ -163,6 +164,7 @@ class Indexes:
         mode: str = "hybrid",
         filters: Mapping[str, Any] | str | None = None,
         groups: Groups = NOBODY,
+        diversity: float = 0.0,
     ) -> list[Passage]:
         """The `k` best passages for `query`, best first; [] for a question without words. Of an index over a folder.
 
@@ -170,6 +172,7 @@ class Indexes:
         ----------
         filters: over the columns in `FILTERED`: see `retrieval.filters`; a string is SQL.
         groups: of who asks; what they may see is what is found, where the index has a rule (`guards`).
+        diversity: 0 to 1: how much passages unlike those before them are preferred to higher scores.
 
         Raises
         ------
@@ -178,7 +181,7 @@ class Indexes:
         """
         row, query = self._searchable(name, query, k, mode)
         vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
-        return self._search(row, query, vector, k, mode, filters, groups)
+        return self._search(row, query, vector, k, mode, filters, groups, diversity)
 
     async def asearch(
         self,
@@ -189,16 +192,22 @@ class Indexes:
         mode: str = "hybrid",
         filters: Mapping[str, Any] | str | None = None,
         groups: Groups = NOBODY,
+        diversity: float = 0.0,
+        merge: bool = False,
     ) -> list[Passage]:
-        """`search` off the event loop, of indexes over rows too; questions that arrive together are embedded together."""
+        """`search` off the event loop, of indexes over rows too; questions that arrive together are embedded together.
+
+        `merge` joins passages that follow each other, see `retrieval.gather.merged`.
+        """
         full = full_name(name)
         if await asyncio.to_thread(self.over_rows.find, full) is not None:
             if not 1 <= k <= MAX_K or mode not in searching.MODES:
                 raise BadRequest(f"k must be between 1 and {MAX_K}, and mode one of {', '.join(searching.MODES)}")
-            return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups)
+            return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
         vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
-        return await asyncio.to_thread(self._search, row, query, vector, k, mode, filters, groups)
+        found = await asyncio.to_thread(self._search, row, query, vector, k, mode, filters, groups, diversity)
+        return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
 
     async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
         """A query or scan as `retrieval.ask` made it of a request, for a caller in `groups`."""
@@ -336,7 +345,15 @@ class Indexes:
         return self._row(name), searching.tidy(query)
 
     def _search(
-        self, row: Row[Any], query: str, vector: Any, k: int, mode: str, filters: Mapping[str, Any] | str | None, groups: Groups
+        self,
+        row: Row[Any],
+        query: str,
+        vector: Any,
+        k: int,
+        mode: str,
+        filters: Mapping[str, Any] | str | None,
+        groups: Groups,
+        diversity: float,
     ) -> list[Passage]:
         if not query:
             return []
@@ -346,15 +363,23 @@ class Indexes:
         for _ in range(3):
             rows = memory.snapshot()
             chosen = self._seen(row.name, rows, filters, groups)
-            hits = searching.search(
-                rows, query, vector, k, mode, mask=chosen, nearest=lambda v, n: self._vectors.query(row.id, v, n)
-            )
+            nearest = lambda v, n: self._vectors.query(row.id, v, n)  # noqa: E731
+            hits = searching.search(rows, query, vector, k, mode, mask=chosen, nearest=nearest, diversity=diversity)
             found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
         keyed = [(hit, found[rows.keys[hit.slot]][1]) for hit in hits if rows.keys[hit.slot] in found]
         return [replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical) for hit, passage in keyed]
+
+    def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
+        def between(first: Passage, second: Passage) -> str:
+            document = self._store.document(row.id, row.name, first.document_id)
+            # Of a document that was replaced meanwhile the offsets no longer hold: its passages stay apart.
+            same = document is not None and document.text[first.start : first.end] == first.text
+            return document.text[first.end : second.start] if document is not None and same else "replaced"
+
+        return merged(found, between)
 
     def _seen(self, index: str, rows: Snapshot, given: Mapping[str, Any] | str | None, groups: Groups) -> np.ndarray | None:
         """Rows that meet a filter and that the groups may see; None for all."""

@@ -214,7 +214,7 @@ class Platform:
                 declaration.name,
                 builder,
                 self.dispatcher.chat_model(model) if model else None,
-                self.dispatcher.retriever(agent.index),
+                self.dispatcher.retriever(agent.index, diversity=agent.diversity),
                 description=agent.description or declaration.description,
                 tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
                 timeout=agent.timeout,

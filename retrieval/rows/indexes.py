@@ -136,10 +136,11 @@ class RowIndexes:
         filters: Mapping[str, Any] | str | None,
         embed: Embed,
         groups: Groups = NOBODY,
+        diversity: float = 0.0,
     ) -> list[Passage]:
         """See `retrieval.rows.passages.search`; called behind the gateway."""
         await asyncio.to_thread(self._started, name)
-        return await as_passages.search(self.store, name, text, k, mode, filters, embed, self._seen(name, groups))
+        return await as_passages.search(self.store, name, text, k, mode, filters, embed, self._seen(name, groups), diversity)
 
     def document(self, name: str, key: str, groups: Groups = NOBODY) -> Document:
         """A row as a document. Raises NotFound, also where `groups` may not see it."""

@@ -30,6 +30,7 @@ async def search(
     filters: Mapping[str, Any] | str | None,
     embed: Embed,
     seen: Seen,
+    diversity: float = 0.0,
 ) -> list[Passage]:
     """The `k` best rows, each a passage as long as its text. By words alone where the index cannot embed a question.
 
@@ -42,7 +43,7 @@ async def search(
     spec = index.spec
     if spec.subtype == "FULL_TEXT" or not spec.query_model:
         mode = "lexical"
-    asked = {"query_type": _KINDS[mode], "query_text": text, "num_results": k, "filters": filters}
+    asked = {"query_type": _KINDS[mode], "query_text": text, "num_results": k, "filters": filters, "diversity": diversity}
     vector = await question(index, asked, mode, text, embed)
     found = await asyncio.to_thread(Found, store, index, asked, mode, text, vector, seen)
     answer = []
@@ -51,7 +52,7 @@ async def search(
         read, key = _text(spec, body), found.rows.keys[hit.slot]
         heading = (_title(body, key),)
         passage = Passage(key, key, index.name, _source(body, key), heading[0], heading, read, 0, len(read))
-        answer.append(replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical))
+        answer.append(replace(passage, score=hit.score, similarity=_cosine(hit.similarity), lexical=hit.lexical))
     return answer
 
 
@@ -63,6 +64,11 @@ def document(store: RowStore, name: str, key: str, seen: Seen) -> Document:
     if slot is None or (mask is not None and not mask[slot]):
         raise NotFound(f"index {name} has no document {key!r}: it may have been deleted or replaced")
     return _document(index, key, dict(rows.fields[slot]))
+
+
+def _cosine(score: float) -> float:
+    """The cosine of unit vectors whose distance d gave the score 1 / (1 + d²)."""
+    return max(1.0 - (1.0 / score - 1.0) / 2.0, -1.0) if score > 0 else 0.0
 
 
 def _document(index: RowIndex, key: str, body: Mapping[str, Any]) -> Document:

@@ -105,7 +105,14 @@ class Found:
         self._query = searching.tidy(text)
         least = asked.get("score_threshold")
         self.found = searching.search(
-            self._words, self._query, self._vector, self._depth(), mode, mask=self._mask, collapse=False
+            self._words,
+            self._query,
+            self._vector,
+            self._depth(),
+            mode,
+            mask=self._mask,
+            collapse=False,
+            diversity=asked.get("diversity", 0.0),
         )
         self.hits: Scored = [(hit.slot, hit.score) for hit in self.found if least is None or hit.score >= least]
 

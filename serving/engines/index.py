@@ -27,6 +27,8 @@ class Searchable(Protocol):
         mode: str = "hybrid",
         filters: Mapping[str, Any] | str | None = None,
         groups: frozenset[str] | None = NOBODY,
+        diversity: float = 0.0,
+        merge: bool = False,
     ) -> list[Passage]: ...
 
     def document(self, name: str, document_id: str, groups: frozenset[str] | None = NOBODY) -> Document: ...
@@ -37,7 +39,8 @@ class Searchable(Protocol):
 def index_engine(indexes: Searchable) -> Engine:
     """An engine over all indexes; `Call.endpoint` is the index's full name.
 
-    `search` reads `{"query": str, "k": 1-1000, "mode": str, "filters": …}` and gives `{"passages": [Passage.to_dict(), …]}`
+    `search` reads `{"query": str, "k": 1-1000, "mode": str, "filters": …, "diversity": 0-1,
+    "merge": bool}` and gives `{"passages": [Passage.to_dict(), …]}`
     best first; with `op` it reads rows, as `Indexes.answer` says. Rows are those that the caller's groups may see, whatever
     the payload says. `document` reads `{"id": str}` and gives `{"document": …}`.
     """
@@ -78,6 +81,9 @@ async def _run(indexes: Searchable, call: Call) -> dict[str, Any]:
         raise bad_request("Field 'query' must be a text to search for.", "query")
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_K:
         raise bad_request(f"Field 'k' must be an integer from 1 to {MAX_K}.", "k")
-    more = {name: call.payload[name] for name in ("mode", "filters") if call.payload.get(name)}
+    diversity = call.payload.get("diversity", 0)
+    if not isinstance(diversity, int | float) or isinstance(diversity, bool) or not 0 <= diversity <= 1:
+        raise bad_request("Field 'diversity' must be a number from 0 to 1.", "diversity")
+    more = {name: call.payload[name] for name in ("mode", "filters", "diversity", "merge") if call.payload.get(name)}
     passages = await indexes.asearch(call.endpoint, query, k=k, groups=groups, **more)
     return {"passages": [passage.to_dict() for passage in passages]}

@@ -37,7 +37,7 @@ class Shelf:
     def __init__(self) -> None:
         self.searched: list[tuple[str, str, int]] = []
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", groups: Any = ()) -> list[Passage]:
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
         self.searched.append((name, query, k))
         if name != INDEX:
             raise NotFound(f"There is no index {name}.")

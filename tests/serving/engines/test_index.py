@@ -18,7 +18,7 @@ PASSAGE = Passage("p", "d", "main.default.docs", "a.md", "A", ("A", "B"), "text"
 class Shelf:
     """An index that knows one document and two modes."""
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", groups: Any = ()) -> list[Passage]:
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
         if mode not in ("hybrid", "lexical"):
             raise BadRequest(f"mode must be hybrid or lexical, not {mode!r}")
         return [PASSAGE] * k if mode == "lexical" else [PASSAGE]
