@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,13 @@ index = typer.Typer(no_args_is_help=True, help="Indexes: folders made searchable
 SKIPPED = 3
 """Exit status when the index is good but files were skipped."""
 
+SEARCH = "/api/2.0/vector-search"
+TABLES = "tables"
+"""The vector search endpoint of the indexes that `add` makes of tables."""
+ENCODER = "all-minilm-l6-v2"
+BUILT_IN = "smalti"
+"""The endpoint that indexes over folders are on."""
+
 _INDEXES = {"name": "Name", "path": "Folder", "documents": "Documents", "chunks": "Chunks"}
 _INDEXES |= {"status": "Status", "skipped": "Skipped"}
 _HITS = {"score": "Score", "source": "Source", "text": "Text"}
@@ -27,11 +35,19 @@ _HITS = {"score": "Score", "source": "Source", "text": "Text"}
 def add(
     context: typer.Context,
     name: Name,
-    path: Annotated[Path, typer.Argument(help="Folder or file to index.")],
+    path: Annotated[str, typer.Argument(help="Folder or file to index; with --key a table, see `smalti index table`.")],
+    key: Annotated[str | None, typer.Option(help="Column of a table's primary key: a row is then what is found.")] = None,
+    text: Annotated[str, typer.Option(help="Column of a table that is searched.")] = "text",
+    columns: Annotated[str | None, typer.Option(help="Columns of a table to keep, as price,lang; default: all.")] = None,
+    continuous: Annotated[bool, typer.Option("--continuous", help="Follow the table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a folder searchable as NAME, and bring it up to date."""
-    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name, "path": str(path.expanduser().resolve())}, as_json)
+    """Make a folder, or a table's rows, searchable as NAME, and bring it up to date."""
+    if key is not None:
+        _add_table(context.obj, name, path, key, text, columns, continuous, as_json)
+        return
+    path = str(Path(path).expanduser().resolve())
+    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name, "path": path}, as_json)
 
 
 @index.command("sync")
@@ -82,7 +98,12 @@ def list_indexes(context: typer.Context, as_json: Json = False) -> None:
 def status(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """One index: counts, last sync, and what was skipped and why."""
     with context.obj.connect() as client:
-        row = context.obj.check(client.get(f"/api/2.0/smalti/indexes/{name}"))
+        response = client.get(f"/api/2.0/smalti/indexes/{name}")
+        if response.status_code == 404:
+            over_rows = context.obj.check(client.get(f"{SEARCH}/indexes/{name}"))
+            _rows_status(context.obj, over_rows, as_json)
+            return
+        row = context.obj.check(response)
     if as_json:
         context.obj.print_json(row)
         return
@@ -101,42 +122,143 @@ def query(
     as_json: Json = False,
 ) -> None:
     """The passages that fit QUESTION best."""
-    body = {"query_text": question, "num_results": k, "query_type": mode, "columns": ["id", "source", "text", "start", "end"]}
+    body: dict[str, Any] = {"query_text": question, "num_results": k, "query_type": mode}
     with context.obj.connect() as client:
-        found = context.obj.check(client.post(f"/api/2.0/vector-search/indexes/{name}/query", json=body))
+        over_rows = context.obj.check(client.get(f"{SEARCH}/indexes/{name}"))["endpoint_name"] != BUILT_IN
+        if not over_rows:
+            body["columns"] = ["id", "source", "text", "start", "end"]
+        found = context.obj.check(client.post(f"{SEARCH}/indexes/{name}/query", json=body))
     names = [column["name"] for column in found["manifest"]["columns"]]
     rows = [dict(zip(names, row, strict=True)) for row in found["result"]["data_array"]]
+    shown = _HITS
+    if over_rows:
+        shown = {"score": "Score"} | {column: column for column in names[:-1]}
     if not as_json:
-        rows = [{**row, "score": f"{row['score']:.4f}", "text": " ".join(row["text"].split())[:160]} for row in rows]
-    context.obj.print_rows(rows, _HITS, as_json=as_json, empty="Nothing found.")
+        rows = [{what: _short(value) for what, value in row.items()} for row in rows]
+    context.obj.print_rows(rows, shown, as_json=as_json, empty="Nothing found.")
 
 
 @index.command("table")
 def table(
     context: typer.Context,
     name: Name,
-    place: Annotated[str, typer.Argument(help="A .jsonl, .json, .csv or .parquet file, or DATABASE_URL#TABLE.")],
+    place: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or Parquet files, a Delta table, or DATABASE_URL#TABLE.")],
     as_json: Json = False,
 ) -> None:
     """Declare a table as NAME, so that Delta Sync indexes can be made from it."""
-    path = place if "://" in place else str(Path(place).expanduser().resolve())
     with context.obj.connect() as client:
-        done = context.obj.check(client.post("/api/2.0/smalti/indexes/tables", json={"name": name, "path": path}))
+        done = _declare(context.obj, client, name, place)
     if as_json:
         context.obj.print_json(done)
     else:
         print(f"{done['name']}: {done['rows']:,} rows.")
 
 
+@index.command("restrict")
+def restrict(
+    context: typer.Context,
+    name: Name,
+    column: Annotated[
+        str | None, typer.Argument(help="The column that names groups; `folder` of an index over a folder.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Show every row to all who may query NAME.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a row of NAME to the groups that its COLUMN names, and to no one else but administrators."""
+    path = f"/api/2.0/smalti/indexes/{name}/row-access"
+    if off and column is not None:
+        raise typer.BadParameter("give COLUMN or --off, not both")
+    with context.obj.connect() as client:
+        if off:
+            response = client.delete(path)
+        else:
+            response = client.get(path) if column is None else client.put(path, json={"column": column})
+        done = context.obj.check(response)
+    if as_json:
+        context.obj.print_json(done)
+    elif done["column"] is None:
+        print(f"{done['name']}: every row is shown to all who may query it.")
+    else:
+        print(f"{done['name']}: a row is shown to the groups in {done['column']!r}, and to administrators.")
+
+
 @index.command("drop")
 def drop(context: typer.Context, name: Name, as_json: Json = False) -> None:
     """Delete NAME and everything stored for it; the folder is left alone."""
     with context.obj.connect() as client:
-        done = context.obj.check(client.delete(f"/api/2.0/smalti/indexes/{name}"))
+        response = client.delete(f"/api/2.0/smalti/indexes/{name}")
+        if response.status_code == 404:
+            context.obj.check(client.delete(f"{SEARCH}/indexes/{name}"))
+            done = {"name": name}
+        else:
+            done = context.obj.check(response)
     if as_json:
         context.obj.print_json(done)
     else:
         print(f"{done['name']} is gone.")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())[:160]
+
+
+def _declare(work: Any, client: Any, name: str, place: str) -> dict[str, Any]:
+    path = place if "://" in place else str(Path(place).expanduser().resolve())
+    return work.check(client.post("/api/2.0/smalti/indexes/tables", json={"name": name, "path": path}))
+
+
+def _add_table(
+    work: Any, name: str, place: str, key: str, text: str, columns: str | None, continuous: bool, as_json: bool
+) -> None:
+    """A Delta Sync index on an endpoint of its own, made by the calls that a client of the API makes."""
+    spec: dict[str, Any] = {
+        "pipeline_type": "CONTINUOUS" if continuous else "TRIGGERED",
+        "embedding_source_columns": [{"name": text, "embedding_model_endpoint_name": ENCODER}],
+    }
+    if columns:
+        spec["columns_to_sync"] = [column.strip() for column in columns.split(",")]
+    with work.connect() as client:
+        spec["source_table"] = _declare(work, client, f"{name}_source", place)["name"]
+        made = client.post(f"{SEARCH}/endpoints", json={"name": TABLES, "endpoint_type": "STANDARD"})
+        if made.status_code != 409:
+            work.check(made)
+        body = {"name": name, "endpoint_name": TABLES, "primary_key": key, "index_type": "DELTA_SYNC"}
+        made = client.post(f"{SEARCH}/indexes", json=body | {"delta_sync_index_spec": spec})
+        if made.status_code == 409:
+            there = work.check(client.get(f"{SEARCH}/indexes/{name}"))
+            had = there.get("delta_sync_index_spec", {})
+            if there["primary_key"] != key or any(had.get(what) != spec.get(what) for what in spec):
+                raise typer.Exit(_fail(f"{there['name']} exists already and is made otherwise: smalti index drop {name} first"))
+            work.check(client.post(f"{SEARCH}/indexes/{name}/sync"))
+        else:
+            work.check(made)
+        while True:
+            found = work.check(client.get(f"{SEARCH}/indexes/{name}"))
+            state = found["status"]["detailed_state"]
+            if (not state.endswith("_UPDATE") and not state.startswith("PROVISIONING")) or state == "ONLINE_NO_PENDING_UPDATE":
+                break
+            time.sleep(0.1)
+    if state.endswith("FAILED"):
+        raise typer.Exit(_fail(found["status"]["message"]))
+    _rows_status(work, found, as_json)
+    if found["status"]["skipped"]:
+        raise typer.Exit(SKIPPED)
+
+
+def _rows_status(work: Any, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        work.print_json(found)
+        return
+    status = found["status"]
+    report = status.get("last_sync") or {}
+    print(f"{found['name']}: {status['indexed_row_count']:,} rows, {status['detailed_state']}. {status['message']}")
+    if report:
+        done = ", ".join(f"{report[what]:,} {what}" for what in ("added", "changed", "deleted", "unchanged", "embedded"))
+        print(f"last sync: {done} in {report['seconds']:.1f} s; {report['skipped_rows']:,} rows skipped")
+    if status.get("lag_seconds"):
+        print(f"its table has been changed for {status['lag_seconds']:,.0f} s")
+    for item in status.get("skipped", ()):
+        print(f"skipped {item['reason']}")
 
 
 def _sync(work: Any, path: str, body: dict[str, Any], as_json: bool) -> None:

@@ -98,6 +98,11 @@ def values(rows: Snapshot, column: str, chosen: np.ndarray) -> list[tuple[Any, i
     return _column(rows, column).counted(chosen)
 
 
+def one_of(rows: Snapshot, column: str, wanted: Sequence[str]) -> np.ndarray:
+    """Which rows have one of some values in a column, or hold one in a column of lists; none where there is no such column."""
+    return _column(rows, column).equal(wanted)
+
+
 def _column(rows: Snapshot, name: str) -> _Column:
     found = rows.cache.get(("column", name))
     if found is None:
@@ -189,6 +194,8 @@ class _Column:
 
 def _plain(value: Any) -> Any:
     """What equality compares: 1 and 1.0 are one, 1 and true are not."""
+    if isinstance(value, dict | list):
+        return ("json", json.dumps(value, sort_keys=True, default=str))
     return ("bool", value) if isinstance(value, bool) else value
 
 

@@ -20,13 +20,15 @@ from retrieval import passages
 from retrieval import search as searching
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
-from retrieval.memory import Memory
+from retrieval.gather import merged
+from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.memory import Memory, Snapshot
 from retrieval.passages import MAX_K
 from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
-from retrieval.store import ChunkSource, Store
+from retrieval.store import ChunkSource, Store, folder_of
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
@@ -34,7 +36,7 @@ from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
 
-FILTERED = ("id", "document_id", "source", "title", "heading", "page", "start", "end")
+FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class Indexes:
         self._lock = threading.Lock()
         self._syncing: dict[int, threading.Lock] = {}
         self._memories: dict[int, Memory] = {}
-        self.over_rows = RowIndexes(engine, folder_rows=self.rows, folder_stamp=self._stamp)
+        self.guards = Guards(engine)
+        """Which rows of an index a caller's groups may see."""
+        self.over_rows = RowIndexes(engine, self.guards, folder_rows=self.rows, folder_stamp=self._stamp)
         """Direct Access and Delta Sync indexes, and their endpoints."""
         self.embed_with: Embed | None = None
         """How an embeddings endpoint is called, through the gateway; the application sets it."""
@@ -152,11 +156,23 @@ class Indexes:
             self._memory(row.id).refresh()
 
     def search(
-        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+        self,
+        name: str,
+        query: str,
+        *,
+        k: int = 5,
+        mode: str = "hybrid",
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
     ) -> list[Passage]:
-        """The `k` best passages for `query`, best first; [] for a question without words.
+        """The `k` best passages for `query`, best first; [] for a question without words. Of an index over a folder.
 
-        `filters` over id, document_id, source, title, heading, page, start and end: see `retrieval.filters`; a string is SQL.
+        Parameters
+        ----------
+        filters: over the columns in `FILTERED`: see `retrieval.filters`; a string is SQL.
+        groups: of who asks; what they may see is what is found, where the index has a rule (`guards`).
+        diversity: 0 to 1: how much passages unlike those before them are preferred to higher scores.
 
         Raises
         ------
@@ -165,26 +181,44 @@ class Indexes:
         """
         row, query = self._searchable(name, query, k, mode)
         vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
-        return self._search(row, query, vector, k, mode, filters)
+        return self._search(row, query, vector, k, mode, filters, groups, diversity)
 
     async def asearch(
-        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+        self,
+        name: str,
+        query: str,
+        *,
+        k: int = 5,
+        mode: str = "hybrid",
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
+        merge: bool = False,
     ) -> list[Passage]:
-        """`search` off the event loop; questions that arrive together are embedded together."""
+        """`search` off the event loop, of indexes over rows too; questions that arrive together are embedded together.
+
+        `merge` joins passages that follow each other, see `retrieval.gather.merged`.
+        """
+        full = full_name(name)
+        if await asyncio.to_thread(self.over_rows.find, full) is not None:
+            if not 1 <= k <= MAX_K or mode not in searching.MODES:
+                raise BadRequest(f"k must be between 1 and {MAX_K}, and mode one of {', '.join(searching.MODES)}")
+            return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
         vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
-        return await asyncio.to_thread(self._search, row, query, vector, k, mode, filters)
+        found = await asyncio.to_thread(self._search, row, query, vector, k, mode, filters, groups, diversity)
+        return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
 
-    async def answer(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """A query or scan as `retrieval.ask` made it of a request."""
+    async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
+        """A query or scan as `retrieval.ask` made it of a request, for a caller in `groups`."""
         full = full_name(name)
         over_rows = await asyncio.to_thread(self.over_rows.find, full) is not None
         if asked["op"] == "query":
             if over_rows:
-                return await self.over_rows.query(full, asked, self.embed, self.rerank)
-            return await passages.query(self, full, asked)
+                return await self.over_rows.query(full, asked, self.embed, self.rerank, groups)
+            return await passages.query(self, full, asked, groups)
         scan = self.over_rows.scan if over_rows else self._scan
-        return await asyncio.to_thread(scan, full, asked["count"], asked["after"])
+        return await asyncio.to_thread(scan, full, asked["count"], asked["after"], groups)
 
     async def rerank(self, model: str, query: str, texts: Sequence[str]) -> np.ndarray:
         """How well each text answers: by the reranker that is always there, or by an endpoint through `rerank_with`."""
@@ -195,11 +229,12 @@ class Indexes:
         vectors = await self.encoder.aembed([query, *texts])
         return await asyncio.to_thread(blend, query, texts, vectors[1:] @ vectors[0])
 
-    def facets(self, name: str, asked: Mapping[str, Any]) -> list[list[Any]]:
+    def facets(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> list[list[Any]]:
         """The facets of a query over an index of a folder. Blocking."""
-        rows = self._memory(self._row(name).id).snapshot()
-        matched = rows.alive & filtering.of(rows, asked["filters"], FILTERED) if asked.get("filters") else rows.alive
-        return facets.count(rows, matched, facets.parse(asked["facets"]), FILTERED)
+        row = self._row(name)
+        rows = self._memory(row.id).snapshot()
+        seen = self._seen(row.name, rows, asked.get("filters"), groups)
+        return facets.count(rows, rows.alive if seen is None else rows.alive & seen, facets.parse(asked["facets"]), FILTERED)
 
     async def embed(self, endpoint: str, texts: Sequence[str], caller: Any) -> np.ndarray:
         """Vectors by an embeddings endpoint: the encoder here by its own name, every other through `embed_with`."""
@@ -209,13 +244,14 @@ class Indexes:
             raise NotFound(f"embeddings endpoint {endpoint!r} does not exist: {self.encoder.name.lower()!r} does")
         return await self.embed_with(endpoint, texts, caller)
 
-    def _scan(self, name: str, count: int, after: str | None) -> dict[str, Any]:
+    def _scan(self, name: str, count: int, after: str | None, groups: Groups) -> dict[str, Any]:
         row = self._row(name)
         rows = self._memory(row.id).snapshot()
-        slots = np.flatnonzero(rows.alive)
+        seen = self._seen(row.name, rows, None, groups)
+        slots = np.flatnonzero(rows.alive if seen is None else rows.alive & seen)
         if after is not None:
             at = rows.slot_of().get(after)
-            if at is None:
+            if at is None or (seen is not None and not seen[at]):
                 raise BadRequest("field 'last_primary_key' must be a primary key of the index")
             slots = slots[slots > at]
         keys = [rows.keys[slot] for slot in slots[:count]]
@@ -223,19 +259,25 @@ class Indexes:
         data = [_columns(found[key][1]) for key in keys if key in found]
         return {"data": data, "last_primary_key": keys[-1] if keys else None}
 
-    def document(self, name: str, document_id: str) -> Document:
-        """A stored document, its text as indexed. Raises NotFound."""
-        row = self._row(name)
+    def document(self, name: str, document_id: str, groups: Groups = NOBODY) -> Document:
+        """A stored document, its text as indexed; of an index over rows a row's text, by its key.
+
+        Raises NotFound, also where `groups` may not see it.
+        """
+        full = full_name(name)
+        if self.over_rows.find(full) is not None:
+            return self.over_rows.document(full, document_id, groups)
+        row = self._row(full)
         found = self._store.document(row.id, row.name, document_id)
-        if found is None:
+        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found.source)}, groups):
             raise NotFound(f"index {row.name} has no document {document_id!r}: it may have been deleted or replaced")
         return found
 
-    def passage(self, name: str, passage_id: str) -> Passage:
+    def passage(self, name: str, passage_id: str, groups: Groups = NOBODY) -> Passage:
         """A stored passage, without scores. Raises NotFound."""
         row = self._row(name)
         found = self._store.passages(row.name, [passage_id]).get(passage_id)
-        if found is None:
+        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found[1].source)}, groups):
             raise NotFound(f"index {row.name} has no passage {passage_id!r}: its document may have changed")
         return found[1]
 
@@ -303,28 +345,45 @@ class Indexes:
         return self._row(name), searching.tidy(query)
 
     def _search(
-        self, row: Row[Any], query: str, vector: Any, k: int, mode: str, filters: Mapping[str, Any] | str | None = None
+        self,
+        row: Row[Any],
+        query: str,
+        vector: Any,
+        k: int,
+        mode: str,
+        filters: Mapping[str, Any] | str | None,
+        groups: Groups,
+        diversity: float,
     ) -> list[Passage]:
         if not query:
             return []
         memory = self._memory(row.id)
 
-        def nearest(at: np.ndarray, count: int) -> list[tuple[str, float]]:
-            return self._vectors.query(row.id, at, count)
-
         rows, hits, found = memory.snapshot(), [], {}
         for _ in range(3):
             rows = memory.snapshot()
-            chosen = filtering.of(rows, filters, FILTERED) if filters else None
-            hits = searching.search(
-                rows, query, vector, k, mode, mask=chosen, nearest=lambda v, n: self._vectors.query(row.id, v, n)
-            )
+            chosen = self._seen(row.name, rows, filters, groups)
+            nearest = lambda v, n: self._vectors.query(row.id, v, n)  # noqa: E731
+            hits = searching.search(rows, query, vector, k, mode, mask=chosen, nearest=nearest, diversity=diversity)
             found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
         keyed = [(hit, found[rows.keys[hit.slot]][1]) for hit in hits if rows.keys[hit.slot] in found]
         return [replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical) for hit, passage in keyed]
+
+    def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
+        def between(first: Passage, second: Passage) -> str:
+            document = self._store.document(row.id, row.name, first.document_id)
+            # Of a document that was replaced meanwhile the offsets no longer hold: its passages stay apart.
+            same = document is not None and document.text[first.start : first.end] == first.text
+            return document.text[first.end : second.start] if document is not None and same else "replaced"
+
+        return merged(found, between)
+
+    def _seen(self, index: str, rows: Snapshot, given: Mapping[str, Any] | str | None, groups: Groups) -> np.ndarray | None:
+        """Rows that meet a filter and that the groups may see; None for all."""
+        return both(filtering.of(rows, given, FILTERED) if given else None, self.guards.mask(index, rows, groups))
 
     def _memory(self, index_id: int) -> Memory:
         with self._lock:

@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieval.ask import QUERY_TYPES
 from retrieval.errors import BadRequest
+from retrieval.guard import NOBODY, Groups
 from retrieval.rows.query import in_order
 from retrieval.rows.rerank import DEPTH, reranked
 from retrieval.types import Passage
@@ -22,15 +23,22 @@ class Folders(Protocol):
     """What is needed of `retrieval.index.Indexes`."""
 
     async def asearch(
-        self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", filters: Mapping[str, Any] | str | None = None
+        self,
+        name: str,
+        query: str,
+        *,
+        k: int = 5,
+        mode: str = "hybrid",
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
     ) -> list[Passage]: ...
 
     async def rerank(self, model: str, query: str, texts: Sequence[str]) -> np.ndarray: ...
 
-    def facets(self, name: str, asked: Mapping[str, Any]) -> list[list[Any]]: ...
+    def facets(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> list[list[Any]]: ...
 
 
-async def query(folders: Folders, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+async def query(folders: Folders, name: str, asked: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
     """Rows for a checked query, as `retrieval.rows.query.query` gives them.
 
     Raises
@@ -50,7 +58,7 @@ async def query(folders: Folders, name: str, asked: Mapping[str, Any]) -> dict[s
     offset, page = asked.get("offset", 0), asked.get("page", asked["num_results"])
     depth = asked["num_results"] if asked.get("sort_columns") else max(offset + page, DEPTH if wanted else 0)
     found = await folders.asearch(
-        name, text, k=min(depth, MAX_K), mode=QUERY_TYPES[asked["query_type"]], filters=asked.get("filters")
+        name, text, k=min(depth, MAX_K), mode=QUERY_TYPES[asked["query_type"]], filters=asked.get("filters"), groups=groups
     )
     least = asked.get("score_threshold", float("-inf"))
     rows = [passage.to_dict() for passage in found if passage.score >= least]
@@ -64,5 +72,5 @@ async def query(folders: Folders, name: str, asked: Mapping[str, Any]) -> dict[s
     data = [[*(row[column] for column in columns), score] for row, score in chosen]
     answer: dict[str, Any] = {"columns": [*columns, "score"], "rows": data, "debug": debug}
     if asked.get("facets") and not offset:
-        answer["facets"] = await asyncio.to_thread(folders.facets, name, asked)
+        answer["facets"] = await asyncio.to_thread(folders.facets, name, asked, groups)
     return answer

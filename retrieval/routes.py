@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from retrieval.api import endpoints, queries, resources
+from retrieval.api import endpoints, guards, queries, resources
 from retrieval.api import indexes as indexing
 from retrieval.api.access import Access, Invoke
 from retrieval.index import Indexes
@@ -36,6 +36,6 @@ def router(
     """
     access = Access(indexes, caller, invoke, visible, manage, manage_endpoint)
     routes = APIRouter()
-    for part in (endpoints, indexing, queries, resources):
+    for part in (endpoints, indexing, queries, resources, guards):
         routes.include_router(part.router(access))
     return routes

@@ -75,6 +75,7 @@ def search(
     nearest: Nearest | None = None,
     fusion: str = "convex",
     collapse: bool = True,
+    diversity: float = 0.0,
 ) -> list[Hit]:
     """The `k` best rows, best first. Their score is the fused one, or in the modes that do not fuse similarity or BM25.
 
@@ -86,6 +87,7 @@ def search(
     nearest: the vector store, asked where the index is large and nothing is filtered.
     fusion: `convex` or `rrf`.
     collapse: whether of rows that are all but equal only the first is given.
+    diversity: share of the choice, 0 to 1, that goes to being unlike what was chosen before, instead of to the score.
     """
     if rows.live == 0:
         return []
@@ -115,6 +117,9 @@ def search(
         chosen, score = chosen[order], score[order]
     if collapse:
         keep = _distinct(rows, chosen[: 2 * k + 20], k)
+        chosen, score = chosen[keep], score[keep]
+    if diversity and len(chosen) > 1 and rows.matrix.shape[1]:
+        keep = _diverse(rows, chosen[: 5 * k + 20], score[: 5 * k + 20], k, diversity)
         chosen, score = chosen[keep], score[keep]
     chosen, score = chosen[:k], score[:k]
     cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
@@ -187,6 +192,21 @@ def _fuse(
         return chosen, score
     similar = np.concatenate((dense, rows.similarities(vector, extra)))
     return chosen, convex(similar, bm25[chosen])
+
+
+def _diverse(rows: Snapshot, slots: np.ndarray, score: np.ndarray, k: int, diversity: float) -> np.ndarray:
+    """Positions in the order of maximal marginal relevance (Carbonell and Goldstein 1998, https://doi.org/10.1145/290941.291025)."""
+    span = float(score.max() - score.min())
+    relevance = (score - score.min()) / span if span > 0 else np.ones(len(slots))
+    block = rows.matrix[slots]
+    likest = np.zeros(len(slots))
+    kept: list[int] = []
+    while len(kept) < min(k, len(slots)):
+        marginal = (1 - diversity) * relevance - diversity * likest
+        marginal[kept] = -np.inf
+        kept.append(int(np.argmax(marginal)))
+        likest = np.maximum(likest, block @ block[kept[-1]])
+    return np.array(kept)
 
 
 def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:

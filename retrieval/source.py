@@ -1,8 +1,9 @@
-"""Rows of a source table: a JSONL, JSON, CSV or Parquet file, or a table of a database."""
+"""Rows of a source table: JSONL, JSON, CSV or Parquet files, a Delta table, or a table of a database."""
 
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ MAX_ROWS = 5_000_000
 
 
 def read_table(place: str) -> Iterator[dict[str, Any]]:
-    """The rows of `place`: a file's path, or `DATABASE_URL#TABLE` as SQLAlchemy writes URLs.
+    """The rows of `place`: a file's path, a pattern of files as `shop/*.parquet`, a Delta table's folder, or
+    `DATABASE_URL#TABLE` as SQLAlchemy writes URLs.
 
     Raises
     ------
@@ -24,10 +26,17 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
         yield from _database(place)
         return
     path = Path(place).expanduser()
+    if (path / "_delta_log").is_dir():
+        yield from _delta(path)
+        return
+    if glob.has_magic(place) and not path.exists():
+        for each in matching(place):
+            yield from read_table(str(each))
+        return
     readers = {".jsonl": _lines, ".ndjson": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise SourceError(f"{path} is no table: give a {', '.join(readers)} file or DATABASE_URL#TABLE")
+        raise SourceError(f"{path} is no table: give a {', '.join(readers)} file, a Delta table or DATABASE_URL#TABLE")
     if not path.is_file():
         raise SourceError(f"{path} does not exist: give the file that holds the table")
     number = 0
@@ -38,6 +47,42 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
             yield row
     except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read near row {number + 1}: {str(error)[:200]}") from error
+
+
+def matching(pattern: str) -> list[Path]:
+    """Files that a pattern names, sorted. Raises SourceError where there are none."""
+    found = sorted(Path(each) for each in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    found = [each for each in found if each.is_file()]
+    if not found:
+        raise SourceError(f"no file is named as {pattern}: give the files that hold the table")
+    return found
+
+
+def stamp(place: str) -> Any:
+    """What changes whenever the table may have, as far as files tell; None where they are not there or it is a database's."""
+    path = Path(place).expanduser()
+    try:
+        if (log := path / "_delta_log").is_dir():
+            files = [max(log.iterdir(), key=lambda each: each.name)]
+        else:
+            files = [path] if path.exists() or not glob.has_magic(place) else matching(place)
+        found = [each.stat() for each in files]
+    except (OSError, ValueError, SourceError):
+        return None
+    return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
+
+
+def _delta(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+    except ImportError:
+        raise SourceError("a Delta table is read by the package deltalake: install smalti[delta]") from None
+    try:
+        for file in DeltaTable(str(path)).to_pyarrow_dataset().to_batches(batch_size=2000):
+            yield from file.to_pylist()
+    except (DeltaError, OSError, ValueError, ImportError) as error:
+        raise SourceError(f"Delta table {path} cannot be read: {str(error)[:200]}") from error
 
 
 def _lines(path: Path) -> Iterator[Any]:

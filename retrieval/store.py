@@ -281,6 +281,7 @@ class Store:
                 seq, vector, held = values.pop("seq"), values.pop("vector"), values.pop("terms")
                 for name in ("document_id", "source", "title", "heading"):
                     values[name] = sys.intern(values[name])
+                values["folder"] = folder_of(values["source"])
                 yield Record(seq, row.id, vector, held, values)
             after = rows[-1].seq
 
@@ -351,6 +352,12 @@ _RECORDS = (
     .order_by(chunks.c.seq)
     .limit(4000)
 )
+
+
+def folder_of(source: str) -> str | None:
+    """The first folder of a document's path; None for one that lies at the top."""
+    first, slash, _ = source.partition("/")
+    return sys.intern(first) if slash else None
 
 
 def _passage(index: str, row: Any) -> Passage:

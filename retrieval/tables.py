@@ -130,6 +130,22 @@ rows = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# How the last sync of an index over rows went.
+row_reports = sa.Table(
+    "vector_row_reports",
+    metadata,
+    sa.Column("index_id", sa.ForeignKey("vector_row_indexes.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("report", sa.Text, nullable=False),
+)
+
+# Which column of an index names the groups that may see a row; see `retrieval.guard`.
+row_guards = sa.Table(
+    "vector_row_guards",
+    metadata,
+    sa.Column("index", sa.String(400), primary_key=True),
+    sa.Column("column", sa.String(400), nullable=False),
+)
+
 source_tables = sa.Table(
     "vector_source_tables",
     metadata,

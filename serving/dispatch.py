@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Engine, Event, Task, bad_request, current_call
+from retrieval.gather import fused
 from retrieval.types import Passage, Retriever
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.index import Searchable, index_engine
@@ -90,13 +91,21 @@ class Dispatcher:
         """An inner unary call (`governance.call.Invoke`)."""
         return await self.invoke(self.inner_call(endpoint, task, payload))
 
-    def retriever(self, index_name: str) -> Retriever:
-        """What an agent is handed to search `index_name` (`docs` is `main.default.docs`), on behalf of whoever asks."""
-        name = index_name if "." in index_name else f"main.default.{index_name}"
+    def retriever(self, indexes: str | Sequence[str], *, diversity: float = 0.0) -> Retriever:
+        """What an agent is handed to search indexes (`docs` is `main.default.docs`), on behalf of whoever asks.
+
+        What several find is put on one scale; passages that follow each other come as one. One index that fails, or that who asks
+        may not query, fails the search.
+        """
+        names = [_full(name) for name in ([indexes] if isinstance(indexes, str) else indexes)]
+        more = {"merge": True, **({"diversity": diversity} if diversity else {})}
+
+        async def one(name: str, query: str, k: int) -> list[Passage]:
+            found = await self.inner(name, "search", {"query": query, "k": k, **more})
+            return [Passage.from_dict(row) for row in found["passages"]]
 
         async def retrieve(query: str, *, k: int = 5) -> Sequence[Passage]:
-            found = await self.inner(name, "search", {"query": query, "k": k})
-            return [Passage.from_dict(row) for row in found["passages"]]
+            return fused(await asyncio.gather(*(one(name, query, k) for name in names)), k)
 
         return retrieve
 
@@ -108,6 +117,10 @@ class Dispatcher:
         from serving.chat_model import EndpointChatModel
 
         return EndpointChatModel(dispatcher=self, endpoint=endpoint, **defaults)
+
+
+def _full(index: str) -> str:
+    return index if "." in index else f"main.default.{index}"
 
 
 def _refusing(endpoint: Endpoint) -> Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,22 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
     """
     routes = APIRouter(prefix=PREFIX)
 
+    def shown(info: IndexInfo, who: Caller) -> dict[str, Any]:
+        hidden = not who.admin and indexes.guards.column(info.name) is not None
+        # What was skipped are names of files, which not all who may view the index may see.
+        return asdict(replace(info, skipped=(), report=None) if hidden else info)
+
     @routes.get("")
     async def list_all(who: Caller = Depends(caller)) -> dict[str, Any]:
         found = await asyncio.to_thread(indexes.list)
-        return {"indexes": [_info(each) for each in found if grants.allowed(who, f"index:{each.name}", "CAN_VIEW")]}
+        mine = [each for each in found if grants.allowed(who, f"index:{each.name}", "CAN_VIEW")]
+        return {"indexes": [await asyncio.to_thread(shown, each, who) for each in mine]}
 
     @routes.get("/{name}")
     async def one(name: str, who: Caller = Depends(caller)) -> dict[str, Any]:
         full = full_name(name)
         grants.check(who, f"index:{full}", "CAN_VIEW")
-        return _info(await asyncio.to_thread(indexes.get, full))
+        return await asyncio.to_thread(lambda: shown(indexes.get(full), who))
 
     @routes.delete("/{name}")
     async def drop(name: str, who: Caller = Depends(caller)) -> dict[str, Any]:
@@ -96,10 +102,6 @@ async def _read(request: Request) -> SyncRequest:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise bad_request(f"Field {field!r}: {problem['msg']}. Send {{'name': NAME, 'path': FOLDER}}.", field) from None
-
-
-def _info(info: IndexInfo) -> dict[str, Any]:
-    return asdict(info)
 
 
 async def _lines(indexes: Indexes, name: str) -> AsyncIterator[bytes]:

@@ -219,7 +219,7 @@ class Platform:
                 declaration.name,
                 builder,
                 self.dispatcher.chat_model(model) if model else None,
-                self.dispatcher.retriever(agent.index),
+                self.dispatcher.retriever(agent.index, diversity=agent.diversity),
                 description=agent.description or declaration.description,
                 tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
                 timeout=agent.timeout,
@@ -307,7 +307,7 @@ class Platform:
         """Titles of some documents in the indexes that `visible` lets through."""
         found: dict[str, None] = {}
         for info in self.indexes.list():
-            if visible(info.name):
+            if visible(info.name) and self.indexes.guards.column(info.name) is None:
                 for row in self.indexes.rows(info.name):
                     found[row["title"]] = None
                     if len(found) >= limit:

@@ -65,7 +65,10 @@ class AgentEntity(_Strict):
     """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
 
     builder: str = "agents.graphs.supervisor:build"
-    index: str = "main.default.docs"
+    index: str | Annotated[list[str], Field(min_length=1)] = "main.default.docs"
+    """The index it searches, or several, whose passages are put on one scale."""
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much passages unlike those before them are preferred to higher scores."""
     model: str | None = None
     """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
     description: str = ""
@@ -74,6 +77,12 @@ class AgentEntity(_Strict):
     """Seconds a run may take."""
     step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
     """Nodes a run may go through."""
+
+    @property
+    def searched(self) -> list[str]:
+        """Its indexes as securables."""
+        names = [self.index] if isinstance(self.index, str) else self.index
+        return [f"index:{name if '.' in name else f'main.default.{name}'}" for name in names]
 
 
 class ExternalModel(_Strict):
@@ -284,7 +293,7 @@ class Settings(BaseSettings):
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
                 tools = [tool.resource(endpoint.name) for tool in agent.tools]
-                return [f"index:{agent.index}", *([f"endpoint:{model}"] if model else []), *tools]
+                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools]
         return []
 
     @field_validator("docs", "router", mode="after")

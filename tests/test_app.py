@@ -108,6 +108,28 @@ def test_an_index_is_added_synced_and_dropped(live: Live, tmp_path: Path) -> Non
     assert "main.default.notes" not in smalti("index", "list", "--json", home=live.home).stdout
 
 
+def test_an_index_is_made_of_a_table_and_shown_by_group(live: Live, tmp_path: Path) -> None:
+    table = tmp_path / "products.jsonl"
+    rows = [{"id": "1", "text": "a blue glass tile", "team": "sales"}, {"id": "2", "text": "a bag of grout", "team": "hr"}]
+    table.write_text("\n".join(json.dumps(row) for row in [*rows, {"id": None, "text": "no key"}]))
+    made = smalti("index", "add", "products", str(table), "--key", "id", home=live.home)
+    assert (made.returncode, "2 added" in made.stdout, "row 3 has no primary key" in made.stdout) == (3, True, True), made.stderr
+    again = smalti("index", "add", "products", str(table), "--key", "id", home=live.home)
+    assert "2 unchanged, 0 embedded" in again.stdout
+    assert "made otherwise" in smalti("index", "add", "products", str(table), "--key", "text", home=live.home).stderr
+    found = json.loads(smalti("index", "query", "products", "mosaic tiles", "--json", home=live.home).stdout)
+    assert (found[0]["id"], len(found)) == ("1", 2)
+    assert "in 'team'" in smalti("index", "restrict", "products", "team", home=live.home).stdout
+    key = json.loads(smalti("keys", "create", "lea", "--json", home=live.home).stdout)["key"]
+    assert smalti("grants", "add", "user:lea", "index:main.default.products", home=live.home).returncode == 0
+    body = {"columns": ["id"], "query_text": "tiles", "num_results": 9}
+    with live.client() as client:
+        path, headers = "/api/2.0/vector-search/indexes/main.default.products/query", {"authorization": f"Bearer {key}"}
+        assert client.post(path, json=body, headers=headers).json()["result"]["row_count"] == 0, "lea is in no group"
+    assert smalti("index", "drop", "products", home=live.home).returncode == 0
+    assert smalti("index", "status", "products", home=live.home).returncode == 1
+
+
 def test_a_new_user_may_do_nothing_until_it_is_granted_and_nothing_once_revoked(live: Live) -> None:
     made = json.loads(smalti("keys", "create", "alice", "--json", home=live.home).stdout)
     body = {"model": "assistant", "input": "How many days of annual leave do I have?"}

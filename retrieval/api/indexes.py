@@ -141,7 +141,18 @@ async def described(access: Access, name: str, request: Request) -> dict[str, An
         over = access.indexes.over_rows
         index = over.find(name) or access.indexes.get(name)
         count = over.store.count(index.id) if isinstance(index, RowIndex) else index.chunks
-        return shapes.described(index, count, str(request.base_url))
+        shown = shapes.described(index, count, str(request.base_url))
+        if isinstance(index, RowIndex) and index.spec.source:
+            report = over.store.report(index.id) or {}
+            lag = over.tables.behind(index.spec.source, report.get("read_ms"))
+            shown["status"] |= {
+                "skipped": report.pop("skipped", []),
+                **({"last_sync": report} if report else {}),
+                **({"lag_seconds": round(lag, 1)} if lag is not None else {}),
+            }
+        if access.indexes.guards.column(name) is not None:
+            shown["status"].pop("skipped", None)  # names of files that not all who may query the index may see
+        return shown
 
     return await asyncio.to_thread(read)
 

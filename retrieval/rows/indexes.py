@@ -7,9 +7,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from sqlalchemy.engine import Engine
 
 from retrieval.errors import AlreadyExists, BadRequest, RetrievalError
+from retrieval.guard import NOBODY, Groups, Guards
+from retrieval.memory import Snapshot
+from retrieval.rows import passages as as_passages
 from retrieval.rows import query as querying
 from retrieval.rows import write as writing
 from retrieval.rows.endpoints import SearchEndpoints
@@ -18,6 +22,7 @@ from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowIndex, RowStore
 from retrieval.rows.tables import SourceTables
 from retrieval.rows.write import Embed
+from retrieval.types import Document, Passage
 
 log = logging.getLogger("smalti.retrieval")
 
@@ -28,16 +33,23 @@ class RowIndexes:
     Parameters
     ----------
     engine: where the tables are.
+    guards: which rows a caller's groups may see.
     folder_rows: rows of an index over a folder, which may be a source as well.
     folder_stamp: what changes whenever such an index was synced; None where a name is none.
     """
 
     def __init__(
-        self, engine: Engine, *, folder_rows: Callable[[str], Iterator[dict[str, Any]]], folder_stamp: Callable[[str], Any]
+        self,
+        engine: Engine,
+        guards: Guards,
+        *,
+        folder_rows: Callable[[str], Iterator[dict[str, Any]]],
+        folder_stamp: Callable[[str], Any],
     ) -> None:
         self.endpoints = SearchEndpoints(engine)
         self.tables = SourceTables(engine, folder_rows, folder_stamp)
         self.store = RowStore(engine)
+        self.guards = guards
         self._taken = folder_stamp
         self._running: set[asyncio.Task[None]] = set()
 
@@ -46,6 +58,8 @@ class RowIndexes:
         self.endpoints.get(endpoint)
         if spec.source:
             self.tables.rows(spec.source)
+            if self.guards.column(spec.source) is not None:
+                raise BadRequest(f"index {spec.source} shows its rows by group: an index made from it would show them to all")
         if self._taken(name) is not None:
             raise AlreadyExists(f"index {name} exists already")
         return self.store.create(name, endpoint, spec, creator)
@@ -101,15 +115,39 @@ class RowIndexes:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def query(self, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank) -> dict[str, Any]:
+    async def query(
+        self, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank, groups: Groups = NOBODY
+    ) -> dict[str, Any]:
         """See `retrieval.rows.query.query`; called behind the gateway."""
         await asyncio.to_thread(self._started, name)
-        return await querying.query(self.store, name, asked, embed, rerank)
+        return await querying.query(self.store, name, asked, embed, rerank, self._seen(name, groups))
 
-    def scan(self, name: str, count: int, after: str | None) -> dict[str, Any]:
+    def scan(self, name: str, count: int, after: str | None, groups: Groups = NOBODY) -> dict[str, Any]:
         """See `retrieval.rows.query.scan`; called behind the gateway."""
         self._started(name)
-        return querying.scan(self.store, name, count, after)
+        return querying.scan(self.store, name, count, after, self._seen(name, groups))
+
+    async def passages(
+        self,
+        name: str,
+        text: str,
+        k: int,
+        mode: str,
+        filters: Mapping[str, Any] | str | None,
+        embed: Embed,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
+    ) -> list[Passage]:
+        """See `retrieval.rows.passages.search`; called behind the gateway."""
+        await asyncio.to_thread(self._started, name)
+        return await as_passages.search(self.store, name, text, k, mode, filters, embed, self._seen(name, groups), diversity)
+
+    def document(self, name: str, key: str, groups: Groups = NOBODY) -> Document:
+        """A row as a document. Raises NotFound, also where `groups` may not see it."""
+        return as_passages.document(self.store, name, key, self._seen(name, groups))
+
+    def _seen(self, name: str, groups: Groups) -> Callable[[Snapshot], np.ndarray | None]:
+        return lambda rows: self.guards.mask(name, rows, groups)
 
     def _started(self, name: str) -> None:
         endpoint = self.endpoints.get(self.store.get(name).endpoint)

@@ -14,6 +14,7 @@ from retrieval import filters, words
 from retrieval import search as searching
 from retrieval.ask import QUERY_TYPES
 from retrieval.errors import BadRequest
+from retrieval.guard import both
 from retrieval.memory import Postings, Snapshot
 from retrieval.rows import facets
 from retrieval.rows.rerank import DEPTH, Rerank, reranked
@@ -24,9 +25,11 @@ from retrieval.rows.write import Embed
 Row = TypeVar("Row")
 Scored = list[tuple[int, float]]
 """Slots with their scores, best first."""
+Seen = Callable[[Snapshot], np.ndarray | None]
+"""Which rows who asks may see; None for all."""
 
 
-async def query(store: RowStore, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank) -> dict[str, Any]:
+async def query(store: RowStore, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank, seen: Seen) -> dict[str, Any]:
     """Rows for a checked query (`retrieval.ask.read`): `{"columns", "rows"}` with, where asked for, `facets` and `debug`.
 
     Each row ends with its score. `asked["offset"]` and `asked["page"]` give a part of what `num_results` asks for.
@@ -38,10 +41,10 @@ async def query(store: RowStore, name: str, asked: Mapping[str, Any], embed: Emb
     index = await asyncio.to_thread(store.get, name)
     mode, text = QUERY_TYPES[asked["query_type"]], asked.get("query_text") or ""
     columns = _columns(index, asked)
-    vector = await _vector(index, asked, mode, text, embed)
+    vector = await question(index, asked, mode, text, embed)
     if mode != "dense" and not text.strip():
         raise BadRequest(f"field 'query_text' must be the text to search for with query_type {asked['query_type']}")
-    found = await asyncio.to_thread(_Found, index, await asyncio.to_thread(store.snapshot, index), asked, mode, text, vector)
+    found = await asyncio.to_thread(Found, store, index, asked, mode, text, vector, seen)
     debug: dict[str, Any] = {}
     if wanted := asked.get("rerank"):
         _known(index, wanted["columns"])
@@ -65,7 +68,7 @@ def _known(index: RowIndex, columns: Sequence[str]) -> None:
             raise BadRequest(f"unknown column {column!r}: index {index.name} has {', '.join(index.spec.columns)}")
 
 
-async def _vector(index: RowIndex, asked: Mapping[str, Any], mode: str, text: str, embed: Embed) -> np.ndarray | None:
+async def question(index: RowIndex, asked: Mapping[str, Any], mode: str, text: str, embed: Embed) -> np.ndarray | None:
     spec, given = index.spec, asked.get("query_vector")
     if mode == "lexical":
         return None
@@ -81,20 +84,37 @@ async def _vector(index: RowIndex, asked: Mapping[str, Any], mode: str, text: st
     raise BadRequest(f"index {index.name} has self-managed vectors: give query_vector, or query_type FULL_TEXT")
 
 
-class _Found:
+class Found:
     """What one query found."""
 
     def __init__(
-        self, index: RowIndex, rows: Snapshot, asked: Mapping[str, Any], mode: str, text: str, vector: np.ndarray | None
+        self,
+        store: RowStore,
+        index: RowIndex,
+        asked: Mapping[str, Any],
+        mode: str,
+        text: str,
+        vector: np.ndarray | None,
+        seen: Seen,
     ) -> None:
-        self._spec, self._rows, self._asked, self._mode = index.spec, rows, asked, mode
-        self._mask = filters.of(rows, asked["filters"], index.spec.shown) if asked.get("filters") else None
+        rows = self.rows = store.snapshot(index)
+        self._spec, self._asked, self._mode = index.spec, asked, mode
+        self._mask = both(filters.of(rows, asked["filters"], index.spec.shown) if asked.get("filters") else None, seen(rows))
         self._vector = vector if index.spec.dimension else None
         self._words = _within(rows, index, asked["query_columns"]) if asked.get("query_columns") else rows
         self._query = searching.tidy(text)
         least = asked.get("score_threshold")
-        hits = searching.search(self._words, self._query, self._vector, self._depth(), mode, mask=self._mask, collapse=False)
-        self.hits: Scored = [(hit.slot, hit.score) for hit in hits if least is None or hit.score >= least]
+        self.found = searching.search(
+            self._words,
+            self._query,
+            self._vector,
+            self._depth(),
+            mode,
+            mask=self._mask,
+            collapse=False,
+            diversity=asked.get("diversity", 0.0),
+        )
+        self.hits: Scored = [(hit.slot, hit.score) for hit in self.found if least is None or hit.score >= least]
 
     def _depth(self) -> int:
         """How many hits there must be: whole orders are needed to sort, fifty to rerank, else up to the end of the page."""
@@ -104,26 +124,26 @@ class _Found:
         return max(asked.get("offset", 0) + asked.get("page", asked["num_results"]), DEPTH if asked.get("rerank") else 0)
 
     def text(self, slot: int, columns: Sequence[str]) -> str:
-        body = self._rows.fields[slot]
+        body = self.rows.fields[slot]
         return "\n".join(str(body[column]) for column in columns if body.get(column) is not None)
 
     def page(self, columns: Sequence[str]) -> list[list[Any]]:
         offset = self._asked.get("offset", 0)
         scored = self._sorted()[: self._asked["num_results"]]
         chosen = scored[offset : offset + self._asked.get("page", self._asked["num_results"])]
-        return [[*(_shown(self._spec, self._rows, slot, column) for column in columns), score] for slot, score in chosen]
+        return [[*(_shown(self._spec, self.rows, slot, column) for column in columns), score] for slot, score in chosen]
 
     def _sorted(self) -> Scored:
-        fields, known = self._rows.fields, list(self._spec.columns)
+        fields, known = self.rows.fields, list(self._spec.columns)
         return in_order(self.hits, self._asked.get("sort_columns") or [], known, lambda slot, column: fields[slot].get(column))
 
     def facets(self) -> list[list[Any]]:
         """Counts over all rows that match: that meet the filter and, where only words are searched, hold one of them."""
-        matched = self._rows.alive if self._mask is None else self._rows.alive & self._mask
+        matched = self.rows.alive if self._mask is None else self.rows.alive & self._mask
         if self._mode == "lexical":
             spans = self._words.spans(searching.terms(self._query, self._words.languages))
             matched = matched & (self._words.lexical(spans) > 0)
-        return facets.count(self._rows, matched, facets.parse(self._asked["facets"]), self._spec.shown)
+        return facets.count(self.rows, matched, facets.parse(self._asked["facets"]), self._spec.shown)
 
 
 def in_order(
@@ -164,7 +184,7 @@ def _within(rows: Snapshot, index: RowIndex, columns: Sequence[str]) -> Snapshot
     return found
 
 
-def scan(store: RowStore, name: str, count: int, after: str | None) -> dict[str, Any]:
+def scan(store: RowStore, name: str, count: int, after: str | None, seen: Seen) -> dict[str, Any]:
     """Rows in the order of their keys, after one: `{"data": [row, …], "last_primary_key"}`."""
     index = store.get(name)
     rows, spec = store.snapshot(index), index.spec
@@ -180,7 +200,8 @@ def scan(store: RowStore, name: str, count: int, after: str | None) -> dict[str,
         except ValueError:
             raise BadRequest("field 'last_primary_key' must be a primary key of the index") from None
         at = bisect.bisect_right(order, (mark, len(rows.keys)))
-    taken = order[at : at + count]
+    mask = seen(rows)
+    taken = order[at : at + count] if mask is None else [each for each in order[at:] if mask[each[1]]][:count]
     data = []
     for _, slot in taken:
         row = dict(rows.fields[slot])

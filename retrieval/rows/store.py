@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from retrieval.errors import AlreadyExists, BadRequest, NotFound
 from retrieval.memory import Memory, Record, Snapshot
 from retrieval.rows.schema import Spec
-from retrieval.tables import row_indexes, rows
+from retrieval.tables import row_indexes, row_reports, rows
 
 BATCH = 500
 
@@ -115,6 +115,7 @@ class RowStore:
         index = self.get(name)
         with self._engine.begin() as db:
             db.execute(sa.delete(rows).where(rows.c.index_id == index.id))
+            db.execute(sa.delete(row_reports).where(row_reports.c.index_id == index.id))
             db.execute(sa.delete(row_indexes).where(row_indexes.c.id == index.id))
         self._memories.pop(index.id, None)
 
@@ -137,6 +138,19 @@ class RowStore:
         """Stores how a sync went: `error`, `synced_ms`."""
         with self._engine.begin() as db:
             db.execute(sa.update(row_indexes).where(row_indexes.c.id == index_id).values(values))
+
+    def reported(self, index_id: int, report: Mapping[str, Any]) -> None:
+        """Stores what a sync did, in place of what the one before it did, and that it went well."""
+        with self._engine.begin() as db:
+            db.execute(sa.delete(row_reports).where(row_reports.c.index_id == index_id))
+            db.execute(sa.insert(row_reports).values(index_id=index_id, report=json.dumps(dict(report))))
+            db.execute(sa.update(row_indexes).where(row_indexes.c.id == index_id).values(error="", synced_ms=now()))
+
+    def report(self, index_id: int) -> dict[str, Any] | None:
+        """What the last sync did: see `retrieval.rows.write.sync`; None before the first."""
+        with self._engine.connect() as db:
+            found = db.execute(sa.select(row_reports.c.report).where(row_reports.c.index_id == index_id)).scalar()
+        return json.loads(found) if found else None
 
     def begin(self, index_id: int) -> bool:
         """Marks an index as syncing, so that its status says so at once; False where it is already."""

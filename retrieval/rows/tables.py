@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from retrieval.errors import NotFound
-from retrieval.source import read_table
+from retrieval.source import read_table, stamp
 from retrieval.tables import source_tables
 
 POLL_SECONDS = 60
@@ -36,9 +35,8 @@ class SourceTables:
         self._engine, self._folder_rows, self._folder_stamp = engine, folder_rows, folder_stamp
 
     def add(self, name: str, place: str) -> int:
-        """Declares a table, in the place of an older one: a JSONL, JSON, CSV or Parquet file, or `DATABASE_URL#TABLE`.
-
-        Gives its count of rows.
+        """Declares a table, in the place of an older one: JSONL, JSON, CSV or Parquet files, a Delta table, or
+        `DATABASE_URL#TABLE`. Gives its count of rows.
 
         Raises
         ------
@@ -74,8 +72,16 @@ class SourceTables:
             return self._folder_stamp(name)
         if "://" in place:
             return int(time.time() // POLL_SECONDS)
-        try:
-            found = Path(place).expanduser().stat()
-        except OSError:
+        return stamp(place)
+
+    def behind(self, name: str, read_ms: int | None) -> float | None:
+        """Seconds for which a table of files has had changes that who read it at `read_ms` did not see; 0 where it has none.
+
+        None where files do not tell: a database's table, files that are gone.
+        """
+        place = self.place(name)
+        found = stamp(place) if place is not None and "://" not in place else None
+        if not found:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        changed = max(each[0] for each in found) / 1e9
+        return 0.0 if read_ms is not None and changed * 1000 <= read_ms else max(time.time() - changed, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ from retrieval.store import digest
 
 Embed = Callable[[str, Sequence[str], Any], Awaitable[np.ndarray]]
 """`embed(endpoint, texts, caller)`: vectors by an embeddings endpoint on behalf of a caller, None for the call being answered."""
+
+MAX_SKIPPED = 100
+"""Rows that a report names with the reason; all are counted."""
 
 Row = tuple[dict[str, Any], np.ndarray | None]
 """A row's columns, and its own vector where it brings one."""
@@ -63,7 +67,11 @@ def _direct(store: RowStore, name: str) -> RowIndex:
 
 
 async def sync(store: RowStore, tables: SourceTables, name: str, embed: Embed, caller: Any) -> None:
-    """After `store.begin`. Makes the index equal to its source; a failure is kept in the index's `error`, and raised."""
+    """After `store.begin`. Makes the index equal to its source; a failure is kept in the index's `error`, and raised.
+
+    A row at fault is left out alone, and named in the report: `rows`, `added`, `changed`, `deleted`, `unchanged`, `embedded`,
+    `seconds`, `read_ms` (when the source was read), `skipped_rows` and of these the first as `skipped`.
+    """
     index = await asyncio.to_thread(store.get, name)
     try:
         await _sync(store, tables, index, embed, caller)
@@ -76,7 +84,7 @@ async def sync(store: RowStore, tables: SourceTables, name: str, embed: Embed, c
 
 
 async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: Embed, caller: Any) -> None:
-    spec = index.spec
+    spec, began, read_ms = index.spec, time.monotonic(), now()
     found = await asyncio.to_thread(lambda: list(tables.rows(spec.source)))
     keep = {*spec.chosen, spec.primary_key, spec.text, spec.vector} if spec.chosen else None
     found = [{name: value for name, value in row.items() if keep is None or name in keep} for row in found]
@@ -87,27 +95,48 @@ async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: E
     if columns != spec.columns and columns:
         index = await asyncio.to_thread(store.respec, index, replace(spec, columns=columns))
     wanted: dict[str, Row] = {}
-    for number, row in enumerate(found):
+    skipped: list[dict[str, str]] = []
+    for number, row in enumerate(found, 1):
         for name, value in row.items():
             if columns[name] == "string" and value is not None and not isinstance(value, str):
                 row[name] = json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
         try:
             key, body, vector = checked(index.spec, row)
+            if key in wanted:
+                raise ValueError(f"has the primary key {key[:80]!r} of a row before it")
         except ValueError as error:
-            raise BadRequest(f"row {number + 1} of {spec.source} {error}") from None
-        wanted[key] = body, vector
+            skipped.append({"source": f"row {number}", "reason": f"row {number} {error}"})
+        else:
+            wanted[key] = body, vector
+    if found and not wanted:
+        raise BadRequest(f"no row of {spec.source} can be indexed: {skipped[0]['reason']}")
     had = await asyncio.to_thread(store.bodies, index.id)
     changed = {
         key: (body, vector)
         for key, (body, vector) in wanted.items()
         if vector is not None or had.get(key) != json.dumps(body, ensure_ascii=False)
     }
-    await _write(store, index, changed, embed, caller)
-    await asyncio.to_thread(store.remove, index.id, [key for key in had if key not in wanted])
-    await asyncio.to_thread(store.note, index.id, error="", synced_ms=now())
+    embedded = await _write(store, index, changed, embed, caller)
+    gone = [key for key in had if key not in wanted]
+    await asyncio.to_thread(store.remove, index.id, gone)
+    added = sum(key not in had for key in changed)
+    report = {
+        "rows": len(wanted),
+        "added": added,
+        "changed": len(changed) - added,
+        "deleted": len(gone),
+        "unchanged": len(wanted) - len(changed),
+        "embedded": embedded,
+        "seconds": round(time.monotonic() - began, 3),
+        "read_ms": read_ms,
+        "skipped_rows": len(skipped),
+        "skipped": skipped[:MAX_SKIPPED],
+    }
+    await asyncio.to_thread(store.reported, index.id, report)
 
 
-async def _write(store: RowStore, index: RowIndex, good: Mapping[str, Row], embed: Embed, caller: Any) -> None:
+async def _write(store: RowStore, index: RowIndex, good: Mapping[str, Row], embed: Embed, caller: Any) -> int:
+    """Gives how many texts were embedded."""
     spec = index.spec
     texts = {key: str(body.get(spec.text) or "") for key, (body, _) in good.items()} if spec.text else {}
     contents = {key: digest(spec.model, text) for key, text in texts.items()}
@@ -136,3 +165,4 @@ async def _write(store: RowStore, index: RowIndex, good: Mapping[str, Row], embe
         store.put(index.id, values)
 
     await asyncio.to_thread(put)
+    return len(missing)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +19,12 @@ PASSAGE = Passage("p", "d", "main.default.docs", "a.md", "A", ("A", "B"), "text"
 
 
 class Shelf:
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
         if name != "main.default.docs":
             raise NotFound(f"There is no index {name}.")
         return [PASSAGE][:k]
 
-    def document(self, name: str, document_id: str) -> Document:
+    def document(self, name: str, document_id: str, groups: frozenset[str] | None = frozenset()) -> Document:
         return Document(document_id, name, "a.md", "A", "the text", "text/markdown", "0")
 
 
@@ -76,3 +78,26 @@ async def test_a_task_that_does_not_fit_is_refused_and_recorded(tmp_path: Path) 
             await made.dispatcher.invoke(Call("main.default.docs", "search", {"query": "x"}, made.admin))
         assert caught.value.status == 404, "no indexes at all"
         assert [row["status_code"] for row in made.rows()] == [400, 404]
+
+
+async def test_a_retriever_searches_several_indexes_as_who_asks(tmp_path: Path) -> None:
+    class Two(Shelf):
+        async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
+            good = name.endswith(".notes")
+            scores = {"similarity": 0.9 if good else 0.2, "lexical": 8.0 if good else 1.0}
+            return [replace(PASSAGE, index=name, id=name, **scores)]
+
+    with house(tmp_path, indexes=Two()) as made:
+        retrieve = made.dispatcher.retriever(["docs", "main.default.notes"])
+
+        async def outer(call: Call) -> AsyncIterator[Event]:
+            yield Event("result", {"result": {"found": [passage.id for passage in await retrieve("query", k=2)]}})
+
+        made.endpoints.register(Endpoint("outer", "llm/v1/chat", outer))
+        both = made.key("ann", "endpoint:outer", "index:main.default.docs", "index:main.default.notes")
+        found = await made.dispatcher.invoke(Call("outer", "chat", {}, both))
+        assert found["found"] == ["main.default.notes", "main.default.docs"]
+        one = made.key("bob", "endpoint:outer", "index:main.default.docs")
+        with pytest.raises(CallError) as caught:
+            await made.dispatcher.invoke(Call("outer", "chat", {}, one))
+        assert caught.value.status == 403, "an index that one may not query is not left out in silence"

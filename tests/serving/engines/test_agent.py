@@ -37,13 +37,13 @@ class Shelf:
     def __init__(self) -> None:
         self.searched: list[tuple[str, str, int]] = []
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
         self.searched.append((name, query, k))
         if name != INDEX:
             raise NotFound(f"There is no index {name}.")
         return [Passage("p1", "a b/c", INDEX, "guide/smalti.md", "Smalti", ("Smalti",), TEXT, 10, 10 + len(TEXT), 0.9, 0.8, 1.0)]
 
-    def document(self, name: str, document_id: str) -> Document:
+    def document(self, name: str, document_id: str, groups: Any = ()) -> Document:
         return Document(document_id, name, "guide/smalti.md", "Smalti", "x" * 10 + TEXT, "text/markdown", "0")
 
 

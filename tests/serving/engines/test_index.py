@@ -18,12 +18,12 @@ PASSAGE = Passage("p", "d", "main.default.docs", "a.md", "A", ("A", "B"), "text"
 class Shelf:
     """An index that knows one document and two modes."""
 
-    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid") -> list[Passage]:
+    async def asearch(self, name: str, query: str, *, k: int = 5, mode: str = "hybrid", **_: Any) -> list[Passage]:
         if mode not in ("hybrid", "lexical"):
             raise BadRequest(f"mode must be hybrid or lexical, not {mode!r}")
         return [PASSAGE] * k if mode == "lexical" else [PASSAGE]
 
-    def document(self, name: str, document_id: str) -> Document:
+    def document(self, name: str, document_id: str, groups: Any = ()) -> Document:
         if document_id != "d":
             raise NotFound(f"index {name} has no document {document_id!r}")
         return Document(document_id, name, "a.md", "A", "the text", "text/markdown", "0")

@@ -1,0 +1,60 @@
+"""Row-level access: which rows of an index a caller's groups may see, by a column that names groups.
+
+An index without a rule is read as a whole by whoever may query it. With a rule a row is seen by the groups that its column
+names, and by administrators; a row that names none is seen by administrators alone. A rule outlives its index, so that
+dropping an index and making it anew opens nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from retrieval import filters
+from retrieval.memory import Snapshot
+from retrieval.tables import row_guards
+
+Groups = frozenset[str] | None
+"""The groups of who asks; None for an administrator, who sees every row."""
+
+NOBODY: frozenset[str] = frozenset()
+
+
+class Guards:
+    """The rules of a state folder. Thread-safe; blocking."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def column(self, index: str) -> str | None:
+        """The column that names who may see a row; None where the index has no rule."""
+        with self._engine.connect() as db:
+            return db.execute(sa.select(row_guards.c.column).where(row_guards.c.index == index)).scalar()
+
+    def set(self, index: str, column: str | None) -> None:
+        """Sets an index's rule; None takes it away."""
+        with self._engine.begin() as db:
+            db.execute(sa.delete(row_guards).where(row_guards.c.index == index))
+            if column is not None:
+                db.execute(sa.insert(row_guards).values(index=index, column=column))
+
+    def mask(self, index: str, rows: Snapshot, groups: Groups) -> np.ndarray | None:
+        """Which rows may be seen; None for all of them."""
+        column = None if groups is None else self.column(index)
+        return None if column is None else filters.one_of(rows, column, sorted(groups or ()))
+
+    def admits(self, index: str, row: dict[str, Any], groups: Groups) -> bool:
+        """Whether one row may be seen."""
+        column = None if groups is None else self.column(index)
+        if column is None:
+            return True
+        value = row.get(column)
+        return any(isinstance(name, str) and name in (groups or ()) for name in (value if isinstance(value, list) else [value]))
+
+
+def both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """Rows that are in both masks, None being all."""
+    return other if one is None else one if other is None else one & other

@@ -1,0 +1,159 @@
+"""Tables of every kind as sources of an index: what is read, what is left out and why, and how far behind it is."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from retrieval import Indexes, SourceError
+from retrieval.rows.schema import Spec
+from retrieval.source import read_table, stamp
+from tests.retrieval.conftest import Who
+
+pytestmark = pytest.mark.anyio
+ROWS: list[dict[str, Any]] = [
+    {"id": 1, "text": "cobalt makes the glass blue", "price": 2.5, "lang": "en"},
+    {"id": 2, "text": "knead the dough for ten minutes", "price": 9.0, "lang": "en"},
+]
+
+
+def place(kind: str, folder: Path) -> str:
+    """The rows as a table of some kind."""
+    if kind == "jsonl":
+        (folder / "t.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+        return str(folder / "t.jsonl")
+    if kind == "glob":
+        for row in ROWS:
+            (folder / f"part-{row['id']}.json").write_text(json.dumps([row]))
+        return str(folder / "part-*.json")
+    if kind == "sql":
+        url = f"sqlite:///{folder}/shop.db"
+        engine = sa.create_engine(url)
+        table = sa.Table("t", sa.MetaData(), sa.Column("id", sa.Integer), sa.Column("text", sa.Text))
+        table.append_column(sa.Column("price", sa.Float))
+        table.append_column(sa.Column("lang", sa.Text))
+        table.metadata.create_all(engine)
+        with engine.begin() as db:
+            db.execute(sa.insert(table), ROWS)
+        engine.dispose()
+        return f"{url}#t"
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.Table.from_pylist(ROWS)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, folder / "t.parquet")
+        return str(folder / "t.parquet")
+    deltalake = pytest.importorskip("deltalake")
+    deltalake.write_deltalake(str(folder / "delta"), table)
+    return str(folder / "delta")
+
+
+async def synced(indexes: Indexes, name: str = "main.default.shop") -> dict[str, Any]:
+    over = indexes.over_rows
+    index = over.get(name)
+    assert over.store.begin(index.id)
+    await over.sync(name, indexes.embed, Who("root", True))
+    return over.store.report(index.id) or {}
+
+
+def declared(indexes: Indexes, where: str, **more: Any) -> None:
+    over = indexes.over_rows
+    over.tables.add("main.default.t", where)
+    over.endpoints.create("e", "STANDARD", "root")
+    model = "all-minilm-l6-v2"
+    spec = Spec("id", "DELTA_SYNC", text="text", model=model, query_model=model, source="main.default.t", **more)
+    over.create("main.default.shop", "e", spec, "root")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "glob", "sql", "parquet", "delta"])
+async def test_a_table_of_any_kind_is_searchable_and_filterable(indexes: Indexes, tmp_path: Path, kind: str) -> None:
+    where = place(kind, tmp_path)
+    assert sorted(read_table(where), key=lambda row: row["id"]) == ROWS
+    declared(indexes, where, chosen=("price",))
+    report = await synced(indexes)
+    assert {name: report[name] for name in ("rows", "added", "embedded", "skipped")} == {
+        "rows": 2,
+        "added": 2,
+        "embedded": 2,
+        "skipped": [],
+    }
+    best, *_ = await indexes.asearch("shop", "what makes glass blue", filters={"price <": 5})
+    assert (best.id, best.text) == ("1", ROWS[0]["text"])
+    assert list(indexes.over_rows.get("main.default.shop").spec.columns) == ["id", "text", "price"], "only what was chosen"
+    again = await synced(indexes)
+    assert (again["unchanged"], again["embedded"], again["added"]) == (2, 0, 0)
+
+
+async def test_a_delta_table_is_followed_by_its_log(indexes: Indexes, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake")
+    import pyarrow as pa
+
+    where = place("delta", tmp_path)
+    declared(indexes, where)
+    await synced(indexes)
+    before = stamp(where)
+    assert before
+    made = [{"id": 3, "text": "grout fills the gaps", "price": 1.0, "lang": "en"}]
+    deltalake.write_deltalake(where, pa.Table.from_pylist(made), mode="append")
+    assert stamp(where) != before
+    deltalake.DeltaTable(where).delete("id = 1")
+    report = await synced(indexes)
+    assert (report["added"], report["deleted"], report["unchanged"], report["embedded"]) == (1, 1, 1, 1)
+
+
+async def test_a_row_at_fault_is_left_out_alone_and_named(api: Any, indexes: Indexes, tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    rows = [*ROWS, {"id": None, "text": "no key"}, {"id": 2, "text": "twice"}, {"id": "x" * 1001, "text": "long"}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    indexes.over_rows.tables.add("main.default.t", str(table))
+    spec = Spec("id", "DELTA_SYNC", "FULL_TEXT", source="main.default.t")
+    indexes.over_rows.create("main.default.shop", "e", spec, "root")
+    report = await synced(indexes)
+    assert (report["rows"], report["skipped_rows"]) == (2, 3)
+    status = (await api.get("/api/2.0/vector-search/indexes/main.default.shop")).json()["status"]
+    assert status["indexed_row_count"] == 2
+    assert status["lag_seconds"] == 0
+    assert status["last_sync"]["added"] == 2
+    reasons = [each["reason"] for each in status["skipped"]]
+    assert ["no primary key" in reasons[0], "a row before it" in reasons[1], "1,000 characters" in reasons[2]] == [True] * 3
+    then = time.time() + 1
+    os.utime(table, (then, then))
+    indexes.over_rows.store.reported(indexes.over_rows.get("main.default.shop").id, {**report, "read_ms": 1})
+    status = (await api.get("/api/2.0/vector-search/indexes/main.default.shop")).json()["status"]
+    assert "lag_seconds" in status, "that the table was changed since is told"
+
+
+def test_what_is_no_table_is_refused_with_a_reason(tmp_path: Path) -> None:
+    for where, said in (
+        (str(tmp_path / "none-*.jsonl"), "no file is named"),
+        (str(tmp_path / "none.jsonl"), "does not exist"),
+        (str(tmp_path), "is no table"),
+        ("sqlite:///nowhere.db", "DATABASE_URL#TABLE"),
+        (f"sqlite:///{tmp_path}/empty.db#t", "cannot be read"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            list(read_table(where))
+    (tmp_path / "broken" / "_delta_log").mkdir(parents=True)
+    with pytest.raises(SourceError, match="Delta table"):
+        list(read_table(str(tmp_path / "broken")))
+
+
+async def test_dates_and_nested_values_become_text(indexes: Indexes, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    day = datetime.date(2026, 1, 2)
+    rows = [{"id": 1, "text": "glass", "day": day, "more": {"a": [1]}}]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    declared(indexes, str(tmp_path / "t.parquet"))
+    await synced(indexes)
+    found = await indexes.asearch("shop", "glass", filters={"day >=": "2026-01-01"})
+    assert [p.id for p in found] == ["1"]
