@@ -15,6 +15,7 @@ from uuid import uuid4
 from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
 from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
+from agents.kept import Kept, kept
 from agents.tables import MAX_ID, ONCE, Thread, Threads
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Runtime:
     """
 
     def __init__(self, engine: Engine, checkpoints: Path, *, types: Sequence[type] = ()) -> None:
-        self._threads = Threads(engine)
+        self._threads, self._engine = Threads(engine), engine
         self._file, self._types = Path(checkpoints), tuple(types)
         self._saver: AsyncSqliteSaver | None = None
         self._opening = asyncio.Lock()
@@ -230,10 +231,18 @@ class Runtime:
     async def _recover(self, agent: Agent, saver: AsyncSqliteSaver, thread: Thread) -> None:
         """Settle a thread whose run was killed with its process, or waits for a person who said something else."""
         config: RunnableConfig = {"configurable": {"thread_id": thread.id}}
+        keep = self._kept(saver, thread.id)
         if thread.running:
-            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed")
+            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed", results=await keep.all())
         elif thread.waiting:
-            await settle(agent.threaded(saver), saver, config, [], status="waiting", unanswered=NOT_APPROVED)
+            told = {"results": await keep.all(), "unanswered": NOT_APPROVED}
+            await settle(agent.threaded(saver), saver, config, [], status="waiting", **told)
+        else:
+            return
+        await keep.clear()
+
+    def _kept(self, saver: AsyncSqliteSaver, thread_id: str) -> Kept:
+        return Kept(self._engine, thread_id, saver.serde)
 
     def _stop(self, run: _Run) -> None:
         if not run.ending:
@@ -277,6 +286,7 @@ class Runtime:
     async def _execute(self, agent: Agent, run: _Run, saver: AsyncSqliteSaver, given: Any, config: RunnableConfig) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         graph = agent.threaded(saver)
+        kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         outcome: Any = _DONE
         noted = asyncio.ensure_future(asyncio.to_thread(self._threads.begin, run.thread.id, _running(run)))
         try:
@@ -319,18 +329,21 @@ class Runtime:
     async def _settle(
         self, graph: CompiledStateGraph, saver: AsyncSqliteSaver, run: _Run, config: RunnableConfig, status: str
     ) -> None:
+        results = await self._kept(saver, run.thread.id).all()
         try:
-            await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations)
+            await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations, results=results)
         except Exception:
             log.exception("thread %s could not be settled after its run %s", run.thread.id, status)
 
     async def _rest(self, saver: AsyncSqliteSaver, run: _Run, agent: Agent) -> None:
         if run.once and run.waiting is None:
+            await self._kept(saver, run.thread.id).clear()
             await saver.adelete_thread(run.thread.id)
             await asyncio.to_thread(self._threads.delete, run.thread.id, run.thread.owner)
             return
         await prune(saver, run.thread.id, waiting=run.waiting is not None)
         if run.waiting is None:
+            await self._kept(saver, run.thread.id).clear()
             await asyncio.to_thread(self._threads.end, run.thread.id, agent.name)
 
     async def threads(self, owner: str, *, limit: int = 200) -> Sequence[Thread]:
@@ -369,6 +382,7 @@ class Runtime:
                 await asyncio.wait([run.task])
         saver = await self.open()
         await saver.adelete_thread(thread_id)
+        await self._kept(saver, thread_id).clear()
         await asyncio.to_thread(self._threads.delete, thread_id, owner)
 
 

@@ -66,6 +66,16 @@ run_events = Table(
     Column("data", LargeBinary, nullable=False),  # JSON
 )
 
+tool_results = Table(
+    "tool_results",
+    metadata,
+    Column("thread_id", String(200), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("type", String(40), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""Results of the tools of a run that goes on, or waits for a person."""
+
 MAX_ID = 200
 TITLE_CHARS = 80
 ONCE = "run:"
