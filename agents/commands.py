@@ -62,3 +62,43 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+
+
+agents = typer.Typer(name="agents", no_args_is_help=True, help="Agents as MLflow models.")
+
+IGNORED = (".git", ".smalti", ".venv", "__pycache__", "mlruns", "mlflow.db", ".pytest_cache", "node_modules")
+"""What of a project's folder is not part of its model."""
+
+
+@agents.callback()
+def _agents() -> None:
+    """Agents as MLflow models."""
+
+
+@agents.command("log")
+def log_agent(
+    name: Annotated[str, typer.Argument(help="The agent's endpoint, as smalti.yaml here declares it.")],
+    folder: Annotated[Path, typer.Option(help="The project's folder.")] = Path("."),
+    register: Annotated[str | None, typer.Option(help="Name to register the model by.")] = None,
+) -> None:
+    """Log the project here as an MLflow model (a ResponsesAgent), where MLFLOW_TRACKING_URI points; prints its URI."""
+    import shutil
+    import tempfile
+    from importlib.metadata import version
+
+    import mlflow
+
+    if not (folder / "smalti.yaml").is_file():
+        raise typer.BadParameter(f"{folder} holds no smalti.yaml that declares an agent", param_hint="--folder")
+    with tempfile.TemporaryDirectory() as kept:
+        project = Path(kept, "project")
+        shutil.copytree(folder, project, ignore=shutil.ignore_patterns(*IGNORED))
+        logged = mlflow.pyfunc.log_model(
+            name=name.replace(".", "-"),
+            python_model=Path(__file__).with_name("logged.py"),
+            artifacts={"project": str(project)},
+            model_config={"endpoint": name},
+            pip_requirements=[f"smalti=={version('smalti')}"],
+            registered_model_name=register,
+        )
+    typer.echo(logged.model_uri)

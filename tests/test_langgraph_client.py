@@ -166,7 +166,7 @@ def test_what_is_refused_says_why(client: Any, live: Live) -> None:
         client.runs.wait(None, "nobody", input=human("x"))
     with refused(400, "input.messages"):
         client.runs.wait(None, "echo", input={"messages": []})
-    with pytest.raises(Exception, match="server_error|INTERNAL|fail"):
+    with pytest.raises(Exception, match=r"server_error|INTERNAL|fail"):
         client.runs.wait(None, "echo", input=human("!fail"))
     thread = client.threads.create()["thread_id"]
     with pytest.raises(ConflictError):
