@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import mlflow
-from mlflow.pyfunc import ResponsesAgent
+from mlflow.models import set_model
+from mlflow.pyfunc.model import ResponsesAgent
 from mlflow.types.responses import ResponsesAgentRequest, ResponsesAgentResponse, ResponsesAgentStreamEvent
 
 _SERVER = """
@@ -90,4 +90,4 @@ def _check(answer: httpx.Response) -> None:
         raise RuntimeError((answer.json().get("error") or {}).get("message") or answer.text)
 
 
-mlflow.models.set_model(Logged())
+set_model(Logged())
