@@ -29,6 +29,7 @@ from governance.metrics import Metrics
 from governance.oauth import OAuth
 from governance.prices import Prices
 from governance.resilience import resilient
+from governance.shared import SharedWindows
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.artifacts import Artifacts
@@ -48,7 +49,7 @@ from serving.registry import Registry
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
-from serving.state import Home, open_state
+from serving.state import Home, checkpoints, open_state
 from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
@@ -80,7 +81,7 @@ class Platform:
     def __init__(self, settings: Settings, home: Home, *, train_router: TrainRouter) -> None:
         self.settings, self.home = settings, home
         self.url = settings.public_url or f"http://{settings.host}:{settings.port}"
-        self.engine = open_state(home)
+        self.engine = open_state(home, settings.database_url)
 
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
@@ -97,7 +98,8 @@ class Platform:
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
         self.budgets = Budgets(self.engine)
-        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
+        shared = SharedWindows(settings.redis_url) if settings.redis_url else None
+        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices, shared=shared)
         self.gateway = Gateway(
             self.identity,
             self.grants,
@@ -122,7 +124,7 @@ class Platform:
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
-        self.runtime = Runtime(self.engine, home.checkpoints)
+        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url))
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
@@ -347,6 +349,8 @@ class Platform:
             await model.aclose()
         await self.runtime.close()
         await asyncio.to_thread(self.budgets.close)
+        if self.gateway.limits.shared is not None:
+            await asyncio.to_thread(self.gateway.limits.shared.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()

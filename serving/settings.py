@@ -191,6 +191,10 @@ class Settings(BaseSettings):
     """Seconds a call may wait in line before it is refused with 503."""
     journal_fsync: bool = False
     """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
+    database_url: str | None = Field(default=None, repr=False)
+    """A database in place of the state folder's, such as `postgresql://smalti:…@db/smalti`, which several servers may share."""
+    redis_url: str | None = Field(default=None, repr=False)
+    """Redis, by which several servers keep limits of a minute together, such as `redis://cache:6379/0`."""
     mlflow: bool = True
     model_memory_mb: Annotated[int, Field(ge=64)] | None = None
     """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
