@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agents.commands import dev, new
+from agents.commands import agents, dev, new
 from evals.commands import evals
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
@@ -83,6 +83,7 @@ cli = typer.Typer(
     help="Agents, vector search, model serving, fine-tuning, an AI gateway and evaluation in one process.",
 )
 cli.add_typer(index, name="index")
+cli.add_typer(agents, name="agents")
 cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agents import postgres
 
 if TYPE_CHECKING:
-    from langchain_core.messages import BaseMessage
+    from langchain_core.messages import BaseMessage, ToolMessage
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 STOPPED = "(stopped)"
 """What stands in a thread for the answer of a run that ended before it said anything."""
-
-_RETURN = "__return__"
-"""Channel of LangGraph's pending writes that holds a finished task's result."""
 
 
 async def open_saver(place: Path | str, types: Sequence[type] = ()) -> Saver:
@@ -97,6 +94,7 @@ async def settle(
     status: str,
     said: str = "",
     citations: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[ToolMessage] = (),
     unanswered: str | None = None,
 ) -> None:
     """Bring the thread of a run that did not finish to a state that the next turn can use.
@@ -108,9 +106,10 @@ async def settle(
     new: what the run was asked.
     status: how it ended: `cancelled`, `failed` or `waiting` (a person was asked and said something else).
     said, citations: what was said by then.
+    results: of the tool calls that finished, in any order; those that the thread has already count once.
     unanswered: what stands for the result of a tool call that has none.
     """
-    from langchain_core.messages import AIMessage, ToolMessage
+    from langchain_core.messages import AIMessage
 
     from agents.history import UNANSWERED
     from agents.history import settle as settled_history
@@ -128,8 +127,6 @@ async def settle(
     last = messages[-1]
     if isinstance(last, AIMessage) and not last.tool_calls:  # stopped after its answer was complete
         return
-    finished = [value for _, channel, value in (saved.pending_writes if saved else None) or () if channel == _RETURN]
-    results = [value for value in finished if isinstance(value, ToolMessage)]
     settled = settled_history([*messages, *results], unanswered or UNANSWERED)
     extra = [*missing, *(m for m in settled if m not in messages)]
     text = said[int(values.get("offset") or 0) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,31 @@ def trim(messages: Sequence[AnyMessage], budget: int) -> list[AnyMessage]:
         if isinstance(rest[position], HumanMessage):
             start, kept_user = position, True
     return [*fixed, *(rest[start:] if kept_user else rest)]
+
+
+def summarise(messages: Sequence[AnyMessage], budget: int) -> str:
+    """An extract of turns within `budget` tokens: how each began, a line a turn; where they are too many, the last ones.
+
+    It needs no model, so that a long conversation costs nothing more than its prompt.
+    """
+    lines: list[str] = []
+    for message in messages:
+        text = " ".join(text_of(message).split())
+        if text and isinstance(message, (HumanMessage, AIMessage)):
+            who = "User" if isinstance(message, HumanMessage) else "Assistant"
+            first = _SENTENCE.match(text)
+            said = first[0] if first else text
+            lines.append(f"{who}: {said if len(said) <= _LINE else said[: _LINE - 1] + '…'}")
+    left, start = budget * 4, len(lines)
+    while start and left > len(lines[start - 1]):
+        start -= 1
+        left -= len(lines[start]) + 1
+    return "\n".join(lines[start:])
+
+
+_LINE = 240
+"""Characters of a turn in a summary."""
+_SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)

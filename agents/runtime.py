@@ -15,6 +15,8 @@ from uuid import uuid4
 from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
 from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
+from agents.kept import Kept, kept
+from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import MAX_ID, ONCE, Thread, Threads
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Runtime:
     """
 
     def __init__(self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = ()) -> None:
-        self._threads = Threads(engine)
+        self.table, self._engine = Threads(engine), engine
         self._place, self._types = checkpoints, tuple(types)
         self._saver: Saver | None = None
         self._opening = asyncio.Lock()
@@ -173,7 +175,7 @@ class Runtime:
         """The owner's thread on which these questions are open; raises NotAsked."""
         runs = {run_of(name) for name in decisions}
         run_id = runs.pop() if len(runs) == 1 else None
-        thread = await asyncio.to_thread(self._threads.waiting_for, run_id, owner) if run_id else None
+        thread = await asyncio.to_thread(self.table.waiting_for, run_id, owner) if run_id else None
         if thread is None:
             raise NotAsked(f"no run of yours waits for {', '.join(decisions)}; it was decided, or the conversation went on")
         return thread
@@ -196,7 +198,7 @@ class Runtime:
             raise ThreadNotFound(f"a thread id has 1 to {MAX_ID} characters; this one has {len(thread_id)}")
         saver = await self.open()
         title = (questions(messages) or [""])[0]
-        claim = (self._threads.claim, thread_id, owner)
+        claim = (self.table.claim, thread_id, owner)
         thread = await asyncio.to_thread(*claim, title=title, agent=agent.name)
         while (going := self._runs.get(thread_id)) is not None and thread is not None:
             if not going.ending or going.task is None:
@@ -230,10 +232,18 @@ class Runtime:
     async def _recover(self, agent: Agent, saver: Saver, thread: Thread) -> None:
         """Settle a thread whose run was killed with its process, or waits for a person who said something else."""
         config: RunnableConfig = {"configurable": {"thread_id": thread.id}}
+        keep = self._kept(saver, thread.id)
         if thread.running:
-            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed")
+            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed", results=await keep.all())
         elif thread.waiting:
-            await settle(agent.threaded(saver), saver, config, [], status="waiting", unanswered=NOT_APPROVED)
+            told = {"results": await keep.all(), "unanswered": NOT_APPROVED}
+            await settle(agent.threaded(saver), saver, config, [], status="waiting", **told)
+        else:
+            return
+        await keep.clear()
+
+    def _kept(self, saver: Saver, thread_id: str) -> Kept:
+        return Kept(self._engine, thread_id, saver.serde)
 
     def _stop(self, run: _Run) -> None:
         if not run.ending:
@@ -277,8 +287,9 @@ class Runtime:
     async def _execute(self, agent: Agent, run: _Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         graph = agent.threaded(saver)
+        kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         outcome: Any = _DONE
-        noted = asyncio.ensure_future(asyncio.to_thread(self._threads.begin, run.thread.id, _running(run)))
+        noted = asyncio.ensure_future(asyncio.to_thread(self.table.begin, run.thread.id, _running(run)))
         try:
             await asyncio.shield(noted)
             run.queue.put_nowait(((), "started", run.id))
@@ -307,7 +318,7 @@ class Runtime:
         if mode == "values":
             if interrupts := chunk.get("__interrupt__"):  # kept before anyone hears of it
                 run.waiting = waiting_of(run.id, interrupts)
-                await asyncio.to_thread(self._threads.end, run.thread.id, agent.name, run.waiting.to_dict())
+                await asyncio.to_thread(self.table.end, run.thread.id, agent.name, run.waiting.to_dict())
             run.ending = True
         elif mode == "custom" and isinstance(chunk, Mapping):
             run.said += str(chunk.get("delta") or "")
@@ -317,30 +328,54 @@ class Runtime:
             run.said += text
 
     async def _settle(self, graph: CompiledStateGraph, saver: Saver, run: _Run, config: RunnableConfig, status: str) -> None:
+        results = await self._kept(saver, run.thread.id).all()
         try:
-            await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations)
+            await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations, results=results)
         except Exception:
             log.exception("thread %s could not be settled after its run %s", run.thread.id, status)
 
     async def _rest(self, saver: Saver, run: _Run, agent: Agent) -> None:
         if run.once and run.waiting is None:
+            await self._kept(saver, run.thread.id).clear()
             await saver.adelete_thread(run.thread.id)
-            await asyncio.to_thread(self._threads.delete, run.thread.id, run.thread.owner)
+            await asyncio.to_thread(self.table.delete, run.thread.id, run.thread.owner)
             return
         await prune(saver, run.thread.id, waiting=run.waiting is not None)
         if run.waiting is None:
-            await asyncio.to_thread(self._threads.end, run.thread.id, agent.name)
+            await self._kept(saver, run.thread.id).clear()
+            await asyncio.to_thread(self.table.end, run.thread.id, agent.name)
 
     async def threads(self, owner: str, *, limit: int = 200) -> Sequence[Thread]:
         """The owner's threads, the last used first."""
-        return await asyncio.to_thread(self._threads.list, owner, limit)
+        return await asyncio.to_thread(self.table.list, owner, limit)
 
     async def thread(self, thread_id: str, owner: str) -> Thread:
         """One thread; raises ThreadNotFound."""
-        found = await asyncio.to_thread(self._threads.find, thread_id, owner)
+        found = await asyncio.to_thread(self.table.find, thread_id, owner)
         if found is None:
             raise ThreadNotFound(f"there is no thread '{thread_id}' of yours")
         return found
+
+    async def create(self, thread_id: str, owner: str, tags: Mapping[str, Any] | None = None) -> Thread:
+        """A thread on which nothing was said yet, or the owner's one of this id; raises ThreadNotFound where it is another's."""
+        found = await asyncio.to_thread(self.table.claim, thread_id, owner, title="", agent="")
+        if found is None:
+            raise ThreadNotFound(f"thread '{thread_id}' is not yours")
+        if tags:
+            await asyncio.to_thread(self.table.tag, thread_id, tags)
+        return found
+
+    def busy(self, thread_id: str) -> bool:
+        """Whether a run is going on a thread."""
+        run = self._runs.get(thread_id)
+        return run is not None and not run.ending
+
+    async def snapshot(self, thread_id: str, owner: str) -> Snapshot:
+        """How a thread stands, once its last run is at rest; raises ThreadNotFound."""
+        await self.thread(thread_id, owner)
+        if (run := self._runs.get(thread_id)) is not None and run.ending and run.task is not None:
+            await asyncio.wait([run.task])
+        return await snapshot_of(await self.open(), await self.thread(thread_id, owner))
 
     async def turns(self, thread_id: str, owner: str) -> list[Turn]:
         """What was said on a thread, oldest first; raises ThreadNotFound."""
@@ -355,7 +390,7 @@ class Runtime:
 
     async def rename(self, thread_id: str, owner: str, title: str) -> None:
         """Give a thread another title; raises ThreadNotFound."""
-        if not await asyncio.to_thread(self._threads.rename, thread_id, owner, title):
+        if not await asyncio.to_thread(self.table.rename, thread_id, owner, title):
             raise ThreadNotFound(f"there is no thread '{thread_id}' of yours")
 
     async def delete(self, thread_id: str, owner: str) -> None:
@@ -367,7 +402,8 @@ class Runtime:
                 await asyncio.wait([run.task])
         saver = await self.open()
         await saver.adelete_thread(thread_id)
-        await asyncio.to_thread(self._threads.delete, thread_id, owner)
+        await self._kept(saver, thread_id).clear()
+        await asyncio.to_thread(self.table.delete, thread_id, owner)
 
 
 def _running(run: _Run) -> dict[str, Any]:

@@ -66,6 +66,23 @@ run_events = Table(
     Column("data", LargeBinary, nullable=False),  # JSON
 )
 
+tool_results = Table(
+    "tool_results",
+    metadata,
+    Column("thread_id", String(200), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("type", String(40), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""Results of the tools of a run that goes on, or waits for a person."""
+
+thread_metadata = Table(
+    "thread_metadata",
+    metadata,
+    Column("thread_id", String(200), primary_key=True),
+    Column("data", Text, nullable=False),  # JSON: a client's own tags
+)
+
 MAX_ID = 200
 TITLE_CHARS = 80
 ONCE = "run:"
@@ -148,6 +165,24 @@ class Threads:
         with self._engine.connect() as connection:
             return [Thread(*row) for row in connection.execute(query)]
 
+    def tags(self, thread_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The clients' own tags of threads, by thread id."""
+        query = select(thread_metadata).where(thread_metadata.c.thread_id.in_(list(thread_ids)))
+        with self._engine.connect() as connection:
+            return {row.thread_id: json.loads(row.data) for row in connection.execute(query)}
+
+    def tag(self, thread_id: str, tags: Mapping[str, Any]) -> dict[str, Any]:
+        """Add tags to a thread; all that it has then."""
+        with self._engine.begin() as connection:
+            found = connection.execute(select(thread_metadata.c.data).where(thread_metadata.c.thread_id == thread_id)).scalar()
+            new = {**json.loads(found or "{}"), **tags}
+            if found is None:
+                connection.execute(insert(thread_metadata).values(thread_id=thread_id, data=json.dumps(new)))
+            else:
+                change = update(thread_metadata).where(thread_metadata.c.thread_id == thread_id)
+                connection.execute(change.values(data=json.dumps(new)))
+        return new
+
     def rename(self, thread_id: str, owner: str, title: str) -> bool:
         change = update(threads).where(threads.c.id == thread_id, threads.c.owner == owner).values(title=shorten(title))
         with self._engine.begin() as connection:
@@ -156,4 +191,6 @@ class Threads:
     def delete(self, thread_id: str, owner: str) -> bool:
         with self._engine.begin() as connection:
             gone = connection.execute(delete(threads).where(threads.c.id == thread_id, threads.c.owner == owner))
+            if gone.rowcount:
+                connection.execute(delete(thread_metadata).where(thread_metadata.c.thread_id == thread_id))
             return gone.rowcount > 0

@@ -1,7 +1,7 @@
 """Running the tool calls of a model's message: approved where they must be, bounded, and never run a second time.
 
-What a tool raises goes back to the model as its result. Each finished call is kept by LangGraph at once (a task's result is
-a pending write of the checkpoint), so that a process that is killed forgets none. A tool says what it is in its `metadata`:
+What a tool raises goes back to the model as its result. Each finished call is committed before the next one begins
+(`agents.kept`), so that a process that is killed forgets none. A tool says what it is in its `metadata`:
 `{"approval": True}` asks a person first; `{"timeout": 30}` bounds it in seconds. A tool with side effects finds a key
 that is the same for the same call in `config["metadata"]["idempotency_key"]`.
 """
@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnableConfig
 
 from agents.approvals import APPROVAL
 from agents.history import text_of
+from agents.kept import kept
 from agents.state import AgentState, emit_step
 from agents.tools.retrieve import render
 from retrieval.types import Passage
@@ -59,7 +60,7 @@ async def run_tools(state: AgentState, tools: Sequence[BaseTool]) -> dict[str, A
                 result = _failed(call, f"A person did not approve this call{why}")
             else:
                 key = hashlib.sha256(f"{last.id}:{call['id']}".encode()).hexdigest()[:32]
-                found = await _once()(by_name, call, key)
+                found = await _once(by_name, call, key)
                 result, documents = _numbered(found, documents)
             step.status = "ERROR" if result.status == "error" else "OK"
             step.outputs = {"text": text_of(result)[:2_000]}
@@ -80,17 +81,16 @@ def _approve(by_name: Mapping[str, BaseTool], message: AIMessage) -> Mapping[str
     return decided if isinstance(decided, Mapping) else {}
 
 
-def _once() -> Any:
-    """`_run` as a LangGraph task; made in a function, so that importing this module does not import langgraph."""
-    global _task
-    if _task is None:
-        from langgraph.func import task
-
-        _task = task(name="tool")(_run)
-    return _task
-
-
-_task: Any = None
+async def _once(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: str) -> ToolMessage:
+    """The call's result, from before where it has one; on a thread it is durable when this returns."""
+    keep = kept.get()
+    if keep is None:
+        return await _run(by_name, call, key)
+    found = await keep.find(key)
+    if found is None:
+        found = await _run(by_name, call, key)
+        await keep.save(key, found)
+    return found
 
 
 async def _run(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: str) -> ToolMessage:

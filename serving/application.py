@@ -19,7 +19,7 @@ from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import databricks, errors, feedback, files, indexes, management, mcp, oidc, routes, secret_routes
+from serving import databricks, errors, feedback, files, indexes, langgraph_runs, management, mcp, oidc, routes, secret_routes
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
@@ -79,6 +79,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

@@ -28,10 +28,13 @@ ORG_ID = "1"
 
 _OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings|models))(/|$)")
 _DATABRICKS = re.compile(r"/(api|serving-endpoints|oidc|\.well-known)(/|$)")
+_LANGGRAPH = re.compile(r"/(info|assistants|threads|runs)(/|$)")
 
 
 def face(path: str) -> str | None:
-    """Whose error shape a path has: `openai`, `databricks` or None (pages)."""
+    """Whose error shape a path has: `openai`, `databricks`, `langgraph` or None (pages)."""
+    if _LANGGRAPH.match(path):
+        return "langgraph"
     if _OPENAI.match(path):
         return "openai"
     return "databricks" if _DATABRICKS.match(path) else None
@@ -54,6 +57,8 @@ def error_response(error: CallError, scope: Scope, *, path: str | None = None) -
     status = error.status
     if face(path) == "openai":
         body = openai_error(error, request_id(scope))
+    elif face(path) == "langgraph":
+        body = {"detail": error.message, "code": error.code, "request_id": request_id(scope)}
     else:
         presented = any(key == b"authorization" for key, _ in scope.get("headers", ()))
         if status == 401 and presented and face(path) == "databricks":

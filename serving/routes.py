@@ -25,7 +25,7 @@ from governance.call import Call, Caller, CallError, bad_request
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, answered_by
 from serving.errors import request_id
-from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse
+from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse, ui_messages
 from serving.protocols.previous import Journal
 from serving.protocols.request import Encoder, Request, parse
 from serving.runs import Runs, missing
@@ -162,7 +162,8 @@ class Answering:
         try:
             async for event in events:
                 if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": [*self._headers(), *sse.HEADERS]})
+                    headers = [*self._headers(), *sse.HEADERS, *getattr(self._encoder, "headers", ())]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
                     started = True
                 if framed := encode(event):
                     await send({"type": "http.response.body", "body": framed, "more_body": True})
@@ -283,7 +284,11 @@ class Face:
 
     async def caller(self, http: HttpRequest) -> Caller:
         """Who asks; raises `CallError` (401)."""
-        return await asyncio.to_thread(self._identity.authenticate, bearer(http.headers))
+        return await self.authenticate(bearer(http.headers))
+
+    async def authenticate(self, secret: str | None) -> Caller:
+        """Who holds a key; raises `CallError` (401)."""
+        return await asyncio.to_thread(self._identity.authenticate, secret)
 
     def visible(self, caller: Caller) -> list[Endpoint]:
         """The endpoints a caller may query."""
@@ -394,6 +399,11 @@ def router(
         routes.add_route(prefix + "/responses/{response_id}/cancel", face.cancelled, methods=["POST"], include_in_schema=False)
         routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)
         routes.add_route(prefix + "/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)
+
+    def drawn(body: dict[str, Any], name: str | None) -> Decoded:
+        return ui_messages.decode(body, model=name), ui_messages.Encoder
+
+    post("/v1/agents/{name}/chat", drawn)
 
     def invoked(body: dict[str, Any], name: str | None) -> Decoded:
         endpoint = dispatcher.endpoints.find(name or "")

@@ -139,15 +139,18 @@ class Runs:
         record = await asyncio.to_thread(self.log.find, run_id, owner_of(caller))
         if record is None:
             raise missing(run_id)
-        live = self._live.get(run_id)
-        if live is not None and live.task is not None:
-            if not live.stopping:
-                live.stopping = True
-                live.task.cancel()
-            await asyncio.wait([live.task])
+        self.stop(run_id)
+        await self.wait(run_id)
         found = await self.get(run_id, caller)
         assert found is not None
         return found
+
+    def stop(self, run_id: str) -> None:
+        """Begin to stop a run that goes on here; whose it is, is the caller's to know."""
+        live = self._live.get(run_id)
+        if live is not None and live.task is not None and not live.stopping:
+            live.stopping = True
+            live.task.cancel()
 
     async def wait(self, run_id: str) -> None:
         """Until a run that goes on here has ended."""

@@ -91,6 +91,8 @@ def every_route(router: Any) -> list[tuple[str, str]]:
 def body(path: str) -> dict[str, Any]:
     if path.endswith("/query"):
         return QUERY
+    if "/runs" in path:
+        return {"assistant_id": "assistant", "input": {"messages": BODY["messages"]}, "if_not_exists": "create"}
     return BODY | {"model": "all-minilm-l6-v2"} if path.endswith("/embeddings") else BODY
 
 
@@ -129,4 +131,5 @@ async def test_every_route_that_reaches_an_engine_or_an_index_is_governed(watche
         assert watch.governed == watch.ungoverned == []
         await try_all(KEY)
     assert watch.ungoverned == []
+    assert watch.governed.count("assistant") > 20, "LangGraph's and the AI SDK's paths among them"
     assert {"assistant", "all-minilm-l6-v2", "asearch", "document"} <= set(watch.governed)

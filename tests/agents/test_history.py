@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from agents.history import UNANSWERED, estimate, fresh, settle, text_of, trim, turns_of
+from agents.generate import prompt
+from agents.history import UNANSWERED, estimate, fresh, settle, summarise, text_of, trim, turns_of
 
 
 def call(call_id: str) -> AIMessage:
@@ -92,3 +93,22 @@ def test_models_that_count_their_calls_anew_in_each_message() -> None:
     assert [m.content for m in settle(said) if m.type == "tool"] == [UNANSWERED, "second"]
     said = [HumanMessage("q"), call("c"), ToolMessage("one", tool_call_id="c"), call("c"), ToolMessage("two", tool_call_id="c")]
     assert settle(said) == said
+
+
+def test_what_does_not_fit_is_summarised_within_the_budget() -> None:
+    history = [
+        m for i in range(100) for m in (HumanMessage(f"My number {i} is here. {'x ' * 50}"), AIMessage(f"Noted {i}. And so on."))
+    ]
+    asked = prompt([*history, HumanMessage("Which numbers?")], [], 600)
+    system = text_of(asked[0])
+    assert text_of(asked[-1]) == "Which numbers?"
+    kept = [text_of(m) for m in asked[1:]]
+    assert sum(estimate(m) for m in asked[1:]) <= 600
+    first = next(i for i in range(100) if any(f"My number {i} is here" in text for text in kept))
+    assert f"User: My number {first - 1} is here.\nAssistant: Noted {first - 1}." in system, (
+        "the summary ends where the history begins"
+    )
+    assert "My number 0 is" not in system
+    assert "x x" not in system
+    assert len(summarise(history, 100)) <= 400
+    assert "earlier turns" not in text_of(prompt([HumanMessage("Hello")], [], 600)[0])

@@ -27,6 +27,7 @@ def run_and_kill(command: list[str], after: int) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("after", [1, 5, 7, 9])
 async def test_the_next_turn_works(tmp_path: Path, after: int) -> None:
     command = [sys.executable, "-m", "tests.agents.killed", str(tmp_path)]

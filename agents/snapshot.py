@@ -1,0 +1,75 @@
+"""A thread as it stands: the state of its graph in plain values, and what it waits for.
+
+The shape of messages is that of LangChain's `model_dump`, which LangGraph's clients read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from agents.approvals import APPROVAL, Ask, Waiting
+from agents.tables import Thread
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+_OURS = frozenset({"offset", "plan", "notes"})
+"""Channels that mean nothing outside their graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A thread's state. `checkpoint_id` is empty where nothing was said yet; `created` is ISO 8601."""
+
+    thread: Thread
+    values: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_id: str = ""
+    created: str | None = None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        return Waiting.from_json(self.thread.waiting) if self.thread.waiting else None
+
+    def interrupts(self) -> list[dict[str, Any]]:
+        """What is asked, in LangGraph's shape: `{"id", "value"}` for each interrupt."""
+        found: dict[str, Any] = {}
+        for ask in self.waiting.asks if self.waiting else ():
+            if ask.approval:
+                found.setdefault(ask.interrupt, {"type": APPROVAL, "calls": []})["calls"].append(_asked(ask))
+            else:
+                found[ask.interrupt] = dict(ask.arguments)
+        return [{"id": name, "value": value} for name, value in found.items()]
+
+
+def _asked(ask: Ask) -> dict[str, Any]:
+    return {"id": ask.id, "name": ask.name, "arguments": dict(ask.arguments)}
+
+
+async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread) -> Snapshot:
+    """The thread's last checkpoint."""
+    saved = await saver.aget_tuple({"configurable": {"thread_id": thread.id}})
+    if saved is None:
+        return Snapshot(thread)
+    channels = saved.checkpoint["channel_values"]
+    values = {key: plain(value) for key, value in channels.items() if key not in _OURS and not key.startswith(("__", "branch:"))}
+    return Snapshot(thread, values, saved.checkpoint["id"], saved.checkpoint["ts"])
+
+
+def plain(value: Any) -> Any:
+    """A value of a graph's state as JSON has it; what JSON has no shape for, as text."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude={"artifact"})
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(each) for each in value]
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
