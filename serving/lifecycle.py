@@ -25,7 +25,7 @@ from serving.endpoint import Endpoint, Endpoints, EndpointTask
 from serving.engines.process import LoadFailed
 from serving.entities import DEPLOYMENT, Entities, Entity, External, Failed
 from serving.tables import endpoints as table
-from serving.traffic import Arms, Mirror, Traffic, arms
+from serving.traffic import Arms, Expose, Mirror, Traffic, arms
 
 log = logging.getLogger("smalti")
 
@@ -129,6 +129,7 @@ class Lifecycle:
     url: where clients reach this server.
     fallback: whether an endpoint's entities may stand in for one another now.
     mirror: starts copies of calls for shadows.
+    expose: notes in a call's row which arm of an experiment it was dealt.
     """
 
     def __init__(
@@ -140,9 +141,10 @@ class Lifecycle:
         url: str,
         fallback: Callable[[str], bool] = lambda name: False,
         mirror: Mirror | None = None,
+        expose: Expose | None = None,
     ) -> None:
         self._database, self._endpoints, self._entities = database, endpoints, entities
-        self._fallback, self._mirror = fallback, mirror
+        self._fallback, self._mirror, self._expose = fallback, mirror, expose
         self._url = url
         self._records: dict[str, Record] = {}
         self._lock = asyncio.Lock()
@@ -342,6 +344,7 @@ class Lifecycle:
                 record.arms,
                 fallback=lambda: self._fallback(record.name),
                 mirror=self._mirror,
+                expose=self._expose,
             )
         self._endpoints.register(
             Endpoint(

@@ -40,6 +40,8 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
+from serving.experiments import Experiments
+from serving.feedback import assessments
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
@@ -53,6 +55,7 @@ from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
+from serving.unity_catalog import Catalog
 
 if TYPE_CHECKING:
     from retrieval.types import SyncReport
@@ -158,7 +161,22 @@ class Platform:
             environments=settings.model_environments == "build",
         )
         self.lifecycle = Lifecycle(
-            self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
+            self.engine,
+            self.endpoints,
+            entities,
+            url=self.url,
+            fallback=self._falls_back,
+            mirror=self.gateway.mirror,
+            expose=self.gateway.expose,
+        )
+        self.catalog = Catalog(self.mlflow, self.model_access) if self.mlflow else None
+        self.experiments = Experiments(
+            self.engine,
+            self.journal,
+            self.lifecycle,
+            alias=self._set_alias if self.mlflow else None,
+            told=lambda since: assessments(home.path / "mlflow.db", since),
+            declared=settings.experiments,
         )
         for function in settings.functions:
             self._register_function(function)
@@ -267,6 +285,11 @@ class Platform:
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
+    async def _set_alias(self, who: Caller, model: str, alias: str, version: str) -> None:
+        assert self.catalog is not None
+        given = {"name": model, "alias": alias, "version": version}
+        await self.catalog.call(who, "POST", "registered-models", "alias", given)
+
     async def feedback(self, request_id: str, helpful: bool, comment: str | None, who: Caller) -> str:
         """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
         if self.tracer is None:
@@ -339,6 +362,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.experiments.stop()
         await self.runs.close()
         await self.gateway.close()
         await self.lifecycle.close()
