@@ -194,7 +194,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await platform.runs.recover()
     await platform.lifecycle.restore()
     platform.locals.start()
-    platform.experiments.start()
+    await platform.experiments.start()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield

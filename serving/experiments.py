@@ -15,17 +15,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine as Database
-from sqlalchemy import insert, select, update
 
-from governance import audit
 from governance.call import Caller, CallError, bad_request, not_found
 from governance.experiments import Arm, Spec, allocation, report
 from governance.exposures import OF_ROWS, Event, Exposures
 from governance.frames import iso
 from governance.journal import Journal
-from governance.tables import experiment_events, inference_table
-from governance.tables import experiments as table
-from serving.lifecycle import Lifecycle
+from serving.declared import Dealt
+from serving.experiment_store import Store
+from serving.lifecycle import Lifecycle, Record
 
 log = logging.getLogger("smalti")
 
@@ -47,6 +45,8 @@ class Experiments:
     journal: whose rows are read; it is brought up to date before each look.
     lifecycle: changes the traffic.
     alias: sets a registered model's alias; None where there is no registry.
+    declared: experiments of the settings, begun once when their endpoint serves.
+    dealt: the traffic of the endpoints that the settings declare, by name.
     told: `told(since_ms)` gives the events (feedback, assessments) kept elsewhere since then; blocking.
     """
 
@@ -59,9 +59,12 @@ class Experiments:
         alias: Alias | None = None,
         told: Callable[[int], Iterable[Event]] = lambda since: (),
         declared: Sequence[Spec] = (),
+        dealt: Mapping[str, Dealt] | None = None,
     ) -> None:
         self._database, self._journal, self._lifecycle = database, journal, lifecycle
+        self._kept = Store(database)
         self._alias, self._told, self._declared = alias, told, list(declared)
+        self._dealt = dealt if dealt is not None else {}
         self._seen: dict[str, Exposures] = {}
         self._asked: dict[str, int] = {}
         self._lock = asyncio.Lock()
@@ -72,29 +75,29 @@ class Experiments:
     async def create(self, spec: Spec, by: str) -> dict[str, Any]:
         """Begin an experiment: from now on its endpoint's calls are dealt to its arms. Raises `CallError`."""
         async with self._lock:
-            if await asyncio.to_thread(self._row, spec.name) is not None:
+            if await asyncio.to_thread(self._kept.row, spec.name) is not None:
                 raise _conflict(f"There is an experiment {spec.name!r} already; give this one another name.")
-            for row in await asyncio.to_thread(self._rows, spec.endpoint):
+            for row in await asyncio.to_thread(self._kept.rows, spec.endpoint):
                 if row["state"] in ("RUNNING", "DECIDED"):
                     raise _conflict(
                         f"Endpoint {spec.endpoint!r} has the experiment {row['name']!r}: promote it or roll it back first."
                     )
-            record = self._lifecycle.get(spec.endpoint)
+            record = self._serves(spec.endpoint)
             if record.config is None or record.updating:
                 raise _conflict(f"Endpoint {spec.endpoint!r} is being updated; begin the experiment when it is ready.")
             before = record.config["traffic_config"]
             spec = _complete(spec, record.config)
-            await asyncio.to_thread(self._insert, spec, before, by)
+            await asyncio.to_thread(self._kept.insert, spec, before, _traffic(spec), by)
             try:
-                await self._lifecycle.update(spec.endpoint, {"traffic_config": _traffic(spec)})
+                await self._deal(spec.endpoint, _traffic(spec))
             except BaseException as error:
-                await asyncio.to_thread(self._end, spec.name, "STOPPED", f"it could not begin: {error}", by, None)
+                await asyncio.to_thread(self._kept.end, spec.name, "STOPPED", f"it could not begin: {error}", by, None)
                 raise
         return await self.get(spec.name)
 
     async def list(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """Experiments, the newest first, as they were last looked at."""
-        return [_object(row) for row in await asyncio.to_thread(self._rows, endpoint)]
+        return [_object(row) for row in await asyncio.to_thread(self._kept.rows, endpoint)]
 
     async def get(self, name: str) -> dict[str, Any]:
         """One experiment; a running one is looked at now. Raises `CallError` (404)."""
@@ -130,9 +133,11 @@ class Experiments:
                 raise bad_request(f"{chosen!r} is none of the arms {', '.join(spec.names)}.", "served_entity_name")
             noted = await self._set_alias(spec, chosen, who)
             traffic = {**_plain(json.loads(row["before"])), "routes": _all_to(chosen)}
-            await self._lifecycle.update(spec.endpoint, {"traffic_config": traffic}, admin=who.admin)
+            await self._deal(spec.endpoint, traffic, admin=who.admin)
+            if spec.endpoint in self._dealt:
+                noted += "; until the next start: write it into the settings file, which declares the endpoint"
             reason = f"{who.name} promoted {chosen}{noted}"
-            await asyncio.to_thread(self._end, name, "PROMOTED", reason, who.name, chosen, traffic)
+            await asyncio.to_thread(self._kept.end, name, "PROMOTED", reason, who.name, chosen, traffic)
         return _object(await self._known(name))
 
     async def rollback(self, name: str, by: str, reason: str | None = None) -> dict[str, Any]:
@@ -146,12 +151,21 @@ class Experiments:
         if metric in OF_ROWS:
             raise bad_request(f"{metric} is told by the journal itself; name the event otherwise.", "metric")
         row = await self._known(name)
-        await asyncio.to_thread(self._keep, row, request_id, metric, value, None if manager else who.name)
+        await asyncio.to_thread(self._journal.ingest)
+        await asyncio.to_thread(self._kept.event, row, request_id, metric, value, None if manager else who.name)
 
     # --- looking ---
 
-    def start(self) -> None:
-        """Look at what runs, every few seconds."""
+    async def start(self) -> None:
+        """Look at what runs, every few seconds. Declared endpoints, which came up as the file says, are dealt as before."""
+        for row in await asyncio.to_thread(self._kept.rows, None):
+            if row["endpoint"] in self._dealt and row["state"] in ("RUNNING", "DECIDED"):
+                spec = Spec.parse(json.loads(row["spec"]))
+                won = {"routes": _all_to(row["winner"])} if row["winner"] else {}
+                try:
+                    self._dealt[row["endpoint"]].deal({**_traffic(spec), **won})
+                except CallError as error:
+                    log.warning("experiment %s cannot go on: %s", row["name"], error.message)
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -167,10 +181,12 @@ class Experiments:
             try:
                 for spec in list(self._declared):
                     await self._begin_declared(spec)
-                for row in await asyncio.to_thread(self._rows, None):
-                    if row["state"] == "RUNNING":
-                        async with self._lock:
-                            await self._look(row["name"])
+                running = [row["name"] for row in await asyncio.to_thread(self._kept.rows, None) if row["state"] == "RUNNING"]
+                for name in running:
+                    async with self._lock:
+                        await self._look(name)
+                for name in self._seen.keys() - set(running):
+                    self._seen.pop(name, None)
                 troubled = ""
             except Exception as error:  # the next look may do better, and calls are answered meanwhile
                 if troubled != str(error):
@@ -178,7 +194,7 @@ class Experiments:
                 troubled = str(error)
 
     async def _begin_declared(self, spec: Spec) -> None:
-        if await asyncio.to_thread(self._row, spec.name) is None:
+        if await asyncio.to_thread(self._kept.row, spec.name) is None:
             try:
                 await self.create(spec, "smalti.yaml")
             except CallError as error:
@@ -193,18 +209,18 @@ class Experiments:
         if row["state"] != "RUNNING":
             return
         spec = Spec.parse(json.loads(row["spec"]))
-        record = self._lifecycle.find(spec.endpoint)
+        record = self._dealt.get(spec.endpoint) or self._lifecycle.find(spec.endpoint)
         dealt = ((record.config if record else None) or {}).get("traffic_config", {})
         if dealt.get("experiment") != name or _traffic(spec)["routes"] != _plain(dealt)["routes"]:
             reason = "the endpoint was deleted" if record is None else "the endpoint's traffic was changed by someone else"
-            await asyncio.to_thread(self._end, name, "STOPPED", reason, f"experiment {name}", None)
+            await asyncio.to_thread(self._kept.end, name, "STOPPED", reason, f"experiment {name}", None)
             return
         seen = self._seen.get(name)
         if seen is None:
             seen = Exposures(self._database, name, spec.endpoint, spec.names, row["started"], paired=spec.mode == "shadow")
             self._seen[name] = seen
         found = await asyncio.to_thread(self._measure, spec, seen, row["report"])
-        await asyncio.to_thread(self._store, name, found)
+        await asyncio.to_thread(self._kept.store, name, found)
         if found["guardrail"]:
             await self._rollback(name, f"experiment {name}", found["guardrail"]["text"])
         elif spec.mode == "track-and-stop":
@@ -228,8 +244,8 @@ class Experiments:
         actor = f"experiment {spec.name}"
         if winner := found["verdict"]["winner"]:
             traffic = {**_traffic(spec), "routes": _all_to(winner)}
-            await self._lifecycle.update(spec.endpoint, {"traffic_config": traffic})
-            await asyncio.to_thread(self._end, spec.name, "DECIDED", found["verdict"]["text"], actor, winner, traffic)
+            await self._deal(spec.endpoint, traffic)
+            await asyncio.to_thread(self._kept.end, spec.name, "DECIDED", found["verdict"]["text"], actor, winner, traffic)
             return
         shares = await asyncio.to_thread(allocation, spec, seen)
         now = [arm.traffic_percentage for arm in spec.arms]
@@ -238,96 +254,45 @@ class Experiments:
                 Arm(served_entity_name=name, traffic_percentage=share) for name, share in zip(spec.names, shares, strict=True)
             ]
             moved = spec.model_copy(update={"arms": arms})
-            await self._lifecycle.update(spec.endpoint, {"traffic_config": _traffic(moved)})
-            await asyncio.to_thread(self._store, spec.name, None, moved)
+            await self._deal(spec.endpoint, _traffic(moved))
+            await asyncio.to_thread(self._kept.store, spec.name, None, moved)
 
     async def _rollback(self, name: str, by: str, reason: str) -> None:
         row = await self._known(name)
         _check(row, ("RUNNING", "DECIDED", "PROMOTED"), "rolled back")
         before = json.loads(row["before"])
-        await self._lifecycle.update(row["endpoint"], {"traffic_config": before})
-        await asyncio.to_thread(self._end, name, "ROLLED_BACK", reason, by, None, before)
+        await self._deal(row["endpoint"], before)
+        await asyncio.to_thread(self._kept.end, name, "ROLLED_BACK", reason, by, None, before)
 
     async def _set_alias(self, spec: Spec, chosen: str, who: Caller) -> str:
         if spec.alias is None:
             return ""
-        record = self._lifecycle.get(spec.endpoint)
+        record = self._serves(spec.endpoint)
         entity = next(each for each in (record.config or {})["served_entities"] if each["name"] == chosen)
         if "entity_name" not in entity:
             return f"; alias {spec.alias} is not set, for {chosen} is no registered model"
         if self._alias is None:
             raise _conflict("There is no model registry here to set the alias in; start with SMALTI_MLFLOW=true.")
+        assert isinstance(record, Record)  # declared endpoints have external models only
         model, version = entity["entity_name"], str(record.entities[chosen].version or entity["entity_version"])
         await self._alias(who, model, spec.alias, version)
         return f" and set {model}@{spec.alias} to version {version}"
 
-    # --- the database; blocking ---
-
-    def _rows(self, endpoint: str | None) -> list[dict[str, Any]]:
-        statement = select(table).order_by(table.c.started.desc())
-        if endpoint is not None:
-            statement = statement.where(table.c.endpoint == endpoint)
-        with self._database.connect() as connection:
-            return [dict(row) for row in connection.execute(statement).mappings()]
-
-    def _row(self, name: str) -> dict[str, Any] | None:
-        with self._database.connect() as connection:
-            found = connection.execute(select(table).where(table.c.name == name)).mappings().first()
-        return dict(found) if found else None
-
     async def _known(self, name: str) -> dict[str, Any]:
-        row = await asyncio.to_thread(self._row, name)
+        row = await asyncio.to_thread(self._kept.row, name)
         if row is None:
             raise not_found(f"There is no experiment {name!r}; list them with `smalti experiments list`.")
         return row
 
-    def _insert(self, spec: Spec, before: Mapping[str, Any], by: str) -> None:
-        with self._database.begin() as connection:
-            connection.execute(
-                insert(table).values(
-                    name=spec.name,
-                    endpoint=spec.endpoint,
-                    state="RUNNING",
-                    spec=spec.model_dump_json(),
-                    before=json.dumps(before),
-                    creator=by,
-                    started=iso(time.time_ns()),
-                )
-            )
-            audit.record(connection, by, "experiment.create", f"endpoint:{spec.endpoint}", before, _traffic(spec))
+    def _serves(self, endpoint: str) -> Dealt | Record:
+        """Raises `CallError` (404, and 409 for an endpoint whose traffic cannot be split)."""
+        return self._dealt.get(endpoint) or self._lifecycle.get(endpoint)
 
-    def _store(self, name: str, found: Mapping[str, Any] | None, spec: Spec | None = None) -> None:
-        changed = {"report": json.dumps(found)} if found is not None else {}
-        changed |= {"spec": spec.model_dump_json()} if spec is not None else {}
-        with self._database.begin() as connection:
-            connection.execute(update(table).where(table.c.name == name).values(**changed))
-
-    def _end(self, name: str, state: str, reason: str, by: str, winner: str | None, traffic: Any = None) -> None:
-        """A state and, in the same transaction, its line of the audit log."""
-        row = self._row(name)
-        assert row is not None
-        action = {"PROMOTED": "promote", "ROLLED_BACK": "rollback", "DECIDED": "decide"}.get(state, "stop")
-        with self._database.begin() as connection:
-            values = {"state": state, "reason": reason[:2_000], "winner": winner, "ended": iso(time.time_ns())}
-            connection.execute(update(table).where(table.c.name == name).values(**values))
-            before = {"experiment": name, "state": row["state"]}
-            after = {"experiment": name, "state": state, "reason": reason, "traffic_config": traffic}
-            audit.record(connection, by, f"experiment.{action}", f"endpoint:{row['endpoint']}", before, after)
-        self._seen.pop(name, None)
-
-    def _keep(self, row: Mapping[str, Any], request_id: str, metric: str, value: float, owner: str | None) -> None:
-        self._journal.ingest()
-        columns = inference_table.c
-        wanted = (columns.databricks_request_id == request_id) & (columns.endpoint_name == row["endpoint"])
-        with self._database.begin() as connection:
-            call = connection.execute(select(columns.requester).where(wanted)).first()
-            if call is None or (owner is not None and call.requester != owner):
-                raise not_found(f"There is no answer of {row['endpoint']} to you with this request id; use its x-request-id.")
-            connection.execute(
-                insert(experiment_events).values(
-                    experiment=row["name"], request_id=request_id, name=metric, value=value, time=iso(time.time_ns())
-                )
-            )
+    async def _deal(self, endpoint: str, traffic: Mapping[str, Any], *, admin: bool = False) -> None:
+        if endpoint in self._dealt:
+            self._dealt[endpoint].deal(traffic)
+        else:
+            await self._lifecycle.update(endpoint, {"traffic_config": traffic}, admin=admin)
 
 
 def _complete(spec: Spec, config: Mapping[str, Any]) -> Spec:

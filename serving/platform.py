@@ -32,7 +32,7 @@ from governance.resilience import resilient
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.artifacts import Artifacts
-from serving.declared import declare
+from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -130,6 +130,7 @@ class Platform:
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
         self._functions: dict[str, FunctionDeclaration] = {}
+        self._dealt: dict[str, Dealt] = {}
 
         classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
         self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
@@ -177,6 +178,7 @@ class Platform:
             alias=self._set_alias if self.mlflow else None,
             told=lambda since: assessments(home.path / "mlflow.db", since),
             declared=settings.experiments,
+            dealt=self._dealt,
         )
         for function in settings.functions:
             self._register_function(function)
@@ -191,7 +193,9 @@ class Platform:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
             mirror, patience = self.gateway.mirror, self._patience
-            declared = declare(declaration, os.environ, fallback=self._falls_back, mirror=mirror, patience=patience)
+            expose, falls_back = self.gateway.expose, self._falls_back
+            declared = declare(declaration, os.environ, fallback=falls_back, mirror=mirror, expose=expose, patience=patience)
+            self._dealt[declaration.name] = declared.traffic
             self._models += declared.models
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")

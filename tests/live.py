@@ -56,9 +56,20 @@ def smalti(*arguments: str, home: Path, **more: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment(home, **more), capture_output=True, text=True, timeout=180)
 
 
-def start(home: Path, docs: Path | None = None, *, port: int = 0, **more: str) -> Live:
+def start(home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, **more: str) -> Live:
     """Start a server and wait until it has told that it is ready."""
-    command = [sys.executable, "-m", "app", "serve", "--json", "--port", str(port), *(["--docs", str(docs)] if docs else [])]
+    settings = ["--config", str(config)] if config else []
+    command = [
+        sys.executable,
+        "-m",
+        "app",
+        *settings,
+        "serve",
+        "--json",
+        "--port",
+        str(port),
+        *(["--docs", str(docs)] if docs else []),
+    ]
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
     process = subprocess.Popen(command, cwd=ROOT, env=environment(home, **more), stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None

@@ -6,12 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.live import Live, serving, smalti, wait_until
+from tests.live import Live, serving, smalti, start, stop, wait_until
 from tests.serving.upstream import KEY, Upstream
 
 AT = "/api/2.0/smalti/experiments"
@@ -177,3 +178,48 @@ def test_it_takes_management_of_the_endpoint_and_whoever_changes_the_traffic_end
         found = client.get(f"{AT}/mine").json()
         assert (found["state"], found["reason"]) == ("STOPPED", "the endpoint's traffic was changed by someone else")
         assert shares(client, endpoint) == {"b": 100}
+
+
+@pytest.mark.timeout(180)
+def test_an_experiment_of_the_settings_begins_by_itself_and_outlives_a_kill(tmp_path: Path, upstream: Upstream) -> None:
+    external = f"{{name: echo, provider: custom, base_url: '{upstream.url}', api_key_env: UPSTREAM_KEY}}"
+    (tmp_path / "smalti.yaml").write_text(
+        f"""
+endpoints:
+  - name: declared
+    config:
+      served_entities:
+        - {{name: a, external_model: {external}}}
+        - {{name: b, external_model: {external}}}
+      traffic_config:
+        routes:
+          - {{served_entity_name: a, traffic_percentage: 100}}
+          - {{served_entity_name: b, traffic_percentage: 0}}
+experiments:
+  - name: which
+    endpoint: declared
+    sticky: request
+    metric: latency_ms
+    guardrails: []
+    arms: [{{served_entity_name: a, traffic_percentage: 50}}, {{served_entity_name: b, traffic_percentage: 50}}]
+"""
+    )
+    for kill in (True, False):
+        live = start(tmp_path / "home", UPSTREAM_KEY=KEY, config=tmp_path / "smalti.yaml")
+        try:
+            with live.client() as client:
+                wait_until(lambda client=client: client.get(f"{AT}/which").status_code == 200, 60)
+                before = sum(arm["units"] for arm in client.get(f"{AT}/which").json()["arms"])
+                assert before == (0 if kill else 20)
+                assert {arm for arm, _ in ask(client, "declared", 20)} == {"a", "b"}
+                wait_until(lambda client=client, units=before + 20: _units(client, "which") == units, 30)
+                if not kill:
+                    done = client.post(f"{AT}/which/promote", json={"served_entity_name": "b"}).json()
+                    assert "write it into the settings file" in done["reason"]
+                    assert shares(client, "declared") == {"b": 100}
+        finally:
+            live.kill() if kill else stop(live)
+
+
+def _units(client: httpx.Client, name: str) -> int:
+    return sum(arm["units"] for arm in client.get(f"{AT}/{name}").json()["arms"])
