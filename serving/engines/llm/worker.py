@@ -160,7 +160,7 @@ class Server:
 
     def _receive(self) -> None:
         while True:
-            frames = self._wire.receive()
+            frames = self._wire.receive_all()
             if not frames:
                 os._exit(0)
             for identifier, kind, body in frames:
