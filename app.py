@@ -14,6 +14,7 @@ import typer
 
 from agents.commands import dev, new
 from evals.commands import evals
+from evals.dataset_commands import dataset
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
@@ -63,6 +64,7 @@ cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
+cli.add_typer(dataset, name="dataset")
 cli.add_typer(experiments, name="experiments")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
