@@ -39,13 +39,15 @@ def seal(dataset: Path, *, version: str, licence: str = "", lineage: Sequence[st
     path, held = manifest_path(dataset), read(dataset)
     if held is not None and held["version"] == version and held["sha256"] != loaded.sha256:
         raise DatasetError(dataset, f"version {version} is sealed with other content", "give the edited file a new --version")
+    moved = held is not None and held["version"] != version
+    before = [f"{dataset.name}@{held['version']} sha256:{held['sha256']}"] if held is not None and moved else []
     made = {
         "file": dataset.name,
         "sha256": loaded.sha256,
         "rows": len(loaded),
         "version": version,
         "licence": licence,
-        "lineage": [*lineage, *([f"{dataset.name}@{held['version']} sha256:{held['sha256']}"] if _moved(held, version) else [])],
+        "lineage": [*lineage, *before],
         "description": description,
         "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -78,7 +80,3 @@ def check(dataset: Path, data: bytes) -> None:
             f"was edited after version {held['version']} was sealed",
             f"undo the edit, or seal it as a new version: smalti dataset seal {dataset.name} --version …",
         )
-
-
-def _moved(held: dict[str, Any] | None, version: str) -> bool:
-    return held is not None and held["version"] != version
