@@ -16,7 +16,7 @@ help:  ## say what can be made
 run: $(STAMP)  ## install if needed, then serve DOCS (default: docs/) on PORT (default: 8000)
 	@exec $(BIN)/smalti serve --docs "$(DOCS)" --port $(PORT)
 
-test: $(DEV_STAMP) chromium  ## install if needed, then run all tests
+test: $(DEV_STAMP) chromium servers  ## install if needed, then run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not browser"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser  # apart: Playwright keeps an event loop of its own
 
@@ -57,3 +57,10 @@ chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  { echo "Install Chromium (e.g. apt install chromium): the tests of the pages need it."; exit 1; }
+
+# So do those of what several servers share, which skip loudly where PostgreSQL and Redis cannot be had.
+.PHONY: servers
+servers:
+	@{ command -v redis-server && ls /usr/lib/postgresql/*/bin/initdb || command -v initdb; } >/dev/null 2>&1 || \
+	  { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq postgresql redis-server >/dev/null; } || \
+	  echo "PostgreSQL and Redis are not installed: the tests of shared state will not run."

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents import postgres
+
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
     from langgraph.graph.state import CompiledStateGraph
+    from typing_extensions import TypeIs
+
+    Saver = AsyncSqliteSaver | AsyncPostgresSaver
 
 STOPPED = "(stopped)"
 """What stands in a thread for the answer of a run that ended before it said anything."""
@@ -19,43 +25,58 @@ _RETURN = "__return__"
 """Channel of LangGraph's pending writes that holds a finished task's result."""
 
 
-async def open_saver(file: Path, types: Sequence[type] = ()) -> AsyncSqliteSaver:
-    """The checkpoints of `file`, made if there are none, in the running loop."""
+async def open_saver(place: Path | str, types: Sequence[type] = ()) -> Saver:
+    """The checkpoints of an SQLite file or of a PostgreSQL URL, made if there are none, in the running loop."""
+    from agents.serde import CompactSerializer
+
+    ours = [("retrieval.types", "Passage"), ("agents.state", "Citation"), ("agents.state", "Route")]
+    allowed = [*ours, *((t.__module__, t.__qualname__) for t in types)]
+    serde = CompactSerializer(allowed_msgpack_modules=allowed)
+    return await postgres.open_saver(place, serde) if isinstance(place, str) else await _open_file(place, serde)
+
+
+async def _open_file(file: Path, serde: Any) -> AsyncSqliteSaver:
     import aiosqlite
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-
-    from agents.serde import CompactSerializer
 
     file.parent.mkdir(parents=True, exist_ok=True)
     connection = await aiosqlite.connect(file, timeout=30)
     await connection.execute("PRAGMA journal_mode=WAL")
     await connection.execute("PRAGMA synchronous=NORMAL")
     await connection.execute("PRAGMA journal_size_limit=1048576")
-    ours = [("retrieval.types", "Passage"), ("agents.state", "Citation"), ("agents.state", "Route")]
-    allowed = [*ours, *((t.__module__, t.__qualname__) for t in types)]
-    saver = AsyncSqliteSaver(connection, serde=CompactSerializer(allowed_msgpack_modules=allowed))
+    saver = AsyncSqliteSaver(connection, serde=serde)
     await saver.setup()
     return saver
 
 
-async def close_saver(saver: AsyncSqliteSaver) -> None:
+def _in_file(saver: Saver) -> TypeIs[AsyncSqliteSaver]:
+    return type(saver).__name__ == "AsyncSqliteSaver"  # the other's library may not be installed
+
+
+async def close_saver(saver: Saver) -> None:
+    if not _in_file(saver):
+        return await postgres.close_saver(saver)
     await saver.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     await saver.conn.close()
 
 
-async def known(saver: AsyncSqliteSaver, thread_id: str) -> bool:
+async def known(saver: Saver, thread_id: str) -> bool:
     """Whether anything was said on a thread."""
+    if not _in_file(saver):
+        return await postgres.known(saver, thread_id)
     async with saver.conn.execute("SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", (thread_id,)) as rows:
         return await rows.fetchone() is not None
 
 
-async def messages_of(saver: AsyncSqliteSaver, thread_id: str) -> list[BaseMessage]:
+async def messages_of(saver: Saver, thread_id: str) -> list[BaseMessage]:
     saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
     return list(saved.checkpoint["channel_values"].get("messages") or []) if saved else []
 
 
-async def prune(saver: AsyncSqliteSaver, thread_id: str, *, waiting: bool = False) -> None:
+async def prune(saver: Saver, thread_id: str, *, waiting: bool = False) -> None:
     """Keep a thread's last checkpoint alone: it holds all that was said. What subgraphs keep is needed only while one waits."""
+    if not _in_file(saver):
+        return await postgres.prune(saver, thread_id, waiting=waiting)
     last = "(SELECT MAX(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '')"
     within = "" if waiting else " OR checkpoint_ns != ''"
     async with saver.lock:
@@ -69,7 +90,7 @@ async def prune(saver: AsyncSqliteSaver, thread_id: str, *, waiting: bool = Fals
 
 async def settle(
     graph: CompiledStateGraph,
-    saver: AsyncSqliteSaver,
+    saver: Saver,
     config: RunnableConfig,
     new: Sequence[BaseMessage],
     *,

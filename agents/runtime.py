@@ -20,10 +20,10 @@ from agents.tables import MAX_ID, ONCE, Thread, Threads
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
     from langgraph.graph.state import CompiledStateGraph
     from sqlalchemy import Engine
 
+    from agents.checkpoints import Saver
     from agents.history import Turn
 
 __all__ = ["STOPPED", "Agent", "NotAsked", "Part", "RunLimit", "Runtime", "ThreadBusy", "ThreadNotFound"]
@@ -76,22 +76,22 @@ class Runtime:
     Parameters
     ----------
     engine: database of the thread table.
-    checkpoints: file of the checkpoints (SQLite).
+    checkpoints: file of the checkpoints (SQLite), or URL of the PostgreSQL database that holds them.
     types: classes beyond ours that agents keep in their state, allowed to be read back from a checkpoint.
     """
 
-    def __init__(self, engine: Engine, checkpoints: Path, *, types: Sequence[type] = ()) -> None:
+    def __init__(self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = ()) -> None:
         self._threads = Threads(engine)
-        self._file, self._types = Path(checkpoints), tuple(types)
-        self._saver: AsyncSqliteSaver | None = None
+        self._place, self._types = checkpoints, tuple(types)
+        self._saver: Saver | None = None
         self._opening = asyncio.Lock()
         self._runs: dict[str, _Run] = {}
 
-    async def open(self) -> AsyncSqliteSaver:
+    async def open(self) -> Saver:
         """Open the checkpoints in the running loop; done by itself at the first threaded run."""
         async with self._opening:
             if self._saver is None:
-                self._saver = await open_saver(self._file, self._types)
+                self._saver = await open_saver(self._place, self._types)
             return self._saver
 
     async def close(self) -> None:
@@ -227,7 +227,7 @@ class Runtime:
             raise
         return run
 
-    async def _recover(self, agent: Agent, saver: AsyncSqliteSaver, thread: Thread) -> None:
+    async def _recover(self, agent: Agent, saver: Saver, thread: Thread) -> None:
         """Settle a thread whose run was killed with its process, or waits for a person who said something else."""
         config: RunnableConfig = {"configurable": {"thread_id": thread.id}}
         if thread.running:
@@ -274,7 +274,7 @@ class Runtime:
         if final is not None:  # only now is the checkpoint written
             yield final
 
-    async def _execute(self, agent: Agent, run: _Run, saver: AsyncSqliteSaver, given: Any, config: RunnableConfig) -> None:
+    async def _execute(self, agent: Agent, run: _Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         graph = agent.threaded(saver)
         outcome: Any = _DONE
@@ -316,15 +316,13 @@ class Runtime:
         elif mode == "messages" and isinstance(text := chunk[0].content, str):
             run.said += text
 
-    async def _settle(
-        self, graph: CompiledStateGraph, saver: AsyncSqliteSaver, run: _Run, config: RunnableConfig, status: str
-    ) -> None:
+    async def _settle(self, graph: CompiledStateGraph, saver: Saver, run: _Run, config: RunnableConfig, status: str) -> None:
         try:
             await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations)
         except Exception:
             log.exception("thread %s could not be settled after its run %s", run.thread.id, status)
 
-    async def _rest(self, saver: AsyncSqliteSaver, run: _Run, agent: Agent) -> None:
+    async def _rest(self, saver: Saver, run: _Run, agent: Agent) -> None:
         if run.once and run.waiting is None:
             await saver.adelete_thread(run.thread.id)
             await asyncio.to_thread(self._threads.delete, run.thread.id, run.thread.owner)

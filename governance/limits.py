@@ -1,6 +1,7 @@
 """How much: calls and tokens a minute; days, months and money are in `governance.budgets`.
 
-A minute is a sliding one: in no 60 seconds is more admitted than the limit. What is used is kept in memory, by process.
+A minute is a sliding one: in no 60 seconds is more admitted than the limit. What is used is kept in memory, by process, or by
+several processes together in Redis (`governance.shared`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from governance.budgets import Budgets, Key
-from governance.call import Caller, CallError, limit_exceeded, unavailable
+from governance.budgets import Budgets, Key, LeaseNeeded
+from governance.call import Caller, CallError, unavailable
 from governance.policies import AiGatewayConfig, Policies
 from governance.prices import Prices
+from governance.shared import Charge, SharedWindows, refusal
 
 DEFAULT_OUTPUT_TOKENS = 512
 """What is reserved for an answer whose request sets no `max_output_tokens`, as far as there is room."""
@@ -60,11 +62,12 @@ class _Window:
 class Reservation:
     """What a call took from its limits before it began."""
 
-    __slots__ = ("_budgets", "_charges", "_limits", "estimate", "input_estimate", "warnings")
+    __slots__ = ("_budgets", "_charges", "_limits", "_shared", "estimate", "input_estimate", "warnings")
 
     def __init__(
         self, limits: Limits, charges: list[tuple[tuple[str, ...], list[int], int]], input_estimate: int, estimate: int
     ) -> None:
+        self._shared: list[Charge] = []
         self._limits = limits
         self._charges: list[tuple[tuple[str, ...], list[int], int]] | None = charges
         self.input_estimate = input_estimate
@@ -79,6 +82,9 @@ class Reservation:
         charges, self._charges = self._charges, None
         if charges:
             self._limits._settle(charges, max(int(tokens), 0))
+        shared, self._shared = self._shared, []
+        if shared and self._limits.shared is not None:
+            self._limits.shared.settle(shared, max(int(tokens), 0))
         budgets, self._budgets = self._budgets, []
         if budgets and self._limits.budgets is not None:
             self._limits.budgets.settle(budgets, max(int(tokens), 0), cost)
@@ -88,6 +94,9 @@ class Reservation:
         charges, self._charges = self._charges, None
         if charges:
             self._limits._release(charges)
+        shared, self._shared = self._shared, []
+        if shared and self._limits.shared is not None:
+            self._limits.shared.release(shared)
         budgets, self._budgets = self._budgets, []
         if budgets and self._limits.budgets is not None:
             self._limits.budgets.release(budgets)
@@ -102,6 +111,7 @@ class Limits:
     clock: seconds that only go forward.
     budgets: keeps limits of a day and a month; without it calls under such a limit are refused.
     prices: what tokens cost, for limits in dollars.
+    shared: counts the minutes of several processes together.
     """
 
     def __init__(
@@ -111,8 +121,9 @@ class Limits:
         *,
         budgets: Budgets | None = None,
         prices: Prices | None = None,
+        shared: SharedWindows | None = None,
     ) -> None:
-        self.policies = policies or Policies()
+        self.policies, self.shared = policies or Policies(), shared
         self.budgets, self.prices = budgets, prices or Prices()
         self._clock = clock
         self._lock = threading.Lock()
@@ -128,7 +139,8 @@ class Limits:
 
         Raises
         ------
-        CallError: 429 that names the limit, with `retry_after`. LeaseNeeded: a budget must be asked for in the database first.
+        CallError: 429 that names the limit, with `retry_after`. LeaseNeeded: a budget must be asked for in the database first, or
+            a shared minute in Redis.
         """
         policy = self.policies.get(endpoint)
         given = max(math.ceil(size / 4), 1)
@@ -143,8 +155,14 @@ class Limits:
             cost = (lambda tokens: (given * price.input + tokens * price.output) / 1e6) if price else (lambda tokens: 0.0)
             taken, warnings = self.budgets.reserve(caller, endpoint, policy, given, output_tokens, cost)
         try:
-            reservation = self._minute(caller, endpoint, policy, given, output_tokens)
-        except CallError:
+            if self.shared is None:
+                reservation = self._minute(caller, endpoint, policy, given, output_tokens)
+            else:
+                room = given + (DEFAULT_OUTPUT_TOKENS if output_tokens is None else output_tokens)
+                charges, estimate = self.shared.reserve(caller, endpoint, policy, room)
+                reservation = Reservation(self, [], given, estimate)
+                reservation._shared = charges
+        except (CallError, LeaseNeeded):
             if self.budgets is not None:
                 self.budgets.release(taken)
             raise
@@ -191,17 +209,7 @@ class Limits:
             wait = window.wait(limit, need, now)
             if wait < soonest:
                 soonest, refused = wait, (limit, kind, whose)
-        limit, kind, whose = refused
-        of = f"endpoint {endpoint}" if kind == "endpoint" else f"{kind} {whose} on {endpoint}"
-        if metric == "tokens" and need > limit:
-            raise limit_exceeded(
-                f"this request needs about {need} tokens; the limit of {of} is {limit} tokens a minute: "
-                "send less, or lower max_output_tokens",
-                60.0,
-            )
-        raise limit_exceeded(
-            f"the limit of {of} is reached: {limit} {metric} a minute; try again in {math.ceil(soonest)} s", soonest
-        )
+        raise refusal(endpoint, metric, refused, need, soonest)
 
     def _settle(self, charges: list[tuple[tuple[str, ...], list[int], int]], tokens: int) -> None:
         with self._lock:

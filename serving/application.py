@@ -41,15 +41,16 @@ def application(platform: Platform) -> FastAPI:
     `app.state`: `platform`; `reports` of the first sync; `failure`, what kept it from becoming ready; `announce` and `stop`,
     called when it is ready and when it cannot become so.
     """
-    app = FastAPI(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app = _App(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
     app.state.following = None
     app.state.example = "What is this about?"
     calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
-    app.add_middleware(Direct, routes=calls.routes)
+    warned = platform.gateway.warnings
+    app.direct = Direct(app.framed, calls.routes, lambda inner: errors.RequestIds(_Warnings(Compressed(inner), warned)))
     app.add_middleware(Compressed)
-    app.add_middleware(_Warnings, warnings=platform.gateway.warnings)
+    app.add_middleware(_Warnings, warnings=warned)
     errors.install(app)
 
     @app.exception_handler(RetrievalError)
@@ -163,6 +164,18 @@ def application(platform: Platform) -> FastAPI:
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform))
     return app
+
+
+class _App(FastAPI):
+    """The framework's application, past whose own layers calls of endpoints take the short way."""
+
+    direct: Direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.direct(scope, receive, send)
+
+    async def framed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
 
 
 class _Warnings:

@@ -82,7 +82,7 @@ class Workspace:
     def engine(self) -> Engine:
         from serving.state import open_state
 
-        return open_state(self.home)
+        return open_state(self.home, self.settings.database_url)
 
     @cached_property
     def identity(self) -> Identity:

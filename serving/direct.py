@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -14,13 +14,14 @@ from serving.errors import error_response
 
 
 class Direct:
-    """Pure ASGI middleware: requests by POST to one of `routes` go to its endpoint, all others to `app`.
+    """An ASGI application: requests by POST to one of `routes` go to its endpoint, all others to `app`.
 
-    The application has the same routes itself, for every other method and for whoever lists them.
+    The application has the same routes itself, for every other method and for whoever lists them. Of the layers around it only
+    those that `around` puts on are around these endpoints too: each layer costs every call.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> None:
+        self._app, self._short = app, around(self._answer)
         posts = [route for route in routes if isinstance(route, Route) and route.methods == {"POST"}]
         self._exact = {route.path: route.endpoint for route in posts if not route.param_convertors}
         self._named = [route for route in posts if route.param_convertors]
@@ -30,8 +31,12 @@ class Direct:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
+        scope["endpoint"] = endpoint
+        await self._short(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            response = await endpoint(Request(scope, receive, send))
+            response = await scope["endpoint"](Request(scope, receive, send))
             await response(scope, receive, send)
         except CallError as error:
             await error_response(error, scope)(scope, receive, send)

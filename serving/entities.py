@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets as random
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -175,6 +176,10 @@ class Entities:
             model.version = version.version
             return model
 
+        count = SIZES[spec.get("workload_size", "Small")]
+        if count > 1 and "OMP_NUM_THREADS" not in os.environ:  # they share the machine
+            environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment}
+
         def process(number: int) -> ModelProcess:
             return ModelProcess(
                 version.path,
@@ -186,7 +191,7 @@ class Entities:
                 interpreter=partial(self._environments.python, version.path),
             )
 
-        processes = [process(number) for number in range(SIZES[spec.get("workload_size", "Small")])]
+        processes = [process(number) for number in range(count)]
         return _Model(processes[0] if len(processes) == 1 else Replicas(processes), version, task)
 
     def forget(self, endpoint: str) -> None:

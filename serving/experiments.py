@@ -23,7 +23,8 @@ from governance.frames import iso
 from governance.journal import Journal
 from serving.declared import Dealt
 from serving.experiment_store import Store
-from serving.lifecycle import Lifecycle, Record
+from serving.lifecycle import Lifecycle
+from serving.record import Record
 
 log = logging.getLogger("smalti")
 

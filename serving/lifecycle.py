@@ -1,4 +1,4 @@
-"""The life of endpoints that are made through the API: created, updated without a failed call, kept over restarts, deleted.
+"""The life of endpoints of models: made through the API or declared, updated without a failed call, kept over restarts, deleted.
 
 An endpoint serves its `config`. A change is `pending` while its new entities are started beside the old ones; only when all are
 ready do they take the old ones' place. A change that fails is told (`UPDATE_FAILED`), and what served serves on.
@@ -11,115 +11,32 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select, update
 
-from governance.call import Call, CallError, Event, bad_request, unavailable
-from serving.config import NAME, hide, parse, readable, vouch
+from governance.call import CallError, bad_request
+from serving.config import NAME, hide, parse, vouch
 from serving.endpoint import Endpoint, Endpoints, EndpointTask
 from serving.engines.process import LoadFailed
-from serving.entities import DEPLOYMENT, Entities, Entity, External, Failed
+from serving.entities import Entities, Entity, External, Failed
+from serving.record import Record
 from serving.tables import endpoints as table
-from serving.traffic import Arms, Expose, Mirror, Traffic, arms
+from serving.traffic import Expose, Mirror, Traffic, arms
 
 log = logging.getLogger("smalti")
 
 DETAILS = ("description", "tags", "email_notifications", "route_optimized", "rate_limits", "telemetry_config", "budget_policy_id")
 
 
-@dataclass
-class Record:
-    """A stored endpoint and what runs for it."""
-
-    name: str
-    creator: str
-    created: int
-    updated: int
-    task: EndpointTask = "predict"
-    config_version: int = 0
-    config: dict[str, Any] | None = None
-    pending: dict[str, Any] | None = None
-    failure: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    entities: dict[str, Entity] = field(default_factory=dict)
-    coming: dict[str, Entity] = field(default_factory=dict)
-    work: asyncio.Task[None] | None = None
-    arms: Arms | None = None
-    """What answers, made of `config` and `entities`."""
-
-    @property
-    def updating(self) -> bool:
-        return self.pending is not None and self.failure is None
-
-    async def answer(self, call: Call) -> AsyncIterator[Event]:
-        """The engine of the endpoint: one entity answers, and is named."""
-        if self.arms is None:
-            reason = self.failure or "it is being created"
-            raise unavailable(f"Endpoint {self.name!r} is not ready: {reason}", retry_after=None if self.failure else 5)
-        events: Any = self.arms.answer(call)
-        async with aclosing(events):
-            async for event in events:
-                yield event
-
-    @property
-    def ready(self) -> bool:
-        """Whether every entity that gets traffic can answer."""
-        routes = self.config["traffic_config"]["routes"] if self.config else []
-        states = [self.entities[route["served_entity_name"]].state[0] for route in routes if route["traffic_percentage"]]
-        return bool(states) and all(state == "READY" for state in states)
-
-    def live(self, url: str) -> dict[str, Any]:
-        """What of the API's object changes with time."""
-        update_state = "NOT_UPDATING" if self.pending is None else "UPDATE_FAILED" if self.failure else "IN_PROGRESS"
-        body: dict[str, Any] = {
-            **{key: value for key, value in self.details.items() if value is not None and key != "rate_limits"},
-            "tags": self.details.get("tags") or [],
-            "last_updated_timestamp": self.updated,
-            "state": {"ready": "READY" if self.ready else "NOT_READY", "config_update": update_state},
-            "config": self._shown(self.config, self.entities, self.config_version) if self.config else None,
-        }
-        if self.pending is not None:
-            coming = self.coming or self.entities
-            body["pending_config"] = self._shown(self.pending, coming, self.config_version + 1) | {"start_time": self.updated}
-        if self.details.get("route_optimized"):
-            address = f"{url}/serving-endpoints/{self.name}/invocations"
-            about = [
-                {
-                    "type": "workspace_permission",
-                    "object_type": "serving-endpoints",
-                    "object_path": f"/serving-endpoints/{self.name}",
-                }
-            ]
-            query = {"authorization_details": json.dumps(about), "endpoint_url": address}
-            body |= {"endpoint_url": address, "data_plane_info": {"query_info": query}}
-        return body
-
-    def _shown(self, config: Mapping[str, Any], running: Mapping[str, Entity], version: int) -> dict[str, Any]:
-        entities = []
-        for spec in readable(config)["served_entities"]:
-            state, message = running[spec["name"]].state if spec["name"] in running else ("CREATING", "")
-            if self.failure and running is not self.entities:
-                state, message = ("FAILED", message or self.failure) if state != "READY" else ("FAILED", self.failure)
-            entity = running.get(spec["name"])
-            entities.append(
-                {
-                    **spec,
-                    **({"entity_version": entity.version} if entity and entity.version else {}),
-                    "creator": self.creator,
-                    "creation_timestamp": self.updated,
-                    "state": {"deployment": DEPLOYMENT[state], "deployment_state_message": message},
-                }
-            )
-        return {**config, "served_entities": entities, "config_version": version}
+REGISTERED_EVERY = 2.0
+"""Seconds between two looks for a model that is declared, but not registered yet."""
 
 
 class Lifecycle:
-    """The endpoints that were made through the API.
+    """The endpoints of models that were made through the API, and those of registered models that the settings declare.
 
     Parameters
     ----------
@@ -155,7 +72,8 @@ class Lifecycle:
 
     def get(self, name: str) -> Record:
         """The record of an endpoint. Raises `CallError`: 404 where there is none, 409 where the settings declare it."""
-        if record := self._records.get(name):
+        record = self._records.get(name)
+        if record and not record.declared:
             return record
         if name in self._endpoints:
             raise CallError(
@@ -166,7 +84,9 @@ class Lifecycle:
         raise self._endpoints.missing(name)
 
     async def restore(self) -> None:
-        """Serve again what was served when the server was last stopped. Models are loaded in the background."""
+        """Serve what is declared, and again what was served when the server was last stopped. Models load in the background."""
+        for record in self._records.values():
+            record.work = asyncio.create_task(self._come(record))
         for row in await asyncio.to_thread(self._stored):
             if row["name"] in self._endpoints:
                 log.warning("endpoint %s is declared in the settings, which win over the one made through the API", row["name"])
@@ -187,6 +107,13 @@ class Lifecycle:
                     record.entities[spec["name"]] = Failed(error.message)
             self._register(record)
             record.work = asyncio.create_task(self._resume(record))
+
+    def declare(self, name: str, config: Mapping[str, Any], description: str = "") -> None:
+        """Register an endpoint of registered models; `restore` starts it. Raises `CallError` where the config is wrong."""
+        now = time.time_ns() // 1_000_000
+        record = Record(name, "smalti", now, now, pending=parse(config), details={"description": description}, declared=True)
+        self._records[name] = record
+        self._register(record)
 
     async def create(self, body: Mapping[str, Any], creator: str, *, admin: bool = False) -> Endpoint:
         """A new endpoint; its models are loaded in the background. What an `admin` declares may reach further (`config.vouch`).
@@ -293,6 +220,23 @@ class Lifecycle:
         if record.updating:
             await self._roll(record)
 
+    async def _come(self, record: Record) -> None:
+        """Start what is declared, as soon as its models are registered."""
+        while True:
+            try:
+                await self._task(record.pending or {})
+            except CallError as error:
+                if record.failure != error.message:
+                    log.warning("endpoint %s: %s", record.name, error.message)
+                record.failure = error.message
+                await asyncio.sleep(REGISTERED_EVERY)
+                continue
+            record.failure = None
+            await self._roll(record)
+            if record.failure:
+                log.warning("endpoint %s: %s", record.name, record.failure)
+            return
+
     async def _roll(self, record: Record) -> None:
         """Start what is pending; then let it take the place of what serves, or tell why it cannot."""
         pending = record.pending or {}
@@ -322,7 +266,8 @@ class Lifecycle:
         record.updated = time.time_ns() // 1_000_000
         self._register(record)
         await self._save(record)
-        await asyncio.to_thread(self._entities.vault.forget, record.name, [pending])
+        if not record.declared:
+            await asyncio.to_thread(self._entities.vault.forget, record.name, [pending])
         self._retire(retired)
 
     def _retire(self, entities: Collection[Entity], gone: str | None = None) -> None:
@@ -360,6 +305,8 @@ class Lifecycle:
         )
 
     async def _save(self, record: Record) -> None:
+        if record.declared:  # a row of this name is one that the API made before, and is kept as it was
+            return
         await asyncio.to_thread(self._store, record)
 
     def _stored(self) -> list[Mapping[str, Any]]:

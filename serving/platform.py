@@ -29,6 +29,7 @@ from governance.metrics import Metrics
 from governance.oauth import OAuth
 from governance.prices import Prices
 from governance.resilience import resilient
+from governance.shared import SharedWindows
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.artifacts import Artifacts
@@ -50,7 +51,7 @@ from serving.registry import Registry
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
-from serving.state import Home, open_state
+from serving.state import Home, checkpoints, open_state
 from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
@@ -83,7 +84,7 @@ class Platform:
     def __init__(self, settings: Settings, home: Home, *, train_router: TrainRouter) -> None:
         self.settings, self.home = settings, home
         self.url = settings.public_url or f"http://{settings.host}:{settings.port}"
-        self.engine = open_state(home)
+        self.engine = open_state(home, settings.database_url)
 
         self.identity = Identity(self.engine, home.pepper)
         self.admin_secret = self.identity.ensure_admin(settings.admin_key)
@@ -100,7 +101,8 @@ class Platform:
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
         self.budgets = Budgets(self.engine)
-        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices)
+        shared = SharedWindows(settings.redis_url) if settings.redis_url else None
+        limits = Limits(self.policies, budgets=self.budgets, prices=self.prices, shared=shared)
         self.gateway = Gateway(
             self.identity,
             self.grants,
@@ -125,7 +127,7 @@ class Platform:
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
-        self.runtime = Runtime(self.engine, home.checkpoints)
+        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url))
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
@@ -157,6 +159,7 @@ class Platform:
             Vault(self.engine, home.pepper, self.secrets),
             upstream_hosts=settings.upstream_hosts,
             patience=settings.chat_timeout,
+            idle=settings.model_idle_seconds,
             loads=max(1, (os.cpu_count() or 2) // 2),
             memory=(settings.model_memory_mb << 20) if settings.model_memory_mb else psutil.virtual_memory().total // 2,
             environments=settings.model_environments == "build",
@@ -200,6 +203,8 @@ class Platform:
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")
             self.endpoints.register(declared.endpoint)
+        elif config := declaration.config.registered:
+            self.lifecycle.declare(declaration.name, config, declaration.description)
         elif entity.local_model is not None:
             self.locals.declare(declaration.name, entity.local_model, declaration.description)
 
@@ -375,6 +380,8 @@ class Platform:
             await model.aclose()
         await self.runtime.close()
         await asyncio.to_thread(self.budgets.close)
+        if self.gateway.limits.shared is not None:
+            await asyncio.to_thread(self.gateway.limits.shared.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()

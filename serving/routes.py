@@ -32,6 +32,8 @@ from serving.runs import Runs, missing
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request body, unpacked."""
+UNWATCHED = 0.05
+"""Seconds of a call after which it is watched whether its client is still there: most are answered before."""
 
 Decoded = tuple[Request, Callable[[Call], Encoder]]
 Decode = Callable[[dict[str, Any], str | None], Decoded]
@@ -64,7 +66,7 @@ def bearer(headers: Any) -> str | None:
 async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
     too_large = CallError(
-        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less text, or fewer messages.",
+        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less at a time: fewer rows, or less text.",
         status=413,
         code="REQUEST_TOO_LARGE",
     )
@@ -130,7 +132,9 @@ class Answering:
             gone = True
             task.cancel()
 
-        watching = asyncio.create_task(watch())
+        watching: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
+        later = loop.call_later(UNWATCHED, lambda: watching.append(loop.create_task(watch())))
         try:
             await (self._stream(send) if self._call.stream else self._whole(send))
         except asyncio.CancelledError:
@@ -140,7 +144,9 @@ class Answering:
         except CallError as error:
             raise self._explain(error) from None
         finally:
-            watching.cancel()
+            later.cancel()
+            for watcher in watching:
+                watcher.cancel()
 
     async def _whole(self, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))

@@ -124,23 +124,68 @@ class LocalModel(_Strict):
 
 
 class ServedEntity(_Strict):
+    """An agent, an external model, a local model, or a registered model by `entity_name` and `entity_version` (a number or an
+    alias), whose further fields are those of the REST API."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     name: str | None = None
     agent: AgentEntity | None = None
     external_model: ExternalModel | None = None
     local_model: LocalModel | None = None
+    entity_name: Annotated[str | None, Field(pattern=r"^[^.]+\.[^.]+\.[^.]+$")] = None
+    entity_version: str | None = None
+    environment_vars: dict[str, str] | None = None
+    scale_to_zero_enabled: bool | None = None
+    workload_size: Literal["Small", "Medium", "Large"] | None = None
+    memory_limit_mb: Annotated[int, Field(ge=64)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ServedEntity:
+        if sum(given is not None for given in (self.agent, self.external_model, self.local_model, self.entity_name)) != 1:
+            raise ValueError("a served entity is exactly one of agent, external_model, local_model and entity_name")
+        alone = ("entity_version", "environment_vars", "scale_to_zero_enabled", "workload_size", "memory_limit_mb")
+        if self.entity_name is None and (stray := [name for name in alone if getattr(self, name) is not None]):
+            raise ValueError(f"{stray[0]} is for a registered model: give its entity_name, as catalog.schema.model")
+        if self.entity_name is not None and self.entity_version is None:
+            raise ValueError("a registered model needs its entity_version: a number or an alias")
+        return self
 
 
 class EndpointConfig(_Strict):
-    """One agent, or up to 15 external models that share the traffic (`serving.traffic`)."""
+    """One agent or local model; or up to 15 external or registered models that share the traffic (`serving.traffic`)."""
 
     served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=15)]
     traffic_config: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> EndpointConfig:
-        if len(self.served_entities) > 1 and any(entity.external_model is None for entity in self.served_entities):
-            raise ValueError("several served entities must all have an external_model")
+        entities = self.served_entities
+        for kind in ("external_model", "entity_name"):
+            if all(getattr(entity, kind) is not None for entity in entities):
+                return self
+        if len(entities) > 1:
+            raise ValueError("several served entities must all have an external_model, or all an entity_name")
         return self
+
+    @model_validator(mode="after")
+    def _models_checked(self) -> EndpointConfig:
+        if self.registered:
+            from governance.call import CallError
+            from serving.config import parse
+
+            try:
+                parse(self.registered)
+            except CallError as error:
+                raise ValueError(error.message) from None
+        return self
+
+    @property
+    def registered(self) -> dict[str, Any] | None:
+        """The config as the REST API takes it, where registered models are served."""
+        if self.served_entities[0].entity_name is None:
+            return None
+        return self.model_dump(exclude_none=True)
 
 
 class EndpointDeclaration(_Strict):
@@ -193,9 +238,15 @@ class Settings(BaseSettings):
     """Seconds a call may wait in line before it is refused with 503."""
     journal_fsync: bool = False
     """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
+    database_url: str | None = Field(default=None, repr=False)
+    """A database in place of the state folder's, such as `postgresql://smalti:…@db/smalti`, which several servers may share."""
+    redis_url: str | None = Field(default=None, repr=False)
+    """Redis, by which several servers keep limits of a minute together, such as `redis://cache:6379/0`."""
     mlflow: bool = True
     model_memory_mb: Annotated[int, Field(ge=64)] | None = None
     """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
+    model_idle_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds without a call after which a served model with `scale_to_zero_enabled` gives its memory back."""
     model_environments: Literal["build", "server"] = "build"
     """Whether a model whose requirements the server's packages do not satisfy gets an environment of its own, made by pip."""
     upstream_hosts: list[str] = Field(default_factory=list)

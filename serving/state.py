@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
+from sqlalchemy.exc import ArgumentError
 
 SCHEMA_VERSION = 3
 """Raised whenever a table gains or loses a column. Older state is upgraded in place after a copy is kept."""
@@ -118,6 +119,7 @@ def open_database(url: str) -> Engine:
     SQLite: write-ahead log (readers never wait for the writer), foreign keys enforced, 30 s patience for a second
     writer (https://sqlite.org/wal.html, https://sqlite.org/pragma.html).
     """
+    url = _driver(url)
     engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
     if engine.dialect.name == "sqlite":
 
@@ -131,8 +133,18 @@ def open_database(url: str) -> Engine:
     return engine
 
 
-def open_state(home: Home) -> Engine:
-    """The database of a state folder, its tables brought to this version's schema.
+def _driver(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+
+
+def checkpoints(home: Home, url: str | None) -> Path | str:
+    """Where threads are kept: in the shared database, where there is one that LangGraph can use, or in the state folder."""
+    return "postgresql://" + url.partition("://")[2] if url and url.startswith("postgres") else home.checkpoints
+
+
+def open_state(home: Home, url: str | None = None) -> Engine:
+    """The database of a state folder, or the one at `url`, its tables brought to this version's schema.
 
     Raises
     ------
@@ -143,9 +155,18 @@ def open_state(home: Home) -> Engine:
     from retrieval.tables import metadata as retrieval
     from serving.tables import metadata as serving
 
-    engine = open_database(f"sqlite:///{home.database}")
+    try:
+        engine = open_database(url or f"sqlite:///{home.database}")
+    except (ArgumentError, ImportError) as error:
+        raise StateError(f"database_url (SMALTI_DATABASE_URL) cannot be used: {_plain(error)}") from None
     upgrade(engine, [governance, retrieval, agents, serving])
     return engine
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"{error.name} is not installed; pip install 'smalti[postgres]'"
+    return "it is not a URL like postgresql://smalti:secret@db/smalti"
 
 
 def upgrade(engine: Engine, metadatas: Sequence[MetaData]) -> None:
@@ -160,18 +181,39 @@ def upgrade(engine: Engine, metadatas: Sequence[MetaData]) -> None:
     """
     try:
         with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(5024)"))
             connection.execute(text("CREATE TABLE IF NOT EXISTS smalti_schema (version INTEGER NOT NULL)"))
             found = connection.execute(text("SELECT max(version) FROM smalti_schema")).scalar()
     except Exception as error:
         raise StateError(
             f"The database {engine.url.render_as_string(hide_password=True)} cannot be opened: {error.__class__.__name__}. "
-            "Restore it from a copy, or set SMALTI_HOME to another folder."
+            "Restore it from a copy, or set SMALTI_HOME to another folder; with SMALTI_DATABASE_URL, check that it runs."
         ) from error
     if found is not None and found > SCHEMA_VERSION:
         raise StateError(
             f"The state in {engine.url.database} has schema {found}; this Smalti knows up to {SCHEMA_VERSION}. "
             "Upgrade Smalti, or set SMALTI_HOME to another folder."
         )
+    with _alone(engine):
+        _upgrade(engine, metadatas, found)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Servers that share a database and start at the same time change its tables one after the other."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(5024)"))
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(5024)"))
+
+
+def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -> None:
     older = found is not None and found < SCHEMA_VERSION
     if older and engine.dialect.name == "sqlite" and engine.url.database:
         with engine.begin() as connection:

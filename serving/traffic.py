@@ -112,7 +112,7 @@ class Arms:
         self._turn = (self._turn + _GOLDEN) % 1
         return self.traffic.at(self._turn)
 
-    async def answer(self, call: Call) -> AsyncIterator[Event]:
+    def answer(self, call: Call) -> AsyncIterator[Event]:
         """Answer by the picked entity or what stands in for it; copies go to the shadows."""
         picked = self.pick(call)
         self._note(call.request_id, call, picked)
@@ -121,10 +121,7 @@ class Arms:
         names = [picked, *(name for name in self._reserves if name != picked)] if self._fallback() else [picked]
         chosen = [self.candidates[name] for name in names]
         alone = len(chosen) == 1 and chosen[0].attempts == 1
-        events: Any = chosen[0].engine(call) if alone else first_to_answer(call, chosen)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        return chosen[0].engine(call) if alone else first_to_answer(call, chosen)
 
     def _copy(self, call: Call) -> None:
         assert self._mirror is not None

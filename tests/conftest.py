@@ -18,6 +18,8 @@ settings.register_profile("repeat", derandomize=True, deadline=None, database=No
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
+# One thread a process: spinning threads of several models on few cores take minutes for what takes seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", ANONYMIZED_TELEMETRY="false", MLFLOW_DISABLE_TELEMETRY="true", LANGSMITH_TRACING="false")
 
 

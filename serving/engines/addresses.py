@@ -70,10 +70,10 @@ class Place:
         self._until, self._pinned = 0.0, base_url
 
     @property
-    def extensions(self) -> dict[str, str]:
-        """What keeps TLS checking the name, where the address stands in the URL."""
+    def server_hostname(self) -> str | None:
+        """The name that TLS goes on checking, where the address stands in the URL."""
         pinned = self._reach != "any" and self._parts.scheme == "https"
-        return {"sni_hostname": self._parts.hostname or ""} if pinned else {}
+        return self._parts.hostname if pinned else None
 
     @property
     def host_header(self) -> str | None:

@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
-import httpx
+import aiohttp
 
 from governance.call import Call, CallError, Event, unavailable
 from serving.engines import anthropic
@@ -83,7 +83,7 @@ class ExternalChat:
         except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
             raise unavailable(f"The model at {host} sent what cannot be read. Look at its log.", status=502) from None
         finally:
-            await response.aclose()
+            response.release()
         if not finished:
             raise unavailable(f"The model at {host} ended its answer in the middle. Send the request again.", status=502)
         for event in reader.end():
@@ -100,14 +100,14 @@ class ExternalChat:
         options = {"include_usage": True} if self._usage_option else None
         return present({**body, "model": model, "stream": True, "stream_options": options})
 
-    async def _send(self, body: dict[str, Any]) -> httpx.Response:
+    async def _send(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
         """The upstream's accepted response, its body unread."""
         for _ in (1, 2):
             response = await self._http.open("POST", self._path, body)
-            if response.status_code == 200:
+            if response.status == 200:
                 return response
             text = await self._http.error_text(response)
-            if response.status_code == 400 and "stream_options" in text and body.pop("stream_options", None):
+            if response.status == 400 and "stream_options" in text and body.pop("stream_options", None):
                 self._usage_option = False
                 continue
             raise self._http.refused(response, text, self._model)
@@ -119,7 +119,7 @@ class ExternalChat:
         response = await self._http.open("POST", self._path, present(asked))
         host = self.upstream.host
         try:
-            if response.status_code != 200:
+            if response.status != 200:
                 raise self._http.refused(response, await self._http.error_text(response), self._model)
             async with asyncio.timeout(self._http.timeouts.between):
                 body = await self._http.json(response, MAX_VECTORS)
@@ -132,7 +132,7 @@ class ExternalChat:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise unavailable(f"The model at {host} sent no embeddings. Look at its log.", status=502) from None
         finally:
-            await response.aclose()
+            response.release()
         if len(vectors) != len(call.payload["input"]):
             count = f"{len(vectors)} embeddings for {len(call.payload['input'])} texts"
             raise unavailable(f"The model at {host} sent {count}. Look at its log.", status=502)
@@ -150,7 +150,7 @@ class ExternalChat:
     async def _first_model(self) -> str:
         """The first model that the upstream lists, where settings name none."""
         response = await self._http.open("GET", "/models")
-        if response.status_code != 200:
+        if response.status != 200:
             raise self._http.refused(response, await self._http.error_text(response), None)
         try:
             self._model = str((await self._http.json(response))["data"][0]["id"])
@@ -159,7 +159,7 @@ class ExternalChat:
         except (LookupError, TypeError):
             raise CallError(f"{self.upstream.host} lists no model. Set SMALTI_CHAT_MODEL to its name.", status=502) from None
         finally:
-            await response.aclose()
+            response.release()
         return self._model
 
 

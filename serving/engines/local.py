@@ -85,7 +85,7 @@ class LocalModel:
     max_batch: answers that are written at the same time.
     max_queue: requests that may wait besides; one more is refused at once with 429.
     adapters: LoRA adapters by name.
-    threads: of the processor; None leaves it to torch.
+    threads: of the processor; None: as many as there are cores that others leave (`OMP_NUM_THREADS`, where it is set).
     options: for `ModelProcess`.
     """
 

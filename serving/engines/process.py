@@ -31,7 +31,10 @@ MEMORY_PAUSE = 0.5
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
 _MAX_PAUSE = 30.0
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_")
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_",
+    "OMP_", "MKL_NUM_", "OPENBLAS_NUM_",
+)  # fmt: skip
 """What a model may see of the server's environment: no key of a model provider."""
 
 
@@ -139,15 +142,16 @@ class ModelProcess:
         for attempt in (1, 2):
             wire = await self._up()
             identifier, answer = wire.ask(kind, body)
+            late = asyncio.get_running_loop().call_later(self._call_timeout, _expire, answer)
             try:
-                async with asyncio.timeout(self._call_timeout):
-                    kind_of, given = await answer
+                kind_of, given = await answer
             except TimeoutError:
                 self._kill("It gave no answer in time and was started anew.")
                 raise unavailable(
                     f"The model gave no answer in {self._call_timeout:g} s. Send less at once.", status=504
                 ) from None
             finally:
+                late.cancel()
                 wire.close(identifier)
             if kind_of != "gone":
                 return _checked(kind_of, given)
@@ -286,7 +290,9 @@ class ModelProcess:
     async def _spawn(self, python: str) -> tuple[asyncio.subprocess.Process, Wire, asyncio.BaseTransport]:
         ours, theirs = socket.socketpair()
         root = str(await asyncio.to_thread(worker_root, python))
-        environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
+        # threads of a numeric library that wait for work give the core away: others run on this machine, the server among them
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment |= {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
         if python != sys.executable:  # what the server's Python is pointed at is not for another's
             environment = {key: value for key, value in environment.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
@@ -342,6 +348,11 @@ class ModelProcess:
     def memory(self) -> int:
         """Bytes of memory the process and its children hold; 0 where that cannot be told."""
         return _held(self.pid) if self._wire else 0
+
+
+def _expire(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def _checked(kind: str, answer: Any) -> Any:

@@ -7,15 +7,19 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+import aiohttp
 import orjson
+from yarl import URL
 
 from governance.call import CallError, limit_exceeded, unavailable
 from serving.engines.addresses import Place, Unreachable
 from serving.engines.upstream import Upstream
 from serving.protocols import sse
+
+if TYPE_CHECKING:
+    import ssl
 
 MAX_BODY = 8 * 1024 * 1024
 MAX_VECTORS = 128 * 1024 * 1024
@@ -23,7 +27,7 @@ MAX_VECTORS = 128 * 1024 * 1024
 
 _REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
 
-BREAKS = (httpx.HTTPError, httpx.StreamError, UnicodeDecodeError, sse.TooLong)
+BREAKS = (aiohttp.ClientError, UnicodeDecodeError, sse.TooLong)
 """What reading an answer fails with, where the upstream is at fault."""
 
 
@@ -43,43 +47,44 @@ class Transport:
         self.upstream = upstream
         self.timeouts = timeouts or Timeouts()
         self._max_connections = max_connections
-        self._client: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._place = Place(upstream.base_url, upstream.reach)
 
-    def _pool(self) -> httpx.AsyncClient:
-        if self._client is None:
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
             upstream = self.upstream
             headers = {"user-agent": "smalti", "accept-encoding": "identity", **upstream.headers}
             if upstream.key:
                 headers[upstream.header] = f"Bearer {upstream.key}" if upstream.header == "authorization" else upstream.key
-            self._client = httpx.AsyncClient(
+            tls = _tls() if upstream.base_url.startswith("https:") else True
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30, ssl=tls),
                 headers=headers,
-                follow_redirects=False,
-                timeout=httpx.Timeout(None, connect=self.timeouts.connect, write=30.0, pool=self.timeouts.first_byte),
-                limits=httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=64, keepalive_expiry=30),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
+                cookie_jar=aiohttp.DummyCookieJar(),  # what one caller's answer sets is not sent with another's request
                 # a proxy would look the name up again; what is checked here is connected to from here
                 trust_env=upstream.reach == "any" and not _is_own(upstream),
             )
-        return self._client
+        return self._session
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
-    async def open(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """A response whose body is unread, of whatever status. Raises `CallError`."""
+    async def open(self, method: str, path: str, body: Any = None) -> aiohttp.ClientResponse:
+        """A response whose body is unread, of whatever status. Raises `CallError`. `release` it."""
         content = orjson.dumps(body) if body is not None else None
         for attempt in (1, 2):
             try:
                 return await self._open(method, path, content)
-            except (httpx.RemoteProtocolError, httpx.ReadError) as error:
+            except aiohttp.ClientError as error:
                 if attempt == 2:
                     raise self.broken(error) from error  # the first was a pooled connection that the upstream had closed
         raise AssertionError
 
-    async def _open(self, method: str, path: str, content: bytes | None) -> httpx.Response:
-        client, upstream = self._pool(), self.upstream
+    async def _open(self, method: str, path: str, content: bytes | None) -> aiohttp.ClientResponse:
+        session, upstream = self._pool(), self.upstream
         try:
             base = await self._place.url()
         except Unreachable as error:
@@ -87,59 +92,65 @@ class Transport:
         headers = {"content-type": "application/json"} if content else {}
         if self._place.host_header:
             headers["host"] = self._place.host_header
-        url = f"{base}{path}?{upstream.query}" if upstream.query else base + path
-        request = client.build_request(method, url, content=content, headers=headers, extensions=self._place.extensions)
+        url = URL(f"{base}{path}?{upstream.query}" if upstream.query else base + path, encoded=True)
         try:
             async with asyncio.timeout(self.timeouts.first_byte):
-                return await client.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                return await session.request(
+                    method,
+                    url,
+                    data=content,
+                    headers=headers,
+                    allow_redirects=False,
+                    server_hostname=self._place.server_hostname,
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise unavailable(
                 f"The model at {upstream.host} cannot be reached. Check that it runs, and its base URL.", status=502
             ) from error
-        except (TimeoutError, httpx.PoolTimeout, httpx.WriteTimeout) as error:
+        except TimeoutError as error:
             seconds = self.timeouts.first_byte
             raise unavailable(
                 f"The model at {upstream.host} did not answer in {seconds:g} s. Send the request again.", status=504
             ) from error
 
-    async def chunks(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
+    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
         """The JSON of each event of a stream; a whole answer, where the upstream does not stream, is one."""
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             yield await self.json(response)
             return
-        raw = response.aiter_bytes()
+        raw = response.content.iter_any()
         async with contextlib.aclosing(sse.events(raw)) as events:
             async for data in events:
                 if data.strip() == "[DONE]":
                     yield {"choices": [{"finish_reason": "stop"}]}  # for one that never gave a reason
                     break
                 yield _json(data)
-            with contextlib.suppress(TimeoutError, httpx.HTTPError, httpx.StreamError):
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError):
                 async with asyncio.timeout(_REST):  # a connection is used again only when its answer was read to the end
                     async for _ in raw:
                         pass
 
-    async def json(self, response: httpx.Response, limit: int = MAX_BODY) -> dict[str, Any]:
+    async def json(self, response: aiohttp.ClientResponse, limit: int = MAX_BODY) -> dict[str, Any]:
         """A whole answer. Raises `CallError` and what `BREAKS` lists."""
         return _json(await self._read(response, limit))
 
-    async def _read(self, response: httpx.Response, limit: int) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         parts = bytearray()
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             parts += chunk
             if len(parts) > limit:
                 raise sse.TooLong("an answer that is too long")
         return bytes(parts)
 
-    async def error_text(self, response: httpx.Response) -> str:
+    async def error_text(self, response: aiohttp.ClientResponse) -> str:
         """A refusal's own message, in one bounded line without the key."""
         try:
             async with asyncio.timeout(5):
                 raw = await self._read(response, 64 * 1024)
-        except (TimeoutError, httpx.HTTPError, httpx.StreamError, sse.TooLong):
+        except (TimeoutError, aiohttp.ClientError, sse.TooLong):
             return ""
         finally:
-            await response.aclose()
+            response.release()
         return self.safe(_message(raw))
 
     def safe(self, text: str) -> str:
@@ -149,9 +160,9 @@ class Transport:
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         return text if len(text) <= 300 else text[:297] + "..."
 
-    def refused(self, response: httpx.Response, text: str, model: str | None) -> CallError:
+    def refused(self, response: aiohttp.ClientResponse, text: str, model: str | None) -> CallError:
         """What an answer of another status than 200 means to whoever called."""
-        status, host = response.status_code, self.upstream.host
+        status, host = response.status, self.upstream.host
         said = f": {text}" if text else ""
         retry = response.headers.get("retry-after", "")
         wait = float(retry) if re.fullmatch(r"\d{1,4}(\.\d+)?", retry) else None
@@ -178,6 +189,13 @@ class Transport:
 
 def _is_own(upstream: Upstream) -> bool:
     return upstream.host.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]") or upstream.host in ("127.0.0.1", "localhost")
+
+
+def _tls() -> ssl.SSLContext:
+    """The authorities that come with the installation, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _json(raw: str | bytes) -> dict[str, Any]:

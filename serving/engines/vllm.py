@@ -22,6 +22,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 
 from governance.call import Call, CallError, Event, bad_request, limit_exceeded, unavailable
@@ -190,7 +191,7 @@ class VllmModel:
                         yield event
                 return
             except CallError as error:
-                if last or not isinstance(error.__cause__, httpx.ConnectError):
+                if last or not isinstance(error.__cause__, aiohttp.ClientConnectorError):
                     raise
                 starts = self.starts  # nobody was there to read it: its process has just ended, which is noticed in a moment
                 with contextlib.suppress(TimeoutError):

@@ -27,6 +27,7 @@ class Wire(asyncio.Protocol):
         self._buffer = bytearray()
         self._last = 0
         self._transport: Any = None
+        self._leaving: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -82,5 +83,13 @@ class Wire(asyncio.Protocol):
             self.write([identifier, "cancel", None])
 
     def write(self, frame: Any) -> None:
+        """Send a frame, together with the others of this turn of the loop: one system call, and one batch for the model."""
         raw = orjson.dumps(frame)
-        self._transport.write(_LENGTH.pack(len(raw)) + raw)
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._leaving += (_LENGTH.pack(len(raw)), raw)
+
+    def _flush(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        if not self.gone.is_set():
+            self._transport.write(b"".join(leaving))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 CHAT = """
@@ -135,3 +137,15 @@ def small(folder: Path) -> Path:
     (folder / "code" / "small_model.py").write_text(SMALL)
     (folder / "MLmodel").write_text(SMALL_ABOUT)
     return folder
+
+
+def registry(home: Path, model: Path) -> None:
+    """What of MLflow's database names this folder as version 1 of `m.s.small`, alias `champion`."""
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE registered_models (name TEXT)")
+        database.execute("INSERT INTO registered_models VALUES ('m.s.small')")
+        columns = "name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT, current_stage TEXT"
+        database.execute(f"CREATE TABLE model_versions ({columns})")
+        database.execute("CREATE TABLE registered_model_aliases (name TEXT, alias TEXT, version INT)")
+        database.execute("INSERT INTO model_versions VALUES ('m.s.small', 1, ?, NULL, 'READY', 'None')", (str(model),))
+        database.execute("INSERT INTO registered_model_aliases VALUES ('m.s.small', 'champion', 1)")

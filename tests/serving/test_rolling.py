@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -22,7 +21,7 @@ from serving.entities import Entities, Vault
 from serving.lifecycle import Lifecycle, Record
 from serving.registry import Registry
 from serving.state import open_database
-from tests.serving.models import small
+from tests.serving.models import registry, small
 
 pytestmark = pytest.mark.anyio
 
@@ -30,15 +29,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def lifecycle(tmp_path: Path) -> AsyncIterator[Lifecycle]:
     model = small(tmp_path / "mlartifacts" / "small")
-    with sqlite3.connect(tmp_path / "mlflow.db") as registry:
-        registry.execute("CREATE TABLE registered_models (name TEXT)")
-        registry.execute("INSERT INTO registered_models VALUES ('m.s.small')")
-        columns = "name TEXT, version INT, source TEXT, storage_location TEXT, status TEXT, current_stage TEXT"
-        registry.execute(f"CREATE TABLE model_versions ({columns})")
-        registry.execute("CREATE TABLE registered_model_aliases (name TEXT, alias TEXT, version INT)")
-        registry.execute("INSERT INTO model_versions VALUES ('m.s.small', 1, ?, NULL, 'READY', 'None')", (str(model),))
-        registry.execute("INSERT INTO registered_model_aliases VALUES ('m.s.small', 'champion', 1)")
-    registry.close()
+    registry(tmp_path, model)
     database = open_database(f"sqlite:///{tmp_path}/smalti.db")
     load_pepper(tmp_path / "pepper")
     entities = Entities(tmp_path, Registry(tmp_path), Vault(database, tmp_path / "pepper"), idle=0.2)

@@ -99,14 +99,26 @@ class Adapters:
         self._used = name
 
 
+def free_cores(environment: Mapping[str, str]) -> int | None:
+    """Threads for the model: the cores that others leave, at least half of those it may use. None where `OMP_NUM_THREADS` says.
+
+    More threads than free cores make each step wait for the one that has no core: slower by orders, not by a share.
+    """
+    if environment.get("OMP_NUM_THREADS"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    return max(cores - busy, (cores + 1) // 2)
+
+
 class Server:
     """Answers the server's frames."""
 
     def __init__(self, wire: _Wire, spec: Mapping[str, Any]) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        if spec.get("threads"):
-            torch.set_num_threads(int(spec["threads"]))
+        if threads := spec.get("threads") or free_cores(os.environ):
+            torch.set_num_threads(int(threads))
         device = spec.get("device") or "auto"
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -84,6 +84,6 @@ async def test_a_name_that_changes_its_mind_is_checked_where_it_is_connected_to(
 async def test_the_name_stays_what_tls_is_checked_against() -> None:
     place = Place("https://localhost:8443/v1", "own")
     assert await place.url() in ("https://127.0.0.1:8443/v1", "https://[::1]:8443/v1")
-    assert place.extensions == {"sni_hostname": "localhost"}
+    assert place.server_hostname == "localhost"
     assert place.host_header == "localhost:8443"
-    assert Place("https://localhost/v1", "any").extensions == {}
+    assert Place("https://localhost/v1", "any").server_hostname is None
