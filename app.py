@@ -14,6 +14,7 @@ import typer
 
 from agents.commands import agents, dev, new
 from evals.commands import evals
+from evals.dataset_commands import dataset
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
@@ -21,6 +22,7 @@ from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
 from serving.engine_commands import engines
+from serving.experiment_commands import experiments
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
@@ -89,6 +91,8 @@ cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
+cli.add_typer(dataset, name="dataset")
+cli.add_typer(experiments, name="experiments")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit, new, dev):

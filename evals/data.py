@@ -173,13 +173,20 @@ class RowResult:
         return cls(Row(**row), Prediction.from_dict(data["prediction"]), judged=data.get("judged") or {})
 
 
-def load_dataset(path: str | Path) -> Dataset:
-    """Read and check a dataset file; raises `DatasetError` for the first thing wrong with it. Blank lines are skipped."""
+def load_dataset(path: str | Path, *, sealed: bool = True) -> Dataset:
+    """Read and check a dataset file; raises `DatasetError` for the first thing wrong with it. Blank lines are skipped.
+
+    `sealed`: whether it must be what its manifest says, where it has one (`evals.manifest`).
+    """
+    from evals import manifest
+
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(path, f"cannot be read ({error.strerror or error})", "give the path of a JSONL file") from error
+    if sealed:
+        manifest.check(path, data)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:1024]:
         raise DatasetError(path, "is UTF-16 or binary, not UTF-8 text", "save it as UTF-8")
 

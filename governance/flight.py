@@ -28,6 +28,8 @@ MAX_PAYLOAD = 16 << 20
 """Bytes of a request or an answer that the journal keeps whole."""
 MAX_REFUSED_PAYLOAD = 4_096
 """The same for a call that was refused: refusals are cheap to cause."""
+EXPOSURE = ("smalti_experiment", "smalti_arm", "smalti_unit")
+"""Keys of `usage_context` that only the gateway writes: the experiment a call was part of, the arm it was dealt, its unit."""
 CLIENT_GONE = 499
 """Status of a call whose client went away before the end."""
 
@@ -40,6 +42,7 @@ class Flight:
         "call",
         "created",
         "done",
+        "exposure",
         "first_ns",
         "gateway",
         "guard",
@@ -85,6 +88,8 @@ class Flight:
         """The served entity that answers, as far as it is known."""
         self.inner_cost = 0.0
         """US dollars that the calls made for this one have cost."""
+        self.exposure: Mapping[str, str] | None = None
+        """What of a live experiment the call was shown; `EXPOSURE`'s keys."""
         self.done = False
 
     def intent(self, request: bytes) -> None:
@@ -184,6 +189,8 @@ class Flight:
             columns.update(usage)
             if cost is not None:
                 columns["cost"], columns["price_version"] = cost, gateway.prices.version
+        if self.exposure:
+            columns["usage_context"] = {**_own(call.usage_context), **self.exposure}
         if self.verdicts:
             columns["guardrail_verdicts"] = self.verdicts
         if response is not None:
@@ -247,7 +254,7 @@ class Flight:
             **self._key(),
             "client_request_id": short(call.client_request_id),
             "requester_kind": call.caller.kind if call.caller else None,
-            "usage_context": call.usage_context or None if known else None,
+            "usage_context": _own(call.usage_context) or None if known else None,
             "parent_request_id": short(call.parent_id),
             "thread_id": short(call.thread_id) if known else None,
             "trace_id": f"tr-{self.root}",
@@ -263,3 +270,8 @@ class Flight:
         if status != 200 and self.first_ns is None:
             return 0  # nothing was answered
         return (self.reservation.input_estimate if self.reservation else 0) + sum(map(len, self.text)) // 4
+
+
+def _own(context: Mapping[str, str]) -> Mapping[str, str]:
+    """The client's tags, without those that tell of experiments."""
+    return {key: value for key, value in context.items() if key not in EXPOSURE} if context else context

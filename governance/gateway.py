@@ -184,6 +184,11 @@ class Gateway:
             raise CallError(error.get("message") or f"{call.endpoint} failed", status=failed_status(body))
         return body
 
+    def expose(self, request_id: str, exposure: Mapping[str, str]) -> None:
+        """Note in the row of a call that is being answered what of an experiment it was shown (`governance.flight.EXPOSURE`)."""
+        if (flight := self._flights.get(request_id)) is not None:
+            flight.exposure = exposure
+
     def mirror(self, call: Call, engine: Engine) -> None:
         """Send a copy of a call that is being answered to another engine: governed and journalled as the call's child, its answer
         given to nobody. Returns at once; where many copies run already it is left out."""

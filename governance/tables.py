@@ -148,6 +148,33 @@ audit_log = Table(
     Index("audit_log_by_time", "time"),
 )
 
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("endpoint", String(256), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("spec", Text, nullable=False),  # JSON of `governance.experiments.Spec`
+    Column("before", Text, nullable=False),  # JSON of the traffic config that it found
+    Column("creator", String(256), nullable=False),
+    Column("started", String(32), nullable=False),
+    Column("ended", String(32)),
+    Column("reason", Text),
+    Column("winner", String(256)),
+    Column("report", Text),  # JSON of the last look
+)
+
+experiment_events = Table(
+    "experiment_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("experiment", String(64), nullable=False, index=True),
+    Column("request_id", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("value", Float, nullable=False),
+    Column("time", String(32), nullable=False),
+)
+
 segments = Table(
     "journal_segments",
     metadata,

@@ -19,7 +19,20 @@ from governance.call import Call, Caller, Task
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import databricks, errors, feedback, files, indexes, langgraph_runs, management, mcp, oidc, routes, secret_routes
+from serving import (
+    databricks,
+    errors,
+    experiment_routes,
+    feedback,
+    files,
+    indexes,
+    langgraph_runs,
+    management,
+    mcp,
+    oidc,
+    routes,
+    secret_routes,
+)
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
@@ -143,6 +156,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.include_router(mcp.router(offers, caller))
     app.include_router(oidc.router(platform.oauth))
     app.include_router(feedback.router(caller, platform.feedback))
+    app.include_router(experiment_routes.router(platform.experiments, platform.grants, caller))
     app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
     app.include_router(
         retrieval_routes.router(
@@ -155,11 +169,11 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
-    if platform.mlflow:
+    if platform.mlflow and platform.catalog:
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
         app.include_router(files.router(platform.artifacts, server, access, caller))
-        models = catalog.Catalog(server, access)
+        models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
         signed_in = authorize(platform.identity)
@@ -212,6 +226,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await platform.runs.recover()
     await platform.lifecycle.restore()
     platform.locals.start()
+    await platform.experiments.start()
     coming_up = asyncio.create_task(_come_up(app))
     try:
         yield

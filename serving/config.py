@@ -64,11 +64,12 @@ class RouteInput(_Fields):
 
 
 class TrafficInput(_Fields):
-    """`routes` are Databricks'; `sticky`, `salt` and `shadow` are Smalti's own (see `serving.traffic`)."""
+    """`routes` are Databricks'; `sticky`, `salt`, `experiment` and `shadow` are Smalti's own (see `serving.traffic`)."""
 
     routes: list[RouteInput] = Field(default_factory=list)
     sticky: Literal["thread", "user", "request"] | None = None
     salt: str | None = Field(default=None, max_length=200)
+    experiment: str | None = Field(default=None, max_length=63)
     shadow: list[RouteInput] = Field(default_factory=list)
 
 
@@ -175,7 +176,7 @@ def _traffic(traffic: TrafficInput | None, names: list[str]) -> dict[str, Any]:
     made: dict[str, Any] = {"routes": _routes(traffic, names)}
     if traffic is None:
         return made
-    made |= {key: value for key in ("sticky", "salt") if (value := getattr(traffic, key))}
+    made |= {key: value for key in ("sticky", "salt", "experiment") if (value := getattr(traffic, key))}
     shadows = []
     for copy in traffic.shadow:
         name = copy.served_entity_name or copy.served_model_name

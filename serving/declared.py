@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from governance.call import CallError
+from governance.call import Call, CallError, Event
 from serving.config import flat, parse, readable
 from serving.endpoint import Endpoint
 from serving.engines.external import ExternalChat, Timeouts
 from serving.engines.providers import FIELDS, upstream_of
 from serving.engines.upstream import ModelSettingError
 from serving.settings import EndpointDeclaration, ExternalModel
-from serving.traffic import Mirror, Traffic, arms
+from serving.traffic import Arms, Expose, Mirror, Traffic, arms
 
 _USUAL = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "databricks-model-serving": "DATABRICKS_TOKEN"}
 _ADDRESS = {
@@ -24,11 +25,36 @@ _ADDRESS = {
 }
 
 
+class Dealt:
+    """The traffic of a declared endpoint: as the file says, but for an experiment that runs on it.
+
+    `config` and `updating` are read as `serving.lifecycle.Record`'s are.
+    """
+
+    updating = False
+
+    def __init__(self, config: dict[str, Any], make: Callable[[dict[str, Any], Arms | None], Arms]) -> None:
+        self.config, self._make = config, make
+        self._arms = make(config, None)
+
+    def deal(self, traffic: Mapping[str, Any]) -> None:
+        """From now on by this `traffic_config`, until the server ends. Raises `CallError`."""
+        self.config = {**self.config, **parse({"traffic_config": traffic}, current=self.config)}
+        self._arms = self._make(self.config, self._arms)
+
+    async def answer(self, call: Call) -> AsyncIterator[Event]:
+        events: Any = self._arms.answer(call)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+
 class Declared(NamedTuple):
-    """An endpoint and the models behind it, to be closed at the end."""
+    """An endpoint, the models behind it, to be closed at the end, and its traffic."""
 
     endpoint: Endpoint
     models: list[ExternalChat]
+    traffic: Dealt
 
 
 def declare(
@@ -37,6 +63,7 @@ def declare(
     *,
     fallback: Callable[[str], bool],
     mirror: Mirror | None,
+    expose: Expose | None = None,
     patience: Timeouts,
 ) -> Declared:
     """The endpoint as it is declared. Raises `ModelSettingError` naming it, where a key is missing or a field is wrong."""
@@ -59,17 +86,22 @@ def declare(
     if len(tasks) > 1:
         found = ", ".join(sorted(tasks))
         raise ModelSettingError(f"endpoint {name}: its served entities must have one task; these have {found}.")
-    engine = arms(Traffic.of(config, name), engines, fallback=lambda: fallback(name), mirror=mirror).answer
+
+    def make(wanted: dict[str, Any], before: Arms | None) -> Arms:
+        traffic = Traffic.of(wanted, name)
+        return arms(traffic, engines, before, fallback=lambda: fallback(name), mirror=mirror, expose=expose)
+
+    dealt = Dealt(config, make)
     shown = readable(config)
     endpoint = Endpoint(
         name,
         tasks.pop(),
-        engine,
+        dealt.answer,
         entity=shown["served_entities"][0],
         description=declaration.description,
-        live=(lambda: {"config": {**shown, "config_version": 1}}) if len(models) > 1 else None,
+        live=(lambda: {"config": {**readable(dealt.config), "config_version": 1}}) if len(models) > 1 else None,
     )
-    return Declared(endpoint, models)
+    return Declared(endpoint, models, dealt)
 
 
 def _described(endpoint: str, model: ExternalModel, env: Mapping[str, str]) -> tuple[dict[str, Any], str]:

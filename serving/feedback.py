@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import APIRouter, Depends
+from sqlalchemy import create_engine, inspect, text
 from starlette.requests import Request as Http
 
 from governance.call import Caller, CallError, bad_request, not_found, unavailable
+from governance.exposures import Event
 from serving.protocols.request import parse, take
 from serving.routes import read_body
 
 NAME = "user_feedback"
+_ASSESSMENTS = text(
+    "SELECT assessment_id, trace_id, name, value, valid FROM assessments "
+    "WHERE last_updated_timestamp >= :since AND trace_id LIKE 'tr-%' AND assessment_type = 'feedback'"
+)
 
 
 def router(caller: Callable[..., Any], keep: Callable[[str, bool, str | None, Caller], Awaitable[Any]]) -> APIRouter:
@@ -43,6 +51,36 @@ def router(caller: Callable[..., Any], keep: Callable[[str, bool, str | None, Ca
 
     routes.add_api_route("/api/2.0/smalti/feedback", feedback, methods=["POST"], include_in_schema=False)
     return routes
+
+
+def assessments(database: Path, since_ms: int) -> list[Event]:
+    """Assessments with a number, or yes or no, given or changed from a time on, by the request id of their answer. Blocking.
+
+    Read from the tracking database itself, as `serving.registry` does. One that no longer counts has the value None.
+    """
+    if not database.exists():
+        return []
+    engine = create_engine(f"sqlite:///{database}")
+    try:
+        if not inspect(engine).has_table("assessments"):
+            return []
+        with engine.connect() as connection:
+            rows = connection.execute(_ASSESSMENTS, {"since": since_ms}).all()
+    finally:
+        engine.dispose()
+    return [
+        Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, _number(row.value) if row.valid else None)
+        for row in rows
+    ]
+
+
+def _number(value: str) -> float | None:
+    try:
+        told = json.loads(value)
+    except ValueError:
+        return None
+    told = {"yes": 1.0, "no": 0.0}.get(told.lower()) if isinstance(told, str) else told
+    return float(told) if isinstance(told, bool | int | float) else None
 
 
 async def assess(client: httpx.AsyncClient, request_id: str, value: bool, comment: str | None, caller_name: str) -> str:

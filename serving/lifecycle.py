@@ -24,7 +24,7 @@ from serving.engines.process import LoadFailed
 from serving.entities import Entities, Entity, External, Failed
 from serving.record import Record
 from serving.tables import endpoints as table
-from serving.traffic import Mirror, Traffic, arms
+from serving.traffic import Expose, Mirror, Traffic, arms
 
 log = logging.getLogger("smalti")
 
@@ -46,6 +46,7 @@ class Lifecycle:
     url: where clients reach this server.
     fallback: whether an endpoint's entities may stand in for one another now.
     mirror: starts copies of calls for shadows.
+    expose: notes in a call's row which arm of an experiment it was dealt.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Lifecycle:
         url: str,
         fallback: Callable[[str], bool] = lambda name: False,
         mirror: Mirror | None = None,
+        expose: Expose | None = None,
     ) -> None:
         self._database, self._endpoints, self._entities = database, endpoints, entities
-        self._fallback, self._mirror = fallback, mirror
+        self._fallback, self._mirror, self._expose = fallback, mirror, expose
         self._url = url
         self._records: dict[str, Record] = {}
         self._lock = asyncio.Lock()
@@ -287,6 +289,7 @@ class Lifecycle:
                 record.arms,
                 fallback=lambda: self._fallback(record.name),
                 mirror=self._mirror,
+                expose=self._expose,
             )
         self._endpoints.register(
             Endpoint(

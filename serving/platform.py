@@ -33,7 +33,7 @@ from governance.shared import SharedWindows
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.artifacts import Artifacts
-from serving.declared import declare
+from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.agent import agent_engine
@@ -41,6 +41,8 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
+from serving.experiments import Experiments
+from serving.feedback import assessments
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
@@ -54,6 +56,7 @@ from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
+from serving.unity_catalog import Catalog
 
 if TYPE_CHECKING:
     from retrieval.types import SyncReport
@@ -129,6 +132,7 @@ class Platform:
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
         self._functions: dict[str, FunctionDeclaration] = {}
+        self._dealt: dict[str, Dealt] = {}
 
         classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
         self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
@@ -161,7 +165,23 @@ class Platform:
             environments=settings.model_environments == "build",
         )
         self.lifecycle = Lifecycle(
-            self.engine, self.endpoints, entities, url=self.url, fallback=self._falls_back, mirror=self.gateway.mirror
+            self.engine,
+            self.endpoints,
+            entities,
+            url=self.url,
+            fallback=self._falls_back,
+            mirror=self.gateway.mirror,
+            expose=self.gateway.expose,
+        )
+        self.catalog = Catalog(self.mlflow, self.model_access) if self.mlflow else None
+        self.experiments = Experiments(
+            self.engine,
+            self.journal,
+            self.lifecycle,
+            alias=self._set_alias if self.mlflow else None,
+            told=lambda since: assessments(home.path / "mlflow.db", since),
+            declared=settings.experiments,
+            dealt=self._dealt,
         )
         for function in settings.functions:
             self._register_function(function)
@@ -176,7 +196,9 @@ class Platform:
             self._register_agent(declaration, entity.agent)
         elif entity.external_model is not None:
             mirror, patience = self.gateway.mirror, self._patience
-            declared = declare(declaration, os.environ, fallback=self._falls_back, mirror=mirror, patience=patience)
+            expose, falls_back = self.gateway.expose, self._falls_back
+            declared = declare(declaration, os.environ, fallback=falls_back, mirror=mirror, expose=expose, patience=patience)
+            self._dealt[declaration.name] = declared.traffic
             self._models += declared.models
             for model in declared.models:
                 self.prices.serve(declaration.name, model.upstream.model or "")
@@ -272,6 +294,11 @@ class Platform:
         config = self.policies.get(endpoint.name)
         return config.as_dict() if config else None
 
+    async def _set_alias(self, who: Caller, model: str, alias: str, version: str) -> None:
+        assert self.catalog is not None
+        given = {"name": model, "alias": alias, "version": version}
+        await self.catalog.call(who, "POST", "registered-models", "alias", given)
+
     async def feedback(self, request_id: str, helpful: bool, comment: str | None, who: Caller) -> str:
         """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
         if self.tracer is None:
@@ -344,6 +371,7 @@ class Platform:
             await self.tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
+        await self.experiments.stop()
         await self.runs.close()
         await self.gateway.close()
         await self.lifecycle.close()

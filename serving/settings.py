@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from governance.experiments import Spec
+
 ASSISTANT, CHAT = "assistant", "chat"
 """Names of the default agent's endpoint and of the one that `chat_model` makes."""
 
@@ -262,6 +264,8 @@ class Settings(BaseSettings):
     indexes: list[IndexDeclaration] = Field(default_factory=list)
     functions: list[FunctionDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
+    experiments: list[Spec] = Field(default_factory=list)
+    """Live experiments, begun once when their endpoint serves."""
 
     @property
     def generative(self) -> bool:

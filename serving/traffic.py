@@ -1,7 +1,8 @@
 """Which served entity answers a call: shares of the traffic, the same unit always the same arm, ordered fallbacks, shadows.
 
 `traffic_config.routes` are Databricks'. Beside them, Smalti's own: `sticky` (`thread`, `user` or `request`) and `salt` keep a
-unit with its arm; `shadow` lists entities that get a copy of a share of the calls, whose answers nobody waits for.
+unit with its arm; `shadow` lists entities that get a copy of a share of the calls, whose answers nobody waits for; `experiment`
+names the live experiment that the calls' rows tell of (`serving.experiments`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from serving.endpoint import answered_by
 UNITS = ("thread", "user", "request")
 Mirror = Callable[[Call, Engine], None]
 """`governance.gateway.Gateway.mirror`."""
+
+Expose = Callable[[str, Mapping[str, str]], None]
+"""`governance.gateway.Gateway.expose`."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -52,6 +56,7 @@ class Traffic:
     sticky: str | None = None
     salt: str = ""
     shadow: tuple[tuple[str, int], ...] = ()
+    experiment: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], endpoint: str) -> Traffic:
@@ -59,7 +64,9 @@ class Traffic:
         traffic = config["traffic_config"]
         shares = ((route["served_entity_name"], route["traffic_percentage"]) for route in traffic["routes"])
         shadow = ((copy["served_entity_name"], copy["traffic_percentage"]) for copy in traffic.get("shadow", ()))
-        return cls(tuple(shares), traffic.get("sticky"), traffic.get("salt") or endpoint, tuple(shadow))
+        return cls(
+            tuple(shares), traffic.get("sticky"), traffic.get("salt") or endpoint, tuple(shadow), traffic.get("experiment")
+        )
 
     def at(self, place: float) -> str:
         """The entity whose share covers a place in [0, 1)."""
@@ -79,6 +86,7 @@ class Arms:
     candidates: the entities by name, in the order in which they stand in for one another.
     fallback: whether they may now (`fallback_config.enabled`).
     mirror: starts a copy of a call; None where nothing is shadowed.
+    expose: notes in a call's row which arm of the experiment it was dealt.
     """
 
     def __init__(
@@ -88,9 +96,10 @@ class Arms:
         *,
         fallback: Callable[[], bool] = lambda: False,
         mirror: Mirror | None = None,
+        expose: Expose | None = None,
     ) -> None:
         self.traffic, self.candidates = traffic, dict(candidates)
-        self._fallback, self._mirror = fallback, mirror
+        self._fallback, self._mirror, self._expose = fallback, mirror, expose
         self._turn = 0.5
         shadows = {name for name, _ in traffic.shadow} - {name for name, share in traffic.routes if share}
         self._reserves = [name for name in candidates if name not in shadows]
@@ -106,6 +115,7 @@ class Arms:
     def answer(self, call: Call) -> AsyncIterator[Event]:
         """Answer by the picked entity or what stands in for it; copies go to the shadows."""
         picked = self.pick(call)
+        self._note(call.request_id, call, picked)
         if self.traffic.shadow and self._mirror is not None:
             self._copy(call)
         names = [picked, *(name for name in self._reserves if name != picked)] if self._fallback() else [picked]
@@ -117,7 +127,28 @@ class Arms:
         assert self._mirror is not None
         for name, share in self.traffic.shadow:
             if position(f"{self.traffic.salt}\0{name}", call.request_id) * 100 < share:
-                self._mirror(call, self.candidates[name].engine)
+                self._mirror(call, self._shadowing(call, name))
+
+    def _note(self, request_id: str, call: Call, arm: str) -> None:
+        if self.traffic.experiment and self._expose is not None:
+            unit = unit_of(call, self.traffic.sticky or "request")
+            exposure = {"smalti_experiment": self.traffic.experiment, "smalti_arm": arm, "smalti_unit": unit[:256]}
+            self._expose(request_id, exposure)
+
+    def _shadowing(self, original: Call, name: str) -> Engine:
+        """The engine of a copy, whose row tells of the experiment as the original's does."""
+        engine = self.candidates[name].engine
+        if not self.traffic.experiment:
+            return engine
+
+        async def answer(copy: Call) -> AsyncIterator[Event]:
+            self._note(copy.request_id, original, name)
+            events: Any = engine(copy)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+        return answer
 
 
 def candidate(name: str, engine: Engine, attempts: int) -> Candidate:
@@ -154,6 +185,7 @@ def arms(
     *,
     fallback: Callable[[], bool] = lambda: False,
     mirror: Mirror | None = None,
+    expose: Expose | None = None,
 ) -> Arms:
     """Arms of entities given as name, engine and attempts; one that `before` has already keeps what is known of its failures."""
     known = {each.name: each for each in before.candidates.values()} if before else {}
@@ -162,4 +194,4 @@ def arms(
         old = known.get(name)
         same = old is not None and isinstance(old.engine, _Named) and old.engine.engine == engine
         made[name] = old if same and old is not None else candidate(name, engine, attempts)
-    return Arms(traffic, made, fallback=fallback, mirror=mirror)
+    return Arms(traffic, made, fallback=fallback, mirror=mirror, expose=expose)

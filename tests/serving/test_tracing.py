@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from governance.call import Call, Caller, CallError, CallRecord
+from serving.feedback import assessments
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 
@@ -177,6 +178,9 @@ print("done")
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("done"), done.stderr
+    told = {(each.request_id, each.name, each.value) for each in assessments(site.server.home / "mlflow.db", 0)}
+    assert (request_id, "user_feedback", 1.0) in told  # as experiments read it
+    assert assessments(site.server.home / "mlflow.db", time.time_ns() // 1_000_000 + 60_000) == []
 
 
 def test_what_came_before_the_server_was_up_is_not_lost(site: Site) -> None:

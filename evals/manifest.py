@@ -1,0 +1,82 @@
+"""A dataset's manifest: what it is, as a file beside it, so that numbers of one version are never taken for those of another.
+
+`questions.jsonl` is sealed by `questions.jsonl.manifest.json`. A dataset that was edited since is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.data import DatasetError
+
+
+def manifest_path(dataset: Path) -> Path:
+    return dataset.with_name(dataset.name + ".manifest.json")
+
+
+def seal(dataset: Path, *, version: str, licence: str = "", lineage: Sequence[str] = (), description: str = "") -> dict[str, Any]:
+    """Write the manifest of a dataset; gives it.
+
+    Parameters
+    ----------
+    version: what this content is called; a version that is sealed keeps its content.
+    licence: under which it may be used.
+    lineage: what it was made from: files, addresses, other datasets.
+
+    Raises
+    ------
+    DatasetError: the dataset cannot be used, or this version of it is sealed with other content.
+    """
+    from evals.data import load_dataset
+
+    loaded = load_dataset(dataset, sealed=False)
+    path, held = manifest_path(dataset), read(dataset)
+    if held is not None and held["version"] == version and held["sha256"] != loaded.sha256:
+        raise DatasetError(dataset, f"version {version} is sealed with other content", "give the edited file a new --version")
+    moved = held is not None and held["version"] != version
+    before = [f"{dataset.name}@{held['version']} sha256:{held['sha256']}"] if held is not None and moved else []
+    made = {
+        "file": dataset.name,
+        "sha256": loaded.sha256,
+        "rows": len(loaded),
+        "version": version,
+        "licence": licence,
+        "lineage": [*lineage, *before],
+        "description": description,
+        "sealed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(partial, path)
+    return made
+
+
+def read(dataset: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset; None without one. Raises `DatasetError` for one that cannot be read."""
+    path = manifest_path(dataset)
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DatasetError(path, f"cannot be read ({error})", "seal the dataset again") from None
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), str) for key in ("sha256", "version")):
+        raise DatasetError(path, "is no manifest", "seal the dataset again")
+    return told
+
+
+def check(dataset: Path, data: bytes) -> None:
+    """Raises `DatasetError` where the dataset's bytes are not those that were sealed."""
+    held = read(dataset)
+    if held is not None and hashlib.sha256(data).hexdigest() != held["sha256"]:
+        raise DatasetError(
+            dataset,
+            f"was edited after version {held['version']} was sealed",
+            f"undo the edit, or seal it as a new version: smalti dataset seal {dataset.name} --version …",
+        )
