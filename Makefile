@@ -62,5 +62,5 @@ chromium:
 .PHONY: servers
 servers:
 	@{ command -v redis-server && ls /usr/lib/postgresql/*/bin/initdb || command -v initdb; } >/dev/null 2>&1 || \
-	  { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq postgresql redis-server >/dev/null; } || \
+	  { command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -y -qq postgresql redis-server >/dev/null; } || \
 	  echo "PostgreSQL and Redis are not installed: the tests of shared state will not run."

@@ -82,7 +82,7 @@ def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], 
 
 
 def _write(connection: Connection, changes: Mapping[tuple[Any, ...], Sequence[float]]) -> None:
-    values = [
+    values: list[dict[str, Any]] = [
         dict(zip((*_KEYS, *COUNTS), (*key, *counts), strict=True)) for key, counts in sorted(changes.items()) if any(counts)
     ]
     if values:

@@ -22,21 +22,11 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from serving.ui.turn import Source
+
 _MARKER = re.compile(r"\[(\d{1,3})\](?![(:])")
 _HIGHLIGHT_LIMIT = 20_000
 """Characters of code that are coloured; longer code stays plain."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a citation points to. `url` is a local path or an http(s) address."""
-
-    number: int
-    title: str
-    url: str
-    quote: str = ""
-    source: str = ""
-    heading: tuple[str, ...] = ()
 
 
 def chip(source: Source) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from nicegui import ui
 from nicegui.element import Element
 
-from serving.ui.markdown import Blocks, Source
-from serving.ui.turn import Step, Turn, sureness
+from serving.ui.markdown import Blocks
+from serving.ui.turn import Source, Step, Turn, sureness
 
 
 def icon(name: str, classes: str = "") -> Element:

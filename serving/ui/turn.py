@@ -11,13 +11,24 @@ from urllib.parse import urlsplit
 
 from governance.call import STEP, CallError, Event
 from serving.ui.document import document_url
-from serving.ui.markdown import Source
 
 if TYPE_CHECKING:
     from serving.ui.services import ThreadMessage
 
 Status = Literal["running", "completed", "stopped", "failed"]
 _MARKER = re.compile(r"\[(\d{1,3})\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a citation points to. `url` is a local path or an http(s) address."""
+
+    number: int
+    title: str
+    url: str
+    quote: str = ""
+    source: str = ""
+    heading: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,6 +292,7 @@ def test_a_crash_tells_no_internals(http: httpx.Client, made: House) -> None:
 def test_an_upstream_that_fails(client: openai.OpenAI, made: House, model: str, status: int | None, says: str) -> None:
     upstream = Upstream()
     engine = ExternalChat(Address(upstream.url, model, KEY), timeouts=Timeouts(first_byte=0.5, between=0.5))
+    made.opened.append(engine)
     made.endpoints.register(Endpoint("outside", "llm/v1/chat", engine.run))
     try:
         for stream in (True, False):

@@ -29,6 +29,7 @@ from serving import databricks, errors, routes
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.answer import Answer
+from serving.engines.external import ExternalChat
 from serving.engines.messages import text_of
 from serving.runs import Runs
 
@@ -271,6 +272,8 @@ class House:
     admin: str
     ran: list[Call] = field(default_factory=list)
     """Calls that reached `echo`."""
+    opened: list[ExternalChat] = field(default_factory=list)
+    """Engines of a test's own that are closed with the application, on its loop."""
 
     def key(self, name: str, *grants: str, **more: Any) -> str:
         """A new key of `name`, who may query `grants`."""
@@ -343,7 +346,14 @@ def house(folder: Path, *, indexes: Any = None, **options: Any) -> Iterator[Hous
     gateway = Gateway(identity, grants, Limits(Policies(engine)), journal)
     endpoints = Endpoints()
     dispatcher = Dispatcher(gateway, endpoints, indexes)
-    app = FastAPI(openapi_url=None)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for model in made.opened:
+            await model.aclose()
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
     made = House(identity, grants, journal, gateway, endpoints, dispatcher, app, identity.ensure_admin() or "")
     endpoints.register(Endpoint("echo", "llm/v1/chat", made.echo))
     endpoints.register(Endpoint("agent", "agent/v1/responses", made.echo))

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from serving.ui.markdown import Blocks, Source
+from serving.ui.markdown import Blocks
+from serving.ui.turn import Source
 
 SOURCES = {
     1: Source(1, 'A "title" <b>', "/documents/i/d?start=1&end=2", 'quote "x" <script>', "a.md", ("One", "Two")),
