@@ -151,7 +151,7 @@ class Console:
         platform = self._platform
 
         def read() -> Any:
-            keys = [_key_row(each) for each in platform.identity.list_keys()]
+            keys = [_key_row(each) for each in reversed(platform.identity.list_keys())]  # what was just made comes first
             grants = [
                 {"principal": g.principal, "level": g.level, "securable": g.securable, "via": g.via}
                 for g in platform.grants.list()

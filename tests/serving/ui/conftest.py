@@ -115,6 +115,7 @@ def console(live: Live, world, context):
         page.get_by_label("Access key").fill(key)
         page.get_by_role("button", name="Sign in").click()
         page.locator(".console-body h1").wait_for(timeout=30_000)
+        page.wait_for_function("window.did_handshake", timeout=30_000)  # what is typed before it reaches nobody
         return page
 
     return go
