@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 from collections.abc import Iterator, Mapping
@@ -126,6 +125,8 @@ def evaluate(
                 verbose=verbose,
                 ui=f"http://{work.settings.host}:{work.settings.port}/mlflow",
             )
+
+    import asyncio  # costs every other command 20 ms
 
     with refusing():
         if url is not None:
