@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Engine, and_, delete, func, or_, select, update
+from sqlalchemy import Engine, and_, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from governance import hourly
+from governance import hourly, intake
 from governance.commit import GroupCommit
 from governance.frames import encode, iso, scan
 from governance.tables import create, inference_table, segments
@@ -35,8 +35,6 @@ except ImportError:  # without file locks, segments of ended processes are read 
 
 logger = logging.getLogger("smalti.journal")
 
-_COLUMNS = tuple(column.name for column in inference_table.columns)
-_PAUSE = 32  # rows after which the background work makes way
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -237,7 +235,6 @@ class Journal:
 
     def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
         """Rows and position in one transaction; False when the position had moved already."""
-        rows = _rows(bodies)
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         with self._engine.begin() as connection:
             # a write comes first, so that the transaction never has to grow from reading to writing
@@ -249,15 +246,7 @@ class Journal:
             )
             if moved.rowcount != 1:
                 return False
-            if rows:
-                hourly.add(connection, rows)
-                statement = insert(inference_table)
-                key = inference_table.c.databricks_request_id
-                merged = {c.name: func.coalesce(statement.excluded[c.name], c) for c in inference_table.columns if c is not key}
-                statement = statement.on_conflict_do_update(index_elements=[key], set_=merged)
-                for start in range(0, len(rows), _PAUSE):
-                    connection.execute(statement, rows[start : start + _PAUSE])
-                    _breathe()
+            intake.take_in(connection, bodies)
         return True
 
     def _run(self, interval: float) -> None:
@@ -340,33 +329,6 @@ class Journal:
                 self.ingest()
             except Exception:  # the frames stay in their segments, and the next start takes them in
                 logger.warning("the journal could not be brought into the inference table at the end", exc_info=True)
-
-
-def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
-    """One row a call: what its frames say, put together."""
-    rows: dict[str, dict[str, Any]] = {}
-    for number, body in enumerate(bodies):
-        if number % _PAUSE == 0:
-            _breathe()
-        try:
-            columns = orjson.loads(body)
-            request_id = columns["databricks_request_id"]
-        except (ValueError, KeyError, TypeError):
-            logger.error("a journal frame of %d bytes is whole but says nothing readable; it is passed over", len(body))
-            continue
-        for name in ("request", "response", "usage_context", "guardrail_verdicts"):
-            if columns.get(name) is not None:
-                columns[name] = orjson.dumps(columns[name]).decode()
-        if isinstance(columns.get("request_time"), int):
-            columns["request_time"] = iso(columns["request_time"])
-        row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
-        row.update({name: value for name, value in columns.items() if value is not None and name in row})
-    return list(rows.values())
-
-
-def _breathe() -> None:
-    """Let the threads that answer calls have the interpreter: otherwise each of their writes waits for a switch interval."""
-    time.sleep(0.0001)
 
 
 def _moment(value: datetime | str) -> datetime:
