@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from governance import reports
 from governance import routes as governance_routes
@@ -63,7 +65,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.state.example = "What is this about?"
     calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     warned = platform.gateway.warnings
-    app.direct = Direct(app.framed, calls.routes, lambda inner: errors.RequestIds(_Warnings(Compressed(inner), warned)))
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost
+    app.direct = Direct(ProxyHeadersMiddleware(app.framed, trusted_hosts=trusted), calls.routes, warned)
     app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=warned)
     errors.install(app)

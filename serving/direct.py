@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from governance.call import CallError
-from serving.errors import error_response
+from serving.compress import Compressed, reads_gzip
+from serving.errors import broken, error_response, identified, is_gone, request_id
 
 
 class Direct:
     """An ASGI application: requests by POST to one of `routes` go to its endpoint, all others to `app`.
 
-    The application has the same routes itself, for every other method and for whoever lists them. Of the layers around it only
-    those that `around` puts on are around these endpoints too: each layer costs every call.
+    The application has the same routes itself, for every other method and for whoever lists them. Each layer around an
+    application costs every call, so what the layers do for answers of calls is done here in one: request ids, packing, errors in
+    the face's shape and `x-smalti-budget-warning`.
+
+    Parameters
+    ----------
+    warnings: soft budgets that calls found used up, by request id.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> None:
-        self._app, self._short = app, around(self._answer)
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], warnings: dict[str, str] | None = None) -> None:
+        self._app, self._warnings = app, warnings if warnings is not None else {}
+        self._packed = Compressed(self._answer)
         posts = [route for route in routes if isinstance(route, Route) and route.methods == {"POST"}]
         self._exact = {route.path: route.endpoint for route in posts if not route.param_convertors}
         self._named = [route for route in posts if route.param_convertors]
@@ -32,14 +39,31 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["endpoint"] = endpoint
-        await self._short(scope, receive, send)
+        await (self._packed if reads_gzip(scope) else self._answer)(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        identifier, warnings, started = request_id(scope), self._warnings, False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                message["headers"] = headers = [*message["headers"], *identified(identifier)]
+                if warnings and (warning := warnings.pop(identifier, None)):
+                    headers.append((b"x-smalti-budget-warning", warning.encode("latin-1", "replace")))
+            await send(message)
+
         try:
-            response = await scope["endpoint"](Request(scope, receive, send))
-            await response(scope, receive, send)
-        except CallError as error:
-            await error_response(error, scope)(scope, receive, send)
+            try:
+                response = await scope["endpoint"](Request(scope, receive, sending))
+                await response(scope, receive, sending)
+            except CallError as error:
+                await error_response(error, scope)(scope, receive, sending)
+        except Exception as error:
+            if not is_gone(error, scope):
+                if started:
+                    raise
+                await broken(scope)(scope, receive, sending)
 
     def _find(self, scope: Scope) -> Any:
         path = scope["path"]

@@ -87,7 +87,14 @@ def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+        proxy_headers=False,  # the application has them read, but for calls
+    )
     server = uvicorn.Server(config)
     app.state.stop = lambda: setattr(server, "should_exit", True)
     with contextlib.suppress(asyncio.CancelledError):
