@@ -7,11 +7,12 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from governance.call import CallError
 from serving.compress import Compressed, reads_gzip
-from serving.errors import broken, error_response, identified, is_gone, request_id
+from serving.errors import broken, error_response, is_gone
+from serving.outgoing import Outgoing
 
 
 class Direct:
@@ -39,31 +40,21 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["endpoint"] = endpoint
-        await (self._packed if reads_gzip(scope) else self._answer)(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        identifier, warnings, started = request_id(scope), self._warnings, False
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            if not started:
-                started = True
-                message["headers"] = headers = [*message["headers"], *identified(identifier)]
-                if warnings and (warning := warnings.pop(identifier, None)):
-                    headers.append((b"x-smalti-budget-warning", warning.encode("latin-1", "replace")))
-            await send(message)
-
+        out = Outgoing(scope, send, self._warnings)
         try:
-            try:
-                response = await scope["endpoint"](Request(scope, receive, sending))
-                await response(scope, receive, sending)
-            except CallError as error:
-                await error_response(error, scope)(scope, receive, sending)
+            await (self._packed if reads_gzip(scope) else self._answer)(scope, receive, out)
         except Exception as error:
             if not is_gone(error, scope):
-                if started:
+                if out.started:
                     raise
-                await broken(scope)(scope, receive, sending)
+                await broken(scope)(scope, receive, out)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await scope["endpoint"](Request(scope, receive, send))
+            await response(scope, receive, send)
+        except CallError as error:
+            await error_response(error, scope)(scope, receive, send)
 
     def _find(self, scope: Scope) -> Any:
         path = scope["path"]

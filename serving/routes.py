@@ -23,6 +23,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from governance.call import Call, Caller, CallError, bad_request
+from serving import outgoing
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, answered_by
 from serving.errors import request_id
@@ -136,7 +137,7 @@ class Answering:
         answered_by.set(self._answered)
         later = asyncio.get_running_loop().call_later(UNWATCHED, self._watch, asyncio.current_task(), receive)
         try:
-            await (self._stream(send) if self._call.stream else self._whole(send))
+            await (self._stream(send) if self._call.stream else self._whole(scope, send))
         except asyncio.CancelledError:
             if not self._gone:
                 raise
@@ -159,10 +160,12 @@ class Answering:
 
         self._watching = asyncio.get_running_loop().create_task(watch())
 
-    async def _whole(self, send: Send) -> None:
+    async def _whole(self, scope: Scope, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))
         length = (b"content-length", str(len(body)).encode())
         headers = [*self._headers(), (b"content-type", b"application/json"), length]
+        if (out := scope.get(outgoing.KEY)) is not None and out.whole(headers, body):
+            return
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
