@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from governance import hourly, intake
 from governance.commit import GroupCommit
 from governance.frames import encode, iso, scan
+from governance.ingester import Ingester
 from governance.tables import create, inference_table, segments
 
 try:
@@ -35,6 +36,7 @@ except ImportError:  # without file locks, segments of ended processes are read 
 
 logger = logging.getLogger("smalti.journal")
 
+_BUSY = 100  # frames of one round from which on a process of its own takes them in
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -49,7 +51,8 @@ class Journal:
     ----------
     engine: the state database.
     folder: where segments are kept.
-    interval: seconds between ingestions in the background; None for ingestion on demand only.
+    interval: seconds between ingestions in the background, by a thread or, where there is much, by a process of its own; None
+        for ingestion on demand only.
     segment_bytes: size at which a new segment is begun.
     fsync: whether `durable` waits until what was written is on the disk, so that a power failure loses nothing either. Calls
         that wait at the same time share one flush.
@@ -80,6 +83,8 @@ class Journal:
         self._closed = False
         self.fsync = fsync
         self._commit = GroupCommit(self._flush) if fsync else None
+        self._troubled = False
+        self._helper: Ingester | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if interval is not None:
@@ -208,10 +213,13 @@ class Journal:
                     continue
                 if skipped:
                     logger.warning("journal segment %s: passed over %d damaged or torn stretches", name, skipped)
-                if not self._store(name, position, position + consumed, bodies, skipped):
-                    return count  # another process took this stretch; it goes on from there
-                position += consumed
-                count += len(bodies)
+                if self._store(name, position, position + consumed, bodies, skipped):
+                    position += consumed
+                    count += len(bodies)
+                    continue
+                if not _same_file(fd, path):
+                    return count  # another process took all of it
+                position = self._position(name)  # another took this stretch; what follows it is read here
             self._seen[name] = position
             if ended and position >= size and self._settled():
                 os.unlink(path)
@@ -250,17 +258,32 @@ class Journal:
         return True
 
     def _run(self, interval: float) -> None:
-        troubled = False
         while True:
-            try:
-                self.ingest()
-                troubled = False
-            except Exception:  # the frames are safe in their segments; the next round tries again
-                if not troubled:
-                    logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
-                troubled = True
+            if self._helper is None or not self._helper.alive:
+                if self.ingest_quietly() >= _BUSY:
+                    self._help(interval)
             if self._stop.wait(interval):
                 return
+
+    def _help(self, interval: float) -> None:
+        """Have a process take over: reading frames beside the calls would slow each of them."""
+        if self._engine.url.database in (None, "", ":memory:"):
+            return
+        try:
+            url = self._engine.url.render_as_string(hide_password=False)
+            self._helper = Ingester(url, self._folder, interval=interval, fsync=self.fsync)
+        except OSError:
+            logger.warning("no process can be started for the journal; a thread goes on with it", exc_info=True)
+
+    def ingest_quietly(self) -> int:
+        """What `ingest` gives; 0 where it fails, and that is logged: the frames are safe in their segments."""
+        try:
+            count, self._troubled = self.ingest(), False
+        except Exception:  # the next round tries again
+            if not self._troubled:
+                logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
+            count, self._troubled = 0, True
+        return count
 
     # --- reading ---
 
@@ -319,6 +342,8 @@ class Journal:
         if self._thread is not None:
             self._thread.join(timeout=30)
             self._thread = None
+        if self._helper is not None:
+            self._helper.close()
         with self._lock:
             already, self._closed = self._closed, True
             self._end()
