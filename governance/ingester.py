@@ -1,6 +1,7 @@
 """Ingestion in a process of its own, for a journal so busy that a thread would take the interpreter from the calls.
 
-It is one more process that ingests a folder, which any may. It ends with the server, however that ends: its standard input closes.
+It is one more process that ingests a folder, which any may. Its standard input closes with the server, however that ends, and
+so does it.
 """
 
 from __future__ import annotations

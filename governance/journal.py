@@ -259,9 +259,8 @@ class Journal:
 
     def _run(self, interval: float) -> None:
         while True:
-            if self._helper is None or not self._helper.alive:
-                if self.ingest_quietly() >= _BUSY:
-                    self._help(interval)
+            if (self._helper is None or not self._helper.alive) and self.ingest_quietly() >= _BUSY:
+                self._help(interval)
             if self._stop.wait(interval):
                 return
 
