@@ -40,6 +40,12 @@ _BUSY = 100  # frames of one round from which on a process of its own takes them
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
+_process = [os.getpid()]
+"""This process's id, known without a system call for each frame."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _process.__setitem__(0, os.getpid()))
+
+
 class JournalError(Exception):
     """A frame could not be written; the call it belongs to must not go on."""
 
@@ -78,7 +84,7 @@ class Journal:
         self._fd: int | None = None
         self._name = ""
         self._size = 0
-        self._pid = os.getpid()
+        self._pid = _process[0]
         self._seen: dict[str, int] = {}
         self._closed = False
         self.fsync = fsync
@@ -107,7 +113,7 @@ class Journal:
         frame = encode(columns, secrets)
         with self._lock:
             try:
-                if self._fd is None or self._size >= self._segment_bytes or self._pid != os.getpid():
+                if self._fd is None or self._size >= self._segment_bytes or self._pid != _process[0]:
                     self._begin()
                 assert self._fd is not None
                 written = os.write(self._fd, frame)
@@ -148,7 +154,7 @@ class Journal:
             if _same_file(fd, path):  # an ingester may have found it empty and unlocked, and removed it
                 break
             os.close(fd)
-        self._fd, self._name, self._size, self._pid = fd, name, 0, os.getpid()
+        self._fd, self._name, self._size, self._pid = fd, name, 0, _process[0]
         if self.fsync:
             _flush_folder(self._folder)
 
@@ -156,7 +162,7 @@ class Journal:
         fd, self._fd, self._name = self._fd, None, ""
         if fd is not None:
             try:
-                if self.fsync and self._pid == os.getpid():
+                if self.fsync and self._pid == _process[0]:
                     os.fsync(fd)
             finally:
                 os.close(fd)
