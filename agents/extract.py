@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from agents.state import NOT_FOUND, Citation, Embed, Reader, Reading
 from agents.support import Candidate, Models, Question, candidates, models, parts_of, probability, question_values
 from agents.text import Unit, terms
+from agents.topic import opening, topic_of
 from retrieval.types import Passage
 
 SHORTLIST = 6
@@ -31,7 +32,12 @@ def make_reader(embed: Embed | None = None, *, threshold: float | None = None, m
 
     async def read(question: str, passages: Sequence[Passage], *, context: str = "") -> Reading:
         fitted = models()
-        asked = Question.of(question, context)
+        topic = "" if context else topic_of(question)
+        if topic and (found := opening(topic, passages, max_quotes)):
+            passage, lead = found
+            text, citations = write([Quote(0, passage, unit.start, unit.end, [unit]) for unit in lead])
+            return Reading(text, tuple(citations), support=1.0)
+        asked = Question.of(topic or question, context)
         ranked = await rank(asked, passages, embed, fitted)
         if not ranked:
             return Reading(NOT_FOUND, abstained=True)
