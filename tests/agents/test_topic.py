@@ -19,11 +19,9 @@ FOUND = [
     passage(
         3,
         ("Guide", "Backups"),
-        "| name | kind |\n|---|---|\n| full | all |\n\nCopy the folder. A copy made while it runs is whole.",
+        "| name |\n|---|\n| full |\n\nCopy the folder. A copy made while it runs is whole.",
     ),
-    passage(
-        4, ("Guide", "Limits"), "Calls have a rate that is bounded. A call over it is refused.\n\n```\nx = 1\n```\n\nThe end."
-    ),
+    passage(4, ("Guide", "Limits"), "Calls have a rate that is bounded. A call over it is refused.\n\n```\nx\n```\n\nEnd."),
 ]
 
 
