@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from agents.text import Unit, coverage, terms, units, words
+from agents.text import coverage, terms, units, words
 from retrieval.types import Passage
 
 _ABOUT = re.compile(
@@ -45,13 +45,14 @@ def topic_of(message: str) -> str:
     return topic.strip("\"'“”‘’` ") if 0 < len(words(topic)) <= MAX_WORDS and terms(topic) else ""
 
 
-def opening(topic: str, passages: Sequence[Passage], sentences: int) -> tuple[Passage, list[Unit]] | None:
-    """The passage that opens the section about a topic, with its first sentences; None where no heading names the topic.
+def opening(topic: str, passages: Sequence[Passage], sentences: int) -> tuple[Passage, list[int]] | None:
+    """The passage that opens the section about a topic, and the places of its first sentences among its units.
 
+    None where no heading names the topic.
     The heading nearest to the topic wins, then the innermost, then the order in which the passages were found.
     """
     wanted = terms(topic)
-    best: tuple[float, Passage, list[Unit]] | None = None
+    best: tuple[float, Passage, list[int]] | None = None
     for passage in passages:
         headings = passage.heading or (passage.title,)
         for depth, heading in enumerate(reversed(headings)):
@@ -70,13 +71,15 @@ def _fit(wanted: dict[str, float], heading: dict[str, float], text: str) -> floa
     return 0.0
 
 
-def _lead(wanted: dict[str, float], text: str, limit: int) -> list[Unit]:
+def _lead(wanted: dict[str, float], text: str, limit: int) -> list[int]:
     """The sentences a passage begins with; from the first that names the topic, where one does."""
-    prose = [unit for unit in units(text) if unit.kind in ("prose", "item")]
-    named = next((i for i, unit in enumerate(prose) if coverage(wanted, terms(text[unit.start : unit.end])) >= MATCH), 0)
-    lead: list[Unit] = []
-    for unit in prose[named:]:
-        if len(lead) == limit or (lead and (unit.section, unit.kind) != (lead[0].section, lead[0].kind)):
+    cut = units(text)
+    prose = [place for place, unit in enumerate(cut) if unit.kind in ("prose", "item")]
+    held = (terms(text[cut[place].start : cut[place].end]) for place in prose)
+    named = next((i for i, own in enumerate(held) if coverage(wanted, own) >= MATCH), 0)
+    lead: list[int] = []
+    for place in prose[named:]:
+        if len(lead) == limit or (lead and (cut[place].section, cut[place].kind) != (cut[lead[0]].section, cut[lead[0]].kind)):
             break
-        lead.append(unit)
+        lead.append(place)
     return lead
