@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -30,7 +30,9 @@ from serving.artifacts import REGISTERED, Artifacts, model_of
 from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.tracking import MlflowServer
+
+if TYPE_CHECKING:
+    from serving.tracking import MlflowServer
 
 PAGE = 1000
 SIGNED_FOR = 3600

@@ -21,7 +21,6 @@ from governance.call import Call, Caller, Event, bad_request, forbidden, not_fou
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.local import LocalModel, Weights
 from serving.engines.process import LoadFailed
-from serving.engines.vllm import PASSED, VllmModel
 from serving.entities import DEPLOYMENT, Entity
 from serving.protocols.request import parse, take
 from serving.routes import read_body
@@ -84,6 +83,8 @@ class Locals(Collector):
         path = str(Path(declared.path).expanduser().resolve()) if Path(declared.path).expanduser().is_dir() else declared.path
         adapters = {each: str(folder.expanduser().resolve()) for each, folder in (declared.adapters or {}).items()}
         if declared.engine == "vllm":
+            from serving.engines.vllm import VllmModel
+
             python = declared.python or self._home / "engines" / "vllm" / "bin" / "python"
             lora = ["--enable-lora"] if declared.adapters is not None else []
             return VllmModel(
@@ -178,6 +179,10 @@ class Locals(Collector):
     # --- metrics ---
 
     def collect(self) -> Iterator[Metric]:
+        if not self._served:
+            return
+        from serving.engines.vllm import PASSED, VllmModel
+
         for metric, kind in PASSED.items():
             family: Any = (GaugeMetricFamily if kind == "gauge" else CounterMetricFamily)(
                 metric, "As vLLM counts it.", labels=["endpoint"]

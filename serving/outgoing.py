@@ -14,9 +14,9 @@ from serving.compress import LEAST, reads_gzip
 from serving.errors import identified, request_id
 
 try:
-    from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+    from uvicorn.protocols.http import httptools_impl as uvicorn
 except ImportError:  # without httptools, uvicorn's other protocol serves
-    RequestResponseCycle = None
+    uvicorn = None
 
 KEY = "smalti.outgoing"
 """Where a request's scope has its `Outgoing`."""
@@ -46,16 +46,16 @@ class Outgoing:
     def whole(self, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a whole answer of status 200 at once; False where it must go the usual way, and nothing was written."""
         cycle: Any = getattr(self._send, "__self__", None)
-        if RequestResponseCycle is None or type(cycle) is not RequestResponseCycle or self.started:
+        if uvicorn is None or type(cycle) is not uvicorn.RequestResponseCycle or self.started:
             return False
         if cycle.response_started or cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused:
             return False
         if len(body) >= LEAST and reads_gzip(self._scope):
             return False
         self.started = True
-        parts = [STATUS_LINE[200]]
+        parts = [uvicorn.STATUS_LINE[200]]
         for name, value in (*cycle.default_headers, *headers, *self._added()):
-            if HEADER_VALUE_RE.search(value):
+            if uvicorn.HEADER_VALUE_RE.search(value):
                 raise ValueError(f"header {name!r} cannot be {value!r}")
             parts += (name, b": ", value, b"\r\n")
         parts += (b"\r\n", body)

@@ -8,6 +8,8 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +55,14 @@ from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.tools import make_tools
-from serving.tracing import Tracer
-from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
-from serving.unity_catalog import Catalog
 
 if TYPE_CHECKING:
+    from agents.state import Route, Router
     from retrieval.types import SyncReport
+    from serving.tracing import Tracer
+    from serving.tracking import MlflowServer
+    from serving.unity_catalog import Catalog
 
 log = logging.getLogger("smalti")
 
@@ -93,11 +96,10 @@ class Platform:
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
-        self.mlflow = MlflowServer(home.path) if settings.mlflow else None
-        self.tracer = Tracer(self.mlflow) if self.mlflow else None
+        self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
-        self.encoder = Encoder.load(home.models)
+        self.encoder = Encoder.load(home.models, later=True)
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
         self.budgets = Budgets(self.engine)
@@ -134,8 +136,8 @@ class Platform:
         self._functions: dict[str, FunctionDeclaration] = {}
         self._dealt: dict[str, Dealt] = {}
 
-        classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
-        self._router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
+        examples = settings.router or Path(routing.__file__).with_name("router.jsonl")
+        self._router = self._later_router(lambda: train_router(examples, self.encoder, home.models))
         self._reader = make_reader(self.encoder.aembed)
         self.endpoints.register(
             Endpoint(
@@ -173,7 +175,7 @@ class Platform:
             mirror=self.gateway.mirror,
             expose=self.gateway.expose,
         )
-        self.catalog = Catalog(self.mlflow, self.model_access) if self.mlflow else None
+        self.catalog = self._catalog(self.mlflow) if self.mlflow else None
         self.experiments = Experiments(
             self.engine,
             self.journal,
@@ -188,7 +190,29 @@ class Platform:
         for declaration in settings.all_endpoints():
             self._declare(declaration)
 
+    # What belongs to MLflow is imported where it is used.
+
+    def _tracking(self) -> tuple[MlflowServer, Tracer]:
+        from serving.tracing import Tracer
+        from serving.tracking import MlflowServer
+
+        server = MlflowServer(self.home.path)
+        return server, Tracer(server)
+
+    def _catalog(self, server: MlflowServer) -> Catalog:
+        from serving.unity_catalog import Catalog
+
+        return Catalog(server, self.model_access)
+
     # ---- endpoints
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether this is a gateway alone, as it starts: it has no documents, and no agent, model or function of its own. What
+        those need is then loaded when it is first used."""
+        own = self.settings
+        external = all(each.config.served_entities[0].external_model is not None for each in own.endpoints)
+        return external and not (own.docs or own.indexes or own.functions or own.generative or self.indexes.list())
 
     def _declare(self, declaration: EndpointDeclaration) -> None:
         entity = declaration.config.served_entities[0]
@@ -232,23 +256,40 @@ class Platform:
         policy = self.policies.get(name)
         return policy is not None and policy.fallback_config is not None and policy.fallback_config.enabled
 
+    def _later_router(self, train: Callable[[], Any]) -> Router:
+        """The router of questions, trained or read when the first one comes: `warm` sees to that where there are documents."""
+        made: list[Router] = []
+        making = asyncio.Lock()
+
+        async def route(text: str) -> Route:
+            async with making:
+                if not made:
+                    classifier = await asyncio.to_thread(train)
+                    made.append(make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed))
+            return await made[0](text)
+
+        return route
+
+    def _agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> Engine:
+        model = self.settings.model_of(agent)
+        made = Agent(
+            declaration.name,
+            load_builder(agent.builder),
+            self.dispatcher.chat_model(model) if model else None,
+            self.dispatcher.retriever(agent.index, diversity=agent.diversity),
+            description=agent.description or declaration.description,
+            tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
+            timeout=agent.timeout,
+            step_limit=agent.step_limit,
+            options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
+        )
+        return agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
+
     def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
         entity = {"entity_name": agent.builder}
         try:
-            builder = load_builder(agent.builder)
-            model = self.settings.model_of(agent)
-            made = Agent(
-                declaration.name,
-                builder,
-                self.dispatcher.chat_model(model) if model else None,
-                self.dispatcher.retriever(agent.index, diversity=agent.diversity),
-                description=agent.description or declaration.description,
-                tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
-                timeout=agent.timeout,
-                step_limit=agent.step_limit,
-                options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
-            )
-            engine = agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
+            # the assistant that nobody declared is there for documents: until it is asked, a gateway alone does without it
+            engine = _later(lambda: self._agent(declaration, agent)) if self.alone else self._agent(declaration, agent)
         except Exception as error:  # one agent's fault must not keep the others from answering
             reason = str(error) if isinstance(error, AgentLoadError) else f"{type(error).__name__}: {error}"
             log.warning("endpoint %s is not available: %s", declaration.name, reason)
@@ -385,6 +426,23 @@ class Platform:
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()
+
+
+def _later(make: Callable[[], Engine]) -> Engine:
+    """An engine that is made, in a thread, when it is first called."""
+    made: list[Engine] = []
+    making = asyncio.Lock()
+
+    async def run(call: Call) -> AsyncIterator[Event]:
+        async with making:
+            if not made:
+                made.append(await asyncio.to_thread(make))
+        events: Any = made[0](call)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    return run
 
 
 def _broken(name: str, reason: str) -> Engine:

@@ -151,12 +151,13 @@ class Answering:
             if self._watching is not None:
                 self._watching.cancel()
 
-    def _watch(self, task: asyncio.Task[None], receive: Receive) -> None:
+    def _watch(self, task: asyncio.Task[Any] | None, receive: Receive) -> None:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
             self._gone = True
-            task.cancel()
+            if task is not None:
+                task.cancel()
 
         self._watching = asyncio.get_running_loop().create_task(watch())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -106,6 +107,8 @@ def _keep() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    with contextlib.suppress(AttributeError, OSError):  # glibc's: what starting took and left goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
