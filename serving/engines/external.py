@@ -24,7 +24,6 @@ from serving.engines.transport import BREAKS, MAX_VECTORS, Timeouts, Transport
 from serving.engines.upstream import ModelSettingError, Upstream, parse_chat_model
 from serving.protocols.request import present
 
-
 _READ = TERMINAL | {"response.created", "response.output_text.delta", "response.function_call_arguments.delta"}
 """Events of an answer that is given whole; those that only frame it are for clients that stream."""
 

@@ -94,7 +94,8 @@ class Connection:
 def request(path: str, model: str | None, *headers: str) -> bytes:
     asked = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 10}
     body = json.dumps(asked | ({"model": model} if model else {})).encode()
-    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", "content-type: application/json", *headers]
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", *headers]
+    lines.append("content-type: application/json")
     return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
 
 
