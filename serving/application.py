@@ -43,6 +43,7 @@ from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
+from serving.ui.api import Api
 from serving.ui.mount import mount
 
 log = logging.getLogger("smalti")
@@ -181,7 +182,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     for room in rooms:
         app.include_router(room(platform, caller))
     app.include_router(databricks.fallback())
-    app.state.pages = mount(app, page_services(platform))
+    app.state.pages = mount(app, page_services(platform, Api(app)))
     return app
 
 

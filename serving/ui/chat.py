@@ -19,7 +19,7 @@ from nicegui.element import Element
 from governance.call import Call, Caller, CallError
 from serving.ui.answer import AnswerView
 from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import Composer, button, tag
+from serving.ui.parts import Composer, Latest, button, tag
 from serving.ui.plain import HEAD
 from serving.ui.running import Answer
 from serving.ui.services import ThreadMessage, UiServices
@@ -69,6 +69,7 @@ class ChatPage:
         self.thread_id: str | None = None
         self.running: Answer | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._loads = Latest()
         self.said: list[_Said] = []
         self.side = SideBar(self)
         client.on_delete(lambda: self._unwatch())
@@ -122,11 +123,14 @@ class ChatPage:
     async def open(self, thread_id: str) -> None:
         """Show a stored conversation, and the answer that is coming on it."""
         self.leave()
+        latest = self._loads.begin()
         try:
             owner = await self.owner()
             turns = await self.services.threads.messages(thread_id, owner)
         except CallError as error:
             self.notice(error)
+            return
+        if not latest():
             return
         coming = self.services.answers.find(thread_id, owner)
         if turns is None and coming is None:
@@ -166,6 +170,7 @@ class ChatPage:
 
     async def new_chat(self) -> None:
         self.leave()
+        latest = self._loads.begin()
         self.thread_id = None
         self.said = []
         self._go("/")
@@ -183,6 +188,8 @@ class ChatPage:
             titles = await self.services.suggestions(self.caller)
         except CallError:
             titles = ()
+        if not latest() or ideas.is_deleted:
+            return
         with ideas:
             for i, text in enumerate(questions(titles)):
                 tag("button", f"idea tile-{(i + 1) % 5}", text, type="button").on("click", partial(self.ask, text), [])
@@ -194,6 +201,7 @@ class ChatPage:
         text = text.strip()
         if not text or self.running is not None:
             return
+        self._loads.begin()  # what was being opened is not drawn over it
         if self.thread_id is None:
             self.thread_id = uuid.uuid4().hex
             self.messages.clear()

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Caller, Event
+from serving.ui.api import Api
 from serving.ui.running import Answers
+from serving.ui.uploads import Uploads
 
 if TYPE_CHECKING:
     from serving.ui.session import OneTimeCodes
@@ -126,6 +128,8 @@ class UiServices:
     suggestions: titles of documents the caller may read; the empty chat asks about the first three.
     feedback: `(request_id, helpful, comment, caller)`. Called at once when a thumb is pressed, and again with the comment
         when one is added: the later call replaces the earlier one.
+    api: the server's own HTTP API.
+    uploads: files that were handed to pages and not taken yet.
     answers: those that are coming; they outlive their pages.
     session_ttl: seconds a browser stays signed in.
     """
@@ -138,5 +142,7 @@ class UiServices:
     suggestions: Callable[[Caller], Awaitable[Sequence[str]]]
     feedback: Callable[[str, bool, str | None, Caller], Awaitable[None]]
     console: ConsoleData
+    api: Api
+    uploads: Uploads = field(default_factory=Uploads)
     answers: Answers = field(default_factory=Answers)
     session_ttl: float = 7 * 24 * 3600.0
