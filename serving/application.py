@@ -254,6 +254,8 @@ async def _come_up(app: FastAPI) -> None:
         app.state.failure = error
         app.state.stop()
         return
+    threads = platform.runtime.table
+    await asyncio.to_thread(platform.thread_files.tidy, lambda thread, owner: threads.find(thread, owner) is not None)
     app.state.ready = True
     app.state.announce()
     follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)

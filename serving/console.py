@@ -13,6 +13,7 @@ from governance import audit, hourly
 from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
+from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
     from serving.platform import Platform
@@ -154,6 +155,7 @@ class Console:
             grants = [
                 {"principal": g.principal, "level": g.level, "securable": g.securable, "via": g.via}
                 for g in platform.grants.list()
+                if not g.securable.startswith(f"index:{PREFIX}")  # what a person handed to a conversation is theirs
             ]
             names = ("endpoint", "metric", "kind", "whose", "period")
             budgets = [{**dict(zip(names, key, strict=True)), "used": used} for key, used in platform.budgets.used().items()]

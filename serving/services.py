@@ -94,4 +94,5 @@ def page_services(platform: Platform, api: Api) -> UiServices:
         feedback=feedback,
         console=Console(platform),
         api=api,
+        files=platform.thread_files,
     )

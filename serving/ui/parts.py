@@ -58,11 +58,20 @@ def button(
 
 
 class Composer(Element, component="static/composer.js"):
-    """The question box. Typing stays in the browser; `on_send` gets the text, `on_stop` nothing."""
+    """The question box. Typing stays in the browser; `on_send` gets the text, `on_file` what became of an upload."""
 
-    def __init__(self, placeholder: str, on_send: Callable[[str], Any], on_stop: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        placeholder: str,
+        on_send: Callable[[str], Any],
+        on_stop: Callable[[], Any],
+        on_file: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.props["placeholder"] = placeholder
+        self.props["takes-files"] = on_file is not None
+        if on_file is not None:
+            self.on("file", lambda event: on_file(dict(event.args or {})))
         self.on("send", lambda event: on_send(str(event.args)))
         self.on("stop", on_stop, [])
 

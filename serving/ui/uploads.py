@@ -24,6 +24,8 @@ HELD = 256 << 20
 KEPT = 1800.0
 """Seconds after which a file that nobody took is dropped."""
 NAME_CHARS = 120
+NAME_BYTES = 200
+"""As much as a file system takes of a name, and a little less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class Uploads:
 def plain_name(name: str) -> str:
     """A file's name as text of one line, without folders; "file" where nothing is left."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in last if c.isprintable()).strip(" .")[-NAME_CHARS:] or "file"
+    plain = "".join(c for c in last if c.isprintable()).strip(" .")[-NAME_CHARS:]
+    while len(plain.encode("utf-8", "ignore")) > NAME_BYTES:
+        plain = plain[1:]
+    return plain.encode("utf-8", "ignore").decode().strip(" .") or "file"
 
 
 def routes(services: UiServices) -> list[Route]:

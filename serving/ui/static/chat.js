@@ -124,14 +124,15 @@
   });
   document.addEventListener("change", async (event) => { // a file that was chosen is handed in; its field is told what became of it
     const input = event.target.closest?.("input[data-upload]");
-    const file = input?.files?.[0];
-    if (!file) return;
+    if (!input?.files?.length) return;
     const tell = (detail) => input.dispatchEvent(new CustomEvent("uploaded", { detail }));
     input.closest("label")?.setAttribute("aria-busy", "true");
-    try {
-      const answer = await fetch(`/uploads?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
-      tell(await answer.json());
-    } catch { tell({ message: "The file could not be sent. Try again." }); }
+    for (const file of [...input.files]) {
+      try {
+        const answer = await fetch(`/uploads?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+        tell(await answer.json());
+      } catch { tell({ message: `${file.name} could not be sent. Try again.` }); }
+    }
     input.closest("label")?.removeAttribute("aria-busy");
     input.value = "";
   });
