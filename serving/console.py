@@ -13,6 +13,7 @@ from governance import audit, hourly
 from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
+from serving.feedback import thumbs, trace_url
 from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ class Console:
         self._platform.journal.ingest()
         requester = None if who.admin else who.name
         return hourly.read(self._platform.engine, since=since, requester=requester, by=("hour", "endpoint"))
+
+    async def thumbs(self, who: Caller, since: str) -> Sequence[Row]:
+        if self._platform.mlflow is None:
+            return []
+        begin = int(datetime.fromisoformat(f"{since}:00+00:00").timestamp() * 1000)
+        name = None if who.admin else who.name
+        return await asyncio.to_thread(thumbs, self._platform.home.path / "mlflow.db", begin, name)
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
         return await asyncio.to_thread(self._calls, who, query, limit)
@@ -104,7 +112,9 @@ class Console:
             within = table.request_time.between(row["request_time"], end.isoformat())
             inner = select(*(table[name] for name in LISTED)).where(within, table.parent_request_id == request_id)
             found = [dict(each) for each in connection.execute(inner.order_by(table.request_time).limit(200)).mappings()]
-        traces = "/mlflow/" if self._platform.mlflow and row["trace_id"] else None
+        traces = None
+        if self._platform.mlflow and row["trace_id"]:
+            traces = trace_url(self._platform.home.path / "mlflow.db", request_id, row["trace_id"])
         verdicts = orjson.loads(row["guardrail_verdicts"] or "[]")
         return {**row, "guardrail_verdicts": verdicts, "inner": found, "traces": traces}
 

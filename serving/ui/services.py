@@ -107,6 +107,10 @@ class ConsoleData(Protocol):
         """`governance.hourly.read` by hour and endpoint, from an hour on."""
         ...
 
+    async def thumbs(self, who: Caller, since: str) -> Sequence[Row]:
+        """Feedback from an hour on: `time` (Unix seconds), `helpful`, `endpoint`."""
+        ...
+
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
         """The newest calls. `query`: `since`, `endpoint`, `caller`, `status` (first digit, or `none`), `text`."""
         ...

@@ -76,7 +76,8 @@ class ExperimentsPage(ConsolePage):
             verdict = each["verdict"]
             tag("p", f"verdict {_DECISIONS.get(verdict['decision'], 'calm')}", verdict["text"], role="status")
             self._facts(each)
-            self._decide(each)
+            with tag("div", "decide-row"):
+                self._decide(each)
             self._arms(each)
             self._courses(each)
             self._metrics(each)

@@ -176,7 +176,7 @@ def draw_plan(plan: Row) -> None:
     fits = "It fits" if plan["fits"] else "It does not fit"
     told = f"{fits}: {size(memory['total'])} of {size(available)} that are free."
     if plan["seconds"] is not None:
-        told += f" About {duration(plan['seconds'])} of training"
+        told += f" Training takes {duration(plan['seconds'])}"
         told += f", {dollars(plan['cost'])}." if plan["cost"] is not None else "."
     tag("h3", text="What it would take")
     tag("p", f"verdict {'good' if plan['fits'] else 'bad'}", told)
@@ -233,5 +233,5 @@ def size(value: float) -> str:
 
 def duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.0f} s" if seconds >= 1 else "less than 1 s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

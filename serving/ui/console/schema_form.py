@@ -26,7 +26,8 @@ class SchemaField:
 
     @property
     def label(self) -> str:
-        return self.name.replace("_", " ")
+        text = self.name.replace("_", " ").replace(".", ": ")
+        return text[:1].upper() + text[1:]
 
     def draw(self, given: str = "") -> None:
         """The field, with what was written before; what is left empty has its default."""

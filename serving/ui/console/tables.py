@@ -19,7 +19,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _STATUS = """<q-td :props="props"><span v-if="props.value !== '' && props.value != null"
  :class="'status ' + (props.value < 400 ? 'good' : props.value < 500 ? 'warn' : 'bad')">{{ props.value }}</span></q-td>"""
 _STATE = """<q-td :props="props"><span v-if="props.value"
- :class="'status ' + (['READY', 'ONLINE', 'in force'].includes(props.value) ? 'good' : 'warn')">{{ props.value }}</span></q-td>"""
+ :class="'status ' + ({ FAILED: 'bad', ROLLED_BACK: 'bad' }[props.value] ?? (__GOOD__.includes(props.value) ? 'good' : 'warn'))">{{ props.value }}</span></q-td>"""
+_STATE = _STATE.replace("__GOOD__", "['READY', 'ONLINE', 'RUNNING', 'DECIDED', 'PROMOTED', 'COMPLETED', 'in force']")
 _OPEN = """<q-td :props="props"><button type="button" class="cell-link" @click="$parent.$emit('opened', props.row.__key)"
  :aria-label="'Open ' + props.value">{{ props.value }}</button></q-td>"""
 _CELL = """<q-td :props="props"><span

@@ -15,6 +15,7 @@ from evals.data import Prediction
 from evals.run import evaluate
 from tests.finetune.tiny import bert, reviews
 from tests.live import wait_until
+from tests.serving.ui.test_accessible import both
 from tests.serving.ui.test_console import pictures
 from tests.serving.ui.world import XSS
 from tests.serving.upstream import KEY as UPSTREAM_KEY
@@ -70,6 +71,7 @@ def test_an_experiment_says_who_wins_and_is_promoted_and_rolled_back(console, li
     expect(detail.locator(".grid").nth(1)).to_contain_text("better")
     assert page.url.endswith("?name=kinder")
     pictures(page, "experiments")
+    assert not (wrong := both(page, "experiments")), "\n".join(wrong)
     expect(detail.get_by_label("Give all traffic to")).to_have_value("new")
     detail.get_by_role("button", name="Promote").click()
     expect(detail.locator(".status").first).to_have_text("PROMOTED")
@@ -131,18 +133,18 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     expect(new.locator(".handed").first).to_have_text("train.jsonl")
     new.get_by_label("Rows to judge it on").set_input_files(rows / "eval.jsonl")
     expect(new.locator(".handed").nth(1)).to_have_text("eval.jsonl")
-    new.get_by_label("name", exact=True).fill("film reviews")
+    new.get_by_label("Name", exact=True).fill("film reviews")
     new.get_by_role("button", name="Check the data").click()
     expect(new.locator(".problem")).to_contain_text("name")  # no blanks in a name
-    new.get_by_label("name", exact=True).fill("films")
-    new.get_by_label("base model", exact=True).fill(str(rows / "base"))
-    new.get_by_label("training duration", exact=True).fill("3ep")
-    new.get_by_label("batch size", exact=True).fill("8")
+    new.get_by_label("Name", exact=True).fill("films")
+    new.get_by_label("Base model", exact=True).fill(str(rows / "base"))
+    new.get_by_label("Training duration", exact=True).fill("3ep")
+    new.get_by_label("Batch size", exact=True).fill("8")
     new.locator("summary").click()
-    new.get_by_label("threads", exact=True).fill("1")
-    new.get_by_label("max length", exact=True).fill("32")
-    new.get_by_label("log every", exact=True).fill("1")
-    new.get_by_label("eval interval", exact=True).fill("1ep")
+    new.get_by_label("Threads", exact=True).fill("1")
+    new.get_by_label("Max length", exact=True).fill("32")
+    new.get_by_label("Log every", exact=True).fill("1")
+    new.get_by_label("Eval interval", exact=True).fill("1ep")
     new.get_by_role("button", name="Check the data").click()
     expect(new.locator(".verdict")).to_contain_text("100 rows")
     new.get_by_role("button", name="Estimate").click()
@@ -159,6 +161,7 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     expect(beside).to_contain_text("macro_recall")
     expect(beside.locator("th").nth(2)).not_to_be_empty()
     pictures(page, "finetuning")
+    assert not (wrong := both(page, "finetuning")), "\n".join(wrong)
     page.reload()
     expect(detail.locator("h2").first).to_have_text("films")
     assert re.search(r"\?run=films-", page.url)
@@ -200,6 +203,7 @@ def test_an_evaluation_shows_what_went_wrong_and_is_compared(console, live, eval
     detail.get_by_role("button", name="Compare").click()
     expect(detail.locator(".verdict")).to_contain_text("assistant is better in contains")
     pictures(page, "evaluations")
+    assert not (wrong := both(page, "evaluations")), "\n".join(wrong)
     with page.context.expect_page() as opened:
         detail.get_by_role("link", name="Report").click()
     report = opened.value
