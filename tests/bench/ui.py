@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy
 
 COLUMNS = (
@@ -149,14 +150,17 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
         late = [seen[i] - emitted[i] for i in range(1, 24) if i in seen and i in emitted]
         yield {"what": "token to page", "median_ms": round(statistics.median(late), 1), "worst_ms": round(max(late), 1)}
 
-        world.engine.delay, lags, ended = 0.05, [], threading.Event()
+        world.engine.delay, lags, cpu, ended = 0.05, [], [], threading.Event()
 
         async def watch() -> None:
             while not ended.is_set():
-                began = time.perf_counter()
+                began, used = time.perf_counter(), time.thread_time()
                 await sleep(0.01)
                 lags.append((time.perf_counter() - began - 0.01) * 1000)
+                cpu.append((time.thread_time() - used) * 1000)
 
+        for child in psutil.Process().children(recursive=True):
+            child.nice(10)  # browsers are elsewhere; here they get what the server leaves
         pages = [context.new_page() for _ in range(count)]
         for each in pages:
             each.goto(world.url)
@@ -166,11 +170,20 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
         time.sleep(10)
         ended.set()
         watching.result(10)
-        lags.sort()
-        told = {"median_ms": statistics.median(lags), "p99_ms": lags[int(len(lags) * 0.99)], "worst_ms": lags[-1]}
-        yield {"what": "event loop lag", "chats": count, **{key: round(value, 1) for key, value in told.items()}}
+        yield {"what": "event loop lag", "chats": count, **_spread(lags)}
+        yield {
+            "what": "CPU of the event loop between two ticks 10 ms apart, which bounds its lag",
+            "chats": count,
+            **_spread(cpu),
+        }
         browser.close()
         world.stop()
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    values = sorted(values)
+    told = {"median_ms": statistics.median(values), "p99_ms": values[int(len(values) * 0.99)], "worst_ms": values[-1]}
+    return {key: round(value, 1) for key, value in told.items()}
 
 
 def main() -> None:

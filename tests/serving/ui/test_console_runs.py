@@ -129,14 +129,16 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     new = page.locator("#new-run")
     expect(page.locator(".empty-state")).to_contain_text("No run of yours yet")
     pictures(page, "finetuning-new")
-    new.get_by_label("Rows to train on").set_input_files(rows / "train.jsonl")
-    expect(new.locator(".handed").first).to_have_text("train.jsonl")
+    hostile = {"name": f"{XSS[1].replace('/', '')}.jsonl", "mimeType": "text/plain"}
+    new.get_by_label("Rows to train on").set_input_files({**hostile, "buffer": (rows / "train.jsonl").read_bytes()})
+    expect(new.locator(".handed").first).to_contain_text("onerror")  # as text
     new.get_by_label("Rows to judge it on").set_input_files(rows / "eval.jsonl")
     expect(new.locator(".handed").nth(1)).to_have_text("eval.jsonl")
     new.get_by_label("Name", exact=True).fill("film reviews")
     new.get_by_role("button", name="Check the data").click()
     expect(new.locator(".problem")).to_contain_text("name")  # no blanks in a name
     new.get_by_label("Name", exact=True).fill("films")
+    new.get_by_label("Register to", exact=True).fill("main.default.films")
     new.get_by_label("Base model", exact=True).fill(str(rows / "base"))
     new.get_by_label("Training duration", exact=True).fill("3ep")
     new.get_by_label("Batch size", exact=True).fill("8")
@@ -165,6 +167,11 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     page.reload()
     expect(detail.locator("h2").first).to_have_text("films")
     assert re.search(r"\?run=films-", page.url)
+    expect(detail.locator(".facts")).to_contain_text("main.default.films version 1")
+    detail.get_by_label("As endpoint").fill("film-reviews")
+    detail.get_by_role("button", name="Serve").click()
+    expect(page.get_by_role("heading", name="film-reviews")).to_be_visible(timeout=30_000)
+    assert page.url.endswith("/console/endpoints?name=film-reviews")
 
 
 @pytest.fixture(scope="module")
