@@ -21,7 +21,7 @@ from tests.serving.ui.world import XSS
 from tests.serving.upstream import KEY as UPSTREAM_KEY
 from tests.serving.upstream import Upstream
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 EXPERIMENTS = "/api/2.0/smalti/experiments"
 
