@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy
@@ -39,7 +40,8 @@ def search(files, index, who, thread):
         call = Call(index, "search", {"query": "the badge of Quillon", "k": 3}, caller=who, thread_id=thread)
         return [event async for event in files.engine(call)][-1].data["result"]["passages"]
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as apart:  # a browser's loop may be running in this thread
+        return apart.submit(lambda: asyncio.run(run())).result()
 
 
 def test_a_document_is_found_in_its_conversation_by_its_owner_alone(files):
