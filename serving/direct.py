@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from governance.call import CallError
 from serving.compress import Compressed, reads_gzip
 from serving.errors import broken, error_response, is_gone
-from serving.outgoing import Outgoing
+from serving.outgoing import KEY, Outgoing
 
 
 class Direct:
@@ -48,6 +48,8 @@ class Direct:
                 if out.started:
                     raise
                 await broken(scope)(scope, receive, out)
+        finally:
+            scope.pop(KEY, None)  # no ring of objects is left to the collector
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
