@@ -14,7 +14,7 @@ from filelock import FileLock
 from finetune.base_model import fingerprint, locate
 from finetune.loop import Emit, Loop
 from finetune.publish import quiet
-from finetune.schema import EncoderRecipe, LanguageRecipe, Recipe, TrainedRecipe
+from finetune.schema import EmbedRecipe, EncoderRecipe, LanguageRecipe, ReaderRecipe, Recipe, RerankRecipe, TrainedRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,6 +68,10 @@ def job_of(recipe: Recipe) -> Any:
         from finetune.job_classify import ClassifyJob
 
         return ClassifyJob(recipe)
+    if isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
+        from finetune.job_pairs import PairsJob
+
+        return PairsJob(recipe)
     assert isinstance(recipe, LanguageRecipe)
     from finetune.job_language import LanguageJob
 

@@ -105,32 +105,6 @@ class TrainedRecipe(BaseRecipe):
     """End after so many evaluations without a better one, keeping the best. They then chose the model: judge it elsewhere."""
 
 
-class EncoderRecipe(TrainedRecipe):
-    """Text to one of some labels: all of an encoder's weights are trained, with a head on the mean of its states."""
-
-    data: DataRecipe
-    task: Literal["classify"] = "classify"
-    method: Literal["full"] = "full"
-    base_model: str = "all-MiniLM-L6-v2"
-    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of a text; the rest is cut off."""
-    clean: tuple[Literal["html", "urls", "users", "repeats"], ...] = ()
-    """What is made alike before reading, in training and in serving: HTML entities, links, user names, loooong words."""
-    head_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Each layer learns this much slower than the one above it."""
-    train_embeddings: bool = True
-    """Off: the table of word vectors stays as it is, which halves the work of a step for small encoders."""
-    dropout: Share = 0.1
-    label_smoothing: Share = 0.0
-    class_balance: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """1 trains for the mean of the classes' recalls, 0 for accuracy: logits are adjusted by the log of the classes' shares
-    (https://arxiv.org/abs/2007.07314)."""
-    promote_margin: Annotated[float, Field(ge=0)] = 0.0
-    """How much macro-recall must exceed the champion's for the alias to move."""
-
-
 class LoraRecipe(Strict):
     """Low-rank adapters beside every linear layer (https://arxiv.org/abs/2106.09685)."""
 
@@ -142,13 +116,93 @@ class LoraRecipe(Strict):
     """Names of layers; default: all linear ones but the head."""
 
 
+class ReadingRecipe(TrainedRecipe):
+    """What every recipe has that trains a text encoder: all its weights, or adapters that are merged when it is kept."""
+
+    method: Literal["full", "lora", "dora"] = "full"
+    lora: LoraRecipe = LoraRecipe()
+    base_model: str = "all-MiniLM-L6-v2"
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a text, or of a pair of texts; the rest is cut off."""
+    head_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Each layer learns this much slower than the one above it."""
+    train_embeddings: bool = True
+    """Off: the table of word vectors stays as it is, which halves the work of a step for small encoders."""
+    dropout: Share = 0.1
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+    """How much the evaluation's first metric must exceed the champion's for the alias to move."""
+
+
+class EncoderRecipe(ReadingRecipe):
+    """Text to one of some labels: an encoder with a head on the mean of its states."""
+
+    data: DataRecipe
+    task: Literal["classify"] = "classify"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    clean: tuple[Literal["html", "urls", "users", "repeats"], ...] = ()
+    """What is made alike before reading, in training and in serving: HTML entities, links, user names, loooong words."""
+    label_smoothing: Share = 0.0
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 trains for the mean of the classes' recalls, 0 for accuracy: logits are adjusted by the log of the classes' shares
+    (https://arxiv.org/abs/2007.07314)."""
+
+
+class EmbedRecipe(ReadingRecipe):
+    """Texts to vectors of unit length: a question comes to lie near what answers it."""
+
+    data: FilesRecipe
+    """`query` and `positive`; perhaps `negative`, a text or several; `score` (0 to 1) where the loss compares scores."""
+    task: Literal["embed"]
+    loss: Literal["multiple_negatives", "triplet", "cosent", "cosine"] = "multiple_negatives"
+    """Of sentence-transformers (https://sbert.net/docs/package_reference/sentence_transformer/losses.html). The first takes the
+    other rows of a micro-batch for negatives, so the larger that is the better."""
+    scale: Annotated[float, Field(gt=0)] = 20.0
+    """Cosines are multiplied by it, in `multiple_negatives` and `cosent`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    dropout: Share = 0.0
+
+
+class RerankRecipe(ReadingRecipe):
+    """A cross-encoder: reads a question together with a text and says how well the one answers the other, from 0 to 1."""
+
+    data: FilesRecipe
+    """As for `embed`, so an index's pairs serve both."""
+    task: Literal["rerank"]
+    negatives: Annotated[int, Field(ge=1)] = 4
+    """Texts of other rows that are taken for wrong answers, where a row names none: half of them those most like the question."""
+    candidates: Annotated[int, Field(ge=2)] = 20
+    """Texts that are put in order for each question of the evaluation: those most like it by their words, and the right one."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+
+
+class ReaderRecipe(ReadingRecipe):
+    """Finds the words of a text that answer a question, or that there are none (https://arxiv.org/abs/1810.04805)."""
+
+    data: FilesRecipe
+    """`question`, `context` and `answer`, which the context has verbatim, or which is empty; `start` tells which of several."""
+    task: Literal["reader"]
+    max_length: Annotated[int, Field(ge=32)] = 256
+    stride: Annotated[int, Field(ge=0)] = 64
+    """Tokens that two windows of a long text share."""
+    max_answer: Annotated[int, Field(ge=1)] = 30
+    """Tokens of an answer."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ReaderRecipe:
+        if self.stride > self.max_length // 4:
+            raise ValueError("stride must be a quarter of max_length at most")
+        return self
+
+
 class LanguageRecipe(TrainedRecipe):
     """A causal language model learns texts (`cpt`), answers to prompts (`sft-instruct`) or its turns in chats (`sft-chat`)."""
 
     data: FilesRecipe
     """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
-    task: Literal["cpt", "sft-chat", "sft-instruct"]
-    method: Literal["full", "lora", "dora"] = "lora"
+    task: Literal["cpt", "sft-chat", "sft-instruct", "dpo"]
+    method: Literal["full", "lora", "dora", "qlora"] = "lora"
+    """`qlora`: adapters beside weights of four bits (https://arxiv.org/abs/2305.14314); it takes a GPU and bitsandbytes."""
     lora: LoraRecipe = LoraRecipe()
     context_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of a packed sequence. Texts share one, and see nothing of each other."""
@@ -162,13 +216,32 @@ class LanguageRecipe(TrainedRecipe):
     """How much the held-out loss must be under the champion's for the alias to move."""
 
 
-Recipe = ClassifyRecipe | EncoderRecipe | LanguageRecipe
-_LANGUAGE: Mapping[str, type[BaseRecipe]] = dict.fromkeys(("lora", "full", "dora"), LanguageRecipe)
+class PreferenceRecipe(LanguageRecipe):
+    """A language model learns which of two answers is the better one (https://arxiv.org/abs/2305.18290)."""
+
+    data: FilesRecipe
+    """`prompt`, `chosen` and `rejected`; a prompt is a text, or the messages of a chat."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How dear it is to move away from the model that training began with."""
+
+
+Recipe = ClassifyRecipe | EncoderRecipe | EmbedRecipe | RerankRecipe | ReaderRecipe | LanguageRecipe | PreferenceRecipe
+
+
+def _methods(model: type[BaseRecipe], *names: str) -> Mapping[str, type[BaseRecipe]]:
+    return dict.fromkeys(names, model)
+
+
+_ADAPTED = ("lora", "full", "dora", "qlora")
 RECIPES: Mapping[str, Mapping[str, type[BaseRecipe]]] = {
-    "classify": {"linear": ClassifyRecipe, "full": EncoderRecipe},
-    "cpt": _LANGUAGE,
-    "sft-chat": _LANGUAGE,
-    "sft-instruct": _LANGUAGE,
+    "classify": {"linear": ClassifyRecipe, **_methods(EncoderRecipe, "full", "lora", "dora")},
+    "embed": _methods(EmbedRecipe, "full", "lora", "dora"),
+    "rerank": _methods(RerankRecipe, "full", "lora", "dora"),
+    "reader": _methods(ReaderRecipe, "full", "lora", "dora"),
+    "cpt": _methods(LanguageRecipe, *_ADAPTED),
+    "sft-chat": _methods(LanguageRecipe, *_ADAPTED),
+    "sft-instruct": _methods(LanguageRecipe, *_ADAPTED),
+    "dpo": _methods(PreferenceRecipe, *_ADAPTED),
 }
 """A recipe's `task` and `method` choose its model."""
 
