@@ -21,6 +21,10 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its be
 _COLUMNS = {"id": "Run", "task": "Task", "status": "Status", "step": "Step", "steps": "of", "created": "Created", "message": ""}
 
 
+def _database(context: typer.Context) -> str:
+    return f"sqlite:///{context.obj.home.path / 'mlflow.db'}"
+
+
 def _runs(context: typer.Context) -> Runs:
     from finetune.runs import Runs
 
@@ -33,6 +37,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and do not wait for it.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow elsewhere; default: this state folder's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train what RECIPE says, record it in MLflow and register the model."""
@@ -41,11 +46,11 @@ def run(
 
     work = context.obj
     loaded = load_recipe(find(recipe), overrides or ())
-    uri = f"sqlite:///{work.home.path / 'mlflow.db'}"
+    uri = tracking_uri or _database(context)
     if isinstance(loaded, TrainedRecipe):
-        from finetune.base_model import locate
+        from finetune.launch import check
 
-        locate(loaded.base_model)  # told now, not by a process that ends
+        check(loaded)  # told now, not by a process that ends
         new = _runs(context).create(loaded, tracking_uri=uri, created_by="command line")
         new.start()
         if detach:
@@ -61,6 +66,53 @@ def run(
         work.print_json(done.as_dict())
     else:
         print(done.summary())
+
+
+@finetune.command("sweep")
+def sweep(
+    context: typer.Context,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    space: Annotated[list[str] | None, typer.Option(help="KEY=VALUES: [16, 32] or {low: 1e-5, high: 1e-3, log: true}.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all; those that there are already count.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search over keys of RECIPE and register the best; the same command goes on with a search that was ended."""
+    from finetune.launch import check
+    from finetune.recipe import RecipeError, find, load_recipe
+    from finetune.schema import TrainedRecipe
+    from finetune.sweep import sweep as search
+    from finetune.sweep import with_space
+
+    loaded = load_recipe(find(recipe), overrides or ())
+    if not isinstance(loaded, TrainedRecipe):
+        raise RecipeError(
+            f"task {loaded.task}, method {loaded.method}: it is not trained step by step; there is nothing to sweep."
+        )
+    wanted = with_space(loaded, space or (), trials)
+    check(wanted)
+    told = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    done = search(wanted, _runs(context), _database(context), told)
+    if as_json:
+        context.obj.print_json(done.as_dict())
+        return
+    print("best: " + "  ".join(f"{key}={value}" for key, value in done.best.items()) + f", score {done.score:.4f}")
+    print(_summary(done.run.state()["result"]) + f"\nrun {done.run.id}, MLflow run {done.parent_run_id}")
+
+
+@finetune.command("export")
+def export(context: typer.Context, recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the job file by which `databricks air run` trains RECIPE, whose launcher is `databricks`."""
+    import yaml
+
+    from finetune.launch import job
+    from finetune.recipe import RecipeError, find, load_recipe
+    from finetune.schema import TrainedRecipe
+
+    loaded = load_recipe(find(recipe), overrides or ())
+    if not isinstance(loaded, TrainedRecipe):
+        raise RecipeError(f"task {loaded.task}, method {loaded.method}: it takes seconds here; there is nothing to export.")
+    print(yaml.safe_dump(job(loaded, recipe), sort_keys=False, width=1000), end="")
 
 
 @finetune.command("validate")

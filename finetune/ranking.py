@@ -12,7 +12,7 @@ CUT = 10
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
-    """`ndcg_at_10`, `mrr_at_10`, `hit_at_1` and `recall_at_10` of the places (from 1) at which each question's one right text stands."""
+    """`ndcg_at_10`, `mrr_at_10`, `hit_at_1`, `recall_at_10` of the places, from 1, of each question's one right text."""
     within = ranks <= CUT
     return {
         "ndcg_at_10": float(np.where(within, 1 / np.log2(ranks + 1), 0).mean()),

@@ -17,7 +17,8 @@ from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import StreamingResponse
 
-from finetune.base_model import PACKAGED, locate
+from finetune.base_model import PACKAGED
+from finetune.launch import check
 from finetune.recipe import Recipe, RecipeError, load_recipe
 from finetune.runs import ACTIVE, TERMINAL, RunError, Runs, TrainingRun
 from finetune.schema import RECIPES, TrainedRecipe
@@ -133,7 +134,7 @@ def router(
         if not isinstance(recipe, TrainedRecipe):
             raise refuse(400, f"task {recipe.task}, method {recipe.method} trains in seconds by `smalti finetune run`; not here.")
         try:
-            locate(recipe.base_model)
+            check(recipe)
         except RecipeError as error:
             raise refuse(400, str(error)) from None
         if sum(run.state()["status"] in ACTIVE for run in runs.list()) >= MAX_ACTIVE:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from finetune.duration import Duration
 
@@ -75,6 +75,50 @@ class ClassifyRecipe(BaseRecipe):
     calibration: Literal["none", "temperature"] = "temperature"
 
 
+class Range(Strict):
+    """Numbers to choose from: whole ones where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn evenly by order of magnitude."""
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high or (self.log and (self.low <= 0 or self.step is not None)):
+            raise ValueError("low must be under high; with log, low must be above 0 and there is no step")
+        return self
+
+
+class SweepRecipe(Strict):
+    """A search over keys of the recipe (`smalti finetune sweep`): Optuna proposes values, and ends trials that lag behind."""
+
+    space: Annotated[dict[str, Range | tuple[Any, ...]], Field(min_length=1)]
+    """Dotted keys, each with a list of values or `{low, high, log, step}`."""
+    trials: Annotated[int, Field(ge=1)] = 20
+    pruner: Literal["median", "none"] = "median"
+    """`median` ends a trial that is worse than half of those before it were at the same step."""
+    whole_trials: Annotated[int, Field(ge=1)] = 4
+    """Trials that are never ended early: what the others are held against."""
+
+
+class LauncherRecipe(Strict):
+    """What starts the processes that train."""
+
+    kind: Literal["process", "torchrun", "accelerate", "ray", "databricks"] = "process"
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Each takes its part of every batch; what is learnt is what one process would learn. On GPUs one each."""
+    accelerator: str = "GPU_1xH100"
+    """Of `databricks`: type of machine, as `databricks air` names it."""
+    environment: str = "4"
+    """Of `databricks`: version of the base environment."""
+
+
+def _launcher(given: Any) -> Any:
+    return {"kind": given} if isinstance(given, str) else given
+
+
 class TrainedRecipe(BaseRecipe):
     """What every recipe has whose weights are trained by gradient descent (AdamW, warm-up, then decay to zero)."""
 
@@ -97,6 +141,9 @@ class TrainedRecipe(BaseRecipe):
     """Decay of a moving average of the weights, which is what is then evaluated and kept; 0: none."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; by default what the machine's load leaves free when the run is made."""
+    launcher: Annotated[LauncherRecipe, BeforeValidator(_launcher)] = LauncherRecipe()
+    """`torchrun`, or with how many: `{kind: torchrun, processes: 4}`."""
+    sweep: SweepRecipe | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     eval_interval: Steps | None = None
     """How often to evaluate besides at the end."""
