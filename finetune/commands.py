@@ -42,12 +42,12 @@ def run(
 ) -> None:
     """Train what RECIPE says, record it in MLflow and register the model."""
     from finetune.recipe import find, load_recipe
-    from finetune.schema import TrainedRecipe
+    from finetune.schema import STARTED
 
     work = context.obj
     loaded = load_recipe(find(recipe), overrides or ())
     uri = tracking_uri or _database(context)
-    if isinstance(loaded, TrainedRecipe):
+    if isinstance(loaded, STARTED):
         from finetune.launch import check
 
         check(loaded)  # told now, not by a process that ends
@@ -256,7 +256,8 @@ def _bar(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _summary(result: dict[str, Any]) -> str:
     """A few lines for people."""
     metrics, baseline = result.get("metrics") or {}, result.get("baseline") or {}
-    lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {result['training_seconds']:.0f} s of training"]
+    seen = f"{result['tokens']:,} tokens" if "tokens" in result else f"the best is {result['estimator']}"
+    lines = [f"{result['steps']} steps, {seen}, {result['training_seconds']:.0f} s of training"]
     if metrics:
         width = max(map(len, metrics))
         lines.append(f"{'':{width}}   this model" + (f"{result.get('baseline_name', 'baseline'):>18}" if baseline else ""))

@@ -15,7 +15,16 @@ from finetune import ranks
 from finetune.base_model import fingerprint, locate
 from finetune.loop import Emit, Loop
 from finetune.publish import quiet
-from finetune.schema import EmbedRecipe, EncoderRecipe, LanguageRecipe, ReaderRecipe, Recipe, RerankRecipe, TrainedRecipe
+from finetune.schema import (
+    AutoRecipe,
+    EmbedRecipe,
+    EncoderRecipe,
+    LanguageRecipe,
+    ReaderRecipe,
+    Recipe,
+    RerankRecipe,
+    TrainedRecipe,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +49,10 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     DataError, RecipeError, TrainingError: it cannot be done; the message says why. Canceled: asked to end.
     """
     recipe, spec = run.recipe, run.spec
+    if isinstance(recipe, AutoRecipe):
+        from finetune.job_auto import execute_auto
+
+        return execute_auto(run, recipe)
     began = time.perf_counter()
     job = job_of(recipe)
     assert isinstance(recipe, TrainedRecipe)
@@ -131,11 +144,11 @@ class Tracker:
     def emit(self, kind: str, **what: Any) -> None:
         """Tell of an event, and add its numbers to MLflow's curves."""
         self._run.emit(kind, **what)
-        if kind not in ("progress", "evaluation"):
+        if kind not in ("progress", "evaluation", "trial"):
             return
         from mlflow.entities import Metric
 
-        if kind == "progress":
+        if kind != "evaluation":
             self._run.set_state(step=what["step"])
         prefix, now = ("eval/" if kind == "evaluation" else ""), int(time.time() * 1000)
         numbers = {key: value for key, value in what.items() if isinstance(value, int | float) and key not in ("step", "steps")}

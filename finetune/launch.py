@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import RecipeError
-from finetune.schema import LanguageRecipe, LauncherRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, LanguageRecipe, LauncherRecipe, TrainedRecipe
 
 if TYPE_CHECKING:
     from finetune.runs import TrainingRun
@@ -27,7 +27,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELED")
 _EXTRAS = ("local", "finetune")
 
 
-def check(recipe: TrainedRecipe) -> None:
+def check(recipe: TrainedRecipe | AutoRecipe) -> None:
     """Whether the recipe can be begun here: its base model is there, and what its method and launcher need.
 
     Raises
@@ -36,6 +36,12 @@ def check(recipe: TrainedRecipe) -> None:
     """
     from finetune.base_model import locate
 
+    if isinstance(recipe, AutoRecipe):
+        if recipe.data.text_column:
+            locate(recipe.base_model)
+        if importlib.util.find_spec("flaml") is None:
+            raise RecipeError("model: auto needs the packages of the extra auto: pip install 'smalti[auto]'.")
+        return
     locate(recipe.base_model)
     if isinstance(recipe, LanguageRecipe) and recipe.method == "qlora":
         from finetune.tasks.language import four_bits

@@ -21,7 +21,7 @@ from finetune.base_model import PACKAGED
 from finetune.launch import check
 from finetune.recipe import Recipe, RecipeError, load_recipe
 from finetune.runs import ACTIVE, TERMINAL, RunError, Runs, TrainingRun
-from finetune.schema import RECIPES, TrainedRecipe
+from finetune.schema import RECIPES, STARTED
 
 MAX_BODY = 64 << 20
 MAX_ACTIVE = 4
@@ -131,7 +131,7 @@ def router(
     @routes.post("/runs")
     def create(who: Who = who_asks, wanted: Asked = Depends(asked)) -> dict[str, Any]:
         recipe = loaded(wanted, who)
-        if not isinstance(recipe, TrainedRecipe):
+        if not isinstance(recipe, STARTED):
             raise refuse(400, f"task {recipe.task}, method {recipe.method} trains in seconds by `smalti finetune run`; not here.")
         try:
             check(recipe)

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from finetune import threads
 from finetune.recipe import Recipe, load_recipe
-from finetune.schema import BaseRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, BaseRecipe, TrainedRecipe
 
 TERMINAL = ("completed", "failed", "canceled")
 """Kinds of the one event that ends each attempt at a run."""
@@ -243,7 +243,7 @@ class Runs:
 
     def create(
         self,
-        recipe: TrainedRecipe,
+        recipe: TrainedRecipe | AutoRecipe,
         *,
         tracking_uri: str,
         created_by: str = "",
@@ -301,7 +301,7 @@ def _with_files(recipe: Kind, folder: Path, files: Mapping[str, str]) -> Kind:
     return type(recipe).model_validate({**values, "data": placed(values["data"], "train", "eval")})
 
 
-def _absolute(recipe: TrainedRecipe) -> dict[str, Any]:
+def _absolute(recipe: TrainedRecipe | AutoRecipe) -> dict[str, Any]:
     """A recipe's values with absolute paths: its process may start elsewhere."""
     from finetune.recipe import find
 

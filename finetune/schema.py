@@ -195,6 +195,44 @@ class EncoderRecipe(ReadingRecipe):
     (https://arxiv.org/abs/2007.07314)."""
 
 
+class TableRecipe(FilesRecipe):
+    """Files of rows: CSV, Parquet or JSON lines."""
+
+    label_column: str = "label"
+    text_column: str | None = None
+    """A column of texts, which become an encoder's vectors; the others are read as numbers and kinds."""
+    ignore_columns: tuple[str, ...] = ()
+
+
+class AutoRecipe(BaseRecipe):
+    """Rows to one of some labels: FLAML tries kinds of models and their settings for as long as it is given."""
+
+    data: TableRecipe
+    task: Literal["classify"] = "classify"
+    model: Literal["auto"] = "auto"
+    method: Literal["auto"] = "auto"
+    base_model: str = "all-MiniLM-L6-v2"
+    """The encoder of the text column."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    time_budget: Annotated[float, Field(gt=0)] = 60
+    """Seconds of search."""
+    max_trials: Annotated[int, Field(ge=1)] | None = None
+    estimators: tuple[Literal["lgbm", "xgboost", "rf", "extra_tree", "lrl1"], ...] = (
+        "lgbm",
+        "xgboost",
+        "rf",
+        "extra_tree",
+        "lrl1",
+    )
+    metric: Literal["log_loss", "macro_recall"] = "log_loss"
+    """What the search makes better, by cross-validation."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the rows that judges the model where there is no `data.eval`."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+
+
 class EmbedRecipe(ReadingRecipe):
     """Texts to vectors of unit length: a question comes to lie near what answers it."""
 
@@ -272,16 +310,20 @@ class PreferenceRecipe(LanguageRecipe):
     """How dear it is to move away from the model that training began with."""
 
 
-Recipe = ClassifyRecipe | EncoderRecipe | EmbedRecipe | RerankRecipe | ReaderRecipe | LanguageRecipe | PreferenceRecipe
+Recipe = (
+    ClassifyRecipe | AutoRecipe | EncoderRecipe | EmbedRecipe | RerankRecipe | ReaderRecipe | LanguageRecipe | PreferenceRecipe
+)
 
 
 def _methods(model: type[BaseRecipe], *names: str) -> Mapping[str, type[BaseRecipe]]:
     return dict.fromkeys(names, model)
 
 
+STARTED = (TrainedRecipe, AutoRecipe)
+"""What runs in a process of its own."""
 _ADAPTED = ("lora", "full", "dora", "qlora")
 RECIPES: Mapping[str, Mapping[str, type[BaseRecipe]]] = {
-    "classify": {"linear": ClassifyRecipe, **_methods(EncoderRecipe, "full", "lora", "dora")},
+    "classify": {"linear": ClassifyRecipe, **_methods(EncoderRecipe, "full", "lora", "dora"), "auto": AutoRecipe},
     "embed": _methods(EmbedRecipe, "full", "lora", "dora"),
     "rerank": _methods(RerankRecipe, "full", "lora", "dora"),
     "reader": _methods(ReaderRecipe, "full", "lora", "dora"),
@@ -298,6 +340,6 @@ def model_for(data: Mapping[str, Any]) -> type[BaseRecipe] | tuple[str, tuple[st
     methods = RECIPES.get(task) if isinstance(task := data.get("task", "classify"), str) else None
     if methods is None:
         return "task", tuple(RECIPES)
-    method = data.get("method", next(iter(methods)))
+    method = data.get("method", "auto" if data.get("model") == "auto" else next(iter(methods)))
     found = methods.get(method) if isinstance(method, str) else None
     return found or ("method", tuple(methods))

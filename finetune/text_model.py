@@ -1,7 +1,7 @@
 """The registered form of a trained encoder: an MLflow model from code that reads text and needs ONNX Runtime, not PyTorch.
 
-`model.json` says what it is: `classify` gives labels, `embed` vectors, `rerank` a number for each pair, `reader` the words of a
-text that answer a question. This file is copied into the model and run when it is loaded, where the rooms may not be installed.
+`model.json` says what it is: `classify` and `auto` give labels, `embed` vectors, `rerank` a number for each pair, `reader` the
+words of a text that answer a question. This file is copied into the model and run when it is loaded, where the rooms may not be.
 """
 
 from __future__ import annotations
@@ -143,7 +143,24 @@ def reader(run: Runner, about: dict[str, Any], rows: Any) -> Any:
     return pd.DataFrame(found, columns=["answer", "score", "start", "end"])
 
 
-KINDS = {"classify": classify, "embed": embed, "rerank": rerank, "reader": reader}
+def auto(run: Runner | None, about: dict[str, Any], rows: Any) -> Any:
+    """As `classify`, of rows of columns; a column of texts is put in as its vectors."""
+    import numpy as np
+    import pandas as pd
+
+    parts: list[Any] = []
+    if about["columns"]:
+        parts.append(about["columns_pipeline"].transform(rows[about["columns"]]))
+    if run is not None:
+        texts = [str(text) for text in rows[about["text_column"]]]
+        parts.append(np.array(run(run.tokenizer.encode_batch(texts)), np.float32))
+    matrix = np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
+    probabilities, names = np.asarray(about["estimator"].predict_proba(matrix)), about["labels"]
+    frame = pd.DataFrame({"label": [names[i] for i in probabilities.argmax(1)], "confidence": probabilities.max(1)})
+    return frame.assign(**{f"p_{label}": probabilities[:, i] for i, label in enumerate(names)})
+
+
+KINDS = {"auto": auto, "classify": classify, "embed": embed, "rerank": rerank, "reader": reader}
 
 
 def make() -> Any:
@@ -154,7 +171,12 @@ def make() -> Any:
         def load_context(self, context: PythonModelContext) -> None:
             with open(context.artifacts["about"], encoding="utf-8") as file:
                 self.about = json.load(file)
-            self.run = Runner(context.artifacts["model"], context.artifacts["tokenizer"])
+            files = context.artifacts
+            self.run: Any = Runner(files["model"], files["tokenizer"]) if "model" in files else None
+            if "fitted" in files:
+                import joblib
+
+                self.about |= joblib.load(files["fitted"])
 
         def predict(  # pyright: ignore[reportIncompatibleMethodOverride] - MLflow declares None
             self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None

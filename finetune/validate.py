@@ -18,7 +18,7 @@ from finetune import pairs, texts
 from finetune.base_model import locate
 from finetune.data import Problem, Row, scan_labelled, split_problems
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
-from finetune.schema import EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
+from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
 
 if TYPE_CHECKING:
     from finetune.schema import LanguageRecipe
@@ -104,6 +104,8 @@ def validate(recipe: Recipe, find_pii: FindPii | None = None) -> Report:
     began, problems = time.perf_counter(), Findings()
     if isinstance(recipe, (ClassifyRecipe, EncoderRecipe)):
         rows = _labelled(recipe, problems, find_pii)
+    elif isinstance(recipe, AutoRecipe):
+        rows = _tables(recipe, problems, find_pii)
     elif isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
         rows = _pairs(recipe, problems, find_pii)
     else:
@@ -126,6 +128,21 @@ def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, find_p
             problems.append(texts.truncated(file, cut, len(rows), recipe.max_length, "max_length"))
     if len(found) == 2 and all(found):
         problems.extend(split_problems(found[0], files[0], found[1], files[1], data.text_column))
+    return sum(map(len, found))
+
+
+def _tables(recipe: AutoRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+    from finetune import tables
+
+    files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
+    found = [tables.scan(file, recipe.data, problems) for file in files]
+    for file, table in zip(files, found, strict=True):
+        for column in tables.texts_of(table, recipe.data):
+            for line, text in zip(table.index, table[column], strict=True):
+                if isinstance(text, str):
+                    _look(str(file), int(line), column, text, problems, find_pii)
+    if len(found) == 2 and all(len(table) for table in found):
+        problems.extend(tables.split_problems(found[0], files[0], found[1], files[1], recipe.data))
     return sum(map(len, found))
 
 
