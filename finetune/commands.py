@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +194,22 @@ def resume(
         _show(context, found, as_json)
     else:
         _follow(context, found, as_json)
+
+
+@finetune.command("load")
+def load(
+    context: typer.Context,
+    run: RunId,
+    to: Annotated[str, typer.Option(help="A running server: vLLM, or with --endpoint Smalti.")] = "http://127.0.0.1:8000",
+    endpoint: Annotated[str | None, typer.Option(help="The local model of Smalti's settings that takes the adapter.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the adapter; default: the run's.")] = None,
+) -> None:
+    """Load RUN's adapter into a server while it serves. The key is that of SMALTI_KEY, for vLLM of VLLM_API_KEY."""
+    from finetune.hot_load import hot_load
+
+    found = _runs(context).get(run)
+    key = os.environ.get("SMALTI_KEY" if endpoint else "VLLM_API_KEY")
+    print(hot_load(found.folder / "model", name or found.name, to, endpoint=endpoint, key=key))
 
 
 def _show(context: typer.Context, run: TrainingRun, as_json: bool) -> None:

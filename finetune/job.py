@@ -92,6 +92,8 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
             if recipe.register_to and not trial:
                 run.emit("registering", name=recipe.register_to)
                 result["registered"] = dataclasses.asdict(job.register(task, run.folder / "model", facts, result))
+            elif not trial:
+                task.export(run.folder / "model")
         status = "FINISHED"
     finally:
         with quiet():

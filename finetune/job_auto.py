@@ -113,7 +113,7 @@ class AutoJob:
 
     def fit(self, emit: Any, canceled: Any, threads: int) -> None:
         """Search. Raises `Canceled`."""
-        from flaml import AutoML
+        from flaml.automl.automl import AutoML
 
         recipe = self.recipe
         if recipe.data.text_column:
