@@ -101,6 +101,36 @@ def sweep(
     print(_summary(done.run.state()["result"]) + f"\nrun {done.run.id}, MLflow run {done.parent_run_id}")
 
 
+@finetune.command("pairs")
+def pairs(
+    context: typer.Context,
+    index: Annotated[str, typer.Argument(help="An index over a folder; `docs` is short for `main.default.docs`.")],
+    train: Annotated[Path, typer.Argument(help="File that gets the pairs to train on.")],
+    held_out: Annotated[Path | None, typer.Option("--eval", help="File that gets pairs to judge on.")] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of the questions, those that are judged on.")] = 0.2,
+    headings: Annotated[bool, typer.Option(help="Take headings for questions as well.")] = True,
+) -> None:
+    """Write INDEX's own pairs of question and passage, for recipes of `embed` and `rerank`: what was asked, and its headings."""
+    import json
+
+    from finetune.index_pairs import asked, every_row, pairs_of, scanned, split
+
+    work, name = context.obj, index if "." in index else f"main.default.{index}"
+    with work.connect() as client:
+
+        def page(last: str | None) -> Any:
+            body = {"num_results": 1000} | ({"last_primary_key": last} if last else {})
+            return work.check(client.post(f"/api/2.0/vector-search/indexes/{name}/scan", json=body))
+
+        passages = list(scanned(every_row(page)))
+    rows = pairs_of(passages, asked(work.journal.rows(newest=True), name, work.disliked()), headings=headings)
+    learnt, judged = split(rows, share if held_out else 0)
+    for file, part in ((train, learnt), (held_out, judged)):
+        if file is not None:
+            file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), encoding="utf-8")
+    print(f"{len(learnt)} pairs to train on, {len(judged)} to judge on, from {len(passages)} passages")
+
+
 @finetune.command("export")
 def export(context: typer.Context, recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the job file by which `databricks air run` trains RECIPE, whose launcher is `databricks`."""

@@ -112,7 +112,9 @@ def classify(run: Runner, about: dict[str, Any], rows: Any) -> Any:
 
 def embed(run: Runner, about: dict[str, Any], given: Any) -> Any:
     """Embeddings as OpenAI gives them."""
-    encoded = run.tokenizer.encode_batch([str(text) for text in given["input"]])
+    values = [given["input"]] if isinstance(given["input"], str) else given["input"]
+    # MLflow's check of the signature makes one cell of a list, and leaves a column as it is
+    encoded = run.tokenizer.encode_batch([str(text) for each in values for text in ([each] if isinstance(each, str) else each)])
     data = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(run(encoded))]
     tokens = sum(len(each.ids) for each in encoded)
     return {"object": "list", "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
