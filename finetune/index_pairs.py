@@ -1,4 +1,4 @@
-"""An index's own pairs of questions and passages, for `embed` and `rerank`: what was asked and answered from it, and its headings."""
+"""An index's own pairs of questions and passages, for `embed` and `rerank`: what was asked of it, and its headings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pairs_of(passages: Sequence[Indexed], questions: Iterable[tuple[str, str]], 
 
 
 def split(rows: Sequence[Mapping[str, str]], share: float) -> tuple[list[Mapping[str, str]], list[Mapping[str, str]]]:
-    """Rows to train on and to judge on. What decides is the question, so that none is in both, today and after more were asked."""
+    """Rows to train on and to judge on: the question decides, so that none is in both, also once more were asked."""
 
     def held_out(row: Mapping[str, str]) -> bool:
         return int(hashlib.sha256(normal(row["query"]).encode()).hexdigest()[:8], 16) / 2**32 < share
