@@ -51,7 +51,8 @@ def lint(config: Mapping[str, Any]) -> Verdict:
         problems.append(f"bias: {bias}; vLLM takes none")
     if config.get("layer_replication"):
         problems.append("layer_replication: vLLM runs the base model's own layers")
-    if (kind := str(config.get("peft_type") or "LORA")) != "LORA":
+    kind = config.get("peft_type") or "LORA"
+    if (kind := str(getattr(kind, "value", kind))) != "LORA":  # PEFT's own configurations hold an enumeration
         problems.append(f"peft_type: {kind}; vLLM takes LORA")
     targets = config.get("target_modules") or ()
     if isinstance(targets, str):

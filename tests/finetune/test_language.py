@@ -126,7 +126,7 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     asked = recipe(tmp_path, base, method=method, training_duration="40ep", eval_prompts=("The fox",), sample_tokens=8, **keys)
     run = trained(asked, tmp_path)
     result = run.state()["result"]
-    assert result["metrics"]["loss"] < 0.9 * result["baseline"]["loss"]
+    assert result["metrics"]["loss"] < 0.95 * result["baseline"]["loss"]
     assert result["samples"][0].startswith("The fox")
     assert any(event["event"] == "sample" for event in run.events())
     if method != "lora":
