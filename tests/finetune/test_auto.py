@@ -22,6 +22,8 @@ from finetune.tables import read
 from finetune.validate import validate
 from tests.finetune.tiny import bert, reviews, trained
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:

@@ -20,6 +20,8 @@ from finetune.texts import read_preferences
 from finetune.validate import validate
 from tests.finetune.tiny import llama, trained
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from finetune.runs import Runs, TrainingRun
 from finetune.schema import TrainedRecipe
 from tests.finetune.tiny import bert, reviews, tracking, trained
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:

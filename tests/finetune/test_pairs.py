@@ -19,6 +19,8 @@ from finetune.text_model import best_span
 from finetune.validate import validate
 from tests.finetune.tiny import bert, pairs, questions
 
+pytestmark = pytest.mark.timeout(400)
+
 PAIR, QUESTION = {"query": "a", "positive": "b"}, {"question": "a", "context": "b c", "answer": "c"}
 
 

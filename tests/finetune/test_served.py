@@ -24,6 +24,8 @@ from finetune.runs import TrainingRun
 from tests.finetune.tiny import bert, llama, pairs, questions, ranked, trained
 from tests.live import ROOT, Live, environment, serving, smalti, wait_until
 
+pytestmark = pytest.mark.timeout(400)
+
 SNIPPETS = re.compile(r"^```(py|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOX = "The fox sees the dog. "
 

@@ -16,6 +16,8 @@ from finetune.runs import Runs
 from finetune.schema import TrainedRecipe
 from tests.finetune.tiny import bert, reviews, tracking
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
