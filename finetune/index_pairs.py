@@ -85,7 +85,7 @@ def _question(given: Any) -> str:
         return given.strip()
     for message in reversed(given or ()):
         if isinstance(message, Mapping) and message.get("role") == "user":
-            content = message.get("content")
+            content: Any = message.get("content")
             parts = [content] if isinstance(content, str) else [str(part.get("text") or "") for part in content or ()]
             return " ".join(parts).strip()
     return ""
