@@ -61,7 +61,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.state.announce = app.state.stop = lambda: None
     app.state.following = None
     app.state.example = "What is this about?"
-    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    calls = routes.router(face)
     warned = platform.gateway.warnings
     app.direct = Direct(app.framed, calls.routes, lambda inner: errors.RequestIds(_Warnings(Compressed(inner), warned)))
     app.add_middleware(Compressed)
@@ -92,7 +93,6 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(

@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 from fastapi import APIRouter, Depends
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import text
 from starlette.requests import Request as Http
 
 from governance.call import Caller, CallError, bad_request, not_found, unavailable
 from governance.exposures import Event
 from serving.protocols.request import parse, take
+from serving.registry import reading
 from serving.routes import read_body
 
 NAME = "user_feedback"
@@ -56,18 +57,10 @@ def router(caller: Callable[..., Any], keep: Callable[[str, bool, str | None, Ca
 def assessments(database: Path, since_ms: int) -> list[Event]:
     """Assessments with a number, or yes or no, given or changed from a time on, by the request id of their answer. Blocking.
 
-    Read from the tracking database itself, as `serving.registry` does. One that no longer counts has the value None.
+    Read from the tracking database itself. One that no longer counts has the value None.
     """
-    if not database.exists():
-        return []
-    engine = create_engine(f"sqlite:///{database}")
-    try:
-        if not inspect(engine).has_table("assessments"):
-            return []
-        with engine.connect() as connection:
-            rows = connection.execute(_ASSESSMENTS, {"since": since_ms}).all()
-    finally:
-        engine.dispose()
+    with reading(database, "assessments") as connection:
+        rows = connection.execute(_ASSESSMENTS, {"since": since_ms}).all() if connection is not None else ()
     return [
         Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, _number(row.value) if row.valid else None)
         for row in rows

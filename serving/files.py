@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -82,12 +83,6 @@ def router(
         path, given = await place(http)
         return await _sent(path, given)
 
-    async def remove(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.unlink)
-        return Response(status_code=204)
-
     async def large(http: Request) -> Response:
         """A client that would send a large file in parts is told to send it whole, which is streamed as well."""
         await place(http, write=True)
@@ -99,17 +94,14 @@ def router(
         await signed_in(http)
         raise CallError("Presigned URLs API is not enabled", status=403, code="PERMISSION_DENIED")
 
-    async def make_folder(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
-        return Response(status_code=204)
+    def changing(change: Callable[[Path], None]) -> Handler:
+        async def changed(http: Request) -> Response:
+            path, given = await place(http, write=True)
+            with _told(given):
+                await asyncio.to_thread(change, path)
+            return Response(status_code=204)
 
-    async def remove_folder(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.rmdir)
-        return Response(status_code=204)
+        return changed
 
     async def about_folder(http: Request) -> Response:
         path, given = await place(http)
@@ -174,12 +166,12 @@ def router(
     handlers: list[tuple[list[str], str, Handler]] = [
         (["PUT"], f"{fs}/files/{{path:path}}", upload),
         (["GET", "HEAD"], f"{fs}/files/{{path:path}}", download),
-        (["DELETE"], f"{fs}/files/{{path:path}}", remove),
+        (["DELETE"], f"{fs}/files/{{path:path}}", changing(Path.unlink)),
         (["POST"], f"{fs}/files/{{path:path}}", large),
         (["POST"], f"{fs}/create-upload-part-urls", in_parts),
         (["POST"], f"{fs}/create-abort-upload-url", in_parts),
-        (["PUT"], f"{fs}/directories/{{path:path}}", make_folder),
-        (["DELETE"], f"{fs}/directories/{{path:path}}", remove_folder),
+        (["PUT"], f"{fs}/directories/{{path:path}}", changing(partial(Path.mkdir, parents=True, exist_ok=True))),
+        (["DELETE"], f"{fs}/directories/{{path:path}}", changing(Path.rmdir)),
         (["HEAD"], f"{fs}/directories/{{path:path}}", about_folder),
         (["GET"], f"{fs}/directories/{{path:path}}", list_folder),
         (["GET", "PUT"], f"{fs}/signed", by_signature),

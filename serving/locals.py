@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from governance.call import Call, Caller, Event, bad_request, forbidden, not_found
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.local import LocalModel, Weights
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from serving.engines.vllm import PASSED, VllmModel
 from serving.entities import DEPLOYMENT, Entity
 from serving.protocols.request import parse, take

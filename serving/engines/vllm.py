@@ -28,7 +28,7 @@ import httpx
 from governance.call import Call, CallError, Event, bad_request, limit_exceeded, unavailable
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.llm import PLAIN_TEMPLATE
-from serving.engines.process import LoadFailed, open_log, tail
+from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
 
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
 PASSED = {
@@ -44,7 +44,6 @@ PASSED = {
 """Metrics of vLLM's that are passed on, whatever else it counts."""
 _PROGRESS = ("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 _MAX_METRICS = 4 << 20
-_MAX_PAUSE = 30.0
 _KEPT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_", "CUDA_", "NCCL_", "OMP_", "VLLM_")
 # What starts vLLM asks the kernel to end it when the server dies, and ends at once where that has happened already.
 _LAUNCH = (
@@ -55,7 +54,7 @@ _LAUNCH = (
 )
 
 
-class VllmModel:
+class VllmModel(Supervised):
     """A model that vLLM serves; `engine` answers chats, completions and Responses.
 
     Parameters
@@ -93,10 +92,8 @@ class VllmModel:
         load_timeout: float = 1800,
         shutdown_timeout: float = 20,
     ) -> None:
-        self.path, self.log = path, log
-        self._state, self._message = "CREATING", "vLLM is being started."
-        self.starts = 0
-        self.pid: int | None = None
+        super().__init__(f"vllm {path}", log)
+        self.path = path
         self.metrics: Mapping[str, float] = {}
         """The latest values of `PASSED`."""
         self._python, self._module, self._arguments = python, tuple(module), list(arguments)
@@ -106,9 +103,6 @@ class VllmModel:
         self._max_open, self._stall = max_open, stall_timeout
         self._load_timeout, self._shutdown_timeout = load_timeout, shutdown_timeout
         self._key = secrets.token_urlsafe(24)
-        self._build = ""
-        self._ready = asyncio.Event()
-        self._supervisor: asyncio.Task[None] | None = None
         self._base = ""
         self._chats: dict[tuple[str, str], ExternalChat] = {}
         self._open = 0
@@ -118,43 +112,16 @@ class VllmModel:
     # --- an entity ---
 
     @property
-    def state(self) -> tuple[str, str]:
-        return self._state, self._message
-
-    @property
     def memory(self) -> int:
         return 0
 
     @property
+    def open_calls(self) -> int:
+        return self._open
+
+    @property
     def adapters(self) -> list[str]:
         return sorted(self._adapters)
-
-    async def start(self) -> None:
-        """Start vLLM and wait until it can answer. Raises `LoadFailed`."""
-        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(first), name=f"vllm {self.path}")
-        try:
-            await first
-        except asyncio.CancelledError:
-            await self.stop(0)
-            raise
-
-    async def stop(self, drain: float = 20) -> None:
-        """End vLLM once its answers are given, or after `drain` seconds."""
-        deadline = time.monotonic() + drain
-        while self._open and time.monotonic() < deadline:  # noqa: ASYNC110 (rare, and short)
-            await asyncio.sleep(0.02)
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.wait([supervisor])
-        self._ready.clear()
-
-    def logs(self) -> str:
-        return tail(self.log, 100_000)
-
-    def build_logs(self) -> str:
-        return self._build
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Add a LoRA adapter while answers are being written. Raises `CallError`."""
@@ -248,23 +215,7 @@ class VllmModel:
 
     # --- the process ---
 
-    async def _supervise(self, first: asyncio.Future[None]) -> None:
-        pause = 0.2
-        while True:
-            began = time.monotonic()
-            try:
-                await self._run(first)
-            except (LoadFailed, OSError) as error:
-                self._state, self._message = "FAILED", str(error)
-                self._note(str(error))
-                if not first.done():
-                    first.set_exception(error if isinstance(error, LoadFailed) else LoadFailed(str(error)))
-                    return
-                self._state = "RECOVERING"
-            pause = 0.2 if time.monotonic() - began > 60 else min(pause * 2, _MAX_PAUSE)
-            await asyncio.sleep(pause)
-
-    async def _run(self, first: asyncio.Future[None]) -> None:
+    async def _run(self) -> None:
         """Start vLLM and stay with it until it ends, or hangs."""
         if not await asyncio.to_thread(self._python.exists):
             raise LoadFailed(f"There is no vLLM at {self._python}. Install it: smalti engines install vllm")
@@ -272,15 +223,10 @@ class VllmModel:
         ended = asyncio.create_task(process.wait())
         try:
             await self._until_ready(ended)
-            self._state, self._message = "READY", ""
-            self._note(f"ready after start {self.starts}")
-            self._ready.set()
-            if not first.done():
-                first.set_result(None)
+            self._come_up()
             hangs = await self._watch(ended)
             what = "made no progress" if hangs else f"ended with {process.returncode}"
-            self._state, self._message = "RECOVERING", f"vLLM {what}; it is being started again."
-            self._note(self._message)
+            self._tell("RECOVERING", f"vLLM {what}; it is being started again.")
             if hangs:
                 _signal(process, signal.SIGKILL)
         finally:
@@ -368,10 +314,6 @@ class VllmModel:
                 with contextlib.suppress(ValueError):
                     values[name] = values.get(name, 0) + float(line.rpartition(" ")[2])
         return values
-
-    def _note(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._build = f"{self._build[-20_000:]}{stamp} {line}\n"
 
 
 def _free_port() -> int:

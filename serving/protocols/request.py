@@ -87,6 +87,14 @@ def take(body: Mapping[str, Any], key: str, kind: type, *, path: str = "", requi
     return value
 
 
+def named(body: Mapping[str, Any]) -> str:
+    """The endpoint that `model` names. Raises `CallError` (400)."""
+    name = take(body, "model", str, required=True)
+    if not name:
+        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    return name
+
+
 def number(body: Mapping[str, Any], key: str, low: float, high: float, *, kind: type = float) -> Any:
     """A number within bounds, or None."""
     value = take(body, key, kind)

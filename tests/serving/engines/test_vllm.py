@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from governance.call import Call, CallError, Event
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from serving.engines.vllm import VllmModel
 from tests.serving import vllm_double
 
