@@ -198,10 +198,10 @@ class ModelProcess(Supervised):
         """End the process once it holds more memory than it may."""
         limit, look = self.memory_limit, 0
         while limit is not None and not wire.gone.is_set():
-            held = await asyncio.to_thread(_held, self.pid, children=look % CHILDREN_EVERY == 0)
+            size = await asyncio.to_thread(held, self.pid, children=look % CHILDREN_EVERY == 0)
             look += 1
-            if held > limit:
-                self._kill(f"The model held {held >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
+            if size > limit:
+                self._kill(f"The model held {size >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
                 return
             await asyncio.sleep(MEMORY_PAUSE)
 
@@ -270,7 +270,7 @@ class ModelProcess(Supervised):
     @property
     def memory(self) -> int:
         """Bytes of memory the process and its children hold; 0 where that cannot be told."""
-        return _held(self.pid) if self._wire else 0
+        return held(self.pid) if self._wire else 0
 
 
 def _expire(answer: asyncio.Future[Any]) -> None:
@@ -301,7 +301,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _held(pid: int | None, *, children: bool = True) -> int:
+def held(pid: int | None, *, children: bool = True) -> int:
     """Bytes of memory that a process and its children hold. Blocking."""
     import psutil
 
