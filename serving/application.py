@@ -21,6 +21,7 @@ from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
 from serving import (
     databricks,
+    dbfs,
     errors,
     experiment_routes,
     feedback,
@@ -32,6 +33,7 @@ from serving import (
     oidc,
     routes,
     secret_routes,
+    volumes,
 )
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
@@ -172,7 +174,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     if platform.mlflow and platform.catalog:
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(files.router(platform.artifacts, server, access, caller))
+        app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
+        app.include_router(volumes.router(platform.volumes, caller))
+        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
