@@ -156,7 +156,8 @@ class HttpProcess(Supervised):
         chat = self._chats.get((model, task))
         if chat is None:
             upstream = Upstream(self._base, model, self._key, "vllm", "the endpoint", task=task)
-            chat = self._chats[model, task] = ExternalChat(upstream, timeouts=Timeouts(first_byte=600, between=120))
+            timeouts = Timeouts(first_byte=600, between=120)
+            chat = self._chats[model, task] = ExternalChat(upstream, timeouts=timeouts, own=True)
         return chat
 
     async def _up(self) -> None:
