@@ -121,15 +121,17 @@ class HttpProcess(Supervised):
                 raise limit_exceeded(f"The model has {self._max_open} requests open already. Wait a second.", 1)
             task = "llm/v1/completions" if call.payload.get("raw") else "llm/v1/chat"
             self._open += 1
+            begun = False
             try:
                 async with aclosing(self._chat(adapter or "base", task).run(call)) as events:  # type: ignore[type-var]
                     async for event in self._awaiting(events):
+                        begun = True
                         yield event
                 return
             except CallError as error:
-                if last or not isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                if last or begun or not isinstance(error.__cause__, aiohttp.ClientConnectionError):
                     raise
-                starts = self.starts  # nobody was there to read it: its process has just ended, which is noticed in a moment
+                starts = self.starts  # nobody was there to answer it: its process has just ended, which is noticed in a moment
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(2):
                         while self._ready.is_set() and self.starts == starts:  # noqa: ASYNC110
