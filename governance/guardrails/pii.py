@@ -32,13 +32,19 @@ class Finding:
 _RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
 _SPOT = re.compile(r"[0-9](?:[0-9 .\-/()]{6}|(?<=[A-Za-z][0-9]))")  # in ASCII, where a run begins that is looked at
 _GROUP = re.compile(r"\d+")
+_BETWEEN, _CLOSE = frozenset(" -./\u00a0"), frozenset(" -\u00a0")
+_CARDS = ("4-4-4-4", "4-6-5")
 _KINDS = bytes(  # digits are 0, letters a, what may stand between digits -
     ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()" else " ")
     for code in range(128)
 ).ljust(256)
 _SIGNS = (b"0-0", b"0--0", b"0" * 7, b"a0")  # one of them is in whatever holds a run that is looked at
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+_LETTERS = "A-Za-z\u00c0-\u1fff\u2c00-\u2dff"  # of scripts that put spaces between words
+_LETTER = re.compile(f"[{_LETTERS}]")
+_DOMAIN = re.compile(
+    rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9-]{{0,61}}[{_LETTERS}0-9])?\.){{1,8}}[{_LETTERS}]{{2,24}}(?![{_LETTERS}0-9-])"
+)
 _KEYS = {  # what it begins with, and all of it
     "smk_": r"smk_[\w-]{20,200}",
     "sk-": r"sk-[\w-]{20,200}",
@@ -153,7 +159,7 @@ def _emails(text: str) -> Iterator[Finding]:
     position, floor = text.find("@"), 0
     while position >= 0:
         start = position
-        while start > max(floor, position - 64) and text[start - 1] in _LOCAL:
+        while start > max(floor, position - 64) and (text[start - 1] in _LOCAL or _LETTER.match(text[start - 1])):
             start -= 1
         while start < position and text[start] in ".'`":
             start += 1
@@ -203,10 +209,11 @@ def _checked(start: int, end: int, digits: str, shape: str, seps: set[str]) -> I
     count = len(digits)
     if count < 9 or (not digits.isascii() and not digits.isdecimal()):
         return
-    if not seps <= {" ", "-", ".", "\u00a0", "/"}:
+    if any(set(sep) - _BETWEEN for sep in seps):
         return
-    plain = seps <= {" ", "-", "\u00a0"}
-    if plain and 13 <= count <= 19 and digits[0] in "23456" and _luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
+    plain = not any(set(sep) - _CLOSE for sep in seps)
+    written = plain or (seps == {"."} and shape in _CARDS)
+    if written and 13 <= count <= 19 and digits[0] in "23456" and _luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
         yield Finding(start, end, "CREDIT_CARD")
     if count == 9 and plain and shape == "3-2-4" and _ssn(digits):
         yield Finding(start, end, "US_SSN")

@@ -10,8 +10,8 @@ of a transaction, of taking in what another one left. One in ten leaves a torn f
 that loses its power.
 
 Prints one JSON object: `kills`, `acknowledged`, `dispatched`, `lost` (acknowledged calls without their row, or with another
-status), `without_intent` (calls that reached the model and have no row), `twice` (rows beyond one a call), `counted_wrong` (by how
-much the sums by hour differ from the rows), `torn` and `slowest_start_s`, from the fork to the first answer.
+status), `without_intent` (calls that reached the model and have no row), `twice` (rows beyond one a call), `counted_wrong` (by
+how much the sums by hour differ from the rows), `torn` and `slowest_start_s`, from the fork to the first answer.
 """
 
 from __future__ import annotations
