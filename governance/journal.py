@@ -37,6 +37,7 @@ logger = logging.getLogger("smalti.journal")
 
 _COLUMNS = tuple(column.name for column in inference_table.columns)
 _PAUSE = 32  # rows after which the background work makes way
+_LARGEST = 1 << 63  # integers of a database end there
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -359,6 +360,11 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
                 columns[name] = orjson.dumps(columns[name]).decode()
         if isinstance(columns.get("request_time"), int):
             columns["request_time"] = iso(columns["request_time"])
+        for name, value in columns.items():  # what no database takes would be in the way of all that follows
+            if isinstance(value, str) and "\x00" in value:
+                columns[name] = value.replace("\x00", "\ufffd")
+            elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+                columns[name] = None
         row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
         row.update({name: value for name, value in columns.items() if value is not None and name in row})
     return list(rows.values())
