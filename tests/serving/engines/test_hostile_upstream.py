@@ -217,8 +217,8 @@ LEAVES = st.one_of(
 )
 FIELDS = [
     "choices", "delta", "content", "tool_calls", "function", "name", "arguments", "index", "id", "finish_reason", "usage", "text",
-    "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "cached_tokens", "logprobs", "message", "error",
-    "refusal",
+    "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "cached_tokens", "logprobs", "message",
+    "error", "refusal",
 ]  # fmt: skip
 CHUNKS = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4), max_leaves=10
