@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from governance.call import STEP, Call, CallError, Engine, Event
-from governance.guardrails.judges import GuardrailError, Judge, Toolkit, Where, custom, safety, topics
+from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield
 from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import STRUCTURE, texts_of, walk
+from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
 logger = logging.getLogger("smalti.guardrails")
@@ -32,22 +32,21 @@ class Side:
         wanted = parameters or GuardrailParameters()
         behavior = (wanted.pii.behavior if wanted.pii else None) or "NONE"
         self.rules = Rules(behavior, wanted.invalid_keywords or ())
-        self.judges: list[Judge] = []
-        if wanted.valid_topics:
-            self.judges.append(topics(wanted.valid_topics, kit))
-        if wanted.safety:
-            self.judges.append(safety(kit))
-        self.judges += [custom(path, kit) for path in wanted.custom or ()]
+        self.topics = [topics(wanted.valid_topics, kit)] if wanted.valid_topics else []
+        self.judges: list[Judge] = [*self.topics, *([safety(kit)] if wanted.safety else [])]
+        for path in wanted.custom or ():
+            self.judges.append(asking(path, kit) if path.startswith(ENDPOINT) else custom(path, kit))
 
     @property
     def any(self) -> bool:
         return self.rules.any or bool(self.judges)
 
-    async def judge(self, texts: Sequence[str], where: Where) -> None:
-        """Raises `Blocked`; a judge that fails blocks too."""
+    async def judge(self, texts: Sequence[str], where: Where, call: Call, arguments: Sequence[str] = ()) -> None:
+        """Raises `Blocked`; a judge that fails blocks too. `arguments` of tools are judged, but are about no topic."""
         for judge in self.judges:
+            looked = texts if judge in self.topics else [*texts, *arguments]
             try:
-                await judge(texts, where)
+                await judge([text for text in looked if text], where, call)
             except Blocked:
                 raise
             except Exception:
@@ -82,9 +81,10 @@ class Guard:
             )
             if found and not blocked:
                 verdicts.append(verdict("pii", "input", "MASK", summary(found)))
-            if not blocked and self.input.judges and call.task in ("agent", "chat", "search", "classify"):
+            if not blocked and self.input.judges:
+                said = strings_of(masked.payload) if call.task in ROWS else texts_of(masked.payload)
                 try:
-                    await self.input.judge(texts_of(masked.payload), "input")
+                    await self.input.judge(said, "input", masked)
                 except Blocked as refused:
                     blocked = refused
         except Exception:
@@ -109,8 +109,10 @@ class Guard:
                     async for event in events:
                         try:
                             ready = shield.feed(event)
-                            if event.terminal and side.judges and call.task in ("agent", "chat"):
-                                await side.judge([shield.sent], "output")
+                            if event.terminal and side.judges:
+                                talk = call.task in ("agent", "chat")
+                                said = [shield.sent] if talk else strings_of([each.data for each in ready])
+                                await side.judge(said, "output", call, shield.arguments)
                         except (Blocked, CallError):
                             raise
                         except Exception:
@@ -157,7 +159,8 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
         all_found.extend(found)
         return mask(text, found) if found else text
 
-    payload = walk(call.payload, each, STRUCTURE)
+    rows = call.task in ROWS
+    payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
     tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
     blocked = rules.blocking(all_found)
     return (replace(call, payload=payload, usage_context=tags) if all_found else call), all_found, blocked

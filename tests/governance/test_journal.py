@@ -301,6 +301,6 @@ def test_what_no_database_takes_is_not_in_the_way_of_what_follows(journal: Journ
     strange = {"total_tokens": 2**63, "client_request_id": "a\x00b", "thread_id": "\x00"}
     journal.append({"databricks_request_id": "odd", "request_time": 1, "endpoint_name": "x\x00", "task": "agent", **strange})
     journal.append({"databricks_request_id": "next", "request_time": 2, "endpoint_name": "x", "task": "chat", "status_code": 200})
-    odd, following = journal.rows()
+    following, odd = journal.rows()
     assert (odd["total_tokens"], odd["client_request_id"], odd["endpoint_name"]) == (None, "a\ufffdb", "x\ufffd")
     assert following["status_code"] == 200
