@@ -140,7 +140,7 @@ class _Proxy:
         content: AsyncIterator[bytes] | bytes | None = None
         length = request.headers.get("content-length", "")
         if not artifact and "/mlflow/" in path and length.isdigit() and int(length) < _LOOKED_AT:
-            await _must_be_object(request)
+            await _must_be_object(request, traced=request.method == "POST" and path.endswith("/api/2.0/mlflow/traces"))
         if "content-length" in request.headers or "transfer-encoding" in request.headers:
             content = _body(request, None if artifact else MAX_BODY)
             made = path.endswith("/mlflow/experiments/create")
@@ -270,14 +270,15 @@ def _admit(request: Request, path: str, ui: bool) -> bool:
     raise not_found(f"{path} is not served here: of MLflow's server there are tracking, registry, traces and artifacts.")
 
 
-async def _must_be_object(request: Request) -> None:
+async def _must_be_object(request: Request, *, traced: bool) -> None:
     """Refuse a short JSON body that is no object: the tracking server would fail on it. Raises `CallError`."""
     if "json" in request.headers.get("content-type", "json") and "content-encoding" not in request.headers:
         body = (await request.body()).lstrip()
         if body[:1] not in (b"", b"{", b'"'):
             raise bad_request("The body must be a JSON object.")
-        if body[:1] == b'"':
-            _object(body)
+        fields = _object(body) if traced or body[:1] == b'"' else {}
+        if traced and not str(fields.get("experiment_id", "")).isdecimal():
+            raise bad_request("Field 'experiment_id' must be the number of an experiment.", "experiment_id")
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -12,13 +12,25 @@ from typing import Any
 from governance.call import STEP, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import ROWS, STRUCTURE, json_text, vector, walk
+from governance.guardrails.texts import ROWS, STRUCTURE, json_text, strings_of, vector, walk
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
+
+
+def said_in(events: Sequence[Event]) -> list[str]:
+    """Every text of an answer, those that came in pieces as a whole."""
+    pieces: dict[tuple[Any, ...], list[str]] = {}
+    texts: list[str] = []
+    for event in events:
+        if event.type.endswith(".delta") and isinstance(event.data.get("delta"), str):
+            pieces.setdefault((event.type, *(event.data.get(place) for place in _PLACE)), []).append(event.data["delta"])
+        else:
+            texts += strings_of(event.data)
+    return [*texts, *("".join(parts) for parts in pieces.values())]
 
 
 class Shield:
