@@ -139,7 +139,7 @@ class _Proxy:
         fields: Mapping[str, Any] = request.query_params
         content: AsyncIterator[bytes] | bytes | None = None
         length = request.headers.get("content-length", "")
-        if not artifact and "/mlflow/" in path and length.isdigit() and int(length) < _LOOKED_AT:
+        if not artifact and "/mlflow/" in path and length.isdecimal() and int(length) <= min(_LOOKED_AT, MAX_BODY):
             await _must_be_object(request, traced=request.method == "POST" and path.endswith("/api/2.0/mlflow/traces"))
         if "content-length" in request.headers or "transfer-encoding" in request.headers:
             content = _body(request, None if artifact else MAX_BODY)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.live import Live, serving
 
-pytestmark = pytest.mark.timeout(240)
 EXAMPLES = int(os.environ.get("SMALTI_FUZZ", "150"))
 """`SMALTI_FUZZ=20000 HYPOTHESIS_PROFILE=explore pytest tests/test_fuzz.py` looks for long."""
+pytestmark = pytest.mark.timeout(max(240, EXAMPLES))
 
 SAID = [{"role": "user", "content": "What is a tessera?"}]
 MODEL = {"name": "m", "provider": "openai", "task": "llm/v1/chat", "openai_config": {"openai_api_key_plaintext": "x"}}
@@ -39,7 +39,7 @@ QUERY = {"columns": ["id"], "query_text": "x", "num_results": 2, "filters_json":
 RUN = {"assistant_id": "assistant", "input": {"messages": SAID}, "if_not_exists": "create", "metadata": {"a": 1}}
 BODIES: dict[str, Any] = {  # what a path's end takes
     "/chat/completions": {"model": "assistant", "messages": SAID, "stream": True, "max_tokens": 5, "stop": ["x"], "n": 1},
-    "/responses": {"model": "assistant", "input": SAID, "tools": [TOOL], "metadata": {"a": "b"}, "text": {"format": {"type": "x"}}},
+    "/responses": {"model": "assistant", "input": SAID, "tools": [TOOL], "metadata": {"a": "b"}, "text": {"format": {}}},
     "/completions": {"model": "assistant", "prompt": ["a"], "max_tokens": 4},
     "/embeddings": {"model": "all-minilm-l6-v2", "input": ["a"], "encoding_format": "base64", "dimensions": 10},
     "/invocations": {"messages": SAID, "dataframe_split": {"columns": ["a"], "data": [[1]]}, "inputs": {"a": [1]}},
