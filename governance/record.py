@@ -8,7 +8,7 @@ from typing import Any
 from governance.call import Call, Event
 
 _MANY_NUMBERS = 16  # a longer row of numbers is a vector
-_MOST_TOKENS = 10**12  # a model that says it used more, or less than none, says nothing
+_MOST_TOKENS = 10**9  # a model that says it used more, or less than none, says nothing
 _HANDED_ON = {"authorization", "headers", "api_key", "token"}
 
 
