@@ -212,6 +212,21 @@ def test_the_framing_holds_and_each_answer_has_one_end(
         assert last["total_tokens"] > 0
 
 
+def test_nothing_of_an_upstreams_refusal_is_passed_on_but_its_line(client: httpx.Client, made: House, hostile: Hostile) -> None:
+    """Neither headers nor body of an upstream's error reach the client; of its message one line does, without the key."""
+    head = (
+        b"HTTP/1.1 400 No\r\nset-cookie: a=internal\r\nx-debug: internal\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n"
+    )
+    bodies = (b"<html>internal</html>", b'{"error": {"message": "too long\\nsecond", "internal": "internal"}}')
+    for body in bodies:
+        hostile.writes = lambda body=body: pieces(head, body)
+        answer = client.post("/v1/chat/completions", json={"model": "outside", "messages": [{"role": "user", "content": "x"}]})
+        assert answer.status_code == 400
+        assert "internal" not in str(answer.headers) + answer.text
+        assert answer.headers["content-type"] == "application/json"
+    assert "too long second" in answer.json()["error"]["message"]
+
+
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 5), st.just(2**63), st.floats(allow_nan=False), st.sampled_from(["", "a", "stop"])
 )
