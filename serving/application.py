@@ -213,7 +213,8 @@ class _Warnings:
             if self._warnings and message["type"] == "http.response.start":
                 warning = self._warnings.pop(errors.request_id(scope), None)
                 if warning:
-                    header = (b"x-smalti-budget-warning", warning.encode("latin-1", "replace"))
+                    told = " ".join(warning.split()).encode("latin-1", "replace")
+                    header = (b"x-smalti-budget-warning", told)
                     message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
