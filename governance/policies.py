@@ -359,11 +359,17 @@ def _stored(config: str) -> AiGatewayConfig | ValueError:
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: where, what, and which keys are accepted."""
     first = error.errors(include_url=False)[0]
-    path = ".".join([where, *(str(part) for part in first["loc"])]) if where else ".".join(str(part) for part in first["loc"])
+    path = ".".join([*([where] if where else []), *map(_part, first["loc"])])
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown key; accepted: {', '.join(_accepted(model, first['loc'][:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message[:1].lower()}{message[1:]}"
+
+
+def _part(part: int | str) -> str:
+    """A key as one reads it in one line, whatever was sent as one."""
+    told = str(part)
+    return told if told.replace("-", "_").isidentifier() or told.isdecimal() else ascii(told)[:60]
 
 
 def _accepted(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
