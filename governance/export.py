@@ -40,6 +40,7 @@ def delta(rows: Iterable[Mapping[str, Any]], folder: Path) -> int:
     """Replace a Delta table by the rows; gives their number. Raises `ExportError` where `deltalake` is not installed."""
     try:
         import deltalake  # pyright: ignore[reportMissingImports] - an extra
+        from deltalake.exceptions import DeltaError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ExportError("Delta tables need a package that is not installed: pip install 'smalti[delta]'") from None
     import pyarrow
@@ -55,7 +56,7 @@ def delta(rows: Iterable[Mapping[str, Any]], folder: Path) -> int:
     try:
         stream = pyarrow.RecordBatchReader.from_batches(_schema(), counted())
         deltalake.write_deltalake(str(folder), stream, mode="overwrite", schema_mode="overwrite")
-    except (OSError, deltalake.exceptions.DeltaError) as error:
+    except (OSError, DeltaError) as error:
         raise ExportError(f"{folder} cannot be written: {error}") from None
     return count
 
