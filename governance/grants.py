@@ -151,7 +151,7 @@ class Grants:
                 audit.record(connection, by, "grants.remove", securable, before, _held(connection, securable))
             return removed
 
-    def forget(self, securable: str) -> int:
+    def forget(self, securable: str, *, by: str | None = None) -> int:
         """Remove every grant on a securable that is gone, so that a later one of the same name starts with none."""
         with self.changes.write("grants") as (connection, _):
             before = _held(connection, securable)
@@ -159,7 +159,7 @@ class Grants:
                 delete(grants).where((grants.c.securable == securable) | (grants.c.via == securable))
             ).rowcount
             if removed:
-                audit.record(connection, None, "grants.forget", securable, before, {})
+                audit.record(connection, by, "grants.forget", securable, before, {})
             return removed
 
     # --- within ---

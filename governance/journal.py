@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from governance import hourly
 from governance.commit import GroupCommit
-from governance.frames import encode, iso, scan
+from governance.frames import encode, iso, moment, scan, storable
 from governance.tables import create, inference_table, segments
 
 try:
@@ -37,6 +37,7 @@ logger = logging.getLogger("smalti.journal")
 
 _COLUMNS = tuple(column.name for column in inference_table.columns)
 _PAUSE = 32  # rows after which the background work makes way
+_OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -158,6 +159,12 @@ class Journal:
             finally:
                 os.close(fd)
 
+    def _turn(self) -> None:
+        """Let a segment go that was begun long ago, so that rows which are deleted do not live on in it."""
+        with self._lock:
+            if self._name and self._pid == os.getpid() and time.time_ns() - int(self._name[:20]) > _OLDEST:
+                self._end()
+
     def _cut(self) -> None:
         """Take a half-written frame off; where that fails, leave it as the torn end of its segment."""
         assert self._fd is not None
@@ -263,6 +270,7 @@ class Journal:
     def _run(self, interval: float) -> None:
         troubled = False
         while True:
+            self._turn()
             try:
                 self.ingest()
                 troubled = False
@@ -297,7 +305,7 @@ class Journal:
         table = inference_table.c
         where = []
         if since is not None:
-            where.append(table.request_time >= iso(_moment(since)))
+            where.append(table.request_time >= iso(moment(since)))
         if endpoint is not None:
             where.append(table.endpoint_name == endpoint)
         if request_id is not None:
@@ -359,6 +367,7 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
                 columns[name] = orjson.dumps(columns[name]).decode()
         if isinstance(columns.get("request_time"), int):
             columns["request_time"] = iso(columns["request_time"])
+        columns = storable(columns)
         row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
         row.update({name: value for name, value in columns.items() if value is not None and name in row})
     return list(rows.values())
@@ -367,15 +376,6 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
 def _breathe() -> None:
     """Let the threads that answer calls have the interpreter: otherwise each of their writes waits for a switch interval."""
     time.sleep(0.0001)
-
-
-def _moment(value: datetime | str) -> datetime:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _flush_folder(folder: Path) -> None:

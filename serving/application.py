@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from governance import reports
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
+from governance.retention import keep_on
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
@@ -62,7 +63,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app = _App(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
-    app.state.following = None
+    app.state.following = app.state.keeping = None
     app.state.example = "What is this about?"
     face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     calls = routes.router(face)
@@ -217,7 +218,8 @@ class _Warnings:
             if self._warnings and message["type"] == "http.response.start":
                 warning = self._warnings.pop(errors.request_id(scope), None)
                 if warning:
-                    header = (b"x-smalti-budget-warning", warning.encode("latin-1", "replace"))
+                    told = " ".join(warning.split()).encode("latin-1", "replace")
+                    header = (b"x-smalti-budget-warning", told)
                     message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
@@ -236,7 +238,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in (coming_up, app.state.following):
+        for task in (coming_up, app.state.following, app.state.keeping):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -264,6 +266,8 @@ async def _come_up(app: FastAPI) -> None:
     app.state.announce()
     follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)
     app.state.following = asyncio.create_task(follower.run())
+    if days := platform.settings.journal_days:
+        app.state.keeping = asyncio.create_task(keep_on(platform.engine, platform.journal, days))
     # What people and tracing need comes after the first question can be answered.
     if platform.mlflow and platform.tracer:
         platform.tracer.start()

@@ -43,6 +43,7 @@ from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.experiments import Experiments
 from serving.feedback import assessments
+from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
@@ -101,7 +102,11 @@ class Platform:
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models)
         self.prices = Prices.load(settings.prices)
-        toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
+        toolkit = Toolkit(
+            self.encoder.aembed,
+            lambda: train_router(SAFETY, self.encoder, home.models),
+            ask=lambda *given: asker(self.dispatcher)(*given),
+        )
         self.budgets = Budgets(self.engine)
         shared = SharedWindows(settings.redis_url) if settings.redis_url else None
         limits = Limits(self.policies, budgets=self.budgets, prices=self.prices, shared=shared)

@@ -259,6 +259,8 @@ class Settings(BaseSettings):
     """Seconds a call may wait in line before it is refused with 503."""
     journal_fsync: bool = False
     """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
+    journal_days: Annotated[float, Field(gt=0)] | None = None
+    """Days that rows of the inference table are kept; older ones are deleted every hour. None: they stay."""
     database_url: str | None = Field(default=None, repr=False)
     """A database in place of the state folder's, such as `postgresql://smalti:…@db/smalti`, which several servers may share."""
     redis_url: str | None = Field(default=None, repr=False)

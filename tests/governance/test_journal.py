@@ -295,3 +295,12 @@ def test_closing_without_a_database_keeps_the_frames_for_the_next_start(
         connection.execute(text("ALTER TABLE elsewhere RENAME TO inference_table"))
     with Journal(database, folder, interval=None) as again:
         assert ids(again) == ["a"]
+
+
+def test_what_no_database_takes_is_not_in_the_way_of_what_follows(journal: Journal) -> None:
+    strange = {"total_tokens": 2**63, "client_request_id": "a\x00b", "thread_id": "\x00"}
+    journal.append({"databricks_request_id": "odd", "request_time": 1, "endpoint_name": "x\x00", "task": "agent", **strange})
+    journal.append({"databricks_request_id": "next", "request_time": 2, "endpoint_name": "x", "task": "chat", "status_code": 200})
+    following, odd = journal.rows()
+    assert (odd["total_tokens"], odd["client_request_id"], odd["endpoint_name"]) == (None, "a\ufffdb", "x\ufffd")
+    assert following["status_code"] == 200
