@@ -17,8 +17,8 @@ DEPTH = 100
 """Rows of each ranking that are fused."""
 RRF = 60
 """Cormack, Clarke and Büttcher 2009, https://doi.org/10.1145/1571941.1572114."""
-EXACT = 20_000
-"""Rows up to which every similarity is computed; above, the nearest come from the vector store where nothing is filtered."""
+STORED = 200_000
+"""Rows from which the nearest come from the vector store where nothing is filtered; fewer, or filtered ones, are scanned here."""
 MAX_QUERY = 4000
 """Characters of a question that are looked at."""
 MAX_TERMS = 48
@@ -98,9 +98,8 @@ def search(
     dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
     bm25 = rows.lexical(spans) if spans else None
     if bm25 is not None:
-        ranked = bm25 if allowed is None else np.where(allowed, bm25, 0.0)
-        worded = best(ranked, depth)
-        worded = worded[ranked[worded] > 0].astype(np.int32)
+        held = np.flatnonzero(bm25 > 0 if allowed is None else (bm25 > 0) & allowed).astype(np.int32)
+        worded = held[best(bm25[held], depth)]
     else:
         worded = _NOTHING[0]
     if mode == "dense":
@@ -148,27 +147,15 @@ _NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
 def _dense(
     rows: Snapshot, vector: np.ndarray, allowed: np.ndarray | None, unfiltered: bool, depth: int, nearest: Nearest | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slots and similarities of the nearest rows, by how many may be found: few or filtered exactly, else by the store."""
-    if unfiltered and nearest is not None and rows.live > EXACT:
-        slot_of = rows.slot_of()
-        # The store may name a row that has just been replaced.
-        found = [slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of]
-        slots = np.array(found, np.int32)
-        scores = rows.similarities(vector, slots)
-        order = np.argsort(-scores, kind="stable")
-        return slots[order], scores[order]
-    if allowed is None:
-        scores = rows.similarities(vector)
-        slots = best(scores, depth).astype(np.int32)
-        return slots, scores[slots]
-    chosen = np.flatnonzero(allowed).astype(np.int32)
-    if len(chosen) * 4 > rows.size:
-        scores = np.where(allowed, rows.similarities(vector), np.float32("-inf"))
-        slots = best(scores, min(depth, len(chosen))).astype(np.int32)
-        return slots, scores[slots]
-    scores = rows.similarities(vector, chosen)
-    top = best(scores, depth)
-    return chosen[top], scores[top]
+    """Slots and similarities of the nearest rows: scanned, or of a very large index from the store."""
+    if not unfiltered or nearest is None or rows.live <= STORED:
+        return rows.nearest(vector, depth, allowed)
+    slot_of = rows.slot_of()
+    # The store may name a row that has just been replaced.
+    slots = np.array([slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of], np.int32)
+    scores = rows.similarities(vector, slots)
+    order = np.argsort(-scores, kind="stable")
+    return slots[order], scores[order]
 
 
 def _fuse(
