@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +30,13 @@ from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
 from retrieval.store import ChunkSource, Store, folder_of
 from retrieval.sync import Progress, Sync
-from retrieval.types import Document, Passage, Skipped, SyncReport
+from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
 
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
-
-
-@dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """An index and how it stands. `status` is `NOT_SYNCED`, `SYNCING` or `ONLINE`; times are Unix seconds."""
-
-    name: str
-    path: str
-    status: str
-    documents: int
-    chunks: int
-    encoder: str
-    created_at: float
-    synced_at: float | None
-    skipped: tuple[Skipped, ...] = ()
-    report: SyncReport | None = None
-    error: str = ""
-    """Why the last sync failed, "" if it did not."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a search can find anything."""
-        return self.chunks > 0
 
 
 class Indexes:
@@ -201,8 +178,7 @@ class Indexes:
         """
         full = full_name(name)
         if await asyncio.to_thread(self.over_rows.find, full) is not None:
-            if not 1 <= k <= MAX_K or mode not in searching.MODES:
-                raise BadRequest(f"k must be between 1 and {MAX_K}, and mode one of {', '.join(searching.MODES)}")
+            _check(k, mode)
             return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
         vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
@@ -338,10 +314,7 @@ class Indexes:
         return row.encoder == self.encoder.fingerprint
 
     def _searchable(self, name: str, query: str, k: int, mode: str) -> tuple[Row[Any], str]:
-        if not 1 <= k <= MAX_K:
-            raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
-        if mode not in searching.MODES:
-            raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
+        _check(k, mode)
         return self._row(name), searching.tidy(query)
 
     def _search(
@@ -391,6 +364,13 @@ class Indexes:
             if found is None:
                 found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
             return found
+
+
+def _check(k: int, mode: str) -> None:
+    if not 1 <= k <= MAX_K:
+        raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
+    if mode not in searching.MODES:
+        raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
 
 
 def _columns(passage: Passage) -> dict[str, Any]:
