@@ -15,7 +15,7 @@ BLOCK = 8192
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One signed byte a dimension, and one scale a row. The first `size` rows are meant; what lies behind may be a later state's."""
+    """One signed byte a dimension, one scale a row. The first `size` rows are meant; those behind may be a later state's."""
 
     size: int
     rows: np.ndarray

@@ -18,17 +18,19 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
+from retrieval.chunks import ChunkSource
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
 from retrieval.passages import MAX_K
 from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
-from retrieval.store import ChunkSource, Store, folder_of
+from retrieval.store import Store, folder_of
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
@@ -157,8 +159,8 @@ class Indexes:
         BadRequest: `k` is not in 1 to 1000, or `mode` is not hybrid, dense or lexical.
         """
         row, query = self._searchable(name, query, k, mode)
-        vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
-        return self._search(row, query, vector, k, mode, filters, groups, diversity)
+        asked = self.encoder.ask(query) if query and self._dense(row) else None
+        return self._search(row, query, asked, k, mode, filters, groups, diversity)
 
     async def asearch(
         self,
@@ -181,8 +183,8 @@ class Indexes:
             _check(k, mode)
             return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
-        vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
-        found = await asyncio.to_thread(self._search, row, query, vector, k, mode, filters, groups, diversity)
+        asked = await self.encoder.aask(query) if query and self._dense(row) else None
+        found = await asyncio.to_thread(self._search, row, query, asked, k, mode, filters, groups, diversity)
         return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
 
     async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
@@ -321,7 +323,7 @@ class Indexes:
         self,
         row: Row[Any],
         query: str,
-        vector: Any,
+        asked: Asked | None,
         k: int,
         mode: str,
         filters: Mapping[str, Any] | str | None,
@@ -336,8 +338,18 @@ class Indexes:
         for _ in range(3):
             rows = memory.snapshot()
             chosen = self._seen(row.name, rows, filters, groups)
-            nearest = lambda v, n: self._vectors.query(row.id, v, n)  # noqa: E731
-            hits = searching.search(rows, query, vector, k, mode, mask=chosen, nearest=nearest, diversity=diversity)
+            hits = searching.search(
+                rows,
+                query,
+                asked.vector if asked else None,
+                k,
+                mode,
+                mask=chosen,
+                nearest=lambda v, n: self._vectors.query(row.id, v, n),
+                diversity=diversity,
+                asked=asked,
+                pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
+            )
             found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
             if len(found) == len(hits):
                 break

@@ -6,6 +6,7 @@ what is dead is dropped when it has become much. Memory: 1.9 kB a row for the ve
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,8 +137,12 @@ class Snapshot:
             parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
             count = sum(b - a for _, a, b in parts)
             if count:
-                found.append((float(np.log1p((max(self.size - count, 0) + 0.5) / (count + 0.5))), parts))
+                found.append((_rarity(self.size, count), parts))
         return found
+
+    def rarity(self, term: int) -> float:
+        """Inverse document frequency of a term, which need not occur."""
+        return _rarity(self.size, sum(b - a for part in self.postings for a, b in (part.span(term),)))
 
     def lexical(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]]) -> np.ndarray:
         """BM25 of every row."""
@@ -164,6 +169,10 @@ class Snapshot:
         if found is None:
             found = self.cache["slots"] = {self.keys[i]: int(i) for i in np.flatnonzero(self.alive)}
         return found
+
+
+def _rarity(rows: int, count: int) -> float:
+    return math.log1p((max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:

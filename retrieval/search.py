@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import words
+from retrieval import late, words
 from retrieval.memory import Snapshot, best
 from retrieval.rank import convex
 
@@ -25,16 +25,10 @@ MAX_TERMS = 48
 TWIN = 0.995
 """Similarity from which two rows with the same words are one."""
 
-STOPWORDS = frozenset(
-    """a about above after again all am an and any are as at be because been before being below between both but by can could
-    did do does doing down during each few for from further had has have having he her here hers him his how i if in into
-    is it its itself just me more most my no nor not now of off on once only or other our ours out over own same she
-    should so some such than that the their them then there these they this those through to too under until up very was
-    we were what when where which while who whom why will with would you your yours""".split()  # noqa: SIM905
-)
-
 Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]]]
 """The vector store's answer: keys and similarities of the rows nearest to a vector."""
+Pieces = Callable[[Sequence[int]], Sequence[bytes] | None]
+"""The word pieces of rows, given by slot, see `retrieval.late`; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +51,26 @@ def tidy(query: str) -> str:
 def terms(query: str, languages: Sequence[int]) -> list[int]:
     """What a question asks for, stemmed as the rows' languages are; words without meaning only where there is nothing else."""
     found = words.WORD.findall(query)
-    kept = [word for word in found if word.lower() not in STOPWORDS] or found
+    kept = [word for word in found if word.lower() not in words.STOPWORDS] or found
     spoken = words.language(query)
     # In the language it is asked in where rows are, else in the index's commonest.
     among = [spoken] if spoken in languages else list(languages[:2]) or [0]
     return list(dict.fromkeys(term for word in kept for number in among for term in words.terms(word, number)))[:MAX_TERMS]
+
+
+def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """What each word piece of a question weighs: how rare its word is among the rows, 0 for what is no word."""
+    spoken = words.language(query)
+    number = spoken if spoken in rows.languages else next(iter(rows.languages), 0)
+    weights = np.zeros(len(spans))
+    at = 0
+    for word in words.WORD.finditer(query):
+        worth = [rows.rarity(term) for term in words.terms(word[0], number)]
+        while at < len(spans) and spans[at][0] < word.end():
+            if spans[at][1] > word.start() and worth:
+                weights[at] = sum(worth) / len(worth)
+            at += 1
+    return weights
 
 
 def search(
@@ -76,6 +85,8 @@ def search(
     fusion: str = "convex",
     collapse: bool = True,
     diversity: float = 0.0,
+    asked: late.Asked | None = None,
+    pieces: Pieces | None = None,
 ) -> list[Hit]:
     """The `k` best rows, best first. Their score is the fused one, or in the modes that do not fuse similarity or BM25.
 
@@ -87,6 +98,7 @@ def search(
     nearest: the vector store, asked where the index is large and nothing is filtered.
     fusion: `convex` or `rrf`.
     collapse: whether of rows that are all but equal only the first is given.
+    asked, pieces: the question's word pieces and where the rows' are: the best rows of the fused ranking are compared by them.
     diversity: share of the choice, 0 to 1, that goes to being unlike what was chosen before, instead of to the score.
     """
     if rows.live == 0:
@@ -114,6 +126,8 @@ def search(
         chosen, score = _fuse(rows, dense_slots, dense, worded, bm25, similar, fusion)
         order = np.argsort(-score, kind="stable")
         chosen, score = chosen[order], score[order]
+        if asked is not None and pieces is not None and fusion == "convex":
+            chosen, score = _compared(rows, query, asked, pieces, chosen, score)
     if collapse:
         keep = _distinct(rows, chosen[: 2 * k + 20], k)
         chosen, score = chosen[keep], score[keep]
@@ -179,6 +193,22 @@ def _fuse(
         return chosen, score
     similar = np.concatenate((dense, rows.similarities(vector, extra)))
     return chosen, convex(similar, bm25[chosen])
+
+
+def _compared(
+    rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, chosen: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first rows in a new order, by their score and by how their word pieces fit; the others stay behind them."""
+    top = chosen[: late.DEPTH]
+    stored = pieces([int(slot) for slot in top])
+    if stored is None:
+        return chosen, score
+    fit = late.scores(asked, rarity(rows, query, asked.spans), stored)
+    low, high = float(fit.min()), float(fit.max())
+    better = (1 - late.SHARE) * score
+    better[: len(top)] += late.SHARE * ((fit - low) / (high - low) if high > low else np.ones(len(top)))
+    order = np.argsort(-better, kind="stable")
+    return chosen[order], better[order]
 
 
 def _diverse(rows: Snapshot, slots: np.ndarray, score: np.ndarray, k: int, diversity: float) -> np.ndarray:

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from retrieval import Indexes
-from retrieval.tables import chunks, documents, terms
+from retrieval.late import Asked
+from retrieval.tables import chunks, documents, pieces, terms
 from tests.bench.ingest import engine_at
 from tests.live import smalti, start, stop
 
@@ -46,6 +48,12 @@ class Hashed:
     def embed(self, texts: Any) -> np.ndarray:
         drawn = [np.random.default_rng(crc32(text.encode())).standard_normal(384, np.float32) for text in texts]
         return np.array([row / np.linalg.norm(row) for row in drawn], np.float32).reshape(len(texts), 384)
+
+    def embed_pieces(self, texts: Any) -> tuple[np.ndarray, list[bytes]]:
+        return self.embed(texts), [b"\x01" * 48] * len(texts)
+
+    def ask(self, text: str) -> Asked:
+        return Asked(self.embed([text])[0], np.empty((0, 384), np.float32), ())
 
     def token_starts(self, text: str) -> np.ndarray:
         return np.flatnonzero(np.frombuffer((" " + text).encode("ascii", "replace")[:-1], np.uint8) <= 32)
@@ -99,16 +107,20 @@ def faults(engine: sa.Engine, folder: Folder) -> list[str]:
     c, d = chunks.c, documents.c
     with engine.connect() as db:  # one transaction, one state
         held = {row.id: row for row in db.execute(sa.select(d.id, d.source, d.text))}
-        rows = db.execute(sa.select(c.seq, c.id, c.document_id, c.position, c.text, c.start, c.end, sa.func.length(c.vector))).all()
-        worded = set(db.execute(sa.select(terms.c.seq)).scalars())
+        rows = db.execute(
+            sa.select(c.seq, c.id, c.document_id, c.position, c.text, c.start, c.end, sa.func.length(c.vector))
+        ).all()
+        beside = [set(db.execute(sa.select(table.c.seq)).scalars()) for table in (terms, pieces)]
     parts: dict[str, list[Any]] = {}
     for row in rows:
         parts.setdefault(row.document_id, []).append(row)
     if set(parts) - set(held):
         told.append("chunks without a document")
-    if worded != {row.seq for row in rows}:
-        told.append("words and chunks differ")
-    told += [f"{source} is there {count} times" for source, count in Counter(row.source for row in held.values()).items() if count > 1]
+    if any(seqs != {row.seq for row in rows} for seqs in beside):
+        told.append("words or word pieces and chunks differ")
+    told += [
+        f"{source} is there {count} times" for source, count in Counter(row.source for row in held.values()).items() if count > 1
+    ]
     for key, document in held.items():
         mine = sorted(parts.get(key, ()), key=lambda row: row.position)
         if [row.position for row in mine] != list(range(len(mine))) or not mine:
@@ -118,7 +130,9 @@ def faults(engine: sa.Engine, folder: Folder) -> list[str]:
         # All words of the document are in its chunks: none is lost. Headings are kept beside the text.
         if set(document.text.split()) - set(" ".join(row.text for row in mine).split()) - HEADINGS:
             told.append(f"{document.source} lacks text")
-        if document.text.strip() not in {(text or "").strip() for text in (*folder.been.get(document.source, ()), folder.now.get(document.source))}:
+        if document.text.strip() not in {
+            (text or "").strip() for text in (*folder.been.get(document.source, ()), folder.now.get(document.source))
+        }:
             told.append(f"{document.source} is neither old nor new")
     return told
 
@@ -143,7 +157,9 @@ def unlike(home: Path, folder: Folder) -> list[str]:
             found = indexes.search("kills", text.split()[0], k=5, mode="lexical")
             if [passage.source for passage in found] != [name]:
                 told.append(f"{name} is found as {[passage.source for passage in found]}")
-        gone = {text.split()[0] for texts in folder.been.values() for text in texts if text} - {t.split()[0] for t in folder.now.values()}
+        gone = {text.split()[0] for texts in folder.been.values() for text in texts if text} - {
+            t.split()[0] for t in folder.now.values()
+        }
         told += [f"{word} is deleted and found" for word in gone if indexes.search("kills", word, k=5, mode="lexical")]
         folder.been.clear()
         return told
@@ -185,6 +201,7 @@ def killed(home: Path, kills: int, draw: random.Random) -> dict[str, Any]:
         if done["kills"] and done["kills"] % 10 == 0:
             told += unlike(home, folder)
             done["checked"] += 1
+            print(dict(done), file=sys.stderr, flush=True)
     engine.dispose()
     return {**done, "sync_s": round(whole, 2), "faults": told}
 
