@@ -326,9 +326,9 @@ class Indexes:
         asked: Asked | None,
         k: int,
         mode: str,
-        filters: Mapping[str, Any] | str | None,
-        groups: Groups,
-        diversity: float,
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
     ) -> list[Passage]:
         if not query:
             return []
