@@ -31,7 +31,7 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from governance.shared import SharedWindows
 from retrieval.embed import Encoder
-from retrieval.index import Indexes
+from retrieval.index import Indexes, full_name
 from serving.artifacts import Artifacts
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
@@ -358,8 +358,14 @@ class Platform:
 
         Raises
         ------
-        RetrievalError: a folder is missing or holds nothing that can be read.
+        RetrievalError: a folder is missing or holds nothing that can be read; a declared table cannot be read.
         """
+        for table in self.settings.tables:
+            place = table.source if "://" in table.source else str(Path(table.source).expanduser().absolute())
+            self.indexes.over_rows.tables.add(full_name(table.name), place)
+        for index in self.settings.indexes:
+            if index.row_access is not None:  # before there are rows to see
+                self.indexes.guards.set(full_name(index.name), index.row_access)
         sources = [(index.name, index.source) for index in self.settings.indexes]
         if self.settings.docs is not None:
             sources.insert(0, ("docs", self.settings.docs))

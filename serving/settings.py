@@ -219,6 +219,15 @@ class EndpointDeclaration(_Strict):
 class IndexDeclaration(_Strict):
     name: str
     source: Path
+    row_access: str | None = None
+    """The column that names the groups which may see a row, as `smalti index restrict` sets it; `folder` of a folder's index."""
+
+
+class TableDeclaration(_Strict):
+    """A table that Delta Sync indexes may be made from, as `smalti index table` declares it."""
+
+    name: str
+    source: str
 
 
 class GrantDeclaration(_Strict):
@@ -276,6 +285,7 @@ class Settings(BaseSettings):
     """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
+    tables: list[TableDeclaration] = Field(default_factory=list)
     functions: list[FunctionDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
     experiments: list[Spec] = Field(default_factory=list)
