@@ -77,6 +77,15 @@ def _find_pii(text: str) -> list[str]:
     return [found.kind for found in find(text)]
 
 
+def _redact(text: str) -> str:
+    """A text with the kind of each finding in its place, such as [EMAIL]."""
+    from governance.guardrails.pii import find
+
+    for found in reversed(find(text)):
+        text = f"{text[: found.start]}[{found.kind}]{text[found.end :]}"
+    return text
+
+
 cli = typer.Typer(
     name="smalti",
     no_args_is_help=True,
@@ -92,6 +101,7 @@ cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
 cli.add_typer(dataset, name="dataset")
+evals.add_typer(dataset, name="dataset")
 cli.add_typer(experiments, name="experiments")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
@@ -107,7 +117,7 @@ def workspace(
 ) -> None:
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
-    context.obj.find_pii = _find_pii
+    context.obj.find_pii, context.obj.redact = _find_pii, _redact
 
 
 @cli.command()

@@ -67,6 +67,8 @@ class Workspace:
         """Settings from the command line, over file and environment."""
         self.find_pii: Callable[[str], list[str]] | None = None
         """Kinds of personal data in a text, for commands of rooms that do not know governance."""
+        self.redact: Callable[[str], str] = lambda text: text
+        """A text without personal data, for the same."""
 
     @cached_property
     def settings(self) -> Settings:
