@@ -15,6 +15,7 @@ import typer
 from agents.commands import agents, dev, new
 from evals.commands import evals
 from evals.dataset_commands import dataset
+from evals.review_commands import review
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
@@ -42,7 +43,7 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
     from serving.application import application
     from serving.platform import Platform
 
-    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes])
+    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes, _review_routes])
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
@@ -67,6 +68,19 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
         may_register=lambda who, name: platform.model_access.check(who, name, "CAN_MANAGE"),
         refuse=lambda status, message: CallError(message, status=status, code=codes.get(status, "BAD_REQUEST")),
         find_pii=_find_pii,
+    )
+
+
+def _review_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Review queues over HTTP, under the grants on the endpoints whose answers they hold."""
+    from evals.review import Reviews
+    from evals.review_routes import router
+
+    return router(
+        Reviews(platform.engine),
+        caller=caller,
+        manages=lambda who, endpoint: platform.grants.allowed(who, f"endpoint:{endpoint}", "CAN_MANAGE"),
+        rows=lambda endpoint, since: platform.journal.rows(since, endpoint=endpoint),
     )
 
 
@@ -102,6 +116,7 @@ cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
 cli.add_typer(dataset, name="dataset")
 evals.add_typer(dataset, name="dataset")
+evals.add_typer(review, name="review")
 cli.add_typer(experiments, name="experiments")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")

@@ -1,4 +1,4 @@
-"""`smalti eval dataset`, also `smalti dataset`: datasets made of the journal, of reviewed traces and of an index; their manifests."""
+"""`smalti eval dataset`, also `smalti dataset`: datasets made of the journal, of traces and of an index; their manifests."""
 
 from __future__ import annotations
 

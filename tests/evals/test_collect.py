@@ -29,7 +29,7 @@ def test_what_was_asked_becomes_rows_without_personal_data_and_each_question_onc
         call(0, "Where is it? Mail ann@example.com"),
         call(1, "Who?", status_code=500),
         call(2, "Who?", parent_request_id="x"),
-        call(3, [{"role": "user", "content": "First?"}, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Then?"}]),
+        call(3, [{"role": "user", "content": "First?"}, {"role": "assistant"}, {"role": "user", "content": "Then?"}]),
         call(4, "  then "),
         call(5, "Later?"),
         call(6, "Bob's", requester="bob"),
@@ -79,7 +79,8 @@ def test_only_what_people_said_of_a_trace_is_expected() -> None:
     traces = [
         trace("tr-1", "A?", given("expected_facts", ["x"], expectation=True), given("user_feedback", False)),
         trace("tr-2", "B?", given("expected_facts", ["y"], expectation=True, who="LLM_JUDGE")),
-        trace("tr-3", "C?", given("correct", "no", time=1), given("correct", "yes", time=2), given("correct", "?", time=3, valid=False)),
+        trace("tr-3", "C?", given("correct", "no", time=1), given("correct", "yes", time=2)),
+        trace("tr-5", "E?", given("correct", "?", valid=False)),
         trace("tr-4", "D?"),
     ]  # fmt: skip
     first, second = from_traces(traces)

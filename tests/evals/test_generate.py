@@ -31,7 +31,7 @@ async def test_templates_ask_what_the_passages_hold_and_some_that_nothing_does()
     asked = {row["question"] for row in answerable}
     assert {"What is Pepper?", "What is Journal?", "What is written about Rotating a key?"} <= asked
     assert "Which number belongs in: A rotated key goes on working for ____ hours after its successor." in asked
-    assert {row["expected_sources"][0] for row in answerable[:2]} == {"keys.md", "wal.md"}
+    assert {row["expected_sources"][0] for row in answerable} == {"keys.md", "wal.md"}
 
 
 @pytest.mark.anyio

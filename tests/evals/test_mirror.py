@@ -11,6 +11,7 @@ from evals.mirror import TAG, mirror
 ROWS = '{"question": "A?", "expected_facts": ["x"]}\n{"question": "A?", "unanswerable": true}\n{"question": "B?"}\n'
 
 
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
 def test_a_dataset_is_mirrored_once_with_its_hash_and_every_row(tmp_path: Path) -> None:
     from mlflow.genai import datasets
 
