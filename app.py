@@ -43,7 +43,9 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
     from serving.application import application
     from serving.platform import Platform
 
-    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes, _review_routes])
+    return application(
+        Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes, _review_routes, _monitor_routes]
+    )
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
@@ -79,9 +81,49 @@ def _review_routes(platform: Platform, caller: Any) -> APIRouter:
     return router(
         Reviews(platform.engine),
         caller=caller,
-        manages=lambda who, endpoint: platform.grants.allowed(who, f"endpoint:{endpoint}", "CAN_MANAGE"),
+        manages=lambda who, endpoint: _manages(platform, who, endpoint),
         rows=lambda endpoint, since: platform.journal.rows(since, endpoint=endpoint),
     )
+
+
+def _monitor_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Online scorers: they see what the gateway has answered, and write to the tracking server's traces."""
+    from functools import partial
+
+    from evals.online import Online
+    from evals.online_routes import router
+    from serving.monitors import alert, assess
+
+    online = Online(
+        platform.engine,
+        platform.settings.monitors,
+        scorers=lambda monitor: [_online_scorer(name, platform.encoder.embed) for name in monitor.scorers],
+        embed=platform.encoder.embed,
+        assess=partial(assess, platform.mlflow),
+        alert=partial(alert, platform.settings.upstream_hosts),
+    )
+    if online.monitors:
+        platform.gateway.observers.append(online)
+    manages = partial(_manages, platform)
+    return router(online, caller=caller, manages=manages)
+
+
+def _online_scorer(name: str, embed: Any) -> Any:
+    from evals.commands import find_scorer
+
+    if name == "groundedness":
+        from evals.groundedness import Groundedness
+
+        return Groundedness(embed)
+    if name == "answerability":
+        from evals.answerability import Answerability
+
+        return Answerability(embed)
+    return find_scorer(name)
+
+
+def _manages(platform: Platform, who: Any, endpoint: str) -> bool:
+    return platform.grants.allowed(who, f"endpoint:{endpoint}", "CAN_MANAGE")
 
 
 def _find_pii(text: str) -> list[str]:

@@ -70,6 +70,9 @@ def evaluate(
     groundedness: Annotated[
         bool, typer.Option("--groundedness", help="Score how far the quoted passages support each answer, without an LLM.")
     ] = False,
+    answerability: Annotated[
+        bool, typer.Option("--answerability", help="Score whether the passages hold an answer to the question, without an LLM.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="Base URL of an endpoint elsewhere, such as http://host/v1.")] = None,
     protocol: Annotated[str, typer.Option(help="What it speaks: responses, chat or invocations.")] = "responses",
     key_env: Annotated[str, typer.Option(help="Environment variable with the key for --url.")] = "SMALTI_EVAL_KEY",
@@ -94,11 +97,15 @@ def evaluate(
 
     work = context.obj
     with refusing():
-        scorers = [_scorer(text) for text in scorer or ()]
+        scorers = [find_scorer(text) for text in scorer or ()]
         if groundedness:
             from evals.groundedness import Groundedness
 
             scorers.append(Groundedness(work.encoder.embed))
+        if answerability:
+            from evals.answerability import Answerability
+
+            scorers.append(Answerability(work.encoder.embed))
         extra = [each.name for each in scorers]
         gates = [parse_gate(text, "min", extra) for text in minimum or ()]
         gates += [parse_gate(text, "max", extra) for text in maximum or ()]
@@ -153,7 +160,7 @@ def evaluate(
         raise typer.Exit(code)
 
 
-def _scorer(text: str) -> Any:
+def find_scorer(text: str) -> Any:
     """A scorer by `module:name`: an object with a name and `run`, or a class that makes one without arguments."""
     from evals.report import GateError
 

@@ -48,13 +48,14 @@ review_labels = Table(
 online_calls = Table(
     "online_calls",
     metadata,
-    Column("request_id", String(64), primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=True),  # the order of calls, whatever the clock does
+    Column("request_id", String(64), nullable=False, unique=True),
     Column("endpoint", String(256), nullable=False),
     Column("time", String(32), nullable=False),
     Column("length", Float, nullable=False),  # characters of what was asked
-    Column("latency_ms", Float),
+    Column("latency_ms", Float, nullable=False),
     Column("vector", LargeBinary),  # float16: the embedding of what was asked
-    Index("online_calls_by_endpoint", "endpoint", "time"),
+    Index("online_calls_by_endpoint", "endpoint", "id"),
 )
 
 online_scores = Table(
@@ -70,8 +71,9 @@ online_windows = Table(
     "online_windows",
     metadata,
     Column("endpoint", String(256), primary_key=True),
-    Column("since", String(32), nullable=False),  # where the reference window begins
-    Column("looked", String(32), nullable=False),  # up to where windows were looked at
+    Column("since", Integer, nullable=False),  # the call after which the reference window begins
+    Column("looked", Integer, nullable=False),  # the last call of the last window that was looked at
+    Column("report", Text),  # JSON of that look
 )
 
 online_alerts = Table(

@@ -142,9 +142,8 @@ def test_scorers_are_held_against_what_most_people_said(queues: Reviews, tmp_pat
 
 @pytest.fixture
 def http(queues: Reviews) -> Iterator[TestClient]:
-    people = {
-        "boss": Caller("boss", admin=True), "ann": Caller("ann"), "tom": Caller("tom", groups=frozenset({"team"})), "eve": Caller("eve")
-    }  # fmt: skip
+    people = {name: Caller(name) for name in ("ann", "eve")}
+    people |= {"boss": Caller("boss", admin=True), "tom": Caller("tom", groups=frozenset({"team"}))}
     calls = [
         {
             "databricks_request_id": f"{n:032x}", "endpoint_name": "assistant", "status_code": 200, "requester": "zoe",
