@@ -41,11 +41,12 @@ def refusing() -> Iterator[None]:
     """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with 1."""
     from evals.data import DatasetError
     from evals.journal import EvaluationError
+    from evals.judges import JudgeError
     from evals.report import GateError
 
     try:
         yield
-    except (DatasetError, GateError) as error:
+    except (DatasetError, GateError, JudgeError) as error:
         typer.echo(f"smalti: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     except EvaluationError as error:
@@ -92,6 +93,7 @@ def evaluate(
 
     from evals.ask import Ask
     from evals.data import load_dataset
+    from evals.judges import judging
     from evals.report import GateError, check, exit_code, parse_gate, render, to_json
     from evals.run import evaluate as run
 
@@ -135,7 +137,7 @@ def evaluate(
 
     import asyncio  # costs every other command 20 ms
 
-    with refusing():
+    with refusing(), judging():
         if url is not None:
             headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(key_env)) else {}
             known = {"url": url, "protocol": protocol, "revision": revision} if revision else None
