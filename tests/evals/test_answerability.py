@@ -29,7 +29,13 @@ def test_passages_that_speak_of_it_score_higher_and_their_order_says_nothing() -
     scorer = Answerability(embed)
     assert scorer.score(QUESTION, HELD) > scorer.score(QUESTION, OTHERS)
     assert scorer.score(QUESTION, [*HELD, *OTHERS]) == pytest.approx(scorer.score(QUESTION, [*reversed(OTHERS), *reversed(HELD)]))
-    for question, passages in (("?", HELD), ("a", ["", "x"]), (QUESTION, ["."] * 3), (QUESTION * 50, HELD[:1]), ("何?", ["日本語"])):
+    for question, passages in (
+        ("?", HELD),
+        ("a", ["", "x"]),
+        (QUESTION, ["."] * 3),
+        (QUESTION * 50, HELD[:1]),
+        ("何?", ["日本語"]),
+    ):
         assert 0 <= scorer.score(question, passages) <= 1
 
 
