@@ -136,6 +136,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]], *, append: bool = False
     if not new and not before:
         raise DatasetError(path, "would hold no rows", "ask for other ones: nothing was found that fits")
     lines = [json.dumps(row, ensure_ascii=False, default=str) for row in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(before + "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
     try:
