@@ -45,7 +45,7 @@ def compare(
     if found:
         from statsmodels.stats.multitest import multipletests
 
-        _, corrected, *_ = multipletests([series["p_value"] for series in found], method="holm")
+        corrected: Any = multipletests([series["p_value"] for series in found], method="holm")[1]
         for series, p in zip(found, corrected, strict=True):
             series |= {"p_value": float(p), "drifted": bool(p < alpha)}
     return found

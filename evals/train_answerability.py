@@ -73,7 +73,7 @@ def train(folder: Path, embed: Any) -> dict[str, Any]:
     found = []
     for seed in range(REPEATS):
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-        p = cross_val_predict(made, x, labels, cv=folds, method="predict_proba")[:, 1]
+        p = np.asarray(cross_val_predict(made, x, labels, cv=folds, method="predict_proba"))[:, 1]
         said = p >= 0.5
         found.append({
             "accuracy": (said == labels).mean(), "hallucination": said[~labels].mean(), "error": (~said[labels]).mean(),
