@@ -195,6 +195,15 @@ def test_series_without_variance_or_numbers_say_nothing_untrue() -> None:
     assert compare({}, {}) == []
 
 
+def test_p_values_are_corrected_as_holm_does() -> None:
+    from evals.paired import holm
+
+    draw = np.random.default_rng(2)
+    sides = [{name: draw.normal(shift * place, size=50).tolist() for place, name in enumerate("abcd")} for shift in (0, 0.3)]
+    alone = [compare({name: sides[0][name]}, {name: sides[1][name]})[0]["p_value"] for name in "abcd"]
+    assert [series["p_value"] for series in compare(*sides)] == pytest.approx(holm(alone))
+
+
 def test_unchanged_traffic_is_called_drifted_as_seldom_as_was_asked_for() -> None:
     draw = np.random.default_rng(0)
     alarms = 0
