@@ -52,6 +52,7 @@ from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
+from serving.thread_files import ThreadFiles
 from serving.tools import make_tools
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
@@ -126,8 +127,10 @@ class Platform:
         self.artifacts = Artifacts(home.path, self.registry)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
-        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
+        self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
+        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes, self.thread_files)
         self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url))
+        self.runtime.on_delete.append(self.thread_files.forget)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
@@ -382,6 +385,7 @@ class Platform:
         await asyncio.to_thread(self.budgets.close)
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)
+        await asyncio.to_thread(self.thread_files.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()
