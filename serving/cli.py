@@ -69,6 +69,8 @@ class Workspace:
         """Kinds of personal data in a text, for commands of rooms that do not know governance."""
         self.disliked: Callable[[], set[str]] = set
         """Answers that somebody found bad, by request id, for commands of rooms that do not know serving."""
+        self.redact: Callable[[str], str] = lambda text: text
+        """A text without personal data, for the same."""
 
     @cached_property
     def settings(self) -> Settings:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from governance.experiments import Spec
+from serving.monitors import Monitor
 
 ASSISTANT, CHAT = "assistant", "chat"
 """Names of the default agent's endpoint and of the one that `chat_model` makes."""
@@ -289,7 +290,8 @@ class Settings(BaseSettings):
     functions: list[FunctionDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
     experiments: list[Spec] = Field(default_factory=list)
-    """Live experiments, begun once when their endpoint serves."""
+    """Live experiments, begun once when their endpoint serves; then online scorers, one an endpoint."""
+    monitors: list[Monitor] = Field(default_factory=list)
 
     @property
     def generative(self) -> bool:
