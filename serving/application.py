@@ -93,7 +93,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
 
     app.include_router(calls)
     face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
-    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs))
+    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, platform.memory))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

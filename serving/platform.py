@@ -16,6 +16,7 @@ import psutil
 from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from agents.log import RunLog
+from agents.memory import Memory
 from governance.admission import Admission
 from governance.budgets import Budgets
 from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
@@ -127,7 +128,8 @@ class Platform:
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
-        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url))
+        self.memory = Memory(self.engine, self.encoder.aembed)
+        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=self.memory)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []

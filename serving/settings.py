@@ -30,7 +30,8 @@ class _Strict(BaseModel):
 
 
 class ToolDeclaration(_Strict):
-    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, or `sql` over files by table name.
+    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, `sql` over files by table name, or
+    `memory: true`, what the user who asks is remembered by.
 
     `approval` asks a person before each call.
     """
@@ -38,18 +39,21 @@ class ToolDeclaration(_Strict):
     endpoint: str | None = None
     index: str | None = None
     sql: dict[str, Path] | None = None
+    memory: Literal[True] | None = None
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
     description: str = ""
     approval: bool = False
 
     @model_validator(mode="after")
     def _one(self) -> ToolDeclaration:
-        if sum(given is not None for given in (self.endpoint, self.index, self.sql)) != 1:
-            raise ValueError("a tool is exactly one of endpoint, index and sql")
+        if sum(given is not None for given in (self.endpoint, self.index, self.sql, self.memory)) != 1:
+            raise ValueError("a tool is exactly one of endpoint, index, sql and memory")
         return self
 
-    def resource(self, agent: str) -> str:
-        """What calling it needs a grant on."""
+    def resource(self, agent: str) -> str | None:
+        """What calling it needs a grant on; None for what is the caller's own."""
+        if self.memory:
+            return None
         if self.index is not None:
             return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
         return f"endpoint:{self.endpoint or f'{agent}.sql'}"
@@ -296,7 +300,7 @@ class Settings(BaseSettings):
             agent = endpoint.config.served_entities[0].agent
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
-                tools = [tool.resource(endpoint.name) for tool in agent.tools]
+                tools = [needed for tool in agent.tools if (needed := tool.resource(endpoint.name))]
                 return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools]
         return []
 

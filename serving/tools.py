@@ -29,7 +29,16 @@ def make_tools(agent: str, declared: Sequence[ToolDeclaration], dispatcher: Disp
     ------
     SettingsError: a table cannot be read.
     """
-    return [_make(agent, tool, dispatcher, inputs) for tool in declared]
+    return [made for tool in declared for made in (_memory(tool) if tool.memory else [_make(agent, tool, dispatcher, inputs)])]
+
+
+def _memory(tool: ToolDeclaration) -> list[BaseTool]:
+    from agents.tools.memory import memory_tools
+
+    made = memory_tools()
+    for each in made:
+        each.metadata = {"approval": True} if tool.approval else None
+    return made
 
 
 def _make(agent: str, tool: ToolDeclaration, dispatcher: Dispatcher, inputs: Inputs) -> BaseTool:
