@@ -17,10 +17,11 @@ from agents.graphs import react
 from agents.models import ScriptedModel
 from agents.runtime import Runtime
 from governance.call import Call, CallError, Event
+from serving.agent_settings import ToolDeclaration
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.engines.function import arguments, function_engine
-from serving.settings import Settings, SettingsError, ToolDeclaration
+from serving.settings import Settings, SettingsError
 from serving.tools import make_tools
 from tests.serving.upstream import House, house
 
