@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, load_builder
@@ -15,6 +16,7 @@ from serving.settings import AgentEntity, EndpointDeclaration
 from serving.tools import make_tools
 
 if TYPE_CHECKING:
+    from agents.tools.classical import Predict
     from serving.platform import Platform
 
 log = logging.getLogger("smalti")
@@ -54,8 +56,36 @@ def _agent(platform: Platform, declaration: EndpointDeclaration, agent: AgentEnt
         tools=make_tools(declaration.name, agent.tools, dispatcher, platform.inputs, listed),
         timeout=agent.timeout,
         step_limit=agent.step_limit,
-        options={"router": platform.router, "reader": platform.reader, "embed": platform.encoder.aembed},
+        options=_options(platform, agent),
     )
+
+
+def _options(platform: Platform, agent: AgentEntity) -> dict[str, Any]:
+    """What a builder is handed beside its model and retriever: the router, the reader, embeddings, a verifier."""
+    from agents.tools.classical import classical_router, verifier
+
+    options: dict[str, Any] = {"router": platform.router, "reader": platform.reader, "embed": platform.encoder.aembed}
+    if agent.router is not None:
+        options["router"] = classical_router(_predict(platform, agent.router.endpoint), threshold=agent.router.threshold)
+    if agent.verifier is not None:
+        asked = agent.verifier
+        predict = _predict(platform, asked.endpoint)
+        options["verify"] = verifier(predict, supported=asked.supported, threshold=asked.threshold)
+    return options
+
+
+def _predict(platform: Platform, endpoint: str) -> Predict:
+    """A classical endpoint for one row, by its signature's columns in their order; one that takes embeddings gets the text's."""
+
+    async def predict(row: Mapping[str, Any]) -> Any:
+        columns = [column["name"] for column in await asyncio.to_thread(platform.inputs, endpoint) if column.get("name")]
+        if columns:
+            payload: dict[str, Any] = {"dataframe_records": [dict(zip(columns, row.values(), strict=False))]}
+        else:
+            payload = {"inputs": (await platform.encoder.aembed([str(value) for value in row.values()])).tolist()}
+        return (await platform.dispatcher.inner(endpoint, "predict", payload))["predictions"]
+
+    return predict
 
 
 def broken(name: str, reason: str) -> Engine:

@@ -82,6 +82,23 @@ class FunctionDeclaration(Strict):
     description: str = ""
 
 
+class RouterDeclaration(Strict):
+    """A classical endpoint that routes: its labels are the names that the builder's graph knows."""
+
+    endpoint: str
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Confidence under which the model is asked, or the fallback taken where there is none."""
+
+
+class VerifierDeclaration(Strict):
+    """A classical endpoint that says whether passages support an answer: its first two columns."""
+
+    endpoint: str
+    supported: str = "supported"
+    """The label that says so."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class AgentEntity(Strict):
     """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
 
@@ -94,6 +111,9 @@ class AgentEntity(Strict):
     """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
     description: str = ""
     tools: list[ToolDeclaration] = Field(default_factory=list)
+    router: RouterDeclaration | None = None
+    """The router it is handed; default: the question router of the default agent."""
+    verifier: VerifierDeclaration | None = None
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a run may take."""
     step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
@@ -104,3 +124,8 @@ class AgentEntity(Strict):
         """Its indexes as securables."""
         names = [self.index] if isinstance(self.index, str) else self.index
         return [f"index:{name if '.' in name else f'main.default.{name}'}" for name in names]
+
+    @property
+    def classical(self) -> list[str]:
+        """The endpoints of its router and its verifier as securables."""
+        return [f"endpoint:{each.endpoint}" for each in (self.router, self.verifier) if each is not None]

@@ -248,7 +248,7 @@ class Settings(BaseSettings):
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
                 tools = [needed for tool in agent.tools if (needed := tool.resource(endpoint.name))]
-                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools]
+                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools, *agent.classical]
         return []
 
     @field_validator("docs", "router", mode="after")
