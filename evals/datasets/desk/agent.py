@@ -13,7 +13,7 @@ from agents.graphs import rag
 from agents.graphs import router as routing
 
 MEASURES = (
-    (r"how many|number of|count", "count(*) AS orders"),
+    (r"how many|number of|\bcount\b", "count(*) AS orders"),
     (r"average|mean|typical", "round(avg(amount), 2) AS average"),
     (r"largest|biggest|highest|most expensive|maximum", "max(amount) AS largest"),
     (r"smallest|lowest|cheapest|minimum", "min(amount) AS smallest"),
