@@ -228,8 +228,8 @@ def usage(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CALLS = ("function_call", "mcp_approval_request")
-"""Items that are tool calls in Chat's words. What asks for approval is answered by its tool message: `true`, `false`, or an object
-with `approve` and, if wanted, `arguments` or a `reason`."""
+"""Items that are tool calls in Chat's words. What asks for approval is answered by its tool message: `true`, `false`, or an
+object with `approve` and, if wanted, `arguments` or a `reason`."""
 
 
 def called(item: Mapping[str, Any]) -> dict[str, Any]:
