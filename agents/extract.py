@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from agents.state import NOT_FOUND, Citation, Embed, Reader, Reading
 from agents.support import Candidate, Models, Question, candidates, models, parts_of, probability, question_values
-from agents.text import Unit, terms
+from agents.text import Unit, terms, units
+from agents.topic import opening, topic_of
 from retrieval.types import Passage
 
 SHORTLIST = 6
@@ -31,7 +32,11 @@ def make_reader(embed: Embed | None = None, *, threshold: float | None = None, m
 
     async def read(question: str, passages: Sequence[Passage], *, context: str = "") -> Reading:
         fitted = models()
-        asked = Question.of(question, context)
+        topic = "" if context else topic_of(question)
+        if topic and (found := opening(topic, passages, max_quotes)):
+            text, citations = write(_opening(Question.of(topic), *found))
+            return Reading(text, tuple(citations), support=1.0)
+        asked = Question.of(topic or question, context)
         ranked = await rank(asked, passages, embed, fitted)
         if not ranked:
             return Reading(NOT_FOUND, abstained=True)
@@ -102,6 +107,12 @@ def _extend(question: Question, candidate: Candidate) -> Quote:
     start, whole = parts[0].start, candidate.passage.text[parts[0].start : parts[-1].end]
     # A passage may be cut inside a block of code, and then ends in white space.
     return Quote(candidate.rank, candidate.passage, start, start + len(whole.rstrip()), tuple(parts))
+
+
+def _opening(question: Question, passage: Passage, places: Sequence[int]) -> list[Quote]:
+    """The first sentences of a section, with what they lead to."""
+    cut = units(passage.text)
+    return [_extend(question, Candidate(0, passage, cut[place], place)) for place in places]
 
 
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?")

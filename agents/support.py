@@ -102,6 +102,12 @@ class Question:
         )
 
 
+def _data(text: str) -> bool:
+    """Is this data or markup, such as a piece of JSON, where a sentence is expected?"""
+    marks = sum(text.count(mark) for mark in '{}[]<>"=;')
+    return marks >= 12 and marks > 0.12 * len(text)
+
+
 def _bigrams(text: str) -> frozenset[tuple[str, str]]:
     kept = list(terms(text))
     return frozenset(pairwise(kept))
@@ -152,7 +158,7 @@ def candidates(question: Question, passages: Sequence[Passage]) -> list[Candidat
         title = coverage(question.terms, above)
         whole = terms(passage.text)
         for place, unit in enumerate(cut):
-            if unit.kind in ("code", "heading"):
+            if unit.kind in ("code", "heading") or _data(passage.text[unit.start : unit.end]):
                 continue
             key = (passage.document_id, passage.start + unit.start, passage.start + unit.end)
             if key in seen:  # overlapping chunks of one document
