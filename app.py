@@ -43,7 +43,7 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
     from serving.application import application
     from serving.platform import Platform
 
-    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes])
+    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes, _evals_routes])
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
@@ -57,18 +57,31 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
     """Training runs over HTTP, under the grants on the models they register."""
     from finetune.routes import router
     from finetune.runs import Runs
-    from governance.call import CallError
 
-    codes = {400: "BAD_REQUEST", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST", 409: "RESOURCE_CONFLICT"}
-    codes[429] = "REQUEST_LIMIT_EXCEEDED"
     return router(
         Runs(platform.home.path / "finetune"),
         tracking_uri=f"sqlite:///{platform.home.path / 'mlflow.db'}",
         caller=caller,
         may_register=lambda who, name: platform.model_access.check(who, name, "CAN_MANAGE"),
-        refuse=lambda status, message: CallError(message, status=status, code=codes.get(status, "BAD_REQUEST")),
+        refuse=_refuse,
         find_pii=_find_pii,
     )
+
+
+def _evals_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Evaluations over HTTP, for administrators."""
+    from evals.run_routes import router
+
+    return router(platform.home.path / "evals", caller=caller, refuse=_refuse)
+
+
+def _refuse(status: int, message: str) -> Exception:
+    """An error of a room that does not know the application's own."""
+    from governance.call import CallError
+
+    codes = {400: "BAD_REQUEST", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST", 409: "RESOURCE_CONFLICT"}
+    codes[429] = "REQUEST_LIMIT_EXCEEDED"
+    return CallError(message, status=status, code=codes.get(status, "BAD_REQUEST"))
 
 
 def _find_pii(text: str) -> list[str]:

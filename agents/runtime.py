@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ class Runtime:
         self._saver: Saver | None = None
         self._opening = asyncio.Lock()
         self._runs: dict[str, Run] = {}
+        self.on_delete: list[Callable[[str, str], object]] = []
+        """Called, in a thread, with the id and the owner of a thread that was deleted."""
 
     async def open(self) -> Saver:
         """Open the checkpoints in the running loop; done by itself at the first threaded run."""
@@ -350,3 +352,5 @@ class Runtime:
         await saver.adelete_thread(thread_id)
         await self._kept(saver, thread_id).clear()
         await asyncio.to_thread(self.table.delete, thread_id, owner)
+        for told in self.on_delete:
+            await asyncio.to_thread(told, thread_id, owner)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import StreamingResponse
 
 from finetune.base_model import PACKAGED, locate
+from finetune.planned import planned
 from finetune.recipe import Recipe, RecipeError, load_recipe
 from finetune.runs import ACTIVE, TERMINAL, RunError, Runs, TrainingRun
 from finetune.schema import RECIPES, TrainedRecipe
@@ -73,6 +75,7 @@ def router(
     """
     routes = APIRouter(prefix="/api/2.0/smalti/finetune", tags=["finetune"])
     who_asks = Depends(caller)
+    planning = threading.Lock()
 
     async def asked(request: Request) -> Asked:
         body = bytearray()
@@ -126,6 +129,24 @@ def router(
                 return look(here, find_pii).as_dict()
         except RecipeError as error:
             raise refuse(400, str(error)) from None
+
+    @routes.post("/plan")
+    def plan(
+        price: Annotated[float, Query(ge=0)] = 0.0,
+        memory: Annotated[float | None, Query(gt=0)] = None,
+        who: Who = who_asks,
+        wanted: Asked = Depends(asked),
+    ) -> dict[str, Any]:
+        recipe = loaded(wanted, who)
+        if not planning.acquire(blocking=False):
+            raise refuse(429, "Another plan is being made. Ask again when it is done.")
+        try:
+            with runs.files(recipe, wanted.files) as here:
+                return planned(here, price_per_hour=price, memory=memory)
+        except RecipeError as error:
+            raise refuse(400, str(error)) from None
+        finally:
+            planning.release()
 
     @routes.post("/runs")
     def create(who: Who = who_asks, wanted: Asked = Depends(asked)) -> dict[str, Any]:

@@ -106,6 +106,7 @@ inference_table = Table(
     Column("guardrail_verdicts", Text),  # JSON array of guardrail, where, action, reason
     Index("inference_table_by_time", "request_time", "databricks_request_id"),
     Index("inference_table_by_endpoint", "endpoint_name", "request_time"),
+    Index("inference_table_by_requester", "requester", "request_time", "databricks_request_id"),
 )
 
 hourly = Table(

@@ -43,6 +43,7 @@ from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
+from serving.ui.api import Api
 from serving.ui.mount import mount
 
 log = logging.getLogger("smalti")
@@ -181,7 +182,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     for room in rooms:
         app.include_router(room(platform, caller))
     app.include_router(databricks.fallback())
-    app.state.pages = mount(app, page_services(platform))
+    app.state.pages = mount(app, page_services(platform, Api(app)))
     return app
 
 
@@ -253,6 +254,8 @@ async def _come_up(app: FastAPI) -> None:
         app.state.failure = error
         app.state.stop()
         return
+    threads = platform.runtime.table
+    await asyncio.to_thread(platform.thread_files.tidy, lambda thread, owner: threads.find(thread, owner) is not None)
     app.state.ready = True
     app.state.announce()
     follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)

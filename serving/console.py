@@ -13,6 +13,8 @@ from governance import audit, hourly
 from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
+from serving.feedback import thumbs, trace_url
+from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
     from serving.platform import Platform
@@ -43,6 +45,13 @@ class Console:
         self._platform.journal.ingest()
         requester = None if who.admin else who.name
         return hourly.read(self._platform.engine, since=since, requester=requester, by=("hour", "endpoint"))
+
+    async def thumbs(self, who: Caller, since: str) -> Sequence[Row]:
+        if self._platform.mlflow is None:
+            return []
+        begin = int(datetime.fromisoformat(f"{since}:00+00:00").timestamp() * 1000)
+        name = None if who.admin else who.name
+        return await asyncio.to_thread(thumbs, self._platform.home.path / "mlflow.db", begin, name)
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
         return await asyncio.to_thread(self._calls, who, query, limit)
@@ -103,7 +112,9 @@ class Console:
             within = table.request_time.between(row["request_time"], end.isoformat())
             inner = select(*(table[name] for name in LISTED)).where(within, table.parent_request_id == request_id)
             found = [dict(each) for each in connection.execute(inner.order_by(table.request_time).limit(200)).mappings()]
-        traces = "/mlflow/" if self._platform.mlflow and row["trace_id"] else None
+        traces = None
+        if self._platform.mlflow and row["trace_id"]:
+            traces = trace_url(self._platform.home.path / "mlflow.db", request_id, row["trace_id"])
         verdicts = orjson.loads(row["guardrail_verdicts"] or "[]")
         return {**row, "guardrail_verdicts": verdicts, "inner": found, "traces": traces}
 
@@ -130,9 +141,8 @@ class Console:
         if set(shares) != known:
             raise bad_request(f"Endpoint {name!r} serves {', '.join(sorted(known))} now; open it again.", "traffic_config")
         routes = [{"served_model_name": entity, "traffic_percentage": share} for entity, share in shares.items()]
-        wanted = {"served_entities": config["served_entities"], "traffic_config": {**config["traffic_config"], "routes": routes}}
-        await asyncio.to_thread(platform.may_serve, who, wanted)
-        await platform.lifecycle.update(name, wanted, admin=who.admin)
+        # the entities stay as they are: what is kept of them holds secrets that no update takes back as text
+        await platform.lifecycle.update(name, {"traffic_config": {**config["traffic_config"], "routes": routes}}, admin=who.admin)
 
     async def set_limits(self, who: Caller, name: str, limits: Sequence[Row]) -> None:
         platform = self._platform
@@ -155,6 +165,7 @@ class Console:
             grants = [
                 {"principal": g.principal, "level": g.level, "securable": g.securable, "via": g.via}
                 for g in platform.grants.list()
+                if not g.securable.startswith(f"index:{PREFIX}")  # what a person handed to a conversation is theirs
             ]
             names = ("endpoint", "metric", "kind", "whose", "period")
             budgets = [{**dict(zip(names, key, strict=True)), "used": used} for key, used in platform.budgets.used().items()]

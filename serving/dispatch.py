@@ -38,6 +38,17 @@ class Policy(Protocol):
     async def invoke(self, call: Call, engine: Engine | None) -> Mapping[str, Any]: ...
 
 
+class OfThreads(Protocol):
+    """What is needed of `serving.thread_files.ThreadFiles`."""
+
+    def find(self, owner: str, thread_id: str | None) -> str | None: ...
+
+    def holds(self, index: str) -> bool: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+
 class Dispatcher:
     """The way to every engine.
 
@@ -46,10 +57,13 @@ class Dispatcher:
     gateway: the policy function each call passes.
     endpoints: the registry of endpoints.
     indexes: the vector search indexes, reached by the tasks `search` and `document`.
+    of_threads: the documents of conversations, reached by the same tasks.
     """
 
-    def __init__(self, gateway: Policy, endpoints: Endpoints, indexes: Searchable | None = None) -> None:
-        self.gateway, self.endpoints = gateway, endpoints
+    def __init__(
+        self, gateway: Policy, endpoints: Endpoints, indexes: Searchable | None = None, of_threads: OfThreads | None = None
+    ) -> None:
+        self.gateway, self.endpoints, self.of_threads = gateway, endpoints, of_threads
         self._index_engine = index_engine(indexes) if indexes is not None else None
 
     def stream(self, call: Call) -> AsyncIterator[Event]:
@@ -63,6 +77,8 @@ class Dispatcher:
     def engine(self, call: Call) -> Engine | None:
         """The engine that answers `call`, one that refuses it where the task does not fit, None where there is none."""
         if call.task in ("search", "document"):
+            if self.of_threads is not None and self.of_threads.holds(call.endpoint):
+                return self.of_threads.engine
             return self._index_engine
         endpoint = self.endpoints.find(call.endpoint)
         if endpoint is None:
@@ -95,7 +111,7 @@ class Dispatcher:
         """What an agent is handed to search indexes (`docs` is `main.default.docs`), on behalf of whoever asks.
 
         What several find is put on one scale; passages that follow each other come as one. One index that fails, or that who asks
-        may not query, fails the search.
+        may not query, fails the search. The documents of the conversation in which it is asked are searched with them.
         """
         names = [_full(name) for name in ([indexes] if isinstance(indexes, str) else indexes)]
         more = {"merge": True, **({"diversity": diversity} if diversity else {})}
@@ -105,7 +121,11 @@ class Dispatcher:
             return [Passage.from_dict(row) for row in found["passages"]]
 
         async def retrieve(query: str, *, k: int = 5) -> Sequence[Passage]:
-            return fused(await asyncio.gather(*(one(name, query, k) for name in names)), k)
+            outer, beside = current_call.get(), None
+            if self.of_threads is not None and outer is not None and outer.caller is not None:
+                beside = self.of_threads.find(outer.caller.name, outer.thread_id)
+            sought = [*names, beside] if beside else names
+            return fused(await asyncio.gather(*(one(name, query, k) for name in sought)), k)
 
         return retrieve
 

@@ -236,7 +236,9 @@ class Experiments:
         history = (json.loads(last) if last else {}).get("history", [])
         units = sum(arm["units"] for arm in found["arms"])
         if not history or history[-1]["units"] != units:
-            history.append({"time": iso(time.time_ns()), "units": units, "differences": found["metrics"][0]["differences"]})
+            others = {metric["name"]: metric["differences"] for metric in found["metrics"][1:]}
+            deciding = found["metrics"][0]["differences"]
+            history.append({"time": iso(time.time_ns()), "units": units, "differences": deciding, "others": others})
         found["history"] = history if len(history) <= _POINTS else [*history[:-1:2], history[-1]]
         return found
 

@@ -56,8 +56,41 @@ def router(caller: Callable[..., Any], keep: Callable[[str, bool, str | None, Ca
 def assessments(database: Path, since_ms: int) -> list[Event]:
     """Assessments with a number, or yes or no, given or changed from a time on, by the request id of their answer. Blocking.
 
-    Read from the tracking database itself, as `serving.registry` does. One that no longer counts has the value None.
+    One that no longer counts has the value None.
     """
+    return [
+        Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, _number(row.value) if row.valid else None)
+        for row in _tracked(database, _ASSESSMENTS, {"since": since_ms})
+    ]
+
+
+_THUMBS = text(
+    "SELECT a.created_timestamp, a.value, a.source_id, e.name FROM assessments a JOIN trace_info t ON t.request_id = a.trace_id "
+    "JOIN experiments e ON e.experiment_id = t.experiment_id "
+    "WHERE a.created_timestamp >= :since AND a.name = :name AND a.assessment_type = 'feedback' AND a.valid"
+)
+_TRACE = text("SELECT experiment_id, request_id FROM trace_info WHERE request_id IN (:own, :shared)")
+
+
+def thumbs(database: Path, since_ms: int, who: str | None = None) -> list[dict[str, Any]]:
+    """People's thumbs from a time on: `time` (Unix seconds), `helpful`, `endpoint`. `who`: only this one's. Blocking."""
+    found = _tracked(database, _THUMBS, {"since": since_ms, "name": NAME})
+    return [
+        {"time": row.created_timestamp / 1000, "helpful": _number(row.value) == 1, "endpoint": row.name}
+        for row in found
+        if who is None or row.source_id == who
+    ]
+
+
+def trace_url(database: Path, request_id: str, trace_id: str) -> str:
+    """Where MLflow shows a call's trace, or the one it is part of; MLflow's first page where neither was sent. Blocking."""
+    for row in _tracked(database, _TRACE, {"own": f"tr-{request_id}", "shared": f"tr-{trace_id}"}):
+        return f"/mlflow/#/experiments/{row.experiment_id}/traces?selectedEvaluationId={row.request_id}"
+    return "/mlflow/"
+
+
+def _tracked(database: Path, statement: Any, given: dict[str, Any]) -> list[Any]:
+    """Rows of the tracking database itself, as `serving.registry` reads it; none where it has not been made yet."""
     if not database.exists():
         return []
     engine = create_engine(f"sqlite:///{database}")
@@ -65,13 +98,9 @@ def assessments(database: Path, since_ms: int) -> list[Event]:
         if not inspect(engine).has_table("assessments"):
             return []
         with engine.connect() as connection:
-            rows = connection.execute(_ASSESSMENTS, {"since": since_ms}).all()
+            return list(connection.execute(statement, given))
     finally:
         engine.dispose()
-    return [
-        Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, _number(row.value) if row.valid else None)
-        for row in rows
-    ]
 
 
 def _number(value: str) -> float | None:

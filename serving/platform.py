@@ -54,6 +54,7 @@ from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
+from serving.thread_files import ThreadFiles
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
@@ -127,9 +128,11 @@ class Platform:
         self.artifacts = Artifacts(home.path, self.registry)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
-        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes)
+        self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
+        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes, self.thread_files)
         self.memory = Memory(self.engine, self.encoder.aembed)
         self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=self.memory)
+        self.runtime.on_delete.append(self.thread_files.forget)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
@@ -360,6 +363,7 @@ class Platform:
         await asyncio.to_thread(self.budgets.close)
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)
+        await asyncio.to_thread(self.thread_files.close)
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()

@@ -13,6 +13,7 @@ from agents import Runtime, ThreadNotFound
 from governance.call import Caller
 from serving.console import Console
 from serving.routes import bearer
+from serving.ui.api import Api
 from serving.ui.services import Row, Thread, ThreadMessage, UiServices
 from serving.ui.session import COOKIE
 
@@ -67,8 +68,8 @@ def _response(turn: Any) -> Row | None:
     return {"status": turn.status, "custom_outputs": outputs}
 
 
-def page_services(platform: Platform) -> UiServices:
-    """The services of the chat page and the console."""
+def page_services(platform: Platform, api: Api) -> UiServices:
+    """The services of the chat page and the console; `api` is the application that they are part of."""
 
     def may(who: Caller, securable: str, level: str = "CAN_QUERY") -> bool:
         return platform.grants.allowed(who, securable, level)
@@ -92,4 +93,6 @@ def page_services(platform: Platform) -> UiServices:
         suggestions=suggestions,
         feedback=feedback,
         console=Console(platform),
+        api=api,
+        files=platform.thread_files,
     )

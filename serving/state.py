@@ -223,6 +223,10 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
         metadata.create_all(engine)
         if older:
             _add_columns(engine, metadata)
+        if found is not None:
+            for table in metadata.tables.values():  # `create_all` makes them with their table only
+                for index in table.indexes:
+                    index.create(engine, checkfirst=True)
     if found != SCHEMA_VERSION:
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM smalti_schema"))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.live import ROOT, serving, wait_until
 
@@ -64,4 +64,15 @@ def test_a_thumb_with_a_comment_is_feedback_on_the_trace(tmp_path: Path, chromiu
 
         wait_until(lambda: any(each.get("rationale") == "short and right" for each in given()), 60)
         assert [each["feedback"]["value"] for each in given()] == [True]
+        page.goto(f"{live.url}/console")
+        expect(page.locator(".figure", has_text="Helpful").locator("strong")).to_have_text("100%")
+        expect(page.locator(".plot", has_text="Feedback").locator("svg")).to_be_visible()
+        page.goto(f"{live.url}/console/journal?request={row['databricks_request_id']}")
+        link = page.get_by_role("link", name="Its trace in MLflow").get_attribute("href") or ""
+        experiment = client.get(trace).json()["trace"]["trace_info"]["trace_location"]["mlflow_experiment"]["experiment_id"]
+        found = f"/mlflow/#/experiments/{experiment}/traces?selectedEvaluationId=tr-{row['databricks_request_id']}"
+        assert link == found
+        page.goto(live.url + link)
+        expect(page.get_by_text("How do I back up the state?").first).to_be_visible(timeout=60_000)
+        page.screenshot(path=ARTIFACTS / "trace.png")
         page.close()

@@ -18,8 +18,9 @@ from nicegui.element import Element
 
 from governance.call import Call, Caller, CallError
 from serving.ui.answer import AnswerView
+from serving.ui.attached import Attached
 from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import Composer, button, tag
+from serving.ui.parts import Composer, Latest, button, tag
 from serving.ui.plain import HEAD
 from serving.ui.running import Answer
 from serving.ui.services import ThreadMessage, UiServices
@@ -69,9 +70,10 @@ class ChatPage:
         self.thread_id: str | None = None
         self.running: Answer | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._loads = Latest()
         self.said: list[_Said] = []
-        self.side = SideBar(self)
-        client.on_delete(lambda: self._unwatch())
+        self.side, self.attached = SideBar(self), Attached(self)
+        client.on_delete(self._gone)
 
     # --- the frame
 
@@ -94,7 +96,9 @@ class ChatPage:
                     self.messages = tag("div", id="messages")
                 with tag("div", "foot"), tag("div", "foot-in"):
                     button("", "Go to the end", glyph="down", id="to-end")
-                    self.composer = Composer("Ask about your documents", self.ask, self.stop)
+                    self.attached.build()
+                    attach = self.attached.add if self.services.files is not None else None
+                    self.composer = Composer("Ask about your documents", self.ask, self.stop, attach)
                     self._build_note()
         tag("div", "hidden-text", id="live", role="status", aria_live="polite")
 
@@ -122,11 +126,14 @@ class ChatPage:
     async def open(self, thread_id: str) -> None:
         """Show a stored conversation, and the answer that is coming on it."""
         self.leave()
+        latest = self._loads.begin()
         try:
             owner = await self.owner()
             turns = await self.services.threads.messages(thread_id, owner)
         except CallError as error:
             self.notice(error)
+            return
+        if not latest():
             return
         coming = self.services.answers.find(thread_id, owner)
         if turns is None and coming is None:
@@ -141,6 +148,7 @@ class ChatPage:
                 if coming.question:
                     self._question(coming.question)
                 self._follow(coming)
+        await self.attached.show()
         await self.side.refresh()
 
     def _draw(self, turns: Sequence[ThreadMessage], shown: int = SHOWN) -> None:
@@ -166,6 +174,7 @@ class ChatPage:
 
     async def new_chat(self) -> None:
         self.leave()
+        latest = self._loads.begin()
         self.thread_id = None
         self.said = []
         self._go("/")
@@ -183,6 +192,8 @@ class ChatPage:
             titles = await self.services.suggestions(self.caller)
         except CallError:
             titles = ()
+        if not latest() or ideas.is_deleted:
+            return
         with ideas:
             for i, text in enumerate(questions(titles)):
                 tag("button", f"idea tile-{(i + 1) % 5}", text, type="button").on("click", partial(self.ask, text), [])
@@ -194,8 +205,9 @@ class ChatPage:
         text = text.strip()
         if not text or self.running is not None:
             return
-        if self.thread_id is None:
-            self.thread_id = uuid.uuid4().hex
+        self._loads.begin()  # what was being opened is not drawn over it
+        self.thread_id = self.thread_id or uuid.uuid4().hex
+        if not self.said:
             self.messages.clear()
         self._send([_message("user", text)], text)
 
@@ -216,8 +228,23 @@ class ChatPage:
         for each in dropped:
             if each.element is not None:
                 each.element.delete()
-        self.said, self.thread_id = before, uuid.uuid4().hex
-        self._send([*(_message(each.role, each.text) for each in before if each.text), _message("user", text)], text)
+        former, self.thread_id = self.thread_id, uuid.uuid4().hex
+        self.said = before
+        items = [*(_message(each.role, each.text) for each in before if each.text), _message("user", text)]
+        if former is None or not self.attached.files:
+            self._send(items, text)
+            return
+        goes_on = self._with_documents(former, self.thread_id, items, text)
+        background_tasks.create(goes_on, name=f"documents of {former} for {self.thread_id}")
+
+    async def _with_documents(self, former: str, thread_id: str, items: Sequence[Mapping[str, Any]], text: str) -> None:
+        try:
+            await self.attached.take_along(former, thread_id)
+        except CallError as error:
+            self.notice(error)
+            return
+        if self.thread_id == thread_id and self.running is None:
+            self._send(items, text)
 
     def _asker(self, place: int) -> Callable[[], None] | None:
         """What asks again for the answer at a place of the conversation; None where no question stands before it."""
@@ -272,6 +299,7 @@ class ChatPage:
 
     def leave(self) -> None:
         """Look away from the answer that is coming; it goes on, and is there when its conversation is opened."""
+        self.attached.leave()
         if self.running is not None:
             self._unwatch()
             self.running = None
@@ -280,8 +308,7 @@ class ChatPage:
     async def rate(self, turn: Turn, helpful: bool, comment: str | None) -> bool:
         """Hand a thumb on; whether it was taken."""
         try:
-            caller = await asyncio.to_thread(self.services.identity.authenticate, self._credential)
-            await self.services.feedback(turn.request_id or "", helpful, comment, caller)
+            await self.services.feedback(turn.request_id or "", helpful, comment, await self.who())
         except CallError as error:
             self.notice(error)
             return False
@@ -289,9 +316,16 @@ class ChatPage:
 
     # --- small things
 
+    async def who(self) -> Caller:
+        """The caller, as long as the session's key is in force."""
+        return await asyncio.to_thread(self.services.identity.authenticate, self._credential)
+
     async def owner(self) -> str:
-        """The caller's name, as long as the session's key is in force."""
-        return (await asyncio.to_thread(self.services.identity.authenticate, self._credential)).name
+        return (await self.who()).name
+
+    def _gone(self) -> None:
+        self._unwatch()
+        self.attached.leave()
 
     def _question(self, text: str) -> None:
         self.said.append(_Said("user", text))

@@ -47,12 +47,16 @@ def document_page(document: dict[str, Any], passage: tuple[int, int] | None) -> 
         '<header class="bar"><a class="home" href="/" target="_top" aria-label="Smalti, to the chat">'
         '<img src="/ui/logo.svg" alt="" width="26" height="26"></a>'
         f'<div class="names"><h1>{escape(title)}</h1><p><span>{escape(str(document.get("source", "")))}</span>'
-        f'<span class="dot">{escape(str(document.get("index", "")))}</span>'
+        f'<span class="dot">{escape(_where(str(document.get("index", ""))))}</span>'
         f'<span class="dot">{words:,} words</span></p></div>{jump}</header>'
         f'<main><article class="text" lang="" dir="auto">{shown}</article></main>',
         kind="document",
         script="document.js",
     )
+
+
+def _where(index: str) -> str:
+    return "handed to a conversation" if index.startswith("main.threads.") else index
 
 
 def routes(services: UiServices) -> list[Route]:

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from governance.call import CallError
-from serving.ui import document, session
+from serving.ui import document, report, session, uploads
 from serving.ui.plain import SECURITY_HEADERS, app_csp
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from serving.ui.services import UiServices
 
 STATIC = Path(__file__).parent / "static"
-PAGES = ("/", "/console", "/console/endpoints", "/console/journal", "/console/indexes", "/console/access")
+_SECTIONS = ("endpoints", "journal", "indexes", "experiments", "finetuning", "evaluations", "access")
+PAGES = ("/", "/console", *(f"/console/{section}" for section in _SECTIONS))
 SCOPE_KEY = "smalti.ui"
 """Where a page finds `(services, caller, credential)` in its request's scope."""
 
@@ -170,6 +171,8 @@ def mount(app: FastAPI, services: UiServices) -> Pages:
         [
             *session.routes(services),
             *document.routes(services),
+            *report.routes(services),
+            *uploads.routes(services),
             Route("/favicon.ico", _favicon, methods=["GET"]),
             Mount("/ui/nicegui", StaticFiles(directory=assets, check_dir=False)),
             Mount("/ui", StaticFiles(directory=STATIC)),

@@ -25,6 +25,8 @@ def tag(name: str, /, classes: str = "", text: str | None = None, **props: Any) 
     element = ui.element(name).classes(classes)
     if text is not None:
         element._text = text
+    if name in ("input", "textarea") and props.get("type") not in ("checkbox", "radio", "hidden") and "value" in props:
+        props["defaultValue"] = props.pop("value")  # Vue sets `value` anew at each drawing, over what is being typed
     for key, value in props.items():
         if value is not None:
             element.props[key.rstrip("_").replace("_", "-")] = value
@@ -56,11 +58,20 @@ def button(
 
 
 class Composer(Element, component="static/composer.js"):
-    """The question box. Typing stays in the browser; `on_send` gets the text, `on_stop` nothing."""
+    """The question box. Typing stays in the browser; `on_send` gets the text, `on_file` what became of an upload."""
 
-    def __init__(self, placeholder: str, on_send: Callable[[str], Any], on_stop: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        placeholder: str,
+        on_send: Callable[[str], Any],
+        on_stop: Callable[[], Any],
+        on_file: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.props["placeholder"] = placeholder
+        self.props["takes-files"] = on_file is not None
+        if on_file is not None:
+            self.on("file", lambda event: on_file(dict(event.args or {})))
         self.on("send", lambda event: on_send(str(event.args)))
         self.on("stop", on_stop, [])
 
@@ -166,3 +177,15 @@ def moment(at: float, now: float | None = None) -> str:
     if then.date() == today.date():
         return then.strftime("%H:%M")
     return then.strftime("%-d %b, %H:%M") if then.year == today.year else then.strftime("%-d %b %Y")
+
+
+class Latest:
+    """Tells a load that a later one has overtaken, so that what is slow never replaces what was asked for after it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def begin(self) -> Callable[[], bool]:
+        """A new load; what it gives says whether it is still the latest."""
+        self._number = number = self._number + 1
+        return lambda: number == self._number

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Caller, Event
+from serving.ui.api import Api
 from serving.ui.running import Answers
+from serving.ui.uploads import Uploads
 
 if TYPE_CHECKING:
     from serving.ui.session import OneTimeCodes
@@ -71,6 +73,30 @@ class Threads(Protocol):
     async def delete(self, thread_id: str, owner: str) -> None: ...
 
 
+class File(Protocol):
+    """A document of a conversation."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+class ThreadFiles(Protocol):
+    """Documents of conversations, each for its owner alone. Methods block, and raise `CallError`."""
+
+    def list(self, owner: str, thread_id: str) -> Sequence[File]: ...
+
+    def add(self, who: Caller, thread_id: str, name: str, content: bytes) -> Sequence[File]: ...
+
+    def remove(self, owner: str, thread_id: str, name: str) -> Sequence[File]: ...
+
+    def copy(self, who: Caller, thread_id: str, to: str) -> None: ...
+
+    def forget(self, thread_id: str, owner: str) -> None: ...
+
+
 class ConsoleData(Protocol):
     """What the console shows and changes. Each takes the signed-in caller, gives what that one may see, and raises `CallError`.
 
@@ -79,6 +105,10 @@ class ConsoleData(Protocol):
 
     async def usage(self, who: Caller, since: str) -> Sequence[Row]:
         """`governance.hourly.read` by hour and endpoint, from an hour on."""
+        ...
+
+    async def thumbs(self, who: Caller, since: str) -> Sequence[Row]:
+        """Feedback from an hour on: `time` (Unix seconds), `helpful`, `endpoint`."""
         ...
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
@@ -126,6 +156,9 @@ class UiServices:
     suggestions: titles of documents the caller may read; the empty chat asks about the first three.
     feedback: `(request_id, helpful, comment, caller)`. Called at once when a thumb is pressed, and again with the comment
         when one is added: the later call replaces the earlier one.
+    api: the server's own HTTP API.
+    files: documents of conversations; None where they take none.
+    uploads: files that were handed to pages and not taken yet.
     answers: those that are coming; they outlive their pages.
     session_ttl: seconds a browser stays signed in.
     """
@@ -138,5 +171,8 @@ class UiServices:
     suggestions: Callable[[Caller], Awaitable[Sequence[str]]]
     feedback: Callable[[str, bool, str | None, Caller], Awaitable[None]]
     console: ConsoleData
+    api: Api
+    files: ThreadFiles | None = None
+    uploads: Uploads = field(default_factory=Uploads)
     answers: Answers = field(default_factory=Answers)
     session_ttl: float = 7 * 24 * 3600.0

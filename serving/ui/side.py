@@ -11,7 +11,7 @@ from nicegui import ui
 
 from agents.runtime import ThreadNotFound
 from governance.call import CallError
-from serving.ui.parts import age_group, button, icon, moment, set_text, tag
+from serving.ui.parts import Latest, age_group, button, icon, moment, set_text, tag
 from serving.ui.services import Thread, ThreadMessage
 from serving.ui.turn import Turn
 
@@ -40,6 +40,7 @@ class SideBar:
     def __init__(self, page: ChatPage) -> None:
         self.page = page
         self.sought = ""
+        self._loads = Latest()
 
     def build(self) -> None:
         with tag("aside", id="side", aria_label="Conversations"):
@@ -70,10 +71,13 @@ class SideBar:
         await self.refresh()
 
     async def refresh(self) -> None:
+        latest = self._loads.begin()
         try:
             threads = sorted(await self.page.services.threads.list(await self.page.owner()), key=lambda each: -each.updated_at)
         except CallError as error:
             self.page.notice(error)
+            return
+        if not latest():
             return
         self.list.clear()
         set_text(self.page.title, next((t.title for t in threads if t.id == self.page.thread_id), "New chat"))

@@ -50,3 +50,13 @@ def test_state_of_the_first_schema_is_upgraded_in_place_and_a_copy_kept(tmp_path
         assert present == {column.name for column in table.columns}, table.name
     upgrade(engine, [metadata])  # again changes nothing
     engine.dispose()
+
+
+def test_an_index_that_came_later_is_made_in_a_state_from_before_it(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    upgrade(engine, [metadata])
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX inference_table_by_requester"))
+    upgrade(engine, [metadata])
+    assert "inference_table_by_requester" in {each["name"] for each in inspect(engine).get_indexes("inference_table")}
+    engine.dispose()

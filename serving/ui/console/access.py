@@ -21,26 +21,25 @@ class AccessPage(ConsolePage):
     secret: str | None = None
     """A key that was just made; shown once."""
 
-    async def draw(self) -> None:
+    async def load(self) -> tuple[Sequence[Row], ...] | None:
         who = await self.who()
-        if not who.admin:
-            self.body.clear()
-            with self.body:
-                self.head("Access", "Keys, grants, budgets and the audit log are for administrators.")
+        return await self.data.access(who) if who.admin else None
+
+    def draw(self, loaded: tuple[Sequence[Row], ...] | None) -> None:
+        if loaded is None:
+            self.head("Access", "Keys, grants, budgets and the audit log are for administrators.")
             return
-        keys, grants, budgets, audit = await self.data.access(who)
-        self.body.clear()
-        with self.body:
-            self.head("Access", "Who may do what, how much is left, and who changed it.")
-            if self.secret:
-                with tag("div", "secret", role="status"):
-                    tag("p", text="This is the new key. It is shown once: copy it now.")
-                    tag("code", text=self.secret)
-                self.secret = None
-            self._keys(keys)
-            self._grants(grants)
-            self._budgets(budgets)
-            self._audit(audit)
+        keys, grants, budgets, audit = loaded
+        self.head("Access", "Who may do what, how much is left, and who changed it.")
+        if self.secret:
+            with tag("div", "secret", role="status"):
+                tag("p", text="This is the new key. It is shown once: copy it now.")
+                tag("code", text=self.secret)
+            self.secret = None
+        self._keys(keys)
+        self._grants(grants)
+        self._budgets(budgets)
+        self._audit(audit)
 
     def _keys(self, keys: Sequence[Row]) -> None:
         columns = [

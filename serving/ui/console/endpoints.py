@@ -9,7 +9,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from nicegui import background_tasks
+from nicegui import background_tasks, ui
 from nicegui.element import Element
 
 from governance.call import Call, CallError, Event, bad_request
@@ -47,26 +47,25 @@ class EndpointsPage(ConsolePage):
     def open(self, asked: Mapping[str, str]) -> None:
         self.chosen = asked.get("name")
 
-    async def draw(self) -> None:
-        who = await self.who()
-        endpoints = await self.data.endpoints(who)
-        self.body.clear()
-        with self.body:
-            self.head("Endpoints", "What can be called, what answers, and under which policy.")
-            columns = [
-                ("name", "Endpoint"), ("task", "Task"), ("state", "State"), ("entities", "Serves"), ("split", "Split"),
-                ("limits", "Limits"), ("guards", "Guardrails"), ("description", "Description"),
-            ]  # fmt: skip
-            rows = [_row(each) for each in endpoints]
-            empty = "There is no endpoint you may see yet. An owner grants CAN_VIEW or CAN_QUERY on one."
-            table("All endpoints", empty, columns, rows, key="name", size=15, opens="name", on_open=self._open)
-            self.detail = tag("section", "detail", aria_label="Endpoint")
-            chosen = next((each for each in endpoints if each["name"] == self.chosen), None)
-            if chosen:
-                self._detail(chosen)
-            askable = [str(each["name"]) for each in endpoints if str(each["task"]).startswith(("agent/", "llm/v1/chat"))]
-            if askable:
-                Playground(self, {str(each["name"]): str(each["task"]) for each in endpoints if each["name"] in askable})
+    async def load(self) -> Sequence[Row]:
+        return await self.data.endpoints(await self.who())
+
+    def draw(self, loaded: Sequence[Row]) -> None:
+        self.head("Endpoints", "What can be called, what answers, and under which policy.")
+        columns = [
+            ("name", "Endpoint"), ("task", "Task"), ("state", "State"), ("entities", "Serves"), ("split", "Split"),
+            ("limits", "Limits"), ("guards", "Guardrails"), ("description", "Description"),
+        ]  # fmt: skip
+        rows = [_row(each) for each in loaded]
+        empty = "There is no endpoint you may see yet. An owner grants CAN_VIEW or CAN_QUERY on one."
+        table("All endpoints", empty, columns, rows, key="name", size=15, opens="name", on_open=self._open)
+        self.detail = tag("section", "detail", aria_label="Endpoint")
+        chosen = next((each for each in loaded if each["name"] == self.chosen), None)
+        if chosen:
+            self._detail(chosen)
+        askable = [str(each["name"]) for each in loaded if str(each["task"]).startswith(("agent/", "llm/v1/chat"))]
+        if askable:
+            Playground(self, {str(each["name"]): str(each["task"]) for each in loaded if each["name"] in askable})
 
     async def _open(self, name: str) -> None:
         self.chosen = name
@@ -80,6 +79,12 @@ class EndpointsPage(ConsolePage):
             with tag("div", "section-head"):
                 tag("h2", text=name)
                 tag("a", "link", "Its calls in the journal", href=f"/console/journal?endpoint={name}")
+            update = (endpoint.get("state") or {}).get("config_update")
+            if update == "IN_PROGRESS":
+                tag("p", "hint", "A change is under way; what stands here answers until it is done.", role="status")
+                ui.timer(1.0, self.show, once=True)
+            elif update == "UPDATE_FAILED":
+                tag("p", "problem", "The last change failed; what stands here goes on answering.")
             with tag("div", "cards"):
                 with tag("div", "tile"):
                     tag("h3", text="Served entities and split")
@@ -95,7 +100,8 @@ class EndpointsPage(ConsolePage):
         with tag("dl", "facts"):
             for entity in entities_of(endpoint):
                 state = entity.get("state") or {}
-                what = " ".join(str(entity[key]) for key in ("entity_name", "entity_version") if entity.get(key)) or "built in"
+                what = " ".join(str(entity[key]) for key in ("entity_name", "entity_version") if entity.get(key))
+                what = what or str((entity.get("external_model") or {}).get("name") or "built in")
                 told = str(state.get("deployment_state_message") or "")
                 ready = str(state.get("deployment") or "").replace("DEPLOYMENT_", "").lower()
                 tag("dt", text=str(entity.get("name")))

@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import Request
-from nicegui import ui
+from nicegui import background_tasks, ui
 from nicegui.element import Element
 
 from governance.call import Caller, CallError
 from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import button, icon, tag
+from serving.ui.parts import Latest, button, icon, set_text, tag
 from serving.ui.plain import HEAD
 from serving.ui.services import ConsoleData, UiServices
 
@@ -25,15 +26,23 @@ SECTIONS = {
     "Endpoints": "/console/endpoints",
     "Journal": "/console/journal",
     "Indexes": "/console/indexes",
+    "Experiments": "/console/experiments",
+    "Fine-tuning": "/console/finetuning",
+    "Evaluations": "/console/evaluations",
     "Access": "/console/access",
 }
-OWNERS_ONLY = ("Access",)
+OWNERS_ONLY = ("Evaluations", "Access")
+
+
+PATIENCE = 1.0
+"""Seconds a page is held back for its first rows; what takes longer is drawn when it comes."""
 
 
 class ConsolePage:
     """One tab of the console. Each reading authenticates again, so that a revoked key shows nothing more.
 
-    A page's `draw` fills `body`; what it raises as `CallError` is told in its place.
+    A page's `load` reads what its `draw` shows. What `load` raises as `CallError` is told in its place, and what it gives is
+    dropped where a later load began meanwhile.
     """
 
     section = "Home"
@@ -41,6 +50,7 @@ class ConsolePage:
     def __init__(self, services: UiServices, caller: Caller, credential: str) -> None:
         self.services, self.caller, self.credential = services, caller, credential
         self.client = ui.context.client
+        self._loads = Latest()
 
     @property
     def data(self) -> ConsoleData:
@@ -49,6 +59,16 @@ class ConsolePage:
     async def who(self) -> Caller:
         """The signed-in caller as of now. Raises `CallError` (401) where the key is good no more."""
         return await asyncio.to_thread(self.services.identity.authenticate, self.credential)
+
+    async def api(self, method: str, path: str, **given: Any) -> Mapping[str, Any]:
+        """What the server's own API answers this caller. Raises `CallError`."""
+        return await self.services.api(self.credential, method, path, **given)
+
+    def go(self, **asked: str | None) -> None:
+        """Have the address say what is shown, so that it can be kept and sent."""
+        query = urlencode({name: value for name, value in asked.items() if value})
+        path = SECTIONS[self.section] + (f"?{query}" if query else "")
+        self.client.run_javascript(f"smalti.url({json.dumps(path)})")
 
     def build(self) -> None:
         with tag("div", "console"):
@@ -66,20 +86,33 @@ class ConsolePage:
                     icon("sun", "sun")
                 with tag("a", "button quiet", href="/"):
                     tag("span", text="Chat")
-            self.body = tag("main", "console-body")
+            with tag("main", "console-body") as self.body:
+                tag("p", "hint loading", "Loading …", role="status")
 
     def open(self, asked: Mapping[str, str]) -> None:
         """Take in what the address asks for, before the first drawing."""
 
-    async def draw(self) -> None:
+    async def load(self) -> Any:
+        """What the page shows, as of now."""
+        raise NotImplementedError
+
+    def draw(self, loaded: Any) -> None:
+        """Fill the page, inside `body`, with what `load` gave."""
         raise NotImplementedError
 
     async def show(self) -> None:
-        """Fill the page, or say why it cannot be."""
+        """Fill the page, or say why it cannot be; unless a later call has overtaken this one."""
+        latest = self._loads.begin()
         try:
-            await self.draw()
+            loaded = await self.load()
         except CallError as error:
-            self.tell(error)
+            if latest():
+                self.tell(error)
+            return
+        if latest() and not self.client.is_deleted:
+            self.body.clear()
+            with self.body:
+                self.draw(loaded)
 
     def tell(self, error: CallError) -> None:
         """A refusal in words, at the top of the page; a key that is good no more leads to the sign-in."""
@@ -88,6 +121,8 @@ class ConsolePage:
             self.client.run_javascript(f"location.href = {json.dumps(here)}")
             return
         with self.client, self.body:
+            for old in [each for each in self.body.default_slot.children if {"problem", "loading"} & set(each.classes)]:
+                old.delete()
             tag("p", "problem", text=error.message, role="alert").move(target_index=0)
 
     def doing(self, action: Callable[..., Awaitable[Any]], done: str = "", *given: Any) -> Callable[..., Awaitable[None]]:
@@ -108,6 +143,26 @@ class ConsolePage:
 
         return handler
 
+    def confirmed(
+        self, label: str, question: str, action: Callable[[], Awaitable[Any]], done: str, *, danger: bool = False
+    ) -> None:
+        """A button whose action is done only when a person says so a second time, in its place."""
+        box = tag("span", "confirmed")
+
+        def first() -> None:
+            box.clear()
+            with box:
+                button(f"button small {'danger' if danger else 'quiet'}", label, ask, text=label)
+
+        def ask() -> None:
+            box.clear()
+            with box, tag("span", "confirm", role="alertdialog", aria_label=label):
+                tag("span", text=question)
+                button(f"button small {'danger' if danger else ''}", label, self.doing(action, done), text=label)
+                button("button quiet small", "Cancel", first, text="Cancel")
+
+        first()
+
     def head(self, title: str, about: str) -> Element:
         """A page's heading; gives the place for what stands at its right."""
         with tag("div", "section-head"):
@@ -118,20 +173,26 @@ class ConsolePage:
 
 
 class _Form(Element):
-    """A form; its button comes after the fields that are built inside `with`."""
+    """A form; its buttons come after the fields that are built inside `with`."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, others: Sequence[tuple[str, str]]) -> None:
         super().__init__("form")
-        self._label = label
+        self._label, self._others = label, others
 
     def __exit__(self, *given: Any) -> None:
-        tag("button", "button", self._label, type="submit")
+        with tag("div", "form-buttons"):
+            tag("button", "button", self._label, type="submit")
+            for value, label in self._others:
+                tag("button", "button quiet", label, type="submit", name="do", value=value)
         super().__exit__(*given)
 
 
-def form(label: str, send: Callable[[dict[str, str]], Any], classes: str = "") -> Element:
-    """A form whose named fields reach `send` as text; build its fields inside `with`."""
-    element = _Form(label).classes(f"inline-form {classes}")
+def form(label: str, send: Callable[[dict[str, str]], Any], classes: str = "", others: Sequence[tuple[str, str]] = ()) -> Element:
+    """A form whose named fields reach `send` as text; build its fields inside `with`.
+
+    `others` are further buttons, by what they send as `do` and by what stands on them.
+    """
+    element = _Form(label, others).classes(f"inline-form {classes}")
 
     async def sent(event: Any) -> None:
         given = {str(key): str(value) for key, value in dict(event.args or {}).items()}
@@ -139,7 +200,30 @@ def form(label: str, send: Callable[[dict[str, str]], Any], classes: str = "") -
         if inspect.isawaitable(result):
             await result
 
-    element.on("submit", sent, js_handler="(e) => { e.preventDefault(); emit(Object.fromEntries(new FormData(e.target))); }")
+    element.on("submit", sent, js_handler=_SENT)
+    return element
+
+
+_SENT = """(e) => {
+    e.preventDefault();
+    emit(Object.fromEntries([...new FormData(e.target, e.submitter)].filter((each) => typeof each[1] === "string")));
+}"""
+
+
+def handed(label: str, accept: str, on_file: Callable[[Mapping[str, Any]], Any], *, told: str = "") -> Element:
+    """A button that has a person choose a file and sends it to `/uploads`; `on_file` gets what that answered."""
+    with tag("label", "button quiet small handed") as element:
+        said = tag("span", text=told or label)
+        chosen = tag("input", "hidden-file", type="file", accept=accept, aria_label=label, data_upload=True)
+
+    async def done(event: Any) -> None:
+        answer = dict(event.args or {})
+        set_text(said, str(answer.get("name") or label))
+        result = on_file(answer)
+        if inspect.isawaitable(result):
+            await result
+
+    chosen.on("uploaded", done, js_handler="(e) => emit(e.detail)")
     return element
 
 
@@ -188,11 +272,15 @@ def register() -> None:
     """Make the console's pages known to NiceGUI, once in a process."""
     from serving.ui.console.access import AccessPage
     from serving.ui.console.endpoints import EndpointsPage
+    from serving.ui.console.evaluations import EvaluationsPage
+    from serving.ui.console.experiments import ExperimentsPage
+    from serving.ui.console.finetuning import FineTuningPage
     from serving.ui.console.home import HomePage
     from serving.ui.console.indexes import IndexesPage
     from serving.ui.console.journal import JournalPage
 
-    for kind in (HomePage, EndpointsPage, JournalPage, IndexesPage, AccessPage):
+    pages = (HomePage, EndpointsPage, JournalPage, IndexesPage, ExperimentsPage, FineTuningPage, EvaluationsPage, AccessPage)
+    for kind in pages:
         _register(kind)
 
 
@@ -204,6 +292,7 @@ def _register(kind: type[ConsolePage]) -> None:
         page = kind(services, caller, credential)
         page.build()
         page.open(dict(request.query_params))
-        await page.show()
+        showing = background_tasks.create(page.show(), name=f"first drawing of {kind.section}")
+        await asyncio.wait([showing], timeout=PATIENCE)
 
     ui.page(SECTIONS[kind.section], title=f"{kind.section} – Smalti console")(shown)

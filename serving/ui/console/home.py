@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from nicegui import ui
-
 from governance.hourly import percentile
+from serving.ui.console.charts import bars, line, plot
 from serving.ui.console.frame import ConsolePage, compact, dollars, milliseconds
 from serving.ui.console.tables import table
 from serving.ui.parts import tag
@@ -18,6 +17,9 @@ from serving.ui.parts import tag
 SPANS = {"24 hours": (24, 1), "7 days": (7 * 24, 6), "30 days": (30 * 24, 24)}
 """Hours looked back at, and hours in a column."""
 
+DOUBTED = 5
+"""Thumbs down from which on an endpoint's answers are worth a look."""
+_QUIET = "No calls in this time."
 Row = Mapping[str, Any]
 
 
@@ -30,6 +32,8 @@ class Sum:
     errors: int = 0
     tokens: int = 0
     cost: float = 0.0
+    helpful: int = 0
+    unhelpful: int = 0
     bands: dict[int, int] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
@@ -51,8 +55,8 @@ class Overview:
     columns: list[tuple[datetime, Sum]]
 
 
-def overview(rows: Sequence[Row], now: datetime, hours: int, width: int) -> Overview:
-    """Add up hourly rows. Calls that an answer made itself count for their endpoint, not in all."""
+def overview(rows: Sequence[Row], now: datetime, hours: int, width: int, thumbs: Sequence[Row] = ()) -> Overview:
+    """Add up hourly rows and thumbs. Calls that an answer made itself count for their endpoint, not in all."""
     last = now.replace(minute=0, second=0, microsecond=0)
     begin = last - timedelta(hours=hours - 1)
     columns = [(begin + timedelta(hours=width * i), Sum()) for i in range(-(-hours // width))]
@@ -65,6 +69,11 @@ def overview(rows: Sequence[Row], now: datetime, hours: int, width: int) -> Over
         place = int((datetime.fromisoformat(f"{row['hour']}:00+00:00") - begin).total_seconds() // 3600) // width
         if 0 <= place < len(columns):
             columns[place][1].add(row)
+    for thumb in thumbs:
+        place = int(thumb["time"] - begin.timestamp()) // 3600 // width
+        for counted in (total, endpoints.setdefault(thumb["endpoint"], Sum()), *(s for _, s in columns[place : place + 1])):
+            counted.helpful += thumb["helpful"]
+            counted.unhelpful += not thumb["helpful"]
     return Overview(total, endpoints, columns)
 
 
@@ -85,6 +94,8 @@ def attention(seen: Overview, endpoints: Sequence[Row], indexes: Sequence[Row]) 
             found.append((serious, f"{numbers.errors:,} of {numbers.requests:,} calls of {name} failed.", f"{where}&status=5"))
         if numbers.refused:
             found.append((1, f"{numbers.refused:,} calls of {name} were refused: limits, grants or input.", f"{where}&status=4"))
+        if numbers.unhelpful >= DOUBTED and numbers.unhelpful > numbers.helpful:
+            found.append((1, f"{numbers.unhelpful:,} answers of {name} did not help, {numbers.helpful:,} did.", where))
     for each in indexes:
         if each.get("error"):
             found.append((2, f"The last sync of {each['name']} failed: {each['error']}", "/console/indexes"))
@@ -99,36 +110,38 @@ class HomePage(ConsolePage):
     section = "Home"
     span = "24 hours"
 
-    async def draw(self) -> None:
+    async def load(self) -> tuple[bool, Overview, Sequence[Row], Sequence[Row]]:
         who = await self.who()
         hours, width = SPANS[self.span]
         now = datetime.now(UTC)
         since = (now - timedelta(hours=hours - 1)).strftime("%Y-%m-%dT%H")
-        rows, endpoints, indexes = await asyncio.gather(
-            self.data.usage(who, since), self.data.endpoints(who), self.data.indexes(who)
+        rows, thumbs, endpoints, indexes = await asyncio.gather(
+            self.data.usage(who, since), self.data.thumbs(who, since), self.data.endpoints(who), self.data.indexes(who)
         )
-        seen = overview(rows, now, hours, width)
-        self.body.clear()
-        with self.body:
-            about = "Every call through the gateway." if who.admin else "Your calls through the gateway."
-            with self.head("Home", about), tag("div", "segments", role="group", aria_label="Time span"):
-                for name in SPANS:
-                    pressed = str(name == self.span).lower()
-                    tag("button", "segment", name, type="button", aria_pressed=pressed).on("click", self._choose(name), [])
-            self._attention(attention(seen, endpoints, indexes) if who.admin else [])
-            self._figures(seen.total)
-            with tag("div", "charts"):
-                self._requests(seen)
-                self._latency(seen)
-            known = {str(each["name"]): each for each in endpoints}
-            names = [*known, *(name for name in seen.endpoints if name not in known)]
-            columns = [
-                ("name", "Endpoint"), ("state", "State"), ("requests", "Requests"), ("errors", "Errors"), ("refused", "Refused"),
-                ("tokens", "Tokens"), ("cost", "Cost $"), ("p50", "p50 ms"), ("p95", "p95 ms"),
-            ]  # fmt: skip
-            shown = [_row(name, known.get(name), seen.endpoints.get(name, Sum())) for name in names]
-            shown.sort(key=lambda row: -row["requests"])
-            table("Endpoints and indexes", "There is no endpoint you may see yet.", columns, shown, key="name")
+        return who.admin, overview(rows, now, hours, width, thumbs), endpoints, indexes
+
+    def draw(self, loaded: tuple[bool, Overview, Sequence[Row], Sequence[Row]]) -> None:
+        admin, seen, endpoints, indexes = loaded
+        about = "Every call through the gateway." if admin else "Your calls through the gateway."
+        with self.head("Home", about), tag("div", "segments", role="group", aria_label="Time span"):
+            for name in SPANS:
+                pressed = str(name == self.span).lower()
+                tag("button", "segment", name, type="button", aria_pressed=pressed).on("click", self._choose(name), [])
+        self._attention(attention(seen, endpoints, indexes) if admin else [])
+        self._figures(seen.total)
+        with tag("div", "charts"):
+            self._requests(seen)
+            self._latency(seen)
+            self._feedback(seen)
+        known = {str(each["name"]): each for each in endpoints}
+        names = [*known, *(name for name in seen.endpoints if name not in known)]
+        columns = [
+            ("name", "Endpoint"), ("state", "State"), ("requests", "Requests"), ("errors", "Errors"), ("refused", "Refused"),
+            ("tokens", "Tokens"), ("cost", "Cost $"), ("p50", "p50 ms"), ("p95", "p95 ms"), ("helpful", "Helpful %"),
+        ]  # fmt: skip
+        shown = [_row(name, known.get(name), seen.endpoints.get(name, Sum())) for name in names]
+        shown.sort(key=lambda row: -row["requests"])
+        table("Endpoints and indexes", "There is no endpoint you may see yet.", columns, shown, key="name")
 
     def _choose(self, name: str) -> Any:
         async def choose() -> None:
@@ -158,6 +171,10 @@ class HomePage(ConsolePage):
             self._figure("Cost", dollars(total.cost), "4")
             self._figure("Latency p50", milliseconds(percentile(total.bands, 0.5)), "1")
             self._figure("Latency p95", milliseconds(percentile(total.bands, 0.95)), "2")
+            rated = total.helpful + total.unhelpful
+            self._figure(
+                "Helpful", f"{total.helpful / rated:.0%}" if rated else "–", "4", f"of {compact(rated)} rated" if rated else ""
+            )
 
     def _figure(self, label: str, value: str, colour: str, note: str = "") -> None:
         with tag("div", f"figure tile-{colour}"):
@@ -167,60 +184,36 @@ class HomePage(ConsolePage):
                 tag("small", text=note)
 
     def _requests(self, seen: Overview) -> None:
-        series = [
-            ("Answered", "var(--t1)", [s.requests - s.errors - s.refused for _, s in seen.columns]),
-            ("Refused", "var(--t3)", [s.refused for _, s in seen.columns]),
-            ("Failed", "var(--t0)", [s.errors for _, s in seen.columns]),
-        ]
         label = f"{seen.total.requests:,} requests in {self.span}, {seen.total.errors:,} failed, {seen.total.refused:,} refused"
-        bars = [
-            {
-                "name": name,
-                "type": "bar",
-                "stack": "all",
-                "data": data,
-                "itemStyle": {"color": colour},
-                "emphasis": {"disabled": True},
-            }
-            for name, colour, data in series
+        series = [
+            bars("Answered", [s.requests - s.errors - s.refused for _, s in seen.columns], "var(--t1)"),
+            bars("Refused", [s.refused for _, s in seen.columns], "var(--t3)"),
+            bars("Failed", [s.errors for _, s in seen.columns], "var(--t0)"),
         ]
-        self._chart("Requests", label, bars, seen, bool(seen.total.requests))
+        plot("Requests", label, series, categories=self._times(seen), empty="" if seen.total.requests else _QUIET)
 
     def _latency(self, seen: Overview) -> None:
         lines = []
         for share, colour in ((0.5, "var(--t1)"), (0.95, "var(--t2)")):
             points = [percentile(s.bands, share) for _, s in seen.columns]
-            lines.append(
-                {
-                    "name": f"p{share * 100:.0f}", "type": "line", "data": [None if p is None else round(p, 1) for p in points],
-                    "itemStyle": {"color": colour}, "lineStyle": {"color": colour, "width": 2}, "connectNulls": True,
-                    "symbolSize": 5, "emphasis": {"disabled": True},
-                }
-            )  # fmt: skip
+            lines.append(line(f"p{share * 100:.0f}", [None if p is None else round(p, 1) for p in points], colour))
         p50, p95 = (milliseconds(percentile(seen.total.bands, share)) for share in (0.5, 0.95))
-        self._chart("Latency, ms", f"Latency over {self.span}: p50 {p50}, p95 {p95}", lines, seen, bool(seen.total.bands))
+        label = f"Latency over {self.span}: p50 {p50}, p95 {p95}"
+        plot("Latency, ms", label, lines, categories=self._times(seen), empty="" if seen.total.bands else _QUIET)
 
-    def _chart(self, title: str, label: str, series: list[dict[str, Any]], seen: Overview, anything: bool) -> None:
+    def _feedback(self, seen: Overview) -> None:
+        total = seen.total
+        label = f"Feedback in {self.span}: {total.helpful:,} answers helped, {total.unhelpful:,} did not"
+        series = [
+            bars("Helped", [s.helpful for _, s in seen.columns], "var(--t4)"),
+            bars("Did not", [s.unhelpful for _, s in seen.columns], "var(--t0)"),
+        ]
+        empty = "" if total.helpful + total.unhelpful else "Nobody rated an answer in this time."
+        plot("Feedback", label, series, categories=self._times(seen), empty=empty)
+
+    def _times(self, seen: Overview) -> list[str]:
         form = "%H:%M" if self.span == "24 hours" else "%-d %b"
-        axis = {"color": "var(--soft)", "fontFamily": "Roboto, system-ui, sans-serif"}
-        options = {
-            "animation": False, "grid": {"left": 8, "right": 12, "top": 34, "bottom": 4, "containLabel": True},
-            "legend": {"top": 0, "left": 0, "itemWidth": 10, "itemHeight": 10, "textStyle": axis},
-            "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
-            "xAxis": {
-                "type": "category", "data": [at.strftime(form) for at, _ in seen.columns], "axisLabel": axis,
-                "axisLine": {"lineStyle": {"color": "var(--line-strong)"}}, "axisTick": {"show": False},
-            },
-            "yAxis": {"type": "value", "axisLabel": axis, "splitLine": {"lineStyle": {"color": "var(--line)"}}, "minInterval": 1},
-            "series": series,
-        }  # fmt: skip
-        with tag("figure", "plot"):
-            tag("figcaption", text=title)
-            if anything:
-                with tag("div", "plot-box", role="img", aria_label=label):
-                    ui.echart(options, renderer="svg").classes("plot-canvas")
-            else:
-                tag("p", "chart-empty", text="No calls in this time.")
+        return [at.strftime(form) for at, _ in seen.columns]
 
 
 def _row(name: str, endpoint: Row | None, numbers: Sum) -> dict[str, Any]:
@@ -228,5 +221,6 @@ def _row(name: str, endpoint: Row | None, numbers: Sum) -> dict[str, Any]:
     return {
         "name": name, "state": ((endpoint or {}).get("state") or {}).get("ready", ""), "requests": numbers.requests,
         "errors": numbers.errors, "refused": numbers.refused, "tokens": numbers.tokens, "cost": round(numbers.cost, 4),
+        "helpful": round(100 * numbers.helpful / rated) if (rated := numbers.helpful + numbers.unhelpful) else None,
         "p50": None if p50 is None else round(p50, 1), "p95": None if p95 is None else round(p95, 1),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from governance.call import Call, CallError
 from serving.ui.console.frame import ConsolePage, choice, field, form, stamp
 from serving.ui.console.tables import table
 from serving.ui.document import document_url
-from serving.ui.parts import tag
+from serving.ui.parts import Latest, tag
 
 LISTED = 200
 FOUND = 20
@@ -37,38 +37,41 @@ def ranked(found: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
 
 class IndexesPage(ConsolePage):
     section = "Indexes"
-    asked: Mapping[str, str] | None = None
 
-    async def draw(self) -> None:
-        rows = await self.data.indexes(await self.who())
-        self.body.clear()
-        with self.body:
-            self.head("Indexes", "What answers are looked up in.")
-            columns = [
-                ("name", "Index"), ("state", "State"), ("documents", "Documents"), ("chunks", "Chunks"), ("synced", "Last sync"),
-                ("skipped", "Skipped"), ("encoder", "Encoder"), ("source", "Source"), ("error", "Error"),
-            ]  # fmt: skip
-            shown = [
-                {
-                    "name": row["name"], "state": row["status"], "documents": row["documents"], "chunks": row["chunks"],
-                    "synced": stamp(row["synced_at"]), "skipped": len(row["skipped"]), "encoder": row["encoder"],
-                    "source": str(row["source"]), "error": row["error"],
-                }
-                for row in rows
-            ]  # fmt: skip
-            empty = "There is no index yet. Add one with: smalti index add NAME FOLDER"
-            table("All indexes", empty, columns, shown, key="name")
-            for row in rows:
-                if row["skipped"]:
-                    with tag("details", "how"):
-                        tag("summary", text=f"{len(row['skipped']):,} skipped in {row['name']}")
-                        with tag("ul", "skipped"):
-                            for item in row["skipped"][:LISTED]:
-                                with tag("li"):
-                                    tag("code", text=str(item["source"]))
-                                    tag("span", text=str(item["reason"]))
-            if rows:
-                self._query([str(row["name"]) for row in rows])
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._queries = Latest()
+
+    async def load(self) -> Sequence[Row]:
+        return await self.data.indexes(await self.who())
+
+    def draw(self, loaded: Sequence[Row]) -> None:
+        self.head("Indexes", "What answers are looked up in.")
+        columns = [
+            ("name", "Index"), ("state", "State"), ("documents", "Documents"), ("chunks", "Chunks"), ("synced", "Last sync"),
+            ("skipped", "Skipped"), ("encoder", "Encoder"), ("source", "Source"), ("error", "Error"),
+        ]  # fmt: skip
+        shown = [
+            {
+                "name": row["name"], "state": row["status"], "documents": row["documents"], "chunks": row["chunks"],
+                "synced": stamp(row["synced_at"]), "skipped": len(row["skipped"]), "encoder": row["encoder"],
+                "source": str(row["source"]), "error": row["error"],
+            }
+            for row in loaded
+        ]  # fmt: skip
+        empty = "There is no index yet. Add one with: smalti index add NAME FOLDER"
+        table("All indexes", empty, columns, shown, key="name")
+        for row in loaded:
+            if row["skipped"]:
+                with tag("details", "how"):
+                    tag("summary", text=f"{len(row['skipped']):,} skipped in {row['name']}")
+                    with tag("ul", "skipped"):
+                        for item in row["skipped"][:LISTED]:
+                            with tag("li"):
+                                tag("code", text=str(item["source"]))
+                                tag("span", text=str(item["reason"]))
+        if loaded:
+            self._query([str(row["name"]) for row in loaded])
 
     def _query(self, names: Sequence[str]) -> None:
         with tag("section", "panel-section", aria_label="Query"):
@@ -89,10 +92,14 @@ class IndexesPage(ConsolePage):
             payload = {"query": query, "k": FOUND, "mode": mode}
             return (await self.services.dispatcher.invoke(Call(index, "search", payload, credential=self.credential)))["passages"]
 
+        latest = self._queries.begin()
         try:
             found = dict(zip(MODES, await asyncio.gather(*map(search, MODES)), strict=True))
         except CallError as error:
-            self.tell(error)
+            if latest():
+                self.tell(error)
+            return
+        if not latest() or self.results.is_deleted:
             return
         columns = [
             ("fused", "Fused"), ("dense", "Dense"), ("lexical", "Lexical"), ("similarity", "Similarity"), ("bm25", "BM25"),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode
 
 from serving.ui.console.frame import ConsolePage, choice, dollars, field, form, milliseconds, stamp
 from serving.ui.console.tables import table
@@ -32,24 +31,25 @@ class JournalPage(ConsolePage):
         self.wanted: dict[str, str] = {"hours": "24"} | {name: asked[name][:500] for name in names if name in asked}
         self.chosen = asked.get("request")
 
-    async def draw(self) -> None:
+    async def load(self) -> tuple[bool, Sequence[Row], Row | None]:
         who = await self.who()
         rows = await self.data.calls(who, self.query(), LISTED)
-        chosen = await self.data.call(who, self.chosen) if self.chosen else None
-        self.body.clear()
-        with self.body:
-            self.head("Journal", "Every call through the gateway." if who.admin else "Your calls through the gateway.")
-            with form("Search", self._search, "wide-form"):
-                field("Text in request, answer or error", "text", value=self.wanted.get("text", ""), type="search", maxlength=500)
-                field("Caller", "caller", value=self.wanted.get("caller", ""), maxlength=256)
-                field("Endpoint", "endpoint", value=self.wanted.get("endpoint", ""), maxlength=256)
-                choice("Status", "status", STATUSES, self.wanted.get("status", ""))
-                choice("Time", "hours", SPANS, self.wanted.get("hours", "24"))
-            if self.chosen:
-                self._request(chosen)
-            title = "Calls" if len(rows) < LISTED else f"Newest {LISTED} calls"
-            empty = "No calls match. Widen the time, or leave a field empty."
-            table(title, empty, _COLUMNS, shown(rows), key="request", size=15, opens="request", on_open=self._open)
+        return who.admin, rows, await self.data.call(who, self.chosen) if self.chosen else None
+
+    def draw(self, loaded: tuple[bool, Sequence[Row], Row | None]) -> None:
+        admin, rows, chosen = loaded
+        self.head("Journal", "Every call through the gateway." if admin else "Your calls through the gateway.")
+        with form("Search", self._search, "wide-form"):
+            field("Text in request, answer or error", "text", value=self.wanted.get("text", ""), type="search", maxlength=500)
+            field("Caller", "caller", value=self.wanted.get("caller", ""), maxlength=256)
+            field("Endpoint", "endpoint", value=self.wanted.get("endpoint", ""), maxlength=256)
+            choice("Status", "status", STATUSES, self.wanted.get("status", ""))
+            choice("Time", "hours", SPANS, self.wanted.get("hours", "24"))
+        if self.chosen:
+            self._request(chosen)
+        title = "Calls" if len(rows) < LISTED else f"Newest {LISTED} calls"
+        empty = "No calls match. Widen the time, or leave a field empty."
+        table(title, empty, _COLUMNS, shown(rows), key="request", size=15, opens="request", on_open=self._open)
 
     def query(self) -> dict[str, str]:
         """What is asked for, in the words of `ConsoleData.calls`."""
@@ -60,18 +60,14 @@ class JournalPage(ConsolePage):
 
     async def _search(self, given: Mapping[str, str]) -> None:
         self.wanted, self.chosen = {name: value.strip() for name, value in given.items()}, None
-        self._go()
+        self.go(**self.wanted)
         await self.show()
 
     async def _open(self, request_id: str) -> None:
         self.chosen = request_id
-        self._go()
+        self.go(**self.wanted, request=self.chosen)
         await self.show()
         self.client.run_javascript("smalti.to('.detail')")
-
-    def _go(self) -> None:
-        asked = {name: value for name, value in self.wanted.items() if value} | ({"request": self.chosen} if self.chosen else {})
-        self.client.run_javascript(f"smalti.url({json.dumps('/console/journal?' + urlencode(asked))})")
 
     def _request(self, row: Row | None) -> None:
         with tag("section", "detail tile", aria_label="Request"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _STATUS = """<q-td :props="props"><span v-if="props.value !== '' && props.value != null"
  :class="'status ' + (props.value < 400 ? 'good' : props.value < 500 ? 'warn' : 'bad')">{{ props.value }}</span></q-td>"""
-_STATE = """<q-td :props="props"><span v-if="props.value"
- :class="'status ' + (['READY', 'ONLINE', 'in force'].includes(props.value) ? 'good' : 'warn')">{{ props.value }}</span></q-td>"""
+_STATES = {
+    **dict.fromkeys(("READY", "ONLINE", "RUNNING", "DECIDED", "PROMOTED", "COMPLETED", "in force"), "good"),
+    **dict.fromkeys(("FAILED", "ROLLED_BACK"), "bad"),
+}
+_STATE = f"""<q-td :props="props"><span v-if="props.value"
+ :class="'status ' + ({json.dumps(_STATES).replace('"', "'")}[props.value] || 'warn')">{{{{ props.value }}}}</span></q-td>"""
 _OPEN = """<q-td :props="props"><button type="button" class="cell-link" @click="$parent.$emit('opened', props.row.__key)"
  :aria-label="'Open ' + props.value">{{ props.value }}</button></q-td>"""
 _CELL = """<q-td :props="props"><span

@@ -33,6 +33,7 @@
     if (!$(".app, .console")) return requestAnimationFrame(watch);
     window.smaltiTheme?.apply();
     named();
+    $(".console-nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
     new MutationObserver(named).observe($(".app, .console"), { childList: true, subtree: true });
     if (scroller()) [$("#messages"), scroller()].forEach((element) => grown.observe(element));
   };
@@ -120,6 +121,20 @@
       try { await navigator.clipboard.writeText(from.innerText); copy.textContent = "Copied"; } catch { copy.textContent = "Press Ctrl+C"; getSelection().selectAllChildren(from); }
       setTimeout(() => { copy.textContent = label; }, 1600);
     }
+  });
+  document.addEventListener("change", async (event) => { // a file that was chosen is handed in; its field is told what became of it
+    const input = event.target.closest?.("input[data-upload]");
+    if (!input?.files?.length) return;
+    const tell = (detail) => input.dispatchEvent(new CustomEvent("uploaded", { detail }));
+    input.closest("label")?.setAttribute("aria-busy", "true");
+    for (const file of [...input.files]) {
+      try {
+        const answer = await fetch(`/uploads?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+        tell(await answer.json());
+      } catch { tell({ message: `${file.name} could not be sent. Try again.` }); }
+    }
+    input.closest("label")?.removeAttribute("aria-busy");
+    input.value = "";
   });
   const closeTop = () => {
     if (document.body.classList.contains("side-open")) { setSide(false); return true; }

@@ -2,6 +2,11 @@
 export default {
   template: `
     <form class="composer" @submit.prevent="send">
+      <label v-if="takesFiles" class="round attach" title="Add a document to this conversation">
+        <svg viewBox="0 0 20 20" aria-hidden="true"><path d="m13.6 6.2-5.9 5.9a1.8 1.8 0 0 0 2.6 2.6l6-6a3.4 3.4 0 0 0-4.9-4.9l-6.2 6.2a5 5 0 0 0 7.1 7.1l4.3-4.3" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" stroke-linejoin="round"/></svg>
+        <input type="file" class="hidden-file" multiple data-upload aria-label="Add a document to this conversation"
+          @uploaded="$emit('file', $event.detail)">
+      </label>
       <textarea ref="box" v-model="text" rows="1" :placeholder="placeholder" aria-label="Your question" enterkeyhint="send"
         maxlength="100000" @keydown.enter="enter" @input="grow"></textarea>
       <button v-if="busy" type="button" class="round stop" aria-label="Stop the answer" title="Stop (Esc)" @click="$emit('stop')">
@@ -11,8 +16,8 @@ export default {
         <svg viewBox="0 0 20 20" aria-hidden="true"><path d="M10 16V4.8M5 9.4l5-5 5 5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/></svg>
       </button>
     </form>`,
-  props: { busy: Boolean, placeholder: String },
-  emits: ["send", "stop"],
+  props: { busy: Boolean, placeholder: String, takesFiles: Boolean },
+  emits: ["send", "stop", "file"],
   data: () => ({ text: "" }),
   mounted() {
     this.keys = (event) => {

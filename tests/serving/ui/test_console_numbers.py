@@ -35,6 +35,15 @@ def test_hours_fall_into_columns_and_inner_calls_are_not_counted_twice():
     assert sum(numbers.requests for _, numbers in overview(rows, NOW, 168, 6).columns) == 23
 
 
+def test_thumbs_are_counted_where_they_fell_and_doubts_are_told():
+    at = NOW.timestamp()
+    thumbs = [{"time": at - 60 * i, "helpful": i == 0, "endpoint": "chat"} for i in range(7)]
+    seen = overview([], NOW, 24, 1, [*thumbs, {"time": at - 5 * 3600, "helpful": True, "endpoint": "docs"}])
+    assert (seen.total.helpful, seen.total.unhelpful) == (2, 6)
+    assert [(when.hour, s.helpful, s.unhelpful) for when, s in seen.columns if s.helpful or s.unhelpful] == [(4, 1, 0), (9, 1, 6)]
+    assert [what for _, what, _ in attention(seen, [], [])] == ["6 answers of chat did not help, 1 did."]
+
+
 def test_the_worst_needs_attention_first():
     seen = overview([row("2026-11-23T09", errors=4), row("2026-11-23T09", "docs", refused=1)], NOW, 24, 1)
     endpoints = [{"name": "down", "state": {"ready": "NOT_READY"}}, {"name": "fine", "state": {"ready": "READY"}}]

@@ -30,7 +30,7 @@ def test_mounting_imports_no_nicegui():
     code = (
         "import sys; from fastapi import FastAPI; from serving.ui import OneTimeCodes, UiServices; "
         "from serving.ui.mount import mount; "
-        "s = UiServices(None, None, OneTimeCodes(), None, None, None, None, None); p = mount(FastAPI(), s); "
+        "s = UiServices(None, None, OneTimeCodes(), *[None] * 6); p = mount(FastAPI(), s); "
         "assert p and not [m for m in ('nicegui', 'socketio', 'pygments', 'markdown_it') if m in sys.modules], sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

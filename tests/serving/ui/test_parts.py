@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from serving.ui.chat import questions
-from serving.ui.parts import age_group, moment
+from serving.ui.parts import Latest, age_group, moment
 
 NOW = datetime(2026, 5, 14, 15, 0).timestamp()
 
@@ -32,3 +32,11 @@ def test_questions_are_made_from_titles():
     assert len(asked) == 3
     assert len(asked[2]) < 110
     assert len(questions(["A", "A", "B", "C"])) == 3
+
+
+def test_a_load_that_was_overtaken_is_told_so():
+    loads = Latest()
+    first = loads.begin()
+    assert first()
+    second = loads.begin()
+    assert (first(), second()) == (False, True)

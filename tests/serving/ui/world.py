@@ -22,6 +22,7 @@ from agents.runtime import ThreadNotFound
 from governance.call import STEP, Call, Caller, Event, limit_exceeded, not_found
 from governance.identity import Identity
 from serving.ui import OneTimeCodes, Pages, Thread, ThreadMessage, UiServices
+from serving.ui.api import Api
 from serving.ui.mount import mount
 
 if TYPE_CHECKING:
@@ -316,6 +317,7 @@ class World:
             agents=self._agents,
             suggestions=self._titles,
             feedback=self._feedback,
+            api=Api(FastAPI()),
             console=cast("ConsoleData", Nothing()),  # tests/serving/ui/test_console.py has a real one
         )
 
