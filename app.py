@@ -91,6 +91,14 @@ def _find_pii(text: str) -> list[str]:
     return [found.kind for found in find(text)]
 
 
+def _disliked(database: Path) -> set[str]:
+    """Answers with a thumb down, by request id."""
+    from serving.feedback import NAME, assessments
+
+    told = (each for each in assessments(database, 0) if each.name == NAME and each.value is not None)
+    return {each.request_id for each in told if not each.value}
+
+
 cli = typer.Typer(
     name="smalti",
     no_args_is_help=True,
@@ -123,6 +131,7 @@ def workspace(
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
     context.obj.find_pii = _find_pii
+    context.obj.disliked = lambda: _disliked(context.obj.home.path / "mlflow.db")
 
 
 @cli.command()

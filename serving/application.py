@@ -21,6 +21,7 @@ from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
 from serving import (
     databricks,
+    dbfs,
     errors,
     experiment_routes,
     feedback,
@@ -32,6 +33,7 @@ from serving import (
     oidc,
     routes,
     secret_routes,
+    volumes,
 )
 from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
@@ -62,7 +64,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.state.announce = app.state.stop = lambda: None
     app.state.following = None
     app.state.example = "What is this about?"
-    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    calls = routes.router(face)
     warned = platform.gateway.warnings
     app.direct = Direct(app.framed, calls.routes, lambda inner: errors.RequestIds(_Warnings(Compressed(inner), warned)))
     app.add_middleware(Compressed)
@@ -93,7 +96,6 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, platform.memory))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
@@ -173,7 +175,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     if platform.mlflow and platform.catalog:
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(files.router(platform.artifacts, server, access, caller))
+        app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
+        app.include_router(volumes.router(platform.volumes, caller))
+        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))

@@ -67,6 +67,8 @@ class Workspace:
         """Settings from the command line, over file and environment."""
         self.find_pii: Callable[[str], list[str]] | None = None
         """Kinds of personal data in a text, for commands of rooms that do not know governance."""
+        self.disliked: Callable[[], set[str]] = set
+        """Answers that somebody found bad, by request id, for commands of rooms that do not know serving."""
 
     @cached_property
     def settings(self) -> Settings:

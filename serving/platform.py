@@ -59,6 +59,7 @@ from serving.tracing import Tracer
 from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
 from serving.unity_catalog import Catalog
+from serving.volumes import Volumes
 
 if TYPE_CHECKING:
     from retrieval.types import SyncReport
@@ -126,6 +127,7 @@ class Platform:
         self.registry = Registry(home.path)
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = Artifacts(home.path, self.registry)
+        self.volumes = Volumes(home.path, self.grants)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)

@@ -20,6 +20,7 @@ from serving.agent_settings import AgentEntity, FunctionDeclaration, McpDeclarat
 
 ASSISTANT, CHAT = "assistant", "chat"
 """Names of the default agent's endpoint and of the one that `chat_model` makes."""
+_LOCAL: dict[str, Literal["transformers", "vllm", "gguf"]] = {"hf": "transformers", "vllm": "vllm", "gguf": "gguf"}
 
 
 class SettingsError(Exception):
@@ -46,17 +47,17 @@ class ExternalModel(Strict):
 
 
 class LocalModel(Strict):
-    """A language model that this machine runs, by folder or by its name on the Hugging Face hub."""
+    """A language model that this machine runs, by folder, by its name on the Hugging Face hub, or (`gguf`) by its file."""
 
     path: str
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "vllm", "gguf"] = "transformers"
     device: str = "auto"
     """As torch names it (`cpu`, `cuda:1`); `auto` takes a GPU where there is one."""
     dtype: str = "auto"
     context: Annotated[int, Field(ge=2)] | None = None
     """Tokens of prompt and answer together; default: what the model was made for."""
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Answers written at the same time."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Answers written at the same time; default: 16, and 4 for `gguf`, whose memory for all of them is taken at the start."""
     max_queue: Annotated[int, Field(ge=0)] = 64
     """Requests that may wait besides; one more is refused at once."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -64,11 +65,22 @@ class LocalModel(Strict):
     """LoRA adapters in PEFT's format, by name; for vLLM, `{}` lets them be loaded later."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     args: list[str] = Field(default_factory=list)
-    """Further flags of vLLM's."""
+    """Further flags of vLLM's, or of `binary`."""
     python: Path | None = None
     """Interpreter of vLLM's environment; default: the one that `smalti engines install vllm` makes."""
-    stall_timeout: Annotated[float, Field(gt=0)] = 8
-    """Seconds without progress, while answers are awaited, after which vLLM is started anew."""
+    binary: Path | None = None
+    """The `llama-server` that serves a GGUF file; default: the one in the extra `gguf`, or else the one on PATH."""
+    stall_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without progress, while answers are awaited, after which the engine is started anew; default: 8, and 120 for
+    `gguf`, which reads a long prompt in large steps."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LocalModel:
+        if self.engine == "gguf" and self.adapters is not None:
+            raise ValueError("engine gguf takes no adapters: merge the adapter into the model's file.")
+        if self.engine == "gguf" and self.args and self.binary is None:
+            raise ValueError("args of engine gguf are flags of llama-server: name it in `binary`.")
+        return self
 
 
 class ServedEntity(Strict):
@@ -223,12 +235,12 @@ class Settings(BaseSettings):
         return bool(self.chat_model or self.chat_base_url)
 
     def local_chat(self) -> LocalModel | None:
-        """The local model that `chat_model` names: `hf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
+        """The local model that `chat_model` names: `hf:PATH`, `gguf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
         engine, _, path = (self.chat_model or "").partition(":")
         address = self.chat_base_url or os.environ.get("VLLM_BASE_URL")
-        if not path or (engine != "hf" and (engine != "vllm" or address or path.startswith(("http://", "https://")))):
+        if not path or engine not in _LOCAL or (engine == "vllm" and (address or path.startswith(("http://", "https://")))):
             return None
-        return LocalModel(path=path, engine="transformers" if engine == "hf" else "vllm")
+        return LocalModel(path=path, engine=_LOCAL[engine])
 
     def all_endpoints(self) -> list[EndpointDeclaration]:
         """The declared endpoints and those that are there without being declared: `assistant`, and `chat` with a model."""

@@ -19,6 +19,7 @@ from serving.protocols.request import (
     Request,
     choice,
     describe,
+    named,
     number,
     present,
     stops,
@@ -32,9 +33,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     """A Chat Completions request; `model` names the endpoint where the path does. Raises `CallError` (400)."""
-    name = model or take(body, "model", str, required=True)
-    if not name:
-        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    name = model or named(body)
     messages = take(body, "messages", list, required=True)
     if not messages:
         raise bad_request("Field 'messages' is empty: send at least one message.", "messages")
