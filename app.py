@@ -24,6 +24,7 @@ from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
 from serving.engine_commands import engines
 from serving.experiment_commands import experiments
+from serving.memory_commands import memory
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
@@ -171,6 +172,7 @@ cli = typer.Typer(
 )
 cli.add_typer(index, name="index")
 cli.add_typer(agents, name="agents")
+cli.add_typer(memory, name="memory")
 cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")

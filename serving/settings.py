@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from governance.experiments import Spec
+from serving.agent_settings import AgentEntity, FunctionDeclaration, McpDeclaration, Strict
 from serving.monitors import Monitor
 
 ASSISTANT, CHAT = "assistant", "chat"
@@ -27,69 +28,7 @@ class SettingsError(Exception):
     """The configuration cannot be used; the message names file, line, key and what is accepted."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ToolDeclaration(_Strict):
-    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, or `sql` over files by table name.
-
-    `approval` asks a person before each call.
-    """
-
-    endpoint: str | None = None
-    index: str | None = None
-    sql: dict[str, Path] | None = None
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
-    description: str = ""
-    approval: bool = False
-
-    @model_validator(mode="after")
-    def _one(self) -> ToolDeclaration:
-        if sum(given is not None for given in (self.endpoint, self.index, self.sql)) != 1:
-            raise ValueError("a tool is exactly one of endpoint, index and sql")
-        return self
-
-    def resource(self, agent: str) -> str:
-        """What calling it needs a grant on."""
-        if self.index is not None:
-            return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
-        return f"endpoint:{self.endpoint or f'{agent}.sql'}"
-
-
-class FunctionDeclaration(_Strict):
-    """A Python function `package.module:function` or `./file.py:function`, served by its three-level name."""
-
-    name: Annotated[str, Field(pattern=r"^\w+\.\w+\.\w+$")]
-    source: str
-    description: str = ""
-
-
-class AgentEntity(_Strict):
-    """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
-
-    builder: str = "agents.graphs.supervisor:build"
-    index: str | Annotated[list[str], Field(min_length=1)] = "main.default.docs"
-    """The index it searches, or several, whose passages are put on one scale."""
-    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How much passages unlike those before them are preferred to higher scores."""
-    model: str | None = None
-    """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
-    description: str = ""
-    tools: list[ToolDeclaration] = Field(default_factory=list)
-    timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds a run may take."""
-    step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
-    """Nodes a run may go through."""
-
-    @property
-    def searched(self) -> list[str]:
-        """Its indexes as securables."""
-        names = [self.index] if isinstance(self.index, str) else self.index
-        return [f"index:{name if '.' in name else f'main.default.{name}'}" for name in names]
-
-
-class ExternalModel(_Strict):
+class ExternalModel(Strict):
     """A model elsewhere, in Databricks' fields, and shorter ones: `base_url` for the provider's own field of the address, and
     `api_key_env` or `api_key_file` for where the key is read from when the server starts.
 
@@ -108,7 +47,7 @@ class ExternalModel(_Strict):
     custom_provider_config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
-class LocalModel(_Strict):
+class LocalModel(Strict):
     """A language model that this machine runs, by folder, by its name on the Hugging Face hub, or (`gguf`) by its file."""
 
     path: str
@@ -145,7 +84,7 @@ class LocalModel(_Strict):
         return self
 
 
-class ServedEntity(_Strict):
+class ServedEntity(Strict):
     """An agent, an external model, a local model, or a registered model by `entity_name` and `entity_version` (a number or an
     alias), whose further fields are those of the REST API."""
 
@@ -174,7 +113,7 @@ class ServedEntity(_Strict):
         return self
 
 
-class EndpointConfig(_Strict):
+class EndpointConfig(Strict):
     """One agent or local model; or up to 15 external or registered models that share the traffic (`serving.traffic`)."""
 
     served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=15)]
@@ -210,28 +149,28 @@ class EndpointConfig(_Strict):
         return self.model_dump(exclude_none=True)
 
 
-class EndpointDeclaration(_Strict):
+class EndpointDeclaration(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     config: EndpointConfig
     description: str = ""
     ai_gateway: dict[str, Any] | None = None
 
 
-class IndexDeclaration(_Strict):
+class IndexDeclaration(Strict):
     name: str
     source: Path
     row_access: str | None = None
     """The column that names the groups which may see a row, as `smalti index restrict` sets it; `folder` of a folder's index."""
 
 
-class TableDeclaration(_Strict):
+class TableDeclaration(Strict):
     """A table that Delta Sync indexes may be made from, as `smalti index table` declares it."""
 
     name: str
     source: str
 
 
-class GrantDeclaration(_Strict):
+class GrantDeclaration(Strict):
     """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
 
     principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
@@ -288,10 +227,22 @@ class Settings(BaseSettings):
     indexes: list[IndexDeclaration] = Field(default_factory=list)
     tables: list[TableDeclaration] = Field(default_factory=list)
     functions: list[FunctionDeclaration] = Field(default_factory=list)
+    mcp_servers: list[McpDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
     experiments: list[Spec] = Field(default_factory=list)
     """Live experiments, begun once when their endpoint serves; then online scorers, one an endpoint."""
     monitors: list[Monitor] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _servers_known(self) -> Settings:
+        names = [server.name for server in self.mcp_servers]
+        agents = (entity.agent for endpoint in self.endpoints for entity in endpoint.config.served_entities if entity.agent)
+        for tool in (tool for agent in agents for tool in agent.tools):
+            if tool.mcp is not None and tool.mcp not in names:
+                raise ValueError(f"there is no MCP server {tool.mcp!r}; mcp_servers declares: {', '.join(names) or 'none'}")
+        if len(set(names)) < len(names):
+            raise ValueError("two of mcp_servers have the same name")
+        return self
 
     @property
     def generative(self) -> bool:
@@ -322,8 +273,8 @@ class Settings(BaseSettings):
             agent = endpoint.config.served_entities[0].agent
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
-                tools = [tool.resource(endpoint.name) for tool in agent.tools]
-                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools]
+                tools = [needed for tool in agent.tools if (needed := tool.resource(endpoint.name))]
+                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools, *agent.classical]
         return []
 
     @field_validator("docs", "router", mode="after")

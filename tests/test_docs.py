@@ -60,7 +60,7 @@ def test_a_snippet_runs(snippet: str, live: Live) -> None:
 
 @pytest.mark.parametrize("line", commands("smalti"))
 def test_a_command_works(line: str, live: Live) -> None:
-    done = smalti(*shlex.split(line)[1:], home=live.home)
+    done = smalti(*shlex.split(line)[1:], home=live.home, SMALTI_KEY=live.key)
     assert done.returncode in (0, 3), done.stderr + done.stdout
 
 

@@ -75,10 +75,24 @@ def decisions(payload: Mapping[str, Any]) -> dict[str, Decision]:
                 answer = orjson.loads(item["output"])
             except orjson.JSONDecodeError:
                 answer = item["output"]
-            found[item["call_id"]] = Decision(answer=answer)
+            found[item["call_id"]] = (
+                _approval(answer, position) if item["call_id"].startswith("mcpr_") else Decision(answer=answer)
+            )
         elif item.get("type") == "message":
             found = {}  # decided, and gone on from there
     return found
+
+
+def _approval(answer: Any, position: int) -> Decision:
+    """What a client of Chat Completions decided, which answers a request for approval as a tool call."""
+    from agents.approvals import Decision
+
+    told = {"approve": answer} if isinstance(answer, bool) else answer
+    arguments = told.get("arguments") if isinstance(told, Mapping) else None
+    if not isinstance(told, Mapping) or not isinstance(told.get("approve"), bool) or not isinstance(arguments, dict | None):
+        path = f"input[{position}].output"
+        raise bad_request(f"Field {path!r} decides an approval: true, false, or an object with 'approve', as JSON.", path)
+    return Decision(told["approve"], arguments, str(told.get("reason") or ""))
 
 
 def arguments_of(item: Mapping[str, Any], position: int) -> dict[str, Any]:
