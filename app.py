@@ -15,6 +15,7 @@ import typer
 from agents.commands import agents, dev, new
 from evals.commands import evals
 from evals.dataset_commands import dataset
+from evals.review_commands import review
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
 from retrieval.commands import index
@@ -23,6 +24,7 @@ from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
 from serving.engine_commands import engines
 from serving.experiment_commands import experiments
+from serving.memory_commands import memory
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
@@ -42,7 +44,8 @@ def build_app(settings: Settings, home: Home) -> FastAPI:
     from serving.application import application
     from serving.platform import Platform
 
-    return application(Platform(settings, home, train_router=_train_router), rooms=[_finetune_routes, _evals_routes])
+    rooms = [_finetune_routes, _evals_routes, _review_routes, _monitor_routes]
+    return application(Platform(settings, home, train_router=_train_router), rooms=rooms)
 
 
 def _train_router(examples: Path, encoder: Any, cache: Path) -> Any:
@@ -65,6 +68,59 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
         refuse=_refuse,
         find_pii=_find_pii,
     )
+
+
+def _review_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Review queues over HTTP, under the grants on the endpoints whose answers they hold."""
+    from evals.review import Reviews
+    from evals.review_routes import router
+
+    return router(
+        Reviews(platform.engine),
+        caller=caller,
+        manages=lambda who, endpoint: _manages(platform, who, endpoint),
+        rows=lambda endpoint, since: platform.journal.rows(since, endpoint=endpoint),
+    )
+
+
+def _monitor_routes(platform: Platform, caller: Any) -> APIRouter:
+    """Online scorers: they see what the gateway has answered, and write to the tracking server's traces."""
+    from functools import partial
+
+    from evals.online import Online
+    from evals.online_routes import router
+    from serving.monitors import alert, assess
+
+    online = Online(
+        platform.engine,
+        platform.settings.monitors,
+        scorers=lambda monitor: [_online_scorer(name, platform.encoder.embed) for name in monitor.scorers],
+        embed=platform.encoder.embed,
+        assess=partial(assess, platform.mlflow),
+        alert=partial(alert, platform.settings.upstream_hosts),
+    )
+    if online.monitors:
+        platform.gateway.observers.append(online)
+    manages = partial(_manages, platform)
+    return router(online, caller=caller, manages=manages)
+
+
+def _online_scorer(name: str, embed: Any) -> Any:
+    from evals.commands import find_scorer
+
+    if name == "groundedness":
+        from evals.groundedness import Groundedness
+
+        return Groundedness(embed)
+    if name == "answerability":
+        from evals.answerability import Answerability
+
+        return Answerability(embed)
+    return find_scorer(name)
+
+
+def _manages(platform: Platform, who: Any, endpoint: str) -> bool:
+    return platform.grants.allowed(who, f"endpoint:{endpoint}", "CAN_MANAGE")
 
 
 def _evals_routes(platform: Platform, caller: Any) -> APIRouter:
@@ -90,6 +146,23 @@ def _find_pii(text: str) -> list[str]:
     return [found.kind for found in find(text)]
 
 
+def _disliked(database: Path) -> set[str]:
+    """Answers with a thumb down, by request id."""
+    from serving.feedback import NAME, assessments
+
+    told = (each for each in assessments(database, 0) if each.name == NAME and each.value is not None)
+    return {each.request_id for each in told if not each.value}
+
+
+def _redact(text: str) -> str:
+    """A text with the kind of each finding in its place, such as [EMAIL]."""
+    from governance.guardrails.pii import find
+
+    for found in reversed(find(text)):
+        text = f"{text[: found.start]}[{found.kind}]{text[found.end :]}"
+    return text
+
+
 cli = typer.Typer(
     name="smalti",
     no_args_is_help=True,
@@ -99,12 +172,15 @@ cli = typer.Typer(
 )
 cli.add_typer(index, name="index")
 cli.add_typer(agents, name="agents")
+cli.add_typer(memory, name="memory")
 cli.add_typer(keys, name="keys")
 cli.add_typer(grants, name="grants")
 cli.add_typer(journal, name="journal")
 cli.add_typer(finetune, name="finetune")
 cli.add_typer(evals, name="eval")
 cli.add_typer(dataset, name="dataset")
+evals.add_typer(dataset, name="dataset")
+evals.add_typer(review, name="review")
 cli.add_typer(experiments, name="experiments")
 cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
@@ -120,7 +196,8 @@ def workspace(
 ) -> None:
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
-    context.obj.find_pii = _find_pii
+    context.obj.find_pii, context.obj.redact = _find_pii, _redact
+    context.obj.disliked = lambda: _disliked(context.obj.home.path / "mlflow.db")
 
 
 @cli.command()

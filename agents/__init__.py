@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.agent import Agent
+    from agents.cassette import CassetteModel
     from agents.extract import make_reader
     from agents.models import ScriptedModel
     from agents.registry import AgentLoadError, load_builder
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "make_reader": "extract",
+    "CassetteModel": "cassette",
     "ScriptedModel": "models",
     "AgentLoadError": "registry",
     "load_builder": "registry",
@@ -43,6 +45,7 @@ __all__ = [
     "Agent",
     "AgentLoadError",
     "AgentState",
+    "CassetteModel",
     "Citation",
     "Embed",
     "Reader",

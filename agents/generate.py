@@ -78,6 +78,13 @@ def prompt(
     return [SystemMessage(system), *turns]
 
 
+def needs_model(builder: str, model: BaseChatModel | None) -> BaseChatModel:
+    """The model; raises `ValueError` where there is none."""
+    if model is None:
+        raise ValueError(f"{builder} needs a chat model that calls tools; set SMALTI_CHAT_MODEL, or use rag, which needs none")
+    return model
+
+
 def bind(model: BaseChatModel, tools: Sequence[BaseTool]) -> Any:
     """The model with its tools, or as it is where it cannot call any."""
     if not tools:

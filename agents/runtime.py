@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,6 +14,7 @@ from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
 from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
 from agents.kept import Kept, kept
+from agents.run import DONE, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
 from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import MAX_ID, ONCE, Thread, Threads
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
     from langgraph.graph.state import CompiledStateGraph
+    from langgraph.store.base import BaseStore
     from sqlalchemy import Engine
 
     from agents.checkpoints import Saver
@@ -32,44 +32,7 @@ __all__ = ["STOPPED", "Agent", "NotAsked", "Part", "RunLimit", "Runtime", "Threa
 
 log = logging.getLogger(__name__)
 
-Part = tuple[tuple[str, ...], str, Any]
-"""(namespace, mode, chunk) as LangGraph streams it with subgraphs: mode `custom`, `messages` or, once and last, `values`.
-The first part of a run is `((), "started", run_id)`."""
-
 NOT_APPROVED = "A person was asked to approve this call and said something else; it was not run."
-
-
-class ThreadNotFound(Exception):
-    """There is no such thread, or it is another owner's."""
-
-
-class ThreadBusy(Exception):
-    """The thread has a run going; one at a time."""
-
-
-class RunLimit(Exception):
-    """A run took more time or steps than its agent may."""
-
-
-@dataclass(slots=True)
-class _Run:
-    thread: Thread
-    id: str
-    new: Sequence[BaseMessage]
-    queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    task: asyncio.Task[None] | None = None
-    ending: bool = False
-    """Its last part is out, or it was told to stop: the next run waits for it instead of failing."""
-    said: str = ""
-    citations: list[Mapping[str, Any]] = field(default_factory=list)
-    waiting: Waiting | None = None
-
-    @property
-    def once(self) -> bool:
-        return self.thread.id.startswith(ONCE)
-
-
-_DONE = object()
 
 
 class Runtime:
@@ -80,14 +43,18 @@ class Runtime:
     engine: database of the thread table.
     checkpoints: file of the checkpoints (SQLite), or URL of the PostgreSQL database that holds them.
     types: classes beyond ours that agents keep in their state, allowed to be read back from a checkpoint.
+    store: what is remembered across threads, handed to graphs that were compiled without a store of their own.
     """
 
-    def __init__(self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = ()) -> None:
+    def __init__(
+        self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = (), store: BaseStore | None = None
+    ) -> None:
         self.table, self._engine = Threads(engine), engine
+        self.store = store
         self._place, self._types = checkpoints, tuple(types)
         self._saver: Saver | None = None
         self._opening = asyncio.Lock()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self.on_delete: list[Callable[[str, str], object]] = []
         """Called, in a thread, with the id and the owner of a thread that was deleted."""
 
@@ -150,6 +117,7 @@ class Runtime:
         config: RunnableConfig = {
             "recursion_limit": agent.step_limit,
             "metadata": {**(metadata or {}), "request_id": run_id},
+            "configurable": {"user_id": owner},
         }
         if decisions:
             thread_id = (await self.waiting(decisions, owner)).id
@@ -157,16 +125,21 @@ class Runtime:
             thread_id = f"{ONCE}{run_id}"
         if thread_id is None:
             yield (), "started", run_id
-            async with aclosing(self._parts(agent, agent.graph, {"messages": list(messages)}, config)) as parts:
-                async for part in parts:
-                    if part[1] == "values" and part[2].get("__interrupt__"):
-                        raise ValueError("this agent asks a person something; name a conversation, so that it can go on")
-                    yield part
+            outer = whose.get()
+            whose.set(owner)
+            try:
+                async with aclosing(parts(agent, self._with_store(agent.graph), {"messages": list(messages)}, config)) as stream:
+                    async for part in stream:
+                        if part[1] == "values" and part[2].get("__interrupt__"):
+                            raise ValueError("this agent asks a person something; name a conversation, so that it can go on")
+                        yield part
+            finally:
+                whose.set(outer)
             return
         run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions)
         try:
             await asyncio.sleep(0)  # the task has begun: from now on it settles the thread however it ends
-            while (part := await run.queue.get()) is not _DONE:
+            while (part := await run.queue.get()) is not DONE:
                 if isinstance(part, BaseException):
                     raise part
                 yield part
@@ -191,7 +164,7 @@ class Runtime:
         run_id: str,
         config: RunnableConfig,
         decisions: Mapping[str, Decision] | None,
-    ) -> _Run:
+    ) -> Run:
         from langgraph.types import Command
 
         from agents.history import fresh, questions
@@ -211,9 +184,9 @@ class Runtime:
             raise ThreadNotFound(f"there is no thread '{thread_id}' of yours; leave the id out to start a new one")
         if thread_id in self._runs:
             raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
-        run = self._runs[thread_id] = _Run(thread, run_id, [])  # no await between the check and this
+        run = self._runs[thread_id] = Run(thread, run_id, [])  # no await between the check and this
         try:
-            here: RunnableConfig = {**config, "configurable": {"thread_id": thread_id}}
+            here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
             if decisions:
                 waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
                 given: Any = Command(resume=waiting.resume(decisions))
@@ -236,7 +209,7 @@ class Runtime:
         config: RunnableConfig = {"configurable": {"thread_id": thread.id}}
         keep = self._kept(saver, thread.id)
         if thread.running:
-            await settle(agent.threaded(saver), saver, config, _asked(thread), status="failed", results=await keep.all())
+            await settle(agent.threaded(saver), saver, config, asked(thread), status="failed", results=await keep.all())
         elif thread.waiting:
             told = {"results": await keep.all(), "unanswered": NOT_APPROVED}
             await settle(agent.threaded(saver), saver, config, [], status="waiting", **told)
@@ -244,59 +217,32 @@ class Runtime:
             return
         await keep.clear()
 
+    def _with_store(self, graph: CompiledStateGraph) -> CompiledStateGraph:
+        if graph.store is None:
+            graph.store = self.store
+        return graph
+
     def _kept(self, saver: Saver, thread_id: str) -> Kept:
         return Kept(self._engine, thread_id, saver.serde)
 
-    def _stop(self, run: _Run) -> None:
+    def _stop(self, run: Run) -> None:
         if not run.ending:
             run.ending = True
             if run.task is not None:
                 run.task.cancel()
 
-    async def _parts(
-        self, agent: Agent, graph: CompiledStateGraph, given: Any, config: RunnableConfig
-    ) -> AsyncGenerator[Part, None]:
-        from langchain_core.messages import AIMessageChunk
-        from langgraph.errors import GraphRecursionError
-
-        final: Part | None = None
-        durability: Any = {"durability": agent.durability} if graph.checkpointer else {}
-        stream: Any = graph.astream(given, config, stream_mode=agent.modes, subgraphs=True, **durability)  # type: ignore[arg-type]
-        clock = asyncio.timeout_at(asyncio.get_running_loop().time() + agent.timeout)
-        async with aclosing(stream):
-            while True:
-                try:
-                    # a clock for each part: none may run while the reader holds one
-                    clock = asyncio.timeout_at(clock.when())
-                    async with clock:
-                        namespace, mode, chunk = await anext(stream)
-                except StopAsyncIteration:
-                    break
-                except GraphRecursionError:
-                    message = f"{agent.name} took {agent.step_limit} steps without an end, which is its limit; ask more narrowly"
-                    raise RunLimit(message) from None
-                except TimeoutError:
-                    if not clock.expired():
-                        raise
-                    raise RunLimit(f"{agent.name} did not finish within {agent.timeout:g} s, which is its limit") from None
-                if mode == "values":
-                    final = ((), "values", chunk) if not namespace else final
-                elif mode != "messages" or isinstance(chunk[0], AIMessageChunk):
-                    yield namespace, mode, chunk
-        if final is not None:  # only now is the checkpoint written
-            yield final
-
-    async def _execute(self, agent: Agent, run: _Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
+    async def _execute(self, agent: Agent, run: Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
-        graph = agent.threaded(saver)
+        graph = self._with_store(agent.threaded(saver))
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
-        outcome: Any = _DONE
-        noted = asyncio.ensure_future(asyncio.to_thread(self.table.begin, run.thread.id, _running(run)))
+        whose.set(run.thread.owner)
+        outcome: Any = DONE
+        noted = asyncio.ensure_future(asyncio.to_thread(self.table.begin, run.thread.id, running(run)))
         try:
             await asyncio.shield(noted)
             run.queue.put_nowait(((), "started", run.id))
-            async with aclosing(self._parts(agent, graph, given, config)) as parts:
-                async for part in parts:
+            async with aclosing(parts(agent, graph, given, config)) as stream:
+                async for part in stream:
                     await self._note(run, part, agent)
                     run.queue.put_nowait(part)
         except asyncio.CancelledError:
@@ -315,7 +261,7 @@ class Runtime:
             finally:
                 self._runs.pop(run.thread.id, None)
 
-    async def _note(self, run: _Run, part: Part, agent: Agent) -> None:
+    async def _note(self, run: Run, part: Part, agent: Agent) -> None:
         _, mode, chunk = part
         if mode == "values":
             if interrupts := chunk.get("__interrupt__"):  # kept before anyone hears of it
@@ -329,14 +275,14 @@ class Runtime:
         elif mode == "messages" and isinstance(text := chunk[0].content, str):
             run.said += text
 
-    async def _settle(self, graph: CompiledStateGraph, saver: Saver, run: _Run, config: RunnableConfig, status: str) -> None:
+    async def _settle(self, graph: CompiledStateGraph, saver: Saver, run: Run, config: RunnableConfig, status: str) -> None:
         results = await self._kept(saver, run.thread.id).all()
         try:
             await settle(graph, saver, config, run.new, status=status, said=run.said, citations=run.citations, results=results)
         except Exception:
             log.exception("thread %s could not be settled after its run %s", run.thread.id, status)
 
-    async def _rest(self, saver: Saver, run: _Run, agent: Agent) -> None:
+    async def _rest(self, saver: Saver, run: Run, agent: Agent) -> None:
         if run.once and run.waiting is None:
             await self._kept(saver, run.thread.id).clear()
             await saver.adelete_thread(run.thread.id)
@@ -387,7 +333,7 @@ class Runtime:
         messages = await messages_of(await self.open(), thread_id)
         if thread.running:
             there = {message.id for message in messages}
-            messages += [message for message in _asked(thread) if message.id not in there]
+            messages += [message for message in asked(thread) if message.id not in there]
         return turns_of(messages)
 
     async def rename(self, thread_id: str, owner: str, title: str) -> None:
@@ -408,16 +354,3 @@ class Runtime:
         await asyncio.to_thread(self.table.delete, thread_id, owner)
         for told in self.on_delete:
             await asyncio.to_thread(told, thread_id, owner)
-
-
-def _running(run: _Run) -> dict[str, Any]:
-    from langchain_core.messages import messages_to_dict
-
-    return {"run_id": run.id, "messages": messages_to_dict(list(run.new))}
-
-
-def _asked(thread: Thread) -> list[BaseMessage]:
-    """What the run that is noted as going on was asked."""
-    from langchain_core.messages import messages_from_dict
-
-    return messages_from_dict(json.loads(thread.running or "{}").get("messages") or [])

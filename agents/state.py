@@ -146,11 +146,13 @@ class AgentState(_Conversation, total=False):
     """The member of a swarm that speaks, from turn to turn."""
     notes: list[str]
     """What the steps of a plan have come to."""
+    supported: bool | None
+    """What a verifier found; None where there was none."""
 
 
 def new_turn() -> dict[str, Any]:
     """State that no turn inherits from the one before."""
-    cleared: dict[str, Any] = {"documents": [], "citations": [], "plan": [], "notes": [], "route": None}
+    cleared: dict[str, Any] = {"documents": [], "citations": [], "plan": [], "notes": [], "route": None, "supported": None}
     return {**cleared, "abstained": False, "mode": "", "offset": 0}
 
 

@@ -83,6 +83,19 @@ thread_metadata = Table(
     Column("data", Text, nullable=False),  # JSON: a client's own tags
 )
 
+memories = Table(
+    "memories",
+    metadata,
+    Column("owner", String(200), primary_key=True),
+    Column("namespace", String(200), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("value", Text, nullable=False),  # JSON
+    Column("vector", LargeBinary),  # float32
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+)
+"""What users are remembered by, across threads."""
+
 MAX_ID = 200
 TITLE_CHARS = 80
 ONCE = "run:"

@@ -81,10 +81,11 @@ def answer(
     from agents.runtime import Runtime
 
     async def run() -> Answer:
+        from langgraph.store.memory import InMemoryStore
         from sqlalchemy import create_engine
 
         agent = Agent("test", build, model, shelf(documents), tools=tools, options=options)
-        runtime = Runtime(create_engine("sqlite://"), Path("unused"))
+        runtime = Runtime(create_engine("sqlite://"), Path("unused"), store=InMemoryStore())
         text, citations, steps, state = "", [], [], {}
         async for _, mode, chunk in runtime.stream(agent, [HumanMessage(question)]):
             if mode == "values":

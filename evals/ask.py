@@ -93,13 +93,13 @@ def _read(answer: httpx.Response, latency: float, request_id: str) -> Prediction
         return Prediction(error=_refusal(answer), latency_ms=latency, request_id=request_id)
     try:
         body = answer.json()
-        return _prediction(body, latency, request_id)
+        return prediction(body, latency, request_id)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         said = f"the answer is in no known shape ({type(error).__name__}: {error}): {answer.text[:200]}"
         return Prediction(error=said, latency_ms=latency, request_id=request_id)
 
 
-def _prediction(body: Mapping[str, Any], latency: float, request_id: str) -> Prediction:
+def prediction(body: Mapping[str, Any], latency: float | None, request_id: str) -> Prediction:
     """An answer in any of the shapes, told apart by what it holds."""
     if body.get("status") == "failed":
         message = (body.get("error") or {}).get("message", "the response failed")

@@ -41,11 +41,12 @@ def refusing() -> Iterator[None]:
     """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with 1."""
     from evals.data import DatasetError
     from evals.journal import EvaluationError
+    from evals.judges import JudgeError
     from evals.report import GateError
 
     try:
         yield
-    except (DatasetError, GateError) as error:
+    except (DatasetError, GateError, JudgeError) as error:
         typer.echo(f"smalti: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     except EvaluationError as error:
@@ -70,6 +71,9 @@ def evaluate(
     groundedness: Annotated[
         bool, typer.Option("--groundedness", help="Score how far the quoted passages support each answer, without an LLM.")
     ] = False,
+    answerability: Annotated[
+        bool, typer.Option("--answerability", help="Score whether the passages hold an answer to the question, without an LLM.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="Base URL of an endpoint elsewhere, such as http://host/v1.")] = None,
     protocol: Annotated[str, typer.Option(help="What it speaks: responses, chat or invocations.")] = "responses",
     key_env: Annotated[str, typer.Option(help="Environment variable with the key for --url.")] = "SMALTI_EVAL_KEY",
@@ -89,16 +93,21 @@ def evaluate(
 
     from evals.ask import Ask
     from evals.data import load_dataset
+    from evals.judges import judging
     from evals.report import GateError, check, exit_code, parse_gate, render, to_json
     from evals.run import evaluate as run
 
     work = context.obj
     with refusing():
-        scorers = [_scorer(text) for text in scorer or ()]
+        scorers = [find_scorer(text) for text in scorer or ()]
         if groundedness:
             from evals.groundedness import Groundedness
 
             scorers.append(Groundedness(work.encoder.embed))
+        if answerability:
+            from evals.answerability import Answerability
+
+            scorers.append(Answerability(work.encoder.embed))
         extra = [each.name for each in scorers]
         gates = [parse_gate(text, "min", extra) for text in minimum or ()]
         gates += [parse_gate(text, "max", extra) for text in maximum or ()]
@@ -128,7 +137,7 @@ def evaluate(
 
     import asyncio  # costs every other command 20 ms
 
-    with refusing():
+    with refusing(), judging():
         if url is not None:
             headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(key_env)) else {}
             known = {"url": url, "protocol": protocol, "revision": revision} if revision else None
@@ -153,7 +162,7 @@ def evaluate(
         raise typer.Exit(code)
 
 
-def _scorer(text: str) -> Any:
+def find_scorer(text: str) -> Any:
     """A scorer by `module:name`: an object with a name and `run`, or a class that makes one without arguments."""
     from evals.report import GateError
 

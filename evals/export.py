@@ -41,7 +41,7 @@ def export(request: Mapping[str, Any], report: Report = lambda line: None) -> di
     _use_wal(request["tracking_uri"])
     mlflow.set_tracking_uri(request["tracking_uri"])
     client, traces = mlflow.MlflowClient(), TracingClient()
-    experiment_id = _experiment(client, request["experiment"], request["artifact_root"])
+    experiment_id = experiment_of(client, request["experiment"], request["artifact_root"])
     mlflow.set_experiment(experiment_id=experiment_id)
 
     rows: list[dict[str, Any]] = request["rows"]
@@ -195,7 +195,7 @@ def _use_wal(tracking_uri: str) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _experiment(client: Any, name: str, artifact_root: str | None) -> str:
+def experiment_of(client: Any, name: str, artifact_root: str | None) -> str:
     """The experiment's id. A new one gets a folder under `artifact_root`, which a server on the same database can show."""
     from mlflow.exceptions import MlflowException
 

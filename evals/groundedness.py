@@ -65,3 +65,27 @@ class Groundedness:
             return None
         passages = "\n".join(filter(None, (str(p.get("text") or p.get("quote") or "") for p in outputs.get("passages") or ())))
         return round(self.score(passages, str(outputs["text"])), 4) if passages else None
+
+
+def register(name: str, spec: Mapping[str, Any], tracking_uri: str, params: Mapping[str, Any]) -> str:
+    """Log a fitted model to MLflow with its numbers and register a version of `name`; the version's URI."""
+    import mlflow
+    from mlflow.pyfunc.model import PythonModel
+
+    class Scorer(PythonModel):
+        """Rows of features (columns by name) to probabilities; `evals.support` and `evals.answerability` make the features."""
+
+        def predict(self, context, model_input, params=None):
+            import numpy as np
+
+            logits = spec["intercept"] + sum(model_input[name] * value for name, value in spec["coefficients"].items())
+            return 1 / (1 + np.exp(-logits))
+
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(name)
+    with mlflow.start_run():
+        mlflow.log_dict(dict(spec), f"{name}.json")
+        mlflow.log_params(dict(params))
+        mlflow.log_metrics({f"{set_}/{key}": value for set_, found in spec["validation"].items() for key, value in found.items()})
+        info = mlflow.pyfunc.log_model(name=name, python_model=Scorer(), registered_model_name=name)
+    return f"models:/{name}/{info.registered_model_version}"

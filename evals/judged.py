@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from evals.cache import Cache, digest
 from evals.data import RowResult
+from evals.judges import asks, given
 
 WORKERS = 8
 
@@ -35,7 +36,7 @@ def named(scorer: RowScorer) -> str:
         code = inspect.getsource(type(scorer))
     except (OSError, TypeError):
         code = ""
-    return digest([scorer.name, type(scorer).__qualname__, settings, code])
+    return digest([scorer.name, type(scorer).__qualname__, settings, code, *asks(scorer)])
 
 
 async def judge(
@@ -87,13 +88,6 @@ async def _run(scorer: RowScorer, result: RowResult, timeout: float) -> dict[str
     """What a scorer says of a row, by assessment name. It runs in a daemon thread, which cannot keep the process alive."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
-    row = result.row
-    given = {
-        "inputs": {"question": row.question} if row.inputs is None else dict(row.inputs),
-        "outputs": asdict(result.prediction),
-        "expectations": row.expectations(),
-        "trace": None,
-    }
 
     def settle(value: Any, error: BaseException | None) -> None:
         if not done.done():
@@ -102,7 +96,8 @@ async def _run(scorer: RowScorer, result: RowResult, timeout: float) -> dict[str
     def work() -> None:
         value, error = None, None
         try:
-            value = scorer.run(**given)
+            arguments = given(scorer, result)
+            value = None if arguments is None else scorer.run(**arguments)
         except BaseException as problem:
             error = problem if isinstance(problem, Exception) else RuntimeError(f"{type(problem).__name__} was raised")
         if not loop.is_closed():

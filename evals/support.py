@@ -17,7 +17,7 @@ from typing import Any
 Embed = Callable[[Sequence[str]], Any]
 """Blocking; an array of a unit vector for each text."""
 
-SENTENCES, CLAIMS, SHORTLIST, EMBEDDED, LONGEST = 200, 12, 3, 2, 400
+SENTENCES, CLAIMS, SHORTLIST, EMBEDDED, LONGEST = 200, 12, 3, 1, 400
 """Sentences read of the passages and of the text; sentences that are looked at and embedded for each of the text's; characters of
 one."""
 
@@ -60,7 +60,7 @@ _NUMBERS = {
 _LOWEST = frozenset(
     re.findall(
         r"\S+",
-        "cov cov1 cov3 g2 g3 g4 run dens cos cos2 ",
+        "cov cov1 cov3 g2 g3 g4 run dens cos ",
     )
 )
 """Features of which the weakest sentence is the one with the lowest value."""
@@ -112,6 +112,16 @@ def words(text: str) -> tuple[Word, ...]:
     return tuple(found)
 
 
+@lru_cache(65_536)
+def _parts(token: str) -> tuple[str, ...]:
+    return tuple(word.stem for word in words(token))
+
+
+def stems(text: str) -> list[str]:
+    """The stems of `words(text)`, several times as fast for long texts."""
+    return [stem for token in _WORD.findall(text.lower()) for stem in _parts(token)]
+
+
 def sentences(text: str) -> list[str]:
     cut = [part.strip() for part in _SENTENCE.split(text)]
     return [part[start : start + LONGEST] for part in cut if part for start in range(0, len(part), LONGEST)] or [""]
@@ -122,7 +132,6 @@ class Evidence:
     """Passages taken apart once."""
 
     sentences: list[str]
-    words: list[tuple[Word, ...]]
     stems: list[frozenset[str]]
     everything: frozenset[str]
     grams: Mapping[int, frozenset[tuple[str, ...]]]
@@ -132,11 +141,11 @@ class Evidence:
 @lru_cache(256)
 def evidence(text: str) -> Evidence:
     cut = sentences(text)[:SENTENCES]
-    of = [words(sentence) for sentence in cut]
-    stems = [frozenset(word.stem for word in each) for each in of]
-    flat = [word.stem for each in of for word in each]
+    told = [stems(sentence) for sentence in cut]
+    held = [frozenset(each) for each in told]
+    flat = [stem for each in told for stem in each]
     grams = {n: frozenset(zip(*(flat[i:] for i in range(n)), strict=False)) for n in (2, 3, 4)}
-    return Evidence(cut, of, stems, frozenset(flat), grams, Counter(stem for each in stems for stem in each))
+    return Evidence(cut, held, frozenset(flat), grams, Counter(stem for each in held for stem in each))
 
 
 class Vectors:
@@ -162,7 +171,11 @@ def features(passages: str, text: str, vectors: Vectors) -> dict[str, float]:
     ground = evidence(passages)
     cut = sentences(text)[:CLAIMS]
     told = [sentence for sentence in cut if any(word.content for word in words(sentence))] or cut[:1]
-    each = [_sentence(ground, sentence, vectors) for sentence in told]
+    ranked = [_nearest(ground, frozenset(word.stem for word in words(sentence) if word.content)) for sentence in told]
+    wanted = [text for sentence, near in zip(told, ranked, strict=True) for text in (sentence, _shown(ground, near))]
+    found_vectors = vectors(wanted)  # in one run of the encoder
+    similar = [float(found_vectors[place] @ found_vectors[place + 1]) for place in range(0, len(wanted), 2)]
+    each = [_sentence(ground, *one) for one in zip(told, ranked, similar, strict=True)]
     found: dict[str, float] = {}
     for key in each[0]:
         values = [one[key] for one in each]
@@ -171,18 +184,27 @@ def features(passages: str, text: str, vectors: Vectors) -> dict[str, float]:
     return found | {"sentences": math.log(len(each))}
 
 
-def _sentence(ground: Evidence, sentence: str, vectors: Vectors) -> dict[str, float]:
-    said = words(sentence)
-    content = [word for word in said if word.content]
-    wanted = {word.stem for word in content}
-    n = max(1, len(wanted))
+def _nearest(ground: Evidence, wanted: frozenset[str]) -> list[int]:
+    """The passages' sentences that share most with a text's, rare words counting more, best first."""
 
     def closeness(place: int) -> float:
         shared = wanted & ground.stems[place]
         rare = sum(1 / (math.log1p(ground.frequency[stem]) + 0.5) for stem in shared)
         return rare / (1 + 0.01 * len(ground.stems[place]))
 
-    ranked = sorted(range(len(ground.sentences)), key=closeness, reverse=True)[:SHORTLIST]
+    return sorted(range(len(ground.sentences)), key=closeness, reverse=True)[:SHORTLIST]
+
+
+def _shown(ground: Evidence, near: Sequence[int]) -> str:
+    """What of the passages is embedded for a sentence."""
+    return " ".join(ground.sentences[place] for place in sorted(near[:EMBEDDED]))
+
+
+def _sentence(ground: Evidence, sentence: str, ranked: Sequence[int], similar: float) -> dict[str, float]:
+    said = words(sentence)
+    content = [word for word in said if word.content]
+    wanted = {word.stem for word in content}
+    n = max(1, len(wanted))
     near = frozenset().union(*(ground.stems[place] for place in ranked))
     best = ranked[0]
     new = [word for word in content if word.stem not in ground.everything]
@@ -206,12 +228,10 @@ def _sentence(ground: Evidence, sentence: str, vectors: Vectors) -> dict[str, fl
         found[f"g{size}"] = len(grams & ground.grams[size]) / len(grams) if grams else cov
     found |= _copied(sequence, ground)
     negated = any(word.text in _NEGATIONS for word in said)
-    in_best = any(word.text in _NEGATIONS for word in ground.words[best])
+    in_best = any(word.text in _NEGATIONS for word in words(ground.sentences[best]))
     found["negc"], found["negd"] = float(negated and not in_best), float(in_best and not negated)
     found["neg_novel"] = float(negated and not any(_NEGATIONS & ground.stems[place] for place in ranked))
-    own, *others = vectors([sentence, *(ground.sentences[place] for place in ranked[:EMBEDDED])])
-    similar = sorted((float(own @ other) for other in others), reverse=True)
-    found["cos"], found["cos2"] = similar[0], similar[min(1, len(similar) - 1)]
+    found["cos"] = similar
     found["cosgap"] = found["cos"] - found["cov1"]
     return found
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.groundedness import register
 from evals.support import Vectors, features
 
 SAY = {"begin": 3.0, "wice": 1.0, "summedits": 0.3}
@@ -128,28 +129,6 @@ def train(folder: Path, embed: Any) -> dict[str, Any]:
     }
 
 
-def register(spec: dict[str, Any], tracking_uri: str) -> str:
-    """Log the model to MLflow with its numbers and register a version of `groundedness`; the version's URI."""
-    import mlflow
-    from mlflow.pyfunc.model import PythonModel
-
-    class Scorer(PythonModel):
-        """Rows of features (columns by name) to probabilities; `evals.support` makes the features."""
-
-        def predict(self, context, model_input, params=None):
-            logits = spec["intercept"] + sum(model_input[name] * value for name, value in spec["coefficients"].items())
-            return 1 / (1 + np.exp(-logits))
-
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment("groundedness")
-    with mlflow.start_run():
-        mlflow.log_dict(spec, "groundedness.json")
-        mlflow.log_params({"C": C, **{f"say_{name}": value for name, value in SAY.items()}})
-        mlflow.log_metrics({f"{name}/{key}": value for name, found in spec["validation"].items() for key, value in found.items()})
-        info = mlflow.pyfunc.log_model(name="groundedness", python_model=Scorer(), registered_model_name="groundedness")
-    return f"models:/groundedness/{info.registered_model_version}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.train_groundedness", description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -166,7 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         options.out.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
     if options.tracking_uri:
-        print(register(spec, options.tracking_uri))
+        print(
+            register(
+                "groundedness", spec, options.tracking_uri, {"C": C, **{f"say_{name}": value for name, value in SAY.items()}}
+            )
+        )
 
 
 if __name__ == "__main__":

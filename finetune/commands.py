@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its be
 _COLUMNS = {"id": "Run", "task": "Task", "status": "Status", "step": "Step", "steps": "of", "created": "Created", "message": ""}
 
 
+def _database(context: typer.Context) -> str:
+    return f"sqlite:///{context.obj.home.path / 'mlflow.db'}"
+
+
 def _runs(context: typer.Context) -> Runs:
     from finetune.runs import Runs
 
@@ -33,19 +38,20 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and do not wait for it.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow elsewhere; default: this state folder's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train what RECIPE says, record it in MLflow and register the model."""
     from finetune.recipe import find, load_recipe
-    from finetune.schema import TrainedRecipe
+    from finetune.schema import STARTED
 
     work = context.obj
     loaded = load_recipe(find(recipe), overrides or ())
-    uri = f"sqlite:///{work.home.path / 'mlflow.db'}"
-    if isinstance(loaded, TrainedRecipe):
-        from finetune.base_model import locate
+    uri = tracking_uri or _database(context)
+    if isinstance(loaded, STARTED):
+        from finetune.launch import check
 
-        locate(loaded.base_model)  # told now, not by a process that ends
+        check(loaded)  # told now, not by a process that ends
         new = _runs(context).create(loaded, tracking_uri=uri, created_by="command line")
         new.start()
         if detach:
@@ -61,6 +67,83 @@ def run(
         work.print_json(done.as_dict())
     else:
         print(done.summary())
+
+
+@finetune.command("sweep")
+def sweep(
+    context: typer.Context,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    space: Annotated[list[str] | None, typer.Option(help="KEY=VALUES: [16, 32] or {low: 1e-5, high: 1e-3, log: true}.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all; those that there are already count.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search over keys of RECIPE and register the best; the same command goes on with a search that was ended."""
+    from finetune.launch import check
+    from finetune.recipe import RecipeError, find, load_recipe
+    from finetune.schema import TrainedRecipe
+    from finetune.sweep import sweep as search
+    from finetune.sweep import with_space
+
+    loaded = load_recipe(find(recipe), overrides or ())
+    if not isinstance(loaded, TrainedRecipe):
+        raise RecipeError(
+            f"task {loaded.task}, method {loaded.method}: it is not trained step by step; there is nothing to sweep."
+        )
+    wanted = with_space(loaded, space or (), trials)
+    check(wanted)
+    told = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    done = search(wanted, _runs(context), _database(context), told)
+    if as_json:
+        context.obj.print_json(done.as_dict())
+        return
+    print("best: " + "  ".join(f"{key}={value}" for key, value in done.best.items()) + f", score {done.score:.4f}")
+    print(_summary(done.run.state()["result"]) + f"\nrun {done.run.id}, MLflow run {done.parent_run_id}")
+
+
+@finetune.command("pairs")
+def pairs(
+    context: typer.Context,
+    index: Annotated[str, typer.Argument(help="An index over a folder; `docs` is short for `main.default.docs`.")],
+    train: Annotated[Path, typer.Argument(help="File that gets the pairs to train on.")],
+    held_out: Annotated[Path | None, typer.Option("--eval", help="File that gets pairs to judge on.")] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of the questions, those that are judged on.")] = 0.2,
+    headings: Annotated[bool, typer.Option(help="Take headings for questions as well.")] = True,
+) -> None:
+    """Write INDEX's own pairs of question and passage, for recipes of `embed` and `rerank`: what was asked, and its headings."""
+    import json
+
+    from finetune.index_pairs import asked, every_row, pairs_of, scanned, split
+
+    work, name = context.obj, index if "." in index else f"main.default.{index}"
+    with work.connect() as client:
+
+        def page(last: str | None) -> Any:
+            body = {"num_results": 1000} | ({"last_primary_key": last} if last else {})
+            return work.check(client.post(f"/api/2.0/vector-search/indexes/{name}/scan", json=body))
+
+        passages = list(scanned(every_row(page)))
+    rows = pairs_of(passages, asked(work.journal.rows(newest=True), name, work.disliked()), headings=headings)
+    learnt, judged = split(rows, share if held_out else 0)
+    for file, part in ((train, learnt), (held_out, judged)):
+        if file is not None:
+            file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), encoding="utf-8")
+    print(f"{len(learnt)} pairs to train on, {len(judged)} to judge on, from {len(passages)} passages")
+
+
+@finetune.command("export")
+def export(context: typer.Context, recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the job file by which `databricks air run` trains RECIPE, whose launcher is `databricks`."""
+    import yaml
+
+    from finetune.launch import job
+    from finetune.recipe import RecipeError, find, load_recipe
+    from finetune.schema import TrainedRecipe
+
+    loaded = load_recipe(find(recipe), overrides or ())
+    if not isinstance(loaded, TrainedRecipe):
+        raise RecipeError(f"task {loaded.task}, method {loaded.method}: it takes seconds here; there is nothing to export.")
+    print(yaml.safe_dump(job(loaded, recipe), sort_keys=False, width=1000), end="")
 
 
 @finetune.command("validate")
@@ -143,6 +226,22 @@ def resume(
         _follow(context, found, as_json)
 
 
+@finetune.command("load")
+def load(
+    context: typer.Context,
+    run: RunId,
+    to: Annotated[str, typer.Option(help="A running server: vLLM, or with --endpoint Smalti.")] = "http://127.0.0.1:8000",
+    endpoint: Annotated[str | None, typer.Option(help="The local model of Smalti's settings that takes the adapter.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the adapter; default: the run's.")] = None,
+) -> None:
+    """Load RUN's adapter into a server while it serves. The key is that of SMALTI_KEY, for vLLM of VLLM_API_KEY."""
+    from finetune.hot_load import hot_load
+
+    found = _runs(context).get(run)
+    key = os.environ.get("SMALTI_KEY" if endpoint else "VLLM_API_KEY")
+    print(hot_load(found.folder / "model", name or found.name, to, endpoint=endpoint, key=key))
+
+
 def _show(context: typer.Context, run: TrainingRun, as_json: bool) -> None:
     row = run.summary()
     if as_json:
@@ -204,7 +303,8 @@ def _bar(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _summary(result: dict[str, Any]) -> str:
     """A few lines for people."""
     metrics, baseline = result.get("metrics") or {}, result.get("baseline") or {}
-    lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {result['training_seconds']:.0f} s of training"]
+    seen = f"{result['tokens']:,} tokens" if "tokens" in result else f"the best is {result['estimator']}"
+    lines = [f"{result['steps']} steps, {seen}, {result['training_seconds']:.0f} s of training"]
     if metrics:
         width = max(map(len, metrics))
         lines.append(f"{'':{width}}   this model" + (f"{result.get('baseline_name', 'baseline'):>18}" if baseline else ""))

@@ -59,7 +59,7 @@ def create(
     ------
     RecipeError: it cannot be run; the message says why.
     """
-    from finetune.base_model import locate
+    from finetune.launch import check
 
     if task_type not in TASKS:
         raise RecipeError(f"task_type: {task_type!r} is not one of {', '.join(TASKS)}.")
@@ -73,7 +73,7 @@ def create(
     given |= {"learning_rate": float(learning_rate), "eval_prompts": tuple(eval_prompts or ())}
     recipe = load_recipe(given | ({"context_length": context_length} if context_length else {}))
     assert isinstance(recipe, TrainedRecipe)
-    locate(recipe.base_model)
+    check(recipe)
     run = _runs().create(recipe, tracking_uri=f"sqlite:///{_home() / 'mlflow.db'}", created_by="python")
     run.start()
     return run

@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from finetune import ranks
 from finetune.base_model import fingerprint, locate
 from finetune.loop import Emit, Loop
 from finetune.publish import quiet
-from finetune.schema import EncoderRecipe, LanguageRecipe, Recipe, TrainedRecipe
+from finetune.schema import (
+    AutoRecipe,
+    EmbedRecipe,
+    EncoderRecipe,
+    LanguageRecipe,
+    ReaderRecipe,
+    Recipe,
+    RerankRecipe,
+    TrainedRecipe,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,39 +32,68 @@ if TYPE_CHECKING:
     from finetune.runs import TrainingRun
 
 
-def execute(run: TrainingRun) -> dict[str, Any]:
+Watch = Callable[[str, Mapping[str, Any]], bool]
+"""`watch(kind, what)`: told of an event, says whether the run is to end."""
+
+
+def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     """Do all of a run; goes on from its newest checkpoint, in the MLflow run it began.
+
+    Parameters
+    ----------
+    watch: told of every event; the run is cancelled once it says so. A sweep's trial, which has a parent in MLflow, is neither
+        judged beside a baseline nor registered: its evaluations are what counts.
 
     Raises
     ------
     DataError, RecipeError, TrainingError: it cannot be done; the message says why. Canceled: asked to end.
     """
     recipe, spec = run.recipe, run.spec
+    if isinstance(recipe, AutoRecipe):
+        from finetune.job_auto import execute_auto
+
+        return execute_auto(run, recipe)
     began = time.perf_counter()
     job = job_of(recipe)
     assert isinstance(recipe, TrainedRecipe)
-    run.emit("validated", **job.facts, warnings=len(job.warnings))
+    if not ranks.current().rank:
+        run.emit("validated", **job.facts, warnings=len(job.warnings))
     base = locate(recipe.base_model)
     facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
     facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
+    together = ranks.current()
     device = _device()
-    _use_threads(spec["threads"])
+    _use_threads(max(1, spec["threads"] // together.size))
+    if together.rank:  # the first process tells, judges and registers; the others train with it
+        Loop(job.task(base, device), recipe, run.folder / "checkpoints", canceled=run.canceled, device=device).run()
+        return {}
     with quiet():
         tracker = Tracker(run, job, facts)
     status = "FAILED"
     try:
         task = job.task(base, device)
-        loop = Loop(task, recipe, run.folder / "checkpoints", tracker.emit, run.canceled, device)
+        ended = False
+
+        def emit(kind: str, **what: Any) -> None:
+            nonlocal ended
+            tracker.emit(kind, **what)
+            ended = ended or (watch is not None and watch(kind, what))
+
+        loop = Loop(task, recipe, run.folder / "checkpoints", emit, lambda: ended or run.canceled(), device)
         run.set_state(steps=loop.schedule.steps, device=device)
         tracker.emit("started", steps=loop.schedule.steps, threads=spec["threads"], device=device, **_sizes(task))
         progress = loop.run()
-        result = {**job.judge(task, tracker.emit), "steps": progress.step, "tokens": progress.tokens}
+        trial = "parent_run_id" in spec
+        judged = {"metrics": dict(progress.metrics)} if trial else job.judge(task, tracker.emit)
+        result = {**judged, "steps": progress.step, "tokens": progress.tokens}
         result |= {"training_seconds": round(progress.seconds, 2), "warnings": list(job.warnings)}
         with quiet():
-            tracker.log(result, job)
-            if recipe.register_to:
+            tracker.log(result, {} if trial else job.artifacts(result))
+            if recipe.register_to and not trial:
                 run.emit("registering", name=recipe.register_to)
                 result["registered"] = dataclasses.asdict(job.register(task, run.folder / "model", facts, result))
+            elif not trial:
+                task.export(run.folder / "model")
         status = "FINISHED"
     finally:
         with quiet():
@@ -68,6 +107,10 @@ def job_of(recipe: Recipe) -> Any:
         from finetune.job_classify import ClassifyJob
 
         return ClassifyJob(recipe)
+    if isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
+        from finetune.job_pairs import PairsJob
+
+        return PairsJob(recipe)
     assert isinstance(recipe, LanguageRecipe)
     from finetune.job_language import LanguageJob
 
@@ -94,7 +137,8 @@ class Tracker:
         run.set_state(mlflow_run_id=self.run_id)
         if not known:
             mlflow.log_params(flat(job.recipe))
-            mlflow.set_tags({**facts, "smalti.run": run.id})
+            parent = {"mlflow.parentRunId": run.spec["parent_run_id"]} if "parent_run_id" in run.spec else {}
+            mlflow.set_tags({**facts, **parent, "smalti.run": run.id})
             mlflow.log_dict(json.loads(job.recipe.model_dump_json()), "recipe.json")
             if job.warnings:
                 mlflow.log_text("\n".join(job.warnings), "data_warnings.txt")
@@ -102,25 +146,25 @@ class Tracker:
     def emit(self, kind: str, **what: Any) -> None:
         """Tell of an event, and add its numbers to MLflow's curves."""
         self._run.emit(kind, **what)
-        if kind not in ("progress", "evaluation"):
+        if kind not in ("progress", "evaluation", "trial"):
             return
         from mlflow.entities import Metric
 
-        if kind == "progress":
+        if kind != "evaluation":
             self._run.set_state(step=what["step"])
         prefix, now = ("eval/" if kind == "evaluation" else ""), int(time.time() * 1000)
         numbers = {key: value for key, value in what.items() if isinstance(value, int | float) and key not in ("step", "steps")}
         with quiet():
             self.client.log_batch(self.run_id, [Metric(prefix + k, float(v), now, what["step"]) for k, v in numbers.items()])
 
-    def log(self, result: Mapping[str, Any], job: Any) -> None:
+    def log(self, result: Mapping[str, Any], artifacts: Mapping[str, Any]) -> None:
         """The final evaluation: metrics, the baseline's beside them, and what the task draws."""
         import mlflow
 
         metrics, baseline = result.get("metrics") or {}, result.get("baseline") or {}
         mlflow.log_metrics({**metrics, **{f"baseline_{key}": value for key, value in baseline.items()}})
         mlflow.log_metrics({"training_seconds": result["training_seconds"]})
-        for name, content in job.artifacts(result).items():
+        for name, content in artifacts.items():
             if isinstance(content, str):
                 mlflow.log_text(content, name)
             elif isinstance(content, dict):
@@ -159,4 +203,4 @@ def _sizes(task: Any) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained}
 
 
-__all__ = ["Emit", "Tracker", "execute", "job_of"]
+__all__ = ["Emit", "Tracker", "Watch", "execute", "job_of"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune.data import check_split, read_labelled, sample
 from finetune.metrics import metrics
+from finetune.publish import evaluation_lines
 from finetune.recipe import ClassifyRecipe, find
 
 if TYPE_CHECKING:
@@ -89,17 +90,20 @@ class ClassifyJob:
 
     def register(self, task: EncoderTask, folder: Path, facts: Mapping[str, Any], result: Mapping[str, Any]) -> Registered:
         """Export and register; the alias moves if this model is better than the champion on the same rows."""
-        from finetune.publish import register_text_classifier
+        import pandas as pd
+        from mlflow.types.schema import ColSpec, DataType, Schema
+
+        from finetune.publish import labels_facts, labels_signature, register_text_model
 
         assert self.recipe.register_to is not None
-        score = result["metrics"].get(SCORE)
-        return register_text_classifier(
+        score, column = result["metrics"].get(SCORE), self.recipe.data.text_column
+        metrics = {key: round(value, 4) for key, value in result["metrics"].items()}
+        return register_text_model(
             task.export(folder),
             self.recipe.register_to,
-            labels=self.labels,
-            text_column=self.recipe.data.text_column,
-            facts={**facts, **{key: round(value, 4) for key, value in result["metrics"].items()}},
-            example=[row.text for row in self.rows[:2]],
+            signature=labels_signature(Schema([ColSpec(DataType.string, column)]), self.labels),
+            example=pd.DataFrame({column: [row.text for row in self.rows[:2]]}),
+            facts={**facts, **metrics, **labels_facts(self.labels)},
             card=self._card(facts, result),
             score=score,
             judge=self._judge_incumbent if score is not None else None,
@@ -120,22 +124,11 @@ class ClassifyJob:
         return float(np.mean([np.mean(hits) for hits in right.values()]))
 
     def _card(self, facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-        recipe, base = self.recipe, result["baseline"]
+        recipe = self.recipe
         lines = [f"# {recipe.register_to or recipe.name}", "", f"Text to one of: {', '.join(self.labels)}.", "", "## Data", ""]
         counts = {label: sum(row.label == label for row in self.rows) for label in self.labels}
         lines += [f"{len(self.rows)} rows of `{recipe.data.train.name}` (SHA-256 {facts['data_sha256'][:16]}…): {counts}."]
-        lines += ["", "## Evaluation", ""]
-        if result["metrics"]:
-            name = recipe.data.eval.name if recipe.data.eval else ""
-            lines += [
-                f"On {len(self.evaluation)} rows of `{name}`.",
-                "",
-                "| | this model | TF-IDF, logistic regression |",
-                "|---|---|---|",
-            ]
-            lines += [f"| {key} | {value:.3f} | {base[key]:.3f} |" for key, value in result["metrics"].items()]
-        else:
-            lines += ["It was not evaluated: the recipe names no `data.eval`."]
+        lines += ["", *evaluation_lines(recipe, result, len(self.evaluation))]
         lines += [
             "",
             "## Limits",

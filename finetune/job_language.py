@@ -10,6 +10,7 @@ from finetune import texts
 from finetune.base_model import locate
 from finetune.data import DataError, sample
 from finetune.recipe import RecipeError, find
+from finetune.schema import PreferenceRecipe
 
 if TYPE_CHECKING:
     from finetune.loop import Emit
@@ -34,35 +35,50 @@ class LanguageJob:
         if recipe.task == "sft-chat" and not self._tokenizer.chat_template:
             raise RecipeError(f"chat_template: the tokenizer of {recipe.base_model} has none; give one as a Jinja file.")
         file = find(recipe.data.train)
-        rows, warnings = texts.read(recipe.task, file, self._tokenizer, recipe.context_length)
-        self._texts = sample(rows, recipe.data.max_rows, recipe.seed)
-        self.hashes, self._held_out = {"data_sha256": _sha256(file)}, []
+        rows, warnings = self._read(file)
+        self._texts: list[Any] = sample(rows, recipe.data.max_rows, recipe.seed)
+        self._held_out: list[Any] = []
+        self.hashes = {"data_sha256": _sha256(file)}
         if recipe.data.eval is not None:
             held_out = find(recipe.data.eval)
-            self._held_out, more = texts.read(recipe.task, held_out, self._tokenizer, recipe.context_length)
+            self._held_out, more = self._read(held_out)
             if leaking := texts.leaks(recipe.task, file, held_out):
                 raise DataError(leaking)
             self.hashes["eval_sha256"], warnings = _sha256(held_out), [*warnings, *more]
         self.warnings = [str(warning) for warning in warnings]
-        tokens = sum(len(text.ids) for text in self._texts)
+        tokens = sum(len(text.ids) for row in self._texts for text in (row if isinstance(row, tuple) else (row,)))
         self.facts = {"rows": len(self._texts), "evaluation_rows": len(self._held_out), "tokens": tokens}
         self._before: Mapping[str, float] = {}
 
-    def task(self, base: Path, device: str) -> LanguageTask:
-        from finetune.tasks.language import LanguageTask
+    def _read(self, file: Path) -> tuple[list[Any], list[Any]]:
+        if self.recipe.task == "dpo":
+            return texts.read_preferences(file, self._tokenizer, self.recipe.context_length)
+        return texts.read(self.recipe.task, file, self._tokenizer, self.recipe.context_length)
 
-        found = LanguageTask(self.recipe, base, self._tokenizer, self._texts, self._held_out, device)
+    def task(self, base: Path, device: str) -> LanguageTask:
+        found = self._made(self.recipe, base, self._texts, self._held_out, device)
         self._before = found.evaluate()  # the base model's own, whatever checkpoint is gone on from
         return found
 
     def shapes(self, recipe: LanguageRecipe, base: Path) -> LanguageTask:
         """The task without weights, for a recipe that may differ in its sizes."""
         from finetune.packing import Tokens
-        from finetune.tasks.language import LanguageTask
 
         length = recipe.context_length  # shorter perhaps than what the texts were cut to
-        parts = [text if len(text.ids) <= length else Tokens(text.ids[:length], text.labels[:length]) for text in self._texts]
-        return LanguageTask(recipe, base, self._tokenizer, parts, [], "meta")
+
+        def cut(text: Tokens) -> Tokens:
+            return text if len(text.ids) <= length else Tokens(text.ids[:length], text.labels[:length])
+
+        parts = [tuple(map(cut, row)) if isinstance(row, tuple) else cut(row) for row in self._texts]
+        return self._made(recipe, base, parts, [], "meta")
+
+    def _made(self, recipe: LanguageRecipe, base: Path, rows: Any, held_out: Any, device: str) -> LanguageTask:
+        from finetune.tasks.dpo import PreferenceTask
+        from finetune.tasks.language import LanguageTask
+
+        if isinstance(recipe, PreferenceRecipe):
+            return PreferenceTask(recipe, base, self._tokenizer, rows, held_out, device)
+        return LanguageTask(recipe, base, self._tokenizer, rows, held_out, device)
 
     def judge(self, task: LanguageTask, emit: Emit) -> dict[str, Any]:
         """The held-out loss after training, and before it."""
@@ -78,15 +94,22 @@ class LanguageJob:
         return {"samples.txt": "\n\n".join(result["samples"])} if result["samples"] else {}
 
     def register(self, task: LanguageTask, folder: Path, facts: Mapping[str, Any], result: Mapping[str, Any]) -> Registered:
-        """Export and register; the alias moves if the held-out loss is under the champion's on the same texts."""
+        """Export and register, an adapter merged where vLLM would not take it; the alias moves if the held-out loss is under the
+        champion's on the same texts."""
+        from finetune.lora_rules import lint
         from finetune.publish_language import register_language_model
 
         assert self.recipe.register_to is not None
+        adapter, about = self.recipe.method != "full", {}
+        if adapter:
+            verdict = lint(task.model.peft_config["default"].to_dict())
+            about = {"vllm_arguments": " ".join(verdict.arguments)} if verdict.ok else {"merged": "; ".join(verdict.problems)}
+            adapter = verdict.ok
         return register_language_model(
-            task.export(folder),
+            task.export(folder, merged=bool(about.get("merged"))),
             self.recipe.register_to,
-            adapter=self.recipe.method != "full",
-            facts={**facts, **{key: round(value, 6) for key, value in result["metrics"].items()}},
+            adapter=adapter,
+            facts={**facts, **about, **{key: round(value, 6) for key, value in result["metrics"].items()}},
             card=self._card(facts, result),
             score=-result["metrics"]["loss"] if result["metrics"] else None,
             margin=self.recipe.promote_margin,

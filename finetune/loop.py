@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from finetune import checkpoint
+from finetune import checkpoint, ranks
 from finetune.duration import Duration
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Loop:
         import torch
 
         self.task, self.recipe, self.folder, self.emit, self.canceled, self.device = task, recipe, folder, emit, canceled, device
-        self.schedule = Schedule.of(recipe, task.lengths)
+        self.schedule, self.ranks = Schedule.of(recipe, task.lengths), ranks.current()
         self.progress = Progress(micro_batch=min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size))
         groups = task.groups()
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
@@ -179,7 +179,7 @@ class Loop:
         batches: list[list[int]] = []
         logged, seen, epoch = time.perf_counter(), progress.tokens, -1
         while progress.step < schedule.steps and not self._stopped():
-            if self.canceled():
+            if self.ranks.agree(self.canceled()):
                 self._checkpoint()
                 raise Canceled(f"canceled after step {progress.step} of {schedule.steps}")
             if progress.step // schedule.per_epoch != epoch:
@@ -224,13 +224,13 @@ class Loop:
         share = learning_rate_share(self.recipe, self.progress.step, self.schedule.steps)
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * share
-        total = max(1, self.task.targets(batch))
+        total, batch = max(1, self.task.targets(batch)), self.ranks.part(batch)
         while True:
             size = self.progress.micro_batch
             try:
                 self.optimizer.zero_grad()
                 # CPU and GPU draw from generators of their own; this seeds both
-                torch.manual_seed((self.recipe.seed << 32) + self.progress.step)
+                torch.manual_seed((self.recipe.seed << 32) + self.progress.step + (self.ranks.rank << 24))
                 summed = 0.0
                 for start in range(0, len(batch), size):
                     with torch.autocast(self.device, torch.bfloat16, enabled=self._bf16):
@@ -242,6 +242,7 @@ class Loop:
                 if not _out_of_memory(error):
                     raise
                 self._shrink(size)
+        summed = self.ranks.add(self._trained.values(), summed)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm))
         if not (math.isfinite(summed) and math.isfinite(norm)):
             raise TrainingError(
@@ -322,6 +323,12 @@ class Loop:
     # ---- checkpoints
 
     def _checkpoint(self) -> None:
+        self._saved = self.progress.step
+        if not self.ranks.rank:
+            self._save()
+        self.ranks.wait()
+
+    def _save(self) -> None:
         tensors = {f"model/{name}": parameter.detach() for name, parameter in self._trained.items()}
         tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
@@ -330,7 +337,6 @@ class Loop:
                 tensors[f"optimizer/{key}/{name}"] = value
         state = {"progress": asdict(self.progress), "recipe": _identity(self.recipe)}
         checkpoint.save(self.folder, self.progress.step, tensors, state)
-        self._saved = self.progress.step
         self.emit("checkpoint", step=self.progress.step)
 
     def _resume(self) -> None:
@@ -358,7 +364,8 @@ class Loop:
 
 
 def _identity(recipe: TrainedRecipe) -> str:
-    return json.dumps(recipe.model_dump(mode="json", exclude={"threads", "log_every", "register_to"}), sort_keys=True)
+    left_out = {"threads", "log_every", "register_to", "launcher", "sweep"}
+    return json.dumps(recipe.model_dump(mode="json", exclude=left_out), sort_keys=True)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

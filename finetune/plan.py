@@ -18,7 +18,7 @@ from finetune.base_model import locate
 from finetune.job import job_of
 from finetune.loop import Loop, Schedule, epoch_batches
 from finetune.recipe import Recipe, RecipeError
-from finetune.schema import EncoderRecipe, LanguageRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
 
 FLOAT = 4
 """Bytes of a weight, a gradient and each of AdamW's two averages: all are kept in fp32."""
@@ -114,7 +114,8 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
     RecipeError: the recipe is not trained by gradient descent, or its model is not there. DataError: it cannot be trained on.
     """
     if not isinstance(recipe, TrainedRecipe):
-        raise RecipeError(f"task {recipe.task}, method {recipe.method}: it takes seconds and no memory worth a plan; run it.")
+        takes = f"its time_budget, {recipe.time_budget:g} s," if isinstance(recipe, AutoRecipe) else "seconds"
+        raise RecipeError(f"task {recipe.task}, method {recipe.method}: it takes {takes} and no memory worth a plan; run it.")
     job, base = job_of(recipe), locate(recipe.base_model)
     available, device = (int(memory * 1e9) if memory else _free()), _device()
     job_size, shapes = _size(recipe, job, base)
@@ -254,10 +255,10 @@ def _knobs(recipe: TrainedRecipe, job: Any, base: Path, available: int) -> list[
 def _smaller(recipe: TrainedRecipe) -> list[tuple[str, Any]]:
     size = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
     found: list[tuple[str, Any]] = [("ema", 0.0)] if recipe.ema else []
-    if isinstance(recipe, LanguageRecipe) and recipe.method == "full":
+    if isinstance(recipe, LanguageRecipe | ReadingRecipe) and recipe.method == "full":
         found.append(("method", "lora"))
     found += [("micro_batch_size", part) for part in dict.fromkeys((max(1, size // 4), 1)) if part < size]
-    if isinstance(recipe, EncoderRecipe):
+    if isinstance(recipe, ReadingRecipe):
         if recipe.train_embeddings:
             found.append(("train_embeddings", False))
         return [*found, ("max_length", max(8, recipe.max_length // 2))]

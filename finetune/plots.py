@@ -15,7 +15,7 @@ def panels(count: int) -> tuple[Figure, Sequence[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * count, 4.5), layout="constrained")
-    return figure, figure.subplots(1, count)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def draw_confusion(axes: Axes, labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:

@@ -85,57 +85,95 @@ def register(classifier: LinearClassifier, name: str, *, metadata: Mapping[str, 
     return Registered(name, number, logged.model_uri)
 
 
-def register_text_classifier(
+def register_text_model(
     folder: Path,
     name: str,
     *,
-    labels: Sequence[str],
-    text_column: str,
+    signature: Any,
+    example: Any,
     facts: Mapping[str, Any],
-    example: Sequence[str],
     card: str,
     score: float | None,
     judge: Callable[[Any], float] | None,
     margin: float = 0.0,
 ) -> Registered:
-    """Log a trained encoder to MLflow's active run and register it: a column of texts to labels and probabilities.
+    """Log a trained encoder to MLflow's active run and register it.
 
     Parameters
     ----------
-    folder: `model.onnx`, `tokenizer.json`, `classifier.json`, as the task exports them.
+    folder: `model.onnx`, `tokenizer.json`, `model.json`, as the task exports them.
     facts: hashes and metrics, kept in the model's metadata and the version's tags.
     card: the model card, Markdown.
     score, judge, margin: as in `promote`.
     """
-    import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
-    from mlflow.types.schema import DataType as T
+    files = {"model": "model.onnx", "tokenizer": "tokenizer.json", "about": "model.json"}
+    packages = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
+    return register_code(
+        _TEXT_CODE, folder, name, files, packages, signature, example, facts, card, score=score, judge=judge, margin=margin
+    )
 
-    about = {**facts, "labels": list(labels), "id2label": {str(i): label for i, label in enumerate(labels)}}
-    outputs = [ColSpec(T.string, "label"), ColSpec(T.float, "confidence"), *(ColSpec(T.float, f"p_{label}") for label in labels)]
+
+def register_code(
+    code: Path,
+    folder: Path,
+    name: str,
+    files: Mapping[str, str],
+    packages: Sequence[str],
+    signature: Any,
+    example: Any,
+    facts: Mapping[str, Any],
+    card: str,
+    *,
+    score: float | None,
+    judge: Callable[[Any], float] | None,
+    margin: float = 0.0,
+) -> Registered:
+    """The one way of a model from code into the registry: `files` of `folder` are its artifacts, `packages` all that it needs."""
+    import mlflow
+
     (folder / "README.md").write_text(card, encoding="utf-8")
-    files = {"model": "model.onnx", "tokenizer": "tokenizer.json", "classifier": "classifier.json", "card": "README.md"}
     with quiet():
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(_TEXT_CODE),
-            artifacts={key: str(folder / file) for key, file in files.items()},
-            signature=ModelSignature(Schema([ColSpec(T.string, text_column)]), Schema(list(outputs))),
-            input_example=pd.DataFrame({text_column: list(example)}),
-            pip_requirements=[f"{p}=={version(p)}" for p in ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")],
-            metadata={**about, "rowwise": True},
+            python_model=str(code),
+            artifacts={key: str(folder / file) for key, file in {**files, "card": "README.md"}.items()},
+            signature=signature,
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in packages],
+            metadata={**facts, "rowwise": True},
             registered_model_name=name,
         )
         number = str(logged.registered_model_version)
         client = mlflow.MlflowClient()
         client.update_model_version(name, number, card)
-        for key, value in about.items():
+        for key, value in facts.items():
             client.set_model_version_tag(name, number, key, str(value)[:5000])
         champion, reason = promote(name, number, score, judge, margin)
         client.set_model_version_tag(name, number, "promotion", reason)
     return Registered(name, number, logged.model_uri, champion, reason)
+
+
+def labels_signature(inputs: Any, labels: Sequence[str]) -> Any:
+    """The signature of a model that gives `label`, `confidence` and each label's probability."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import DataType as T
+
+    outputs = [ColSpec(T.string, "label"), ColSpec(T.float, "confidence"), *(ColSpec(T.float, f"p_{label}") for label in labels)]
+    return ModelSignature(inputs, Schema(list(outputs)))
+
+
+def labels_facts(labels: Sequence[str]) -> dict[str, Any]:
+    return {"labels": list(labels), "id2label": {str(i): label for i, label in enumerate(labels)}}
+
+
+def evaluation_lines(recipe: Any, result: Mapping[str, Any], rows: int) -> list[str]:
+    """A model card's section: metrics beside the baseline's."""
+    if not result["metrics"]:
+        return ["## Evaluation", "", "It was not evaluated: the recipe names no `data.eval`."]
+    name, base = (recipe.data.eval.name if recipe.data.eval else ""), result["baseline"]
+    lines = ["## Evaluation", "", f"On {rows} rows of `{name}`.", "", f"| | this model | {result['baseline_name']} |"]
+    return [*lines, "|---|---|---|", *(f"| {key} | {value:.3f} | {base[key]:.3f} |" for key, value in result["metrics"].items())]
 
 
 def promote(name: str, number: str, score: float | None, judge: Callable[[Any], float] | None, margin: float) -> tuple[bool, str]:

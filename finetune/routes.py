@@ -18,11 +18,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import StreamingResponse
 
-from finetune.base_model import PACKAGED, locate
+from finetune.base_model import PACKAGED
+from finetune.launch import check
 from finetune.planned import planned
 from finetune.recipe import Recipe, RecipeError, load_recipe
 from finetune.runs import ACTIVE, TERMINAL, RunError, Runs, TrainingRun
-from finetune.schema import RECIPES, TrainedRecipe
+from finetune.schema import RECIPES, STARTED
 
 MAX_BODY = 64 << 20
 MAX_ACTIVE = 4
@@ -151,10 +152,10 @@ def router(
     @routes.post("/runs")
     def create(who: Who = who_asks, wanted: Asked = Depends(asked)) -> dict[str, Any]:
         recipe = loaded(wanted, who)
-        if not isinstance(recipe, TrainedRecipe):
+        if not isinstance(recipe, STARTED):
             raise refuse(400, f"task {recipe.task}, method {recipe.method} trains in seconds by `smalti finetune run`; not here.")
         try:
-            locate(recipe.base_model)
+            check(recipe)
         except RecipeError as error:
             raise refuse(400, str(error)) from None
         if sum(run.state()["status"] in ACTIVE for run in runs.list()) >= MAX_ACTIVE:

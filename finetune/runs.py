@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from finetune import threads
 from finetune.recipe import Recipe, load_recipe
-from finetune.schema import BaseRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, BaseRecipe, TrainedRecipe
 
 TERMINAL = ("completed", "failed", "canceled")
 """Kinds of the one event that ends each attempt at a run."""
@@ -121,7 +121,7 @@ class TrainingRun:
         if status == "COMPLETED":
             raise RunError(f"Run {self.id} has completed. Run its recipe again to train anew.")
         (self.folder / "cancel").unlink(missing_ok=True)
-        self.set_state(status="PENDING", message="", started=time.time(), first_event=self._events_size())
+        self.set_state(status="PENDING", message="", started=time.time(), first_event=self.size())
         environment = {**os.environ, **threads.environment(self.spec["threads"])}
         rooms = str(Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (rooms, os.environ.get("PYTHONPATH"))))
@@ -204,7 +204,7 @@ class TrainingRun:
                 continue
         return events, over
 
-    def _events_size(self) -> int:
+    def size(self) -> int:
         path = self.folder / "events.jsonl"
         if not path.exists():
             return 0
@@ -242,16 +242,22 @@ class Runs:
         self.root = root
 
     def create(
-        self, recipe: TrainedRecipe, *, tracking_uri: str, created_by: str = "", files: Mapping[str, str] | None = None
+        self,
+        recipe: TrainedRecipe | AutoRecipe,
+        *,
+        tracking_uri: str,
+        created_by: str = "",
+        files: Mapping[str, str] | None = None,
+        **more: Any,
     ) -> TrainingRun:
-        """A new run, not yet started. `files` are kept with it, by the names under which the recipe knows them."""
+        """A new run, not yet started. `files` are kept with it, by the names under which the recipe knows them, as is `more`."""
         identifier = f"{re.sub(r'[^a-z0-9]+', '-', recipe.name.lower()).strip('-')[:40]}-{secrets.token_hex(4)}"
         folder = self.root / identifier
         folder.mkdir(parents=True)
         recipe = _with_files(recipe, folder / "data", files or {})
         spec = {"name": recipe.name, "recipe": _absolute(recipe), "tracking_uri": tracking_uri, "created_by": created_by}
         # Kept with the run: how sums are split over threads decides their last bits.
-        spec |= {"threads": recipe.threads or threads.free(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        spec |= {"threads": recipe.threads or threads.free(), "created": datetime.now(UTC).isoformat(timespec="seconds"), **more}
         (folder / "run.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
         return TrainingRun(folder)
 
@@ -295,7 +301,7 @@ def _with_files(recipe: Kind, folder: Path, files: Mapping[str, str]) -> Kind:
     return type(recipe).model_validate({**values, "data": placed(values["data"], "train", "eval")})
 
 
-def _absolute(recipe: TrainedRecipe) -> dict[str, Any]:
+def _absolute(recipe: TrainedRecipe | AutoRecipe) -> dict[str, Any]:
     """A recipe's values with absolute paths: its process may start elsewhere."""
     from finetune.recipe import find
 

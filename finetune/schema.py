@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from finetune.duration import Duration
 
@@ -75,6 +75,50 @@ class ClassifyRecipe(BaseRecipe):
     calibration: Literal["none", "temperature"] = "temperature"
 
 
+class Range(Strict):
+    """Numbers to choose from: whole ones where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn evenly by order of magnitude."""
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high or (self.log and (self.low <= 0 or self.step is not None)):
+            raise ValueError("low must be under high; with log, low must be above 0 and there is no step")
+        return self
+
+
+class SweepRecipe(Strict):
+    """A search over keys of the recipe (`smalti finetune sweep`): Optuna proposes values, and ends trials that lag behind."""
+
+    space: Annotated[dict[str, Range | tuple[Any, ...]], Field(min_length=1)]
+    """Dotted keys, each with a list of values or `{low, high, log, step}`."""
+    trials: Annotated[int, Field(ge=1)] = 20
+    pruner: Literal["median", "none"] = "median"
+    """`median` ends a trial that is worse than half of those before it were at the same step."""
+    whole_trials: Annotated[int, Field(ge=1)] = 4
+    """Trials that are never ended early: what the others are held against."""
+
+
+class LauncherRecipe(Strict):
+    """What starts the processes that train."""
+
+    kind: Literal["process", "torchrun", "accelerate", "ray", "databricks"] = "process"
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Each takes its part of every batch; what is learnt is what one process would learn. On GPUs one each."""
+    accelerator: str = "GPU_1xH100"
+    """Of `databricks`: type of machine, as `databricks air` names it."""
+    environment: str = "4"
+    """Of `databricks`: version of the base environment."""
+
+
+def _launcher(given: Any) -> Any:
+    return {"kind": given} if isinstance(given, str) else given
+
+
 class TrainedRecipe(BaseRecipe):
     """What every recipe has whose weights are trained by gradient descent (AdamW, warm-up, then decay to zero)."""
 
@@ -97,38 +141,15 @@ class TrainedRecipe(BaseRecipe):
     """Decay of a moving average of the weights, which is what is then evaluated and kept; 0: none."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; by default what the machine's load leaves free when the run is made."""
+    launcher: Annotated[LauncherRecipe, BeforeValidator(_launcher)] = LauncherRecipe()
+    """`torchrun`, or with how many: `{kind: torchrun, processes: 4}`."""
+    sweep: SweepRecipe | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     eval_interval: Steps | None = None
     """How often to evaluate besides at the end."""
     checkpoint_interval: Steps = "100ba"
     early_stopping: Annotated[int, Field(ge=1)] | None = None
     """End after so many evaluations without a better one, keeping the best. They then chose the model: judge it elsewhere."""
-
-
-class EncoderRecipe(TrainedRecipe):
-    """Text to one of some labels: all of an encoder's weights are trained, with a head on the mean of its states."""
-
-    data: DataRecipe
-    task: Literal["classify"] = "classify"
-    method: Literal["full"] = "full"
-    base_model: str = "all-MiniLM-L6-v2"
-    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of a text; the rest is cut off."""
-    clean: tuple[Literal["html", "urls", "users", "repeats"], ...] = ()
-    """What is made alike before reading, in training and in serving: HTML entities, links, user names, loooong words."""
-    head_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Each layer learns this much slower than the one above it."""
-    train_embeddings: bool = True
-    """Off: the table of word vectors stays as it is, which halves the work of a step for small encoders."""
-    dropout: Share = 0.1
-    label_smoothing: Share = 0.0
-    class_balance: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """1 trains for the mean of the classes' recalls, 0 for accuracy: logits are adjusted by the log of the classes' shares
-    (https://arxiv.org/abs/2007.07314)."""
-    promote_margin: Annotated[float, Field(ge=0)] = 0.0
-    """How much macro-recall must exceed the champion's for the alias to move."""
 
 
 class LoraRecipe(Strict):
@@ -142,13 +163,131 @@ class LoraRecipe(Strict):
     """Names of layers; default: all linear ones but the head."""
 
 
+class ReadingRecipe(TrainedRecipe):
+    """What every recipe has that trains a text encoder: all its weights, or adapters that are merged when it is kept."""
+
+    method: Literal["full", "lora", "dora"] = "full"
+    lora: LoraRecipe = LoraRecipe()
+    base_model: str = "all-MiniLM-L6-v2"
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a text, or of a pair of texts; the rest is cut off."""
+    head_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Each layer learns this much slower than the one above it."""
+    train_embeddings: bool = True
+    """Off: the table of word vectors stays as it is, which halves the work of a step for small encoders."""
+    dropout: Share = 0.1
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+    """How much the evaluation's first metric must exceed the champion's for the alias to move."""
+
+
+class EncoderRecipe(ReadingRecipe):
+    """Text to one of some labels: an encoder with a head on the mean of its states."""
+
+    data: DataRecipe
+    task: Literal["classify"] = "classify"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    clean: tuple[Literal["html", "urls", "users", "repeats"], ...] = ()
+    """What is made alike before reading, in training and in serving: HTML entities, links, user names, loooong words."""
+    label_smoothing: Share = 0.0
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 trains for the mean of the classes' recalls, 0 for accuracy: logits are adjusted by the log of the classes' shares
+    (https://arxiv.org/abs/2007.07314)."""
+
+
+class TableRecipe(FilesRecipe):
+    """Files of rows: CSV, Parquet or JSON lines."""
+
+    label_column: str = "label"
+    text_column: str | None = None
+    """A column of texts, which become an encoder's vectors; the others are read as numbers and kinds."""
+    ignore_columns: tuple[str, ...] = ()
+
+
+class AutoRecipe(BaseRecipe):
+    """Rows to one of some labels: FLAML tries kinds of models and their settings for as long as it is given."""
+
+    data: TableRecipe
+    task: Literal["classify"] = "classify"
+    model: Literal["auto"] = "auto"
+    method: Literal["auto"] = "auto"
+    base_model: str = "all-MiniLM-L6-v2"
+    """The encoder of the text column."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    time_budget: Annotated[float, Field(gt=0)] = 60
+    """Seconds of search."""
+    max_trials: Annotated[int, Field(ge=1)] | None = None
+    estimators: tuple[Literal["lgbm", "xgboost", "rf", "extra_tree", "lrl1"], ...] = (
+        "lgbm",
+        "xgboost",
+        "rf",
+        "extra_tree",
+        "lrl1",
+    )
+    metric: Literal["log_loss", "macro_recall"] = "log_loss"
+    """What the search makes better, by cross-validation."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the rows that judges the model where there is no `data.eval`."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+
+
+class EmbedRecipe(ReadingRecipe):
+    """Texts to vectors of unit length: a question comes to lie near what answers it."""
+
+    data: FilesRecipe
+    """`query` and `positive`; perhaps `negative`, a text or several; `score` (0 to 1) where the loss compares scores."""
+    task: Literal["embed"]
+    loss: Literal["multiple_negatives", "triplet", "cosent", "cosine"] = "multiple_negatives"
+    """Of sentence-transformers (https://sbert.net/docs/package_reference/sentence_transformer/losses.html). The first takes the
+    other rows of a micro-batch for negatives, so the larger that is the better."""
+    scale: Annotated[float, Field(gt=0)] = 20.0
+    """Cosines are multiplied by it, in `multiple_negatives` and `cosent`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    dropout: Share = 0.0
+
+
+class RerankRecipe(ReadingRecipe):
+    """A cross-encoder: reads a question together with a text and says how well the one answers the other, from 0 to 1."""
+
+    data: FilesRecipe
+    """As for `embed`, so an index's pairs serve both."""
+    task: Literal["rerank"]
+    negatives: Annotated[int, Field(ge=1)] = 4
+    """Texts of other rows that are taken for wrong answers, where a row names none: half of them those most like the question."""
+    candidates: Annotated[int, Field(ge=2)] = 20
+    """Texts that are put in order for each question of the evaluation: those most like it by their words, and the right one."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+
+
+class ReaderRecipe(ReadingRecipe):
+    """Finds the words of a text that answer a question, or that there are none (https://arxiv.org/abs/1810.04805)."""
+
+    data: FilesRecipe
+    """`question`, `context` and `answer`, which the context has verbatim, or which is empty; `start` tells which of several."""
+    task: Literal["reader"]
+    max_length: Annotated[int, Field(ge=32)] = 256
+    stride: Annotated[int, Field(ge=0)] = 64
+    """Tokens that two windows of a long text share."""
+    max_answer: Annotated[int, Field(ge=1)] = 30
+    """Tokens of an answer."""
+
+    @model_validator(mode="after")
+    def _room(self) -> ReaderRecipe:
+        if self.stride > self.max_length // 4:
+            raise ValueError("stride must be a quarter of max_length at most")
+        return self
+
+
 class LanguageRecipe(TrainedRecipe):
     """A causal language model learns texts (`cpt`), answers to prompts (`sft-instruct`) or its turns in chats (`sft-chat`)."""
 
     data: FilesRecipe
     """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
-    task: Literal["cpt", "sft-chat", "sft-instruct"]
-    method: Literal["full", "lora", "dora"] = "lora"
+    task: Literal["cpt", "sft-chat", "sft-instruct", "dpo"]
+    method: Literal["full", "lora", "dora", "qlora"] = "lora"
+    """`qlora`: adapters beside weights of four bits (https://arxiv.org/abs/2305.14314); it takes a GPU and bitsandbytes."""
     lora: LoraRecipe = LoraRecipe()
     context_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of a packed sequence. Texts share one, and see nothing of each other."""
@@ -162,13 +301,36 @@ class LanguageRecipe(TrainedRecipe):
     """How much the held-out loss must be under the champion's for the alias to move."""
 
 
-Recipe = ClassifyRecipe | EncoderRecipe | LanguageRecipe
-_LANGUAGE: Mapping[str, type[BaseRecipe]] = dict.fromkeys(("lora", "full", "dora"), LanguageRecipe)
+class PreferenceRecipe(LanguageRecipe):
+    """A language model learns which of two answers is the better one (https://arxiv.org/abs/2305.18290)."""
+
+    data: FilesRecipe
+    """`prompt`, `chosen` and `rejected`; a prompt is a text, or the messages of a chat."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How dear it is to move away from the model that training began with."""
+
+
+Recipe = (
+    ClassifyRecipe | AutoRecipe | EncoderRecipe | EmbedRecipe | RerankRecipe | ReaderRecipe | LanguageRecipe | PreferenceRecipe
+)
+
+
+def _methods(model: type[BaseRecipe], *names: str) -> Mapping[str, type[BaseRecipe]]:
+    return dict.fromkeys(names, model)
+
+
+STARTED = (TrainedRecipe, AutoRecipe)
+"""What runs in a process of its own."""
+_ADAPTED = ("lora", "full", "dora", "qlora")
 RECIPES: Mapping[str, Mapping[str, type[BaseRecipe]]] = {
-    "classify": {"linear": ClassifyRecipe, "full": EncoderRecipe},
-    "cpt": _LANGUAGE,
-    "sft-chat": _LANGUAGE,
-    "sft-instruct": _LANGUAGE,
+    "classify": {"linear": ClassifyRecipe, **_methods(EncoderRecipe, "full", "lora", "dora"), "auto": AutoRecipe},
+    "embed": _methods(EmbedRecipe, "full", "lora", "dora"),
+    "rerank": _methods(RerankRecipe, "full", "lora", "dora"),
+    "reader": _methods(ReaderRecipe, "full", "lora", "dora"),
+    "cpt": _methods(LanguageRecipe, *_ADAPTED),
+    "sft-chat": _methods(LanguageRecipe, *_ADAPTED),
+    "sft-instruct": _methods(LanguageRecipe, *_ADAPTED),
+    "dpo": _methods(PreferenceRecipe, *_ADAPTED),
 }
 """A recipe's `task` and `method` choose its model."""
 
@@ -178,6 +340,6 @@ def model_for(data: Mapping[str, Any]) -> type[BaseRecipe] | tuple[str, tuple[st
     methods = RECIPES.get(task) if isinstance(task := data.get("task", "classify"), str) else None
     if methods is None:
         return "task", tuple(RECIPES)
-    method = data.get("method", next(iter(methods)))
+    method = data.get("method", "auto" if data.get("model") == "auto" else next(iter(methods)))
     found = methods.get(method) if isinstance(method, str) else None
     return found or ("method", tuple(methods))

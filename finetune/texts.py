@@ -65,6 +65,8 @@ def scan(task: str, path: Path, problems: list[Problem]) -> Iterator[tuple[str, 
         tell = teller(problems, file, line)
         if task == "sft-chat":
             found = _messages(row, tell)
+        elif task == "dpo":
+            found = _preference(row, tell)
         else:
             keys = ("text",) if task == "cpt" else ("prompt", "response")
             given = [_string(row, key, tell) for key in keys]
@@ -73,18 +75,19 @@ def scan(task: str, path: Path, problems: list[Problem]) -> Iterator[tuple[str, 
             yield file, line, row, found
 
 
-def question(parts: Sequence[str]) -> str:
-    """Of a row's texts what makes it the same question as another: all but the answer, without regard to case and spaces."""
-    return " ".join(" ".join(parts[:-1] or parts).split()).casefold()
+def question(parts: Sequence[str], answers: int = 1) -> str:
+    """Of a row's texts what makes it the same question as another: all but the answers, without regard to case and spaces."""
+    return " ".join(" ".join(parts[:-answers] or parts).split()).casefold()
 
 
 def leaks(task: str, train: Path, held_out: Path) -> list[Problem]:
     """Rows of the evaluation whose question is trained on."""
-    trained = {hash(question(parts)): (file, line) for file, line, _, parts in scan(task, train, [])}
+    answers = 2 if task == "dpo" else 1
+    trained = {hash(question(parts, answers)): (file, line) for file, line, _, parts in scan(task, train, [])}
     return [
         leak(file, line, *where)
         for file, line, _, parts in scan(task, held_out, [])
-        if (where := trained.get(hash(question(parts))))
+        if (where := trained.get(hash(question(parts, answers))))
     ]
 
 
@@ -222,6 +225,72 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) 
 def _unstable(tell: Tell) -> None:
     message = "The chat template writes earlier messages differently once later ones follow, so what is learnt cannot be told."
     tell("chat_template", "messages", message, "Give another with chat_template: FILE.jinja.")
+
+
+def _preference(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
+    """The texts of a prompt, and the two answers."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        asked = {"messages": [*prompt, {"role": "assistant", "content": "x"}]}
+        before = _messages(asked, lambda code, column, *told: tell(code, (column or "").replace("messages", "prompt"), *told))
+        before = before[:-1] if before else None
+    else:
+        text = _string(row, "prompt", tell)
+        before = None if text is None else (text,)
+    answers = [_string(row, key, tell) for key in ("chosen", "rejected")]
+    if before is None or answers[0] is None or answers[1] is None:
+        return None
+    if answers[0].strip() == answers[1].strip():
+        tell("same_answers", "rejected", "It is the same as the chosen one.", "Delete the row, or give two different answers.")
+        return None
+    return (*before, answers[0], answers[1])
+
+
+def read_preferences(path: Path, tokenizer: Any, length: int) -> tuple[list[tuple[Tokens, Tokens]], list[Problem]]:
+    """Prompts with the better and the worse answer, as tokens of which the answers are learnt; and warnings.
+
+    Raises
+    ------
+    DataError: with every problem found, by file and line.
+    """
+    problems: list[Problem] = []
+    found: list[tuple[Tokens, Tokens]] = []
+    seen: dict[Any, int] = {}
+    rows = cut = 0
+    for file, line, row, parts in scan("dpo", path, problems):
+        tell = teller(problems, file, line)
+        rows += 1
+        if (first := seen.setdefault(parts, line)) != line:
+            repeated(problems, file, line, first)
+            continue
+        both = [answered(tokenizer, row["prompt"], row[key], tell) for key in ("chosen", "rejected")]
+        kept = [Tokens(each.ids[:length], each.labels[:length]) for each in both if each is not None]
+        if len(kept) < 2:
+            continue
+        cut += any(len(each.ids) > length for each in both if each is not None)
+        if not (kept[0].targets and kept[1].targets):
+            nothing_left(tell, length)
+            continue
+        found.append((kept[0], kept[1]))
+    if cut:
+        problems.append(truncated(path, cut, rows, length, "context_length"))
+    if not found and not any(problem.severity == "error" for problem in problems):
+        problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
+    if any(problem.severity == "error" for problem in problems):
+        raise DataError(problems)
+    return found, problems
+
+
+def answered(tokenizer: Any, prompt: Any, answer: str, tell: Tell) -> Tokens | None:
+    """A prompt, a text or the messages of a chat, with an answer to it."""
+    if isinstance(prompt, str):
+        return _instruct(tokenizer, {"prompt": prompt, "response": answer}, tell)
+    asked = list(prompt)
+    found = _chat(tokenizer, {"messages": [*asked, {"role": "assistant", "content": answer}]}, tell)
+    if found is None:
+        return None
+    begun = len(_rendered(tokenizer, asked, True))  # of a chat only the last answer is compared
+    return Tokens(found.ids, [IGNORED] * begun + list(found.labels[begun:]))
 
 
 ENCODERS = {"cpt": _text, "sft-instruct": _instruct, "sft-chat": _chat}

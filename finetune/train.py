@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,6 +128,10 @@ def experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_loca
     ------
     RecipeError: its artifacts can only be reached through its server, and `tracking_uri` is a database.
     """
+    if tracking_uri.startswith("databricks"):  # names there are paths of the workspace; a job is given its experiment
+        if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return given
+        name = f"/Shared/{name}"
     database = tracking_uri.removeprefix("sqlite:///") if tracking_uri.startswith("sqlite:///") else None
     if (found := client.get_experiment_by_name(name)) is None:
         if artifact_location is None and database:

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import texts
+from finetune import pairs, texts
 from finetune.base_model import locate
 from finetune.data import Problem, Row, scan_labelled, split_problems
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
+from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
 
 if TYPE_CHECKING:
     from finetune.schema import LanguageRecipe
@@ -103,6 +104,10 @@ def validate(recipe: Recipe, find_pii: FindPii | None = None) -> Report:
     began, problems = time.perf_counter(), Findings()
     if isinstance(recipe, (ClassifyRecipe, EncoderRecipe)):
         rows = _labelled(recipe, problems, find_pii)
+    elif isinstance(recipe, AutoRecipe):
+        rows = _tables(recipe, problems, find_pii)
+    elif isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
+        rows = _pairs(recipe, problems, find_pii)
     else:
         rows = _texts(recipe, problems, find_pii)
     return Report(tuple(problems), dict(problems.counts), rows, time.perf_counter() - began)
@@ -126,23 +131,69 @@ def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, find_p
     return sum(map(len, found))
 
 
-def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> int:
-    """How many texts have more tokens than are read. No token is shorter than a byte, so most need not be counted."""
+def _tables(recipe: AutoRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+    from finetune import tables
+
+    files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
+    found = [tables.scan(file, recipe.data, problems) for file in files]
+    for file, table in zip(files, found, strict=True):
+        for column in tables.texts_of(table, recipe.data):
+            for line, text in zip(table.index, table[column], strict=True):
+                if isinstance(text, str):
+                    _look(str(file), int(line), column, text, problems, find_pii)
+    if len(found) == 2 and all(len(table) for table in found):
+        problems.extend(tables.split_problems(found[0], files[0], found[1], files[1], recipe.data))
+    return sum(map(len, found))
+
+
+def _pairs(recipe: EmbedRecipe | RerankRecipe | ReaderRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+    files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
+    found: list[list[Any]] = []
+    columns = ("question", "context") if isinstance(recipe, ReaderRecipe) else ("query", "positive")
+    for file in files:
+        rows = pairs.scan(recipe.task, file, problems, loss="" if found else getattr(recipe, "loss", ""))
+        found.append(rows)
+        for row in rows:
+            for number, text in enumerate(row.texts):
+                column = columns[number] if number < 2 else "negative"
+                _look(str(file), row.line, column, text, problems, find_pii)
+        if not isinstance(recipe, ReaderRecipe) and (cut := _longer_pairs(recipe, rows)):  # readers look through windows
+            problems.append(texts.truncated(file, cut, len(rows), recipe.max_length, "max_length"))
+    if len(found) == 2:
+        problems.extend(pairs.leaks(found[0], files[0], found[1], files[1]))
+    return sum(map(len, found))
+
+
+def _longer_pairs(recipe: EmbedRecipe | RerankRecipe, rows: Sequence[Any]) -> int:
+    """How many rows have a text, or for rerankers a pair of texts, with more tokens than are read."""
+    together = isinstance(recipe, RerankRecipe)
+    given = [[row.query + " " + text for text in row.texts[1:]] if together else list(row.texts) for row in rows]
+    long = [max(texts, key=len) for texts in given]
+    return _count_longer(recipe, [text for text in long if len(text.encode()) > recipe.max_length - 2])
+
+
+def _count_longer(recipe: ReadingRecipe, candidates: Sequence[str]) -> int:
+    """How many of the texts have more tokens than are read; only the longest are looked at."""
+    if not candidates:
+        return 0
     from tokenizers import Tokenizer
 
+    tokenizer = Tokenizer.from_file(str(locate(recipe.base_model) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ready = heapq.nlargest(COUNTED, candidates, key=len)
+    parts = (ready[at : at + BATCH] for at in range(0, len(ready), BATCH))
+    return sum(len(each.ids) > recipe.max_length for part in parts for each in tokenizer.encode_batch_fast(part))
+
+
+def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> int:
+    """How many texts have more tokens than are read. No token is shorter than a byte, so most need not be counted."""
     from finetune.tasks.encoder import clean
 
     most = recipe.max_length
     bound = most - 2  # two tokens are put around a text; cleaning lengthens none but `@a`, to `@user`
     candidates = [text for row in rows if len((text := row.text).encode()) + 4 * text.count("@") > bound]
-    if not candidates:
-        return 0
-    tokenizer = Tokenizer.from_file(str(locate(recipe.base_model) / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    ready = [clean(text, recipe.clean) for text in heapq.nlargest(COUNTED, candidates, key=len)]
-    parts = (ready[at : at + BATCH] for at in range(0, len(ready), BATCH))
-    return sum(len(each.ids) > most for part in parts for each in tokenizer.encode_batch_fast(part))
+    return _count_longer(recipe, [clean(text, recipe.clean) for text in heapq.nlargest(COUNTED, candidates, key=len)])
 
 
 def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None) -> int:
@@ -180,6 +231,8 @@ def _file(
     trained: Mapping[int, tuple[str, int]],
 ) -> tuple[int, dict[int, tuple[str, int]]]:
     """Rows of a file or folder, and where each of its questions stands; `trained` has those of the training data."""
+    if recipe.task == "dpo":
+        return _preferences(recipe, path, tokenizer, problems, find_pii, trained)
     task, length = recipe.task, recipe.context_length
     encode, ready = texts.ENCODERS[task], tokenizer.eos_token_id is not None and (task != "sft-chat" or tokenizer.chat_template)
     overhead: dict[Any, int | None] = {}
@@ -225,6 +278,49 @@ def _file(
     cut += sum(each is not None and len(each.ids) > length for each in counted)
     if cut:
         problems.append(texts.truncated(path, cut, rows, length, "context_length"))
+    if not rows and not problems.counts:
+        problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
+    return rows, questions
+
+
+def _preferences(
+    recipe: LanguageRecipe,
+    path: Path,
+    tokenizer: Any,
+    problems: Findings,
+    find_pii: FindPii | None,
+    trained: Mapping[int, tuple[str, int]],
+) -> tuple[int, dict[int, tuple[str, int]]]:
+    """As `_file`, of prompts with two answers each. Tokens are counted where the bytes do not already show that a row fits."""
+    seen: dict[int, int] = {}
+    questions: dict[int, tuple[str, int]] = {}
+    rows = cut = 0
+    for file, line, row, parts in texts.scan("dpo", path, problems):
+        rows += 1
+        for number, text in enumerate(parts):
+            column = "prompt" if isinstance(row["prompt"], str) else f"prompt[{number}].content"
+            column = ("chosen", "rejected")[number - len(parts) + 2] if number >= len(parts) - 2 else column
+            _look(file, line, column, text, problems, find_pii)
+        if (first := seen.setdefault(hash(parts), line)) != line:
+            texts.repeated(problems, file, line, first)
+            continue
+        asked = hash(texts.question(parts, 2))
+        if where := trained.get(asked):
+            problems.append(texts.leak(file, line, *where))
+        questions[asked] = file, line
+        chat = not isinstance(row["prompt"], str)
+        if tokenizer.eos_token_id is None or (chat and not tokenizer.chat_template):
+            continue
+        if not chat and sum(len(text.encode()) for text in parts) + 4 <= recipe.context_length:
+            continue
+        tell = texts.teller(problems, file, line)
+        both = [texts.answered(tokenizer, row["prompt"], row[key], tell) for key in ("chosen", "rejected")]
+        kept = [each for each in both if each is not None]
+        cut += any(len(each.ids) > recipe.context_length for each in kept)
+        if any(all(label == texts.IGNORED for label in each.labels[1 : recipe.context_length]) for each in kept):
+            texts.nothing_left(tell, recipe.context_length)
+    if cut:
+        problems.append(texts.truncated(path, cut, rows, recipe.context_length, "context_length"))
     if not rows and not problems.counts:
         problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
     return rows, questions

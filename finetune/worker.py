@@ -7,10 +7,14 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
 from finetune.runs import TrainingRun
+
+if TYPE_CHECKING:
+    from finetune.job import Watch
 
 
 def main(folder: Path) -> int:
@@ -25,30 +29,45 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (run.folder / "cancel").touch())
     os.nice(5)  # answers come first
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    launcher = run.spec["recipe"].get("launcher") or {}
+    if launcher.get("kind", "process") != "process":
+        from finetune.launch import launch
+
+        return 0 if launch(run) == "COMPLETED" else 1
+    return 0 if perform(run) == "COMPLETED" else 1
+
+
+def perform(run: TrainingRun, watch: Watch | None = None) -> str:
+    """Do a run in this process, which holds its lock; gives the status it ended with. `watch` is as in `finetune.job.execute`."""
     from finetune.data import DataError
     from finetune.job import execute
     from finetune.loop import Canceled, TrainingError
     from finetune.recipe import RecipeError
 
+    run.set_state(status="RUNNING", pid=os.getpid())
     try:
-        result = execute(run)
+        result = execute(run, watch)
     except Canceled as end:
-        return _end(run, "canceled", str(end))
+        return end_with(run, "canceled", str(end))
     except (DataError, RecipeError, TrainingError, OSError) as error:
         traceback.print_exc()
-        return _end(run, "failed", str(error))
+        return end_with(run, "failed", str(error))
+    except KeyboardInterrupt:
+        end_with(run, "canceled", "interrupted")
+        raise
     except BaseException as error:  # what is not foreseen is told as well; where it happened is in the log
         traceback.print_exc()
-        return _end(run, "failed", f"{type(error).__name__}: {error} (see {run.folder / 'log.txt'})")
+        return end_with(run, "failed", f"{type(error).__name__}: {error} (see {run.folder / 'log.txt'})")
     run.emit("completed", **{key: value for key, value in result.items() if key in ("metrics", "baseline", "registered")})
     run.set_state(status="COMPLETED", result=result)
-    return 0
+    return "COMPLETED"
 
 
-def _end(run: TrainingRun, kind: str, message: str) -> int:
+def end_with(run: TrainingRun, kind: str, message: str) -> str:
+    """Tell that a run ended without a model, and why."""
     run.emit(kind, message=message)
     run.set_state(status=kind.upper(), message=message)
-    return 1
+    return kind.upper()
 
 
 if __name__ == "__main__":

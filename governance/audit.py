@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Engine, select
 
-from governance.frames import iso
+from governance.frames import iso, moment
 from governance.tables import audit_log
 
 COMMAND_LINE = "command line"
@@ -31,12 +31,15 @@ def record(connection: Connection, actor: str | None, action: str, subject: str,
 
 
 def entries(engine: Engine, *, limit: int = 100, subject: str | None = None, since: str | None = None) -> list[Mapping[str, Any]]:
-    """The newest changes first: id, time (ISO 8601, UTC), actor, action, subject, before, after."""
+    """The newest changes first: id, time (ISO 8601, UTC), actor, action, subject, before, after.
+
+    Raises `ValueError` for a `since` that is no time.
+    """
     statement = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
     if subject is not None:
         statement = statement.where(audit_log.c.subject == subject)
     if since is not None:
-        statement = statement.where(audit_log.c.time >= since)
+        statement = statement.where(audit_log.c.time >= iso(moment(since)))
     with engine.connect() as connection:
         rows = connection.execute(statement).mappings().all()
     return [{**row, "before": _value(row["before"]), "after": _value(row["after"])} for row in rows]

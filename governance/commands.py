@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -239,18 +238,14 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete old rows of the inference table, and what was counted for budgets of months before."""
-    from governance.budgets import Budgets
-    from governance.usage import prune as delete
+    from governance.retention import keep
 
     work = context.obj
-    work.journal.ingest()
-    before = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    count = delete(work.engine, before)
-    Budgets(work.engine).prune(before)
+    count = keep(work.engine, work.journal, days)
     if as_json:
-        work.print_json({"deleted": count, "before": before})
+        work.print_json({"deleted": count, "days": days})
     else:
-        print(f"{count} rows from before {before} deleted.")
+        print(f"{count} rows older than {days:g} days deleted.")
 
 
 def usage(

@@ -84,7 +84,13 @@ class Exposures:
     ) -> None:
         self._engine, self._experiment, self._endpoint, self._since = engine, experiment, endpoint, since
         self.arms, self._paired = list(arms), paired
-        self._mark, self._taken = since, set()
+        self._events: dict[str, Event] = {}
+        self._last_event = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is taken in yet, of calls; what was told elsewhere stays."""
+        self._mark, self._taken = self._since, set()
         self._open: dict[str, str] = {}
         self._index: dict[tuple[str, str], int] = {}
         self._arm: list[int] = []
@@ -94,9 +100,7 @@ class Exposures:
         self._unit: list[str] = []
         self._asked: dict[int, tuple[int, int, float]] = {}
         self._sums: dict[str, dict[int, tuple[float, int]]] = {}
-        self._events: dict[str, Event] = {}
         self._placed: dict[str, tuple[int, str, float]] = {}
-        self._last_event = 0
         self._earlier: dict[str, dict[str, float]] | None = None
         self.crossed = 0
         """Calls left out because their unit had been dealt to another arm before: someone changed the shares."""
@@ -108,6 +112,9 @@ class Exposures:
 
         `events`: told elsewhere, since the last time; those kept by `add_event` are read by themselves.
         """
+        now = iso(time.time_ns())
+        if now < _shift(self._mark, -_LATE):  # the clock was put back: what was written since then lies before the mark
+            self._begin()
         with self._engine.connect() as connection:
             for ids in _chunks(list(self._open)):
                 statement = select(*_COLUMNS).where(_t.databricks_request_id.in_(ids), _t.status_code.is_not(None))
@@ -132,7 +139,7 @@ class Exposures:
                         self._take(dict(row))
                 if len(found) < _PAGE:
                     break
-            self._mark = max(self._mark, since)
+            self._mark = max(self._mark, min(since, now))  # another server's clock may be ahead
             oldest = _shift(self._mark, -_LATE)
             self._taken = {identifier for identifier, when in recent.items() if when >= oldest}
             lost = iso(time.time_ns() - int(_GIVEN_UP.total_seconds() * 1e9))

@@ -18,6 +18,7 @@ import orjson
 
 MAGIC = b"\xf5SM1"  # 0xF5 occurs in no UTF-8 text, so not in a body
 _HEADER = struct.Struct("<4sII")
+_LARGEST = 1 << 31  # an INTEGER of PostgreSQL and of Parquet ends there
 _KEY = re.compile(rb"smk_[A-Za-z0-9_-]{20,}")
 
 
@@ -88,6 +89,27 @@ def iso(time: datetime | int) -> str:
 @lru_cache(64)
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def moment(value: datetime | str) -> datetime:
+    """A time as it was given, or written in ISO 8601; UTC where it names no zone. Raises `ValueError`."""
+    if isinstance(value, str):
+        short = {4: f"{value}-01-01", 7: f"{value}-01"}  # a year, a month
+        try:
+            value = datetime.fromisoformat(short.get(len(value), value))
+        except ValueError:
+            raise ValueError(f"{value!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def storable(columns: dict[str, Any]) -> dict[str, Any]:
+    """Without what no database takes and what would be in the way of all that follows: NUL, integers that are too large."""
+    for name, value in columns.items():
+        if isinstance(value, str) and "\x00" in value:
+            columns[name] = value.replace("\x00", "\ufffd")
+        elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+            columns[name] = None
+    return columns
 
 
 def dumps(value: Any) -> bytes:

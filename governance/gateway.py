@@ -32,7 +32,7 @@ from governance.flight import CLIENT_GONE, MAX_PAYLOAD, MAX_REFUSED_PAYLOAD, Fli
 from governance.frames import payload
 from governance.grants import Grants
 from governance.guardrails.guard import Guard, Refused, compiled
-from governance.guardrails.judges import Toolkit
+from governance.guardrails.judges import Toolkit, judging
 from governance.identity import NO_KEY, Identity
 from governance.journal import Journal, JournalError
 from governance.limits import Limits, Reservation
@@ -255,7 +255,7 @@ class Gateway:
             if caller.scopes is not None:  # what the call needs inside is its owner's to use
                 caller = replace(caller, scopes=None)
                 call = _of(call, caller)
-            if outer is None:
+            if outer is None and not judging.get():
                 await self.admission.enter()
                 admitted = True
             policy = self.limits.policies.get(call.endpoint)

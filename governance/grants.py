@@ -2,8 +2,8 @@
 
 Levels are those of Databricks serving endpoints (https://docs.databricks.com/api/workspace/servingendpoints/setpermissions):
 CAN_VIEW < CAN_QUERY < CAN_MANAGE. Principals are `user:NAME`, `group:NAME` and `service_principal:NAME`; securables are
-`endpoint:NAME`, `index:CATALOG.SCHEMA.NAME` and `model:CATALOG.SCHEMA.NAME`. Of a registered model the levels are what Unity
-Catalog calls BROWSE, EXECUTE and MANAGE, and may be written so.
+`endpoint:NAME`, `index:CATALOG.SCHEMA.NAME`, `model:CATALOG.SCHEMA.NAME` and `volume:CATALOG.SCHEMA.NAME`. Of a registered model
+the levels are what Unity Catalog calls BROWSE, EXECUTE and MANAGE, and may be written so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")
 _RANK = {level: rank for rank, level in enumerate(LEVELS)}
 _DOING = {"CAN_VIEW": "see", "CAN_QUERY": "call", "CAN_MANAGE": "manage"}
 _PRINCIPALS = ("user", "group", "service_principal")
-_SECURABLES = ("endpoint", "index", "search_endpoint", "model")
+_SECURABLES = ("endpoint", "index", "search_endpoint", "model", "volume")
 PRIVILEGES = {"BROWSE": "CAN_VIEW", "EXECUTE": "CAN_QUERY", "MANAGE": "CAN_MANAGE"}
 """Unity Catalog's privileges on a registered model, as levels."""
 
@@ -151,7 +151,7 @@ class Grants:
                 audit.record(connection, by, "grants.remove", securable, before, _held(connection, securable))
             return removed
 
-    def forget(self, securable: str) -> int:
+    def forget(self, securable: str, *, by: str | None = None) -> int:
         """Remove every grant on a securable that is gone, so that a later one of the same name starts with none."""
         with self.changes.write("grants") as (connection, _):
             before = _held(connection, securable)
@@ -159,7 +159,7 @@ class Grants:
                 delete(grants).where((grants.c.securable == securable) | (grants.c.via == securable))
             ).rowcount
             if removed:
-                audit.record(connection, None, "grants.forget", securable, before, {})
+                audit.record(connection, by, "grants.forget", securable, before, {})
             return removed
 
     # --- within ---
@@ -201,7 +201,7 @@ def check_securable(securable: str) -> str:
     name = name.strip()
     if kind not in _SECURABLES or not name or len(name) > 400 or not name.isprintable():
         raise ValueError(
-            f"{securable!r} is nothing to grant on: write endpoint:NAME, index:CATALOG.SCHEMA.NAME or model:CATALOG.SCHEMA.NAME"
+            f"{securable!r} is nothing to grant on: write endpoint:NAME, or index:, model: or volume:CATALOG.SCHEMA.NAME"
         )
     return f"{kind}:{name}"
 

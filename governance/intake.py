@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func
 from sqlalchemy.dialects import postgresql
 
 from governance import hourly
-from governance.frames import iso
+from governance.frames import iso, storable
 from governance.tables import inference_table
 
 logger = logging.getLogger("smalti.journal")
@@ -64,6 +64,7 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
                 columns[name] = orjson.dumps(columns[name]).decode()
         if isinstance(columns.get("request_time"), int):
             columns["request_time"] = iso(columns["request_time"])
+        columns = storable(columns)
         row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
         row.update({name: value for name, value in columns.items() if value is not None and name in row})
     return list(rows.values())

@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from governance import hourly, intake
 from governance.commit import GroupCommit
-from governance.frames import encode, iso, scan
+from governance.frames import encode, iso, moment, scan
 from governance.ingester import Ingester
 from governance.tables import create, inference_table, segments
 
@@ -37,6 +37,7 @@ except ImportError:  # without file locks, segments of ended processes are read 
 logger = logging.getLogger("smalti.journal")
 
 _BUSY = 100  # frames of one round from which on a process of its own takes them in
+_OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
@@ -167,6 +168,12 @@ class Journal:
             finally:
                 os.close(fd)
 
+    def _turn(self) -> None:
+        """Let a segment go that was begun long ago, so that rows which are deleted do not live on in it."""
+        with self._lock:
+            if self._name and self._pid == os.getpid() and time.time_ns() - int(self._name[:20]) > _OLDEST:
+                self._end()
+
     def _cut(self) -> None:
         """Take a half-written frame off; where that fails, leave it as the torn end of its segment."""
         assert self._fd is not None
@@ -265,6 +272,7 @@ class Journal:
 
     def _run(self, interval: float) -> None:
         while True:
+            self._turn()
             if (self._helper is None or not self._helper.alive) and self.ingest_quietly() >= _BUSY:
                 self._help(interval)
             if self._stop.wait(interval):
@@ -314,7 +322,7 @@ class Journal:
         table = inference_table.c
         where = []
         if since is not None:
-            where.append(table.request_time >= iso(_moment(since)))
+            where.append(table.request_time >= iso(moment(since)))
         if endpoint is not None:
             where.append(table.endpoint_name == endpoint)
         if request_id is not None:
@@ -359,15 +367,6 @@ class Journal:
                 self.ingest()
             except Exception:  # the frames stay in their segments, and the next start takes them in
                 logger.warning("the journal could not be brought into the inference table at the end", exc_info=True)
-
-
-def _moment(value: datetime | str) -> datetime:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is no time: write it as 2026-11-22 or 2026-11-22T10:00:00Z") from None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -154,6 +154,9 @@ class Limits:
             price = self.prices.of(endpoint)
             cost = (lambda tokens: (given * price.input + tokens * price.output) / 1e6) if price else (lambda tokens: 0.0)
             taken, warnings = self.budgets.reserve(caller, endpoint, policy, given, output_tokens, cost)
+            model = self.prices.unpriced(endpoint) if price is None else None
+            if model and any(metric == "cost" for metric, *_ in policy.budgets):
+                warnings = [*warnings, f"no price is known of {model}: the limit in dollars of {endpoint} counts nothing of it"]
         try:
             if self.shared is None:
                 reservation = self._minute(caller, endpoint, policy, given, output_tokens)

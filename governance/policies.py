@@ -80,12 +80,29 @@ class UsageTrackingConfig(BaseModel):
     enabled: StrictBool | None = None
 
 
+class PresidioOptions(BaseModel):
+    """What Presidio looks for beside what has a form, and the spaCy model (a package or a folder) that it reads with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(default=None, min_length=1, max_length=500)
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    entities: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_0-9]{1,60}$")], ...] = Field(
+        default=("PERSON", "LOCATION"), min_length=1, max_length=50
+    )
+    score: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
+
+
 class PiiBehavior(BaseModel):
-    """What happens to personal data: nothing, the call is refused, or typed placeholders take its place."""
+    """What happens to personal data: nothing, the call is refused, or typed placeholders take its place.
+
+    `presidio` is Smalti's own: names and places are looked for too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     behavior: Literal["NONE", "BLOCK", "MASK"] | None = None
+    presidio: PresidioOptions | None = None
 
 
 Keyword = Annotated[str, Field(min_length=1, max_length=200)]
@@ -160,7 +177,8 @@ class AiGatewayConfig(BaseModel):
     def custom(self) -> bool:
         """Whether code of the operator's is to be run, which only the file may ask for."""
         rails = self.guardrails
-        return rails is not None and any(side is not None and bool(side.custom) for side in (rails.input, rails.output))
+        sides = (rails.input, rails.output) if rails is not None else ()
+        return any(side is not None and bool(side.custom or (side.pii and side.pii.presidio)) for side in sides)
 
     def logs_payload(self, request_id: str) -> bool:
         """Whether the call's request and answer are kept; of a sample, the same calls whoever asks."""
@@ -294,7 +312,9 @@ class Policies:
                 code="RESOURCE_CONFLICT",
             )
         if parsed.custom:
-            raise ValueError("guardrails.custom runs code of yours, so it is accepted in smalti.yaml only")
+            raise ValueError(
+                "guardrails.custom and pii.presidio run what is on the server, so they are accepted in smalti.yaml only"
+            )
         if self.changes is None:
             raise RuntimeError("these policies have no database to be stored in")
         values = {"config": orjson.dumps(parsed.as_dict()).decode(), "changed_by": by, "changed": time.time()}
@@ -339,11 +359,17 @@ def _stored(config: str) -> AiGatewayConfig | ValueError:
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """The first thing wrong, in one line: where, what, and which keys are accepted."""
     first = error.errors(include_url=False)[0]
-    path = ".".join([where, *(str(part) for part in first["loc"])]) if where else ".".join(str(part) for part in first["loc"])
+    path = ".".join([*([where] if where else []), *map(_part, first["loc"])])
     if first["type"] == "extra_forbidden":
         return f"{path}: unknown key; accepted: {', '.join(_accepted(model, first['loc'][:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{path}: {message[:1].lower()}{message[1:]}"
+
+
+def _part(part: int | str) -> str:
+    """A key as one reads it in one line, whatever was sent as one."""
+    told = str(part)
+    return told if told.replace("-", "_").isidentifier() or told.isdecimal() else ascii(told)[:60]
 
 
 def _accepted(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

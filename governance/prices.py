@@ -60,6 +60,10 @@ class Prices:
         """Say which model an endpoint serves, so that its calls can be priced before they are made."""
         self._served[endpoint] = model
 
+    def unpriced(self, endpoint: str) -> str | None:
+        """The model that an endpoint is known to serve, where that has no price."""
+        return None if self.of(endpoint) else self._served.get(endpoint)
+
     def of(self, endpoint: str, model: str | None = None) -> Price | None:
         """The price of what an endpoint answers with: the model's it names, else the endpoint's own; None without one."""
         for name in (model, endpoint, self._served.get(endpoint)):

@@ -8,6 +8,7 @@ from typing import Any
 from governance.call import Call, Event
 
 _MANY_NUMBERS = 16  # a longer row of numbers is a vector
+_MOST_TOKENS = 10**9  # a model that says it used more, or less than none, says nothing
 _HANDED_ON = {"authorization", "headers", "api_key", "token"}
 
 
@@ -32,7 +33,7 @@ def usage_of(response: Mapping[str, Any]) -> dict[str, int]:
         "output_tokens": usage.get("output_tokens", usage.get("completion_tokens")),
         "total_tokens": usage.get("total_tokens"),
     }
-    return {name: value for name, value in found.items() if isinstance(value, int)}
+    return {name: value for name, value in found.items() if type(value) is int and 0 <= value <= _MOST_TOKENS}
 
 
 def short(value: Any) -> str | None:

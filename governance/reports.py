@@ -45,7 +45,10 @@ def router(
         since: str | None = None,
     ) -> dict[str, Any]:
         _admin(who)
-        return {"entries": audit.entries(engine, limit=limit, subject=subject, since=since)}
+        try:
+            return {"entries": audit.entries(engine, limit=limit, subject=subject, since=since)}
+        except ValueError as error:
+            raise bad_request(str(error), "since") from None
 
     @routes.get("/api/2.0/smalti/usage")
     def read_usage(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, case, delete, func, select
+from sqlalchemy import Engine, case, func, select
 
+from governance.frames import iso, moment
 from governance.tables import inference_table
 
 BY = ("endpoint", "requester", "day")
@@ -26,7 +27,7 @@ def usage(engine: Engine, *, by: Sequence[str] = BY, since: str | None = None, u
     Parameters
     ----------
     by: some of `endpoint`, `requester`, `day`. `ValueError` for others.
-    since, until: ISO dates or times, UTC; from the first on, before the second.
+    since, until: ISO dates or times, UTC where they name no zone; from the first on, before the second. `ValueError` for others.
     """
     unknown = [name for name in by if name not in _COLUMNS]
     if unknown:
@@ -42,22 +43,10 @@ def usage(engine: Engine, *, by: Sequence[str] = BY, since: str | None = None, u
         func.coalesce(func.sum(table.cost), 0.0).label("cost"),
     )
     if since:
-        statement = statement.where(table.request_time >= since)
+        statement = statement.where(table.request_time >= iso(moment(since)))
     if until:
-        statement = statement.where(table.request_time < until)
+        statement = statement.where(table.request_time < iso(moment(until)))
     if groups:
         statement = statement.group_by(*groups).order_by(*groups)
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(statement).mappings()]
-
-
-def prune(engine: Engine, before: str) -> int:
-    """Delete the rows of the inference table from before an ISO date or time, a thousand at a time; gives their number."""
-    table, count = inference_table.c, 0
-    while True:
-        old = select(table.databricks_request_id).where(table.request_time < before).limit(1_000)
-        with engine.begin() as connection:
-            removed = connection.execute(delete(inference_table).where(table.databricks_request_id.in_(old))).rowcount
-        count += removed
-        if removed < 1_000:
-            return count

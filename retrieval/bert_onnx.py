@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2 as an ONNX graph, written straight from its safetensors: no torch, no exporter.
 
 The graph uses ONNX Runtime's fused operators (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md)
-and ends in the unit-length mean of the token states, so one run gives the embeddings.
+and ends in the unit-length mean of the token states, so one run gives the embeddings, and the states where they are asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Variant = Literal["fp32", "int8"]
 
 LAYERS, HIDDEN, HEADS, EPSILON = 6, 384, 12, 1e-12
 GRAPH_VERSION = 1
+"""Raised when the same text may now get another vector."""
+OUTPUTS = "embedding-states"
 MICROSOFT = "com.microsoft"
 
 
@@ -60,7 +62,8 @@ class _Graph:
 def build(weights: dict[str, np.ndarray], variant: Variant) -> ModelProto:
     """The encoder as an ONNX model.
 
-    Inputs `ids` and `mask` (int32, batch x length) and `lengths` (int32, batch); output `embedding` (float32, batch x 384).
+    Inputs `ids` and `mask` (int32, batch x length) and `lengths` (int32, batch); outputs `embedding` (float32, batch x 384) and
+    `states` (float32, batch x length x 384).
     """
     from onnx import TensorProto, helper
 
@@ -89,6 +92,7 @@ def build(weights: dict[str, np.ndarray], variant: Variant) -> ModelProto:
     )
     for i in range(LAYERS):
         hidden = _layer(graph, w, i, hidden)
+    graph.op("Identity", [hidden], "states")
     # Sum of the real tokens' states; dividing by their number would not survive the normalisation.
     mask = graph.op("Cast", ["mask"], "mask.float", to=TensorProto.FLOAT)
     mask = graph.op("Unsqueeze", [mask, graph.const("axis.1", np.array([1], np.int64))], "mask.row")
@@ -108,7 +112,10 @@ def build(weights: dict[str, np.ndarray], variant: Variant) -> ModelProto:
                 tensor("mask", TensorProto.INT32, ["batch", "length"]),
                 tensor("lengths", TensorProto.INT32, ["batch"]),
             ],
-            [tensor("embedding", TensorProto.FLOAT, ["batch", HIDDEN])],
+            [
+                tensor("embedding", TensorProto.FLOAT, ["batch", HIDDEN]),
+                tensor("states", TensorProto.FLOAT, ["batch", "length", HIDDEN]),
+            ],
             graph.weights,
         ),
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)],

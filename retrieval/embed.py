@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrieval import bert_onnx, weights
+from retrieval import bert_onnx, weights, words
+from retrieval.late import Asked, packed
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -30,8 +31,12 @@ SMALLEST_SHARE = 48
 """Tokens under which handing work to another core costs more than it saves."""
 CACHED = 8192
 """Vectors `aembed` remembers, about 12 MB."""
+ASKED = 512
+"""Questions `aask` remembers, about 12 MB."""
 
-Pending = tuple[list[str], asyncio.AbstractEventLoop, "asyncio.Future[np.ndarray]"]
+Answer = np.ndarray | Asked
+Pending = tuple[list[str], bool, asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+"""Texts, whether they are one question whose pieces are wanted, and who waits."""
 
 
 class Encoder:
@@ -52,6 +57,8 @@ class Encoder:
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._asked: OrderedDict[str, Asked] = OrderedDict()
+        self._silent: np.ndarray | None = None
 
     @cached_property
     def _opened(self) -> tuple[InferenceSession, Tokenizer]:
@@ -85,7 +92,7 @@ class Encoder:
         cache = Path(cache)
         folder = weights.find(cache)
         fingerprint = f"{cls.name}:{variant}:{bert_onnx.GRAPH_VERSION}:{weights.SHA256[:12]}"
-        path = cache / (fingerprint.replace(":", "-") + ".onnx")
+        path = cache / f"{fingerprint.replace(':', '-')}-{bert_onnx.OUTPUTS}.onnx"
 
         def write() -> None:
             cache.mkdir(parents=True, exist_ok=True)
@@ -138,9 +145,52 @@ class Encoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of `texts`, (n, 384) float32 of unit length. Blocking. Text past 256 tokens is not seen."""
-        if not len(texts):
-            return np.empty((0, self.dimension), np.float32)
+        return self._encoded([_clip(e.ids) for e in self._plain.encode_batch_fast([_bounded(t) for t in texts])])
+
+    def embed_pieces(self, texts: Sequence[str]) -> tuple[np.ndarray, list[bytes]]:
+        """The vectors of `texts`, and of each the word pieces that `retrieval.late` compares. Blocking."""
         ids = [_clip(e.ids) for e in self._plain.encode_batch_fast([_bounded(t) for t in texts])]
+        found = [b""] * len(ids)
+        silent = self._without_meaning()
+
+        def keep(i: int, states: np.ndarray) -> None:
+            kept = ~silent[ids[i]]
+            if not kept.any():
+                kept[1:-1] = True
+            found[i] = packed(states[kept])
+
+        return self._encoded(ids, keep), found
+
+    def ask(self, text: str) -> Asked:
+        """A question's vector and word pieces. Blocking."""
+        return self._ask([text])[0]
+
+    def _ask(self, texts: Sequence[str]) -> list[Asked]:
+        encodings = self._plain.encode_batch([_bounded(text) for text in texts])
+        states: list[np.ndarray] = [np.empty((0, self.dimension), np.float32)] * len(texts)
+
+        def keep(i: int, found: np.ndarray) -> None:
+            inner = found[1:-1]
+            states[i] = inner / np.maximum(np.linalg.norm(inner, axis=1, keepdims=True), 1e-9)
+
+        vectors = self._encoded([_clip(e.ids) for e in encodings], keep)
+        spans = [tuple(e.offsets[1 : len(of) + 1]) for e, of in zip(encodings, states, strict=True)]
+        return [Asked(*each) for each in zip(vectors, states, spans, strict=True)]
+
+    def _without_meaning(self) -> np.ndarray:
+        """Which word pieces say nothing: words as "the", and what has no letter or digit."""
+        if self._silent is None:
+            vocabulary = self._plain.get_vocab()
+            silent = np.zeros(max(vocabulary.values()) + 1, bool)
+            silent[[n for word, n in vocabulary.items() if word in words.STOPWORDS or not any(map(str.isalnum, word))]] = True
+            silent[[vocabulary["[CLS]"], vocabulary["[SEP]"]]] = True
+            self._silent = silent
+        return self._silent
+
+    def _encoded(self, ids: list[list[int]], keep: Callable[[int, np.ndarray], None] | None = None) -> np.ndarray:
+        """Vectors of texts given as tokens; `keep` is handed each one's states."""
+        if not ids:
+            return np.empty((0, self.dimension), np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         lengths = [len(i) for i in ids]
         share = -(-sum(lengths) // self.threads)  # a handful of sentences is worth every core too
@@ -148,7 +198,11 @@ class Encoder:
         out = np.empty((len(ids), self.dimension), np.float32)
 
         def run(batch: list[int]) -> None:
-            out[batch] = self._run([ids[i] for i in batch])
+            found = self._run([ids[i] for i in batch], keep is not None)
+            out[batch] = found[0]
+            if keep is not None:
+                for i, states in zip(batch, found[1], strict=True):
+                    keep(i, states[: lengths[i]])
 
         if self._pool is None or len(batches) == 1:
             for batch in batches:
@@ -157,14 +211,13 @@ class Encoder:
             list(self._pool.map(run, batches))
         return out
 
-    def _run(self, rows: list[list[int]]) -> np.ndarray:
+    def _run(self, rows: list[list[int]], states: bool = False) -> Any:
         lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         width = int(lengths.max())
         mask = (np.arange(width, dtype=np.int32) < lengths[:, None]).astype(np.int32)
         ids = np.zeros((len(rows), width), np.int32)
         ids[mask.astype(bool)] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-        result: Any = self._session.run(None, {"ids": ids, "mask": mask, "lengths": lengths})
-        return result[0]
+        return self._session.run(["embedding", "states"][: 1 + states], {"ids": ids, "mask": mask, "lengths": lengths})
 
     async def aembed(self, texts: Sequence[str]) -> np.ndarray:
         """`embed` off the event loop; callers that wait together are encoded together, and known texts come from a cache."""
@@ -181,7 +234,7 @@ class Encoder:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[np.ndarray] = loop.create_future()
             self._start()
-            self._queue.put(([texts[i] for i in missing], loop, future))
+            self._queue.put(([texts[i] for i in missing], False, loop, future))
             fresh = await future
             with self._lock:
                 for i, row in zip(missing, fresh, strict=True):
@@ -189,6 +242,22 @@ class Encoder:
                 while len(self._cache) > CACHED:
                     self._cache.popitem(last=False)
         return np.array(rows, np.float32).reshape(len(texts), self.dimension)
+
+    async def aask(self, text: str) -> Asked:
+        """`ask` off the event loop; callers that wait together are encoded together, and known questions come from a cache."""
+        with self._lock:
+            known = self._asked.get(text)
+        if known is None:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[Asked] = loop.create_future()
+            self._start()
+            self._queue.put(([text], True, loop, future))
+            known = await future
+            with self._lock:
+                self._asked[text] = known
+                while len(self._asked) > ASKED:
+                    self._asked.popitem(last=False)
+        return known
 
     def close(self) -> None:
         """Ends the worker threads. The encoder may not be used afterwards."""
@@ -209,32 +278,34 @@ class Encoder:
     def _serve(self) -> None:
         while (first := self._queue.get()) is not None:
             taken, last = [first], False
-            while not self._queue.empty() and sum(len(t) for t, _, _ in taken) < 256:
+            while not self._queue.empty() and sum(len(t) for t, *_ in taken) < 256:
                 item = self._queue.get()
                 if item is None:
                     last = True
                     break
                 taken.append(item)
-            taken = [item for item in taken if not item[2].cancelled()]
-            try:
-                vectors = self.embed([t for texts, _, _ in taken for t in texts])
-            except Exception as error:
-                for _, loop, future in taken:
-                    _answer(loop, future, error=error)
-            else:
-                at = 0
-                for texts, loop, future in taken:
-                    _answer(loop, future, vectors[at : at + len(texts)])
-                    at += len(texts)
+            taken = [item for item in taken if not item[3].cancelled()]
+            for question in (False, True):
+                self._answer([item for item in taken if item[1] is question], question)
             if last:
                 return
 
+    def _answer(self, taken: list[Pending], question: bool) -> None:
+        try:
+            texts = [text for item in taken for text in item[0]]
+            found: Any = self._ask(texts) if question else self.embed(texts)
+        except Exception as error:
+            for _, _, loop, future in taken:
+                _settle(loop, future, error=error)
+            return
+        at = 0
+        for mine, _, loop, future in taken:
+            _settle(loop, future, found[at] if question else found[at : at + len(mine)])
+            at += len(mine)
 
-def _answer(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[np.ndarray],
-    value: np.ndarray | None = None,
-    error: Exception | None = None,
+
+def _settle(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: Answer | None = None, error: Exception | None = None
 ) -> None:
     def settle() -> None:
         if future.done():

@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +18,27 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
+from retrieval.chunks import ChunkSource
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
 from retrieval.passages import MAX_K
 from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
-from retrieval.store import ChunkSource, Store, folder_of
+from retrieval.store import Store, folder_of
 from retrieval.sync import Progress, Sync
-from retrieval.types import Document, Passage, Skipped, SyncReport
+from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
 
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
-
-
-@dataclass(frozen=True, slots=True)
-class IndexInfo:
-    """An index and how it stands. `status` is `NOT_SYNCED`, `SYNCING` or `ONLINE`; times are Unix seconds."""
-
-    name: str
-    path: str
-    status: str
-    documents: int
-    chunks: int
-    encoder: str
-    created_at: float
-    synced_at: float | None
-    skipped: tuple[Skipped, ...] = ()
-    report: SyncReport | None = None
-    error: str = ""
-    """Why the last sync failed, "" if it did not."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a search can find anything."""
-        return self.chunks > 0
 
 
 class Indexes:
@@ -180,8 +159,8 @@ class Indexes:
         BadRequest: `k` is not in 1 to 1000, or `mode` is not hybrid, dense or lexical.
         """
         row, query = self._searchable(name, query, k, mode)
-        vector = self.encoder.embed([query])[0] if query and self._dense(row) else None
-        return self._search(row, query, vector, k, mode, filters, groups, diversity)
+        asked = self.encoder.ask(query) if query and self._dense(row) else None
+        return self._search(row, query, asked, k, mode, filters, groups, diversity)
 
     async def asearch(
         self,
@@ -201,12 +180,11 @@ class Indexes:
         """
         full = full_name(name)
         if await asyncio.to_thread(self.over_rows.find, full) is not None:
-            if not 1 <= k <= MAX_K or mode not in searching.MODES:
-                raise BadRequest(f"k must be between 1 and {MAX_K}, and mode one of {', '.join(searching.MODES)}")
+            _check(k, mode)
             return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
         row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
-        vector = (await self.encoder.aembed([query]))[0] if query and self._dense(row) else None
-        found = await asyncio.to_thread(self._search, row, query, vector, k, mode, filters, groups, diversity)
+        asked = await self.encoder.aask(query) if query and self._dense(row) else None
+        found = await asyncio.to_thread(self._search, row, query, asked, k, mode, filters, groups, diversity)
         return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
 
     async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
@@ -338,22 +316,19 @@ class Indexes:
         return row.encoder == self.encoder.fingerprint
 
     def _searchable(self, name: str, query: str, k: int, mode: str) -> tuple[Row[Any], str]:
-        if not 1 <= k <= MAX_K:
-            raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
-        if mode not in searching.MODES:
-            raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
+        _check(k, mode)
         return self._row(name), searching.tidy(query)
 
     def _search(
         self,
         row: Row[Any],
         query: str,
-        vector: Any,
+        asked: Asked | None,
         k: int,
         mode: str,
-        filters: Mapping[str, Any] | str | None,
-        groups: Groups,
-        diversity: float,
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
     ) -> list[Passage]:
         if not query:
             return []
@@ -363,8 +338,18 @@ class Indexes:
         for _ in range(3):
             rows = memory.snapshot()
             chosen = self._seen(row.name, rows, filters, groups)
-            nearest = lambda v, n: self._vectors.query(row.id, v, n)  # noqa: E731
-            hits = searching.search(rows, query, vector, k, mode, mask=chosen, nearest=nearest, diversity=diversity)
+            hits = searching.search(
+                rows,
+                query,
+                asked.vector if asked else None,
+                k,
+                mode,
+                mask=chosen,
+                nearest=lambda v, n: self._vectors.query(row.id, v, n),
+                diversity=diversity,
+                asked=asked,
+                pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
+            )
             found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
             if len(found) == len(hits):
                 break
@@ -391,6 +376,13 @@ class Indexes:
             if found is None:
                 found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
             return found
+
+
+def _check(k: int, mode: str) -> None:
+    if not 1 <= k <= MAX_K:
+        raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
+    if mode not in searching.MODES:
+        raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
 
 
 def _columns(passage: Passage) -> dict[str, Any]:

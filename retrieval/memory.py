@@ -1,11 +1,12 @@
 """What searches read: vectors, words and columns of one index in memory, built from the record of truth and kept equal to it.
 
 A search works on one immutable `Snapshot`. A change makes the next one: new rows are appended, old ones marked dead, and
-what is dead is dropped when it has become much. Memory: 1.5 kB a row for the vector, about 0.8 kB for the words.
+what is dead is dropped when it has become much. Memory: 1.9 kB a row for the vector, about 0.8 kB for the words.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval import words
+from retrieval.codes import Codes
 
 K1, B = 0.9, 0.4
 """BM25's parameters; chosen on SciFact's train claims and WiCE, see docs/benchmarks.md."""
@@ -21,6 +23,10 @@ ABOVE = 0.6
 """Weight of a term in the title and headings, a term in the text being 1."""
 DEAD = 0.3
 """Share of dead rows at which a snapshot is built anew."""
+CODED = 4096
+"""Rows from which the nearest are looked for among 8-bit codes; fewer vectors are compared at once."""
+SPARE = 4
+"""How many times more rows than asked for are compared exactly after their codes were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class Snapshot:
     """Languages the rows are in, the commonest first."""
     squares: np.ndarray | None = None
     """Squared lengths of the vectors where rows are compared by distance; None where by cosine of unit vectors."""
+    codes: Codes | None = None
+    """The vectors in 8 bits, where they are many."""
     cache: dict[Any, Any] = field(default_factory=dict)
     """What filters derived from the columns; lives as long as the snapshot."""
 
@@ -105,6 +113,23 @@ class Snapshot:
         squares = self.squares if slots is None else self.squares[slots]
         return 1 / (1 + np.maximum(squares + vector @ vector - 2 * dots, 0))
 
+    def nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and similarities of the `count` rows most similar to a vector, of all or of those allowed, best first."""
+        slots = None if allowed is None else np.flatnonzero(allowed).astype(np.int32)
+        if self.codes is not None and (self.size if slots is None else len(slots)) > SPARE * count:
+            # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
+            picked = slots is not None and len(slots) * 8 < self.size
+            rough = self.codes.dots(vector, slots if picked else None)
+            if self.squares is not None:
+                rough = 2 * rough - (self.squares if slots is None or not picked else self.squares[slots])
+            if allowed is not None and not picked:
+                rough[~allowed] = -np.inf
+            top = np.sort(np.argpartition(rough, len(rough) - SPARE * count)[len(rough) - SPARE * count :])
+            slots = slots[top] if slots is not None and picked else top.astype(np.int32)
+        scores = self.similarities(vector, slots)
+        top = best(scores, count)
+        return (top.astype(np.int32) if slots is None else slots[top]), scores[top]
+
     def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
         """Inverse document frequency and postings of each term that occurs."""
         found = []
@@ -112,8 +137,12 @@ class Snapshot:
             parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
             count = sum(b - a for _, a, b in parts)
             if count:
-                found.append((float(np.log1p((max(self.size - count, 0) + 0.5) / (count + 0.5))), parts))
+                found.append((_rarity(self.size, count), parts))
         return found
+
+    def rarity(self, term: int) -> float:
+        """Inverse document frequency of a term, which need not occur."""
+        return _rarity(self.size, sum(b - a for part in self.postings for a, b in (part.span(term),)))
 
     def lexical(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]]) -> np.ndarray:
         """BM25 of every row."""
@@ -140,6 +169,10 @@ class Snapshot:
         if found is None:
             found = self.cache["slots"] = {self.keys[i]: int(i) for i in np.flatnonzero(self.alive)}
         return found
+
+
+def _rarity(rows: int, count: int) -> float:
+    return math.log1p((max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
@@ -245,4 +278,7 @@ class Memory:
         numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
-        return Snapshot(at, int(alive.sum()), keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares)
+        coded = old.codes or Codes.empty(self._dimension)
+        codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
+        live = int(alive.sum())
+        return Snapshot(at, live, keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares, codes)

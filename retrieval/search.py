@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import words
+from retrieval import late, words
 from retrieval.memory import Snapshot, best
 from retrieval.rank import convex
 
@@ -17,24 +17,18 @@ DEPTH = 100
 """Rows of each ranking that are fused."""
 RRF = 60
 """Cormack, Clarke and Büttcher 2009, https://doi.org/10.1145/1571941.1572114."""
-EXACT = 20_000
-"""Rows up to which every similarity is computed; above, the nearest come from the vector store where nothing is filtered."""
+STORED = 200_000
+"""Rows from which the nearest come from the vector store where nothing is filtered; fewer, or filtered ones, are scanned here."""
 MAX_QUERY = 4000
 """Characters of a question that are looked at."""
 MAX_TERMS = 48
 TWIN = 0.995
 """Similarity from which two rows with the same words are one."""
 
-STOPWORDS = frozenset(
-    """a about above after again all am an and any are as at be because been before being below between both but by can could
-    did do does doing down during each few for from further had has have having he her here hers him his how i if in into
-    is it its itself just me more most my no nor not now of off on once only or other our ours out over own same she
-    should so some such than that the their them then there these they this those through to too under until up very was
-    we were what when where which while who whom why will with would you your yours""".split()  # noqa: SIM905
-)
-
 Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]]]
 """The vector store's answer: keys and similarities of the rows nearest to a vector."""
+Pieces = Callable[[Sequence[int]], Sequence[bytes] | None]
+"""The word pieces of rows, given by slot, see `retrieval.late`; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +51,26 @@ def tidy(query: str) -> str:
 def terms(query: str, languages: Sequence[int]) -> list[int]:
     """What a question asks for, stemmed as the rows' languages are; words without meaning only where there is nothing else."""
     found = words.WORD.findall(query)
-    kept = [word for word in found if word.lower() not in STOPWORDS] or found
+    kept = [word for word in found if word.lower() not in words.STOPWORDS] or found
     spoken = words.language(query)
     # In the language it is asked in where rows are, else in the index's commonest.
     among = [spoken] if spoken in languages else list(languages[:2]) or [0]
     return list(dict.fromkeys(term for word in kept for number in among for term in words.terms(word, number)))[:MAX_TERMS]
+
+
+def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """What each word piece of a question weighs: how rare its word is among the rows, 0 for what is no word."""
+    spoken = words.language(query)
+    number = spoken if spoken in rows.languages else next(iter(rows.languages), 0)
+    weights = np.zeros(len(spans))
+    at = 0
+    for word in words.WORD.finditer(query):
+        worth = [rows.rarity(term) for term in words.terms(word[0], number)]
+        while at < len(spans) and spans[at][0] < word.end():
+            if spans[at][1] > word.start() and worth:
+                weights[at] = sum(worth) / len(worth)
+            at += 1
+    return weights
 
 
 def search(
@@ -76,6 +85,8 @@ def search(
     fusion: str = "convex",
     collapse: bool = True,
     diversity: float = 0.0,
+    asked: late.Asked | None = None,
+    pieces: Pieces | None = None,
 ) -> list[Hit]:
     """The `k` best rows, best first. Their score is the fused one, or in the modes that do not fuse similarity or BM25.
 
@@ -87,6 +98,7 @@ def search(
     nearest: the vector store, asked where the index is large and nothing is filtered.
     fusion: `convex` or `rrf`.
     collapse: whether of rows that are all but equal only the first is given.
+    asked, pieces: the question's word pieces and where the rows' are: the best rows of the fused ranking are compared by them.
     diversity: share of the choice, 0 to 1, that goes to being unlike what was chosen before, instead of to the score.
     """
     if rows.live == 0:
@@ -98,9 +110,8 @@ def search(
     dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
     bm25 = rows.lexical(spans) if spans else None
     if bm25 is not None:
-        ranked = bm25 if allowed is None else np.where(allowed, bm25, 0.0)
-        worded = best(ranked, depth)
-        worded = worded[ranked[worded] > 0].astype(np.int32)
+        held = np.flatnonzero(bm25 > 0 if allowed is None else (bm25 > 0) & allowed).astype(np.int32)
+        worded = held[best(bm25[held], depth)]
     else:
         worded = _NOTHING[0]
     if mode == "dense":
@@ -115,6 +126,8 @@ def search(
         chosen, score = _fuse(rows, dense_slots, dense, worded, bm25, similar, fusion)
         order = np.argsort(-score, kind="stable")
         chosen, score = chosen[order], score[order]
+        if asked is not None and pieces is not None and fusion == "convex":
+            chosen, score = _compared(rows, query, asked, pieces, chosen, score)
     if collapse:
         keep = _distinct(rows, chosen[: 2 * k + 20], k)
         chosen, score = chosen[keep], score[keep]
@@ -148,27 +161,15 @@ _NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
 def _dense(
     rows: Snapshot, vector: np.ndarray, allowed: np.ndarray | None, unfiltered: bool, depth: int, nearest: Nearest | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slots and similarities of the nearest rows, by how many may be found: few or filtered exactly, else by the store."""
-    if unfiltered and nearest is not None and rows.live > EXACT:
-        slot_of = rows.slot_of()
-        # The store may name a row that has just been replaced.
-        found = [slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of]
-        slots = np.array(found, np.int32)
-        scores = rows.similarities(vector, slots)
-        order = np.argsort(-scores, kind="stable")
-        return slots[order], scores[order]
-    if allowed is None:
-        scores = rows.similarities(vector)
-        slots = best(scores, depth).astype(np.int32)
-        return slots, scores[slots]
-    chosen = np.flatnonzero(allowed).astype(np.int32)
-    if len(chosen) * 4 > rows.size:
-        scores = np.where(allowed, rows.similarities(vector), np.float32("-inf"))
-        slots = best(scores, min(depth, len(chosen))).astype(np.int32)
-        return slots, scores[slots]
-    scores = rows.similarities(vector, chosen)
-    top = best(scores, depth)
-    return chosen[top], scores[top]
+    """Slots and similarities of the nearest rows: scanned, or of a very large index from the store."""
+    if not unfiltered or nearest is None or rows.live <= STORED:
+        return rows.nearest(vector, depth, allowed)
+    slot_of = rows.slot_of()
+    # The store may name a row that has just been replaced.
+    slots = np.array([slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of], np.int32)
+    scores = rows.similarities(vector, slots)
+    order = np.argsort(-scores, kind="stable")
+    return slots[order], scores[order]
 
 
 def _fuse(
@@ -192,6 +193,22 @@ def _fuse(
         return chosen, score
     similar = np.concatenate((dense, rows.similarities(vector, extra)))
     return chosen, convex(similar, bm25[chosen])
+
+
+def _compared(
+    rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, chosen: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first rows in a new order, by their score and by how their word pieces fit; the others stay behind them."""
+    top = chosen[: late.DEPTH]
+    stored = pieces([int(slot) for slot in top])
+    if stored is None:
+        return chosen, score
+    fit = late.scores(asked, rarity(rows, query, asked.spans), stored)
+    low, high = float(fit.min()), float(fit.max())
+    better = (1 - late.SHARE) * score
+    better[: len(top)] += late.SHARE * ((fit - low) / (high - low) if high > low else np.ones(len(top)))
+    order = np.argsort(-better, kind="stable")
+    return chosen[order], better[order]
 
 
 def _diverse(rows: Snapshot, slots: np.ndarray, score: np.ndarray, k: int, diversity: float) -> np.ndarray:

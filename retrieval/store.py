@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval.chunk import Chunk
 from retrieval.memory import Record
-from retrieval.tables import chunks, documents, indexes, metadata, pending, skipped, terms
+from retrieval.tables import chunks, documents, indexes, metadata, pending, pieces, skipped, terms
 from retrieval.types import Document, Passage, SyncReport
 
 BATCH = 500
@@ -35,6 +35,10 @@ class Stored:
     mtime_ns: int
     versions: str
     note: str
+
+
+Embedded = tuple[bytes, bytes]
+"""A chunk's vector and word pieces, see `retrieval.late`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ class Store:
     def drop_index(self, index_id: int) -> None:
         with self.engine.begin() as db:
             # Children by hand too: a connection may have been opened without foreign keys.
-            db.execute(sa.delete(terms).where(terms.c.seq.in_(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id))))
+            for table in (terms, pieces):
+                db.execute(sa.delete(table).where(table.c.seq.in_(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id))))
             for table in (pending, skipped, chunks, documents):
                 db.execute(sa.delete(table).where(table.c.index_id == index_id))
             db.execute(sa.delete(indexes).where(indexes.c.id == index_id))
@@ -133,7 +138,7 @@ class Store:
             ).all()
         return {row.source: Stored(*row) for row in rows}
 
-    def write(self, index_id: int, prepared: Prepared, vectors: Sequence[bytes]) -> None:
+    def write(self, index_id: int, prepared: Prepared, embedded: Sequence[Embedded]) -> None:
         """Replaces a document and its chunks, and notes what Chroma must be told. One transaction."""
         d = prepared.document
         with self.engine.begin() as db:
@@ -168,8 +173,8 @@ class Store:
                     "content": content,
                     "vector": vector,
                 }
-                for i, (c, key, around, content, vector) in enumerate(
-                    zip(prepared.chunks, prepared.ids, prepared.contexts, prepared.contents, vectors, strict=True)
+                for i, (c, key, around, content, (vector, _)) in enumerate(
+                    zip(prepared.chunks, prepared.ids, prepared.contexts, prepared.contents, embedded, strict=True)
                 )
             ]
             if rows:
@@ -180,6 +185,8 @@ class Store:
                     sa.insert(terms),
                     [{"seq": numbers[key], "terms": held} for key, held in zip(prepared.ids, prepared.terms, strict=True)],
                 )
+                held = [{"seq": numbers[key], "pieces": each} for key, (_, each) in zip(prepared.ids, embedded, strict=True)]
+                db.execute(sa.insert(pieces), held)
             new = dict(zip(prepared.ids, prepared.contents, strict=True))
             told = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
             _tell(db, index_id, told)
@@ -197,20 +204,22 @@ class Store:
     def _remove(self, db: Connection, index_id: int, document_ids: Sequence[str]) -> dict[str, str]:
         of = chunks.c.document_id.in_(document_ids)
         # A write comes first, so that the transaction holds the write lock before it reads.
-        db.execute(sa.delete(terms).where(terms.c.seq.in_(sa.select(chunks.c.seq).where(of))))
+        for table in (terms, pieces):
+            db.execute(sa.delete(table).where(table.c.seq.in_(sa.select(chunks.c.seq).where(of))))
         old = {row.id: row.content for row in db.execute(sa.select(chunks.c.id, chunks.c.content).where(of))}
         db.execute(sa.delete(chunks).where(of))
         db.execute(sa.delete(documents).where(documents.c.id.in_(document_ids)))
         return old
 
-    def known_vectors(self, contents: Iterable[str]) -> dict[str, bytes]:
-        """Vectors of texts that any index holds already, by content hash."""
+    def known(self, contents: Iterable[str]) -> dict[str, Embedded]:
+        """Vectors and word pieces of texts that any index holds already, by content hash."""
         wanted = list(dict.fromkeys(contents))
-        known: dict[str, bytes] = {}
+        known: dict[str, Embedded] = {}
         with self.reading() as db:
             for at in range(0, len(wanted), BATCH):
-                part = sa.select(chunks.c.content, chunks.c.vector).where(chunks.c.content.in_(wanted[at : at + BATCH]))
-                known.update((row.content, row.vector) for row in db.execute(part))
+                both = sa.select(chunks.c.content, chunks.c.vector, pieces.c.pieces).join(pieces, pieces.c.seq == chunks.c.seq)
+                found = db.execute(both.where(chunks.c.content.in_(wanted[at : at + BATCH])))
+                known.update((row.content, (row.vector, row.pieces)) for row in found)
         return known
 
     def document(self, index_id: int, index: str, document_id: str) -> Document | None:
@@ -227,6 +236,12 @@ class Store:
         statement = _PASSAGES.where(chunks.c.id.in_(ids))
         with self.reading() as db:
             return {row.id: (row.seq, _passage(index, row), row.vector) for row in db.execute(statement)}
+
+    def pieces(self, seqs: Sequence[int]) -> list[bytes] | None:
+        """Word pieces of some chunks; None where one has none: it was embedded without, or is gone."""
+        with self.reading() as db:
+            found = {row.seq: row.pieces for row in db.execute(sa.select(pieces).where(pieces.c.seq.in_(seqs)))}
+        return [found[seq] for seq in seqs] if len(found) == len(seqs) else None
 
     def rows(self, index_id: int, index: str) -> Iterator[Passage]:
         """All chunks by source and place. Pages through, so that a long read holds nothing open."""
@@ -383,16 +398,3 @@ def _tell(db: Connection, index_id: int, ids: Sequence[str]) -> None:
 def unpack(vectors: Sequence[bytes]) -> np.ndarray:
     """Stored vectors as a matrix."""
     return np.frombuffer(b"".join(vectors), np.float32).reshape(len(vectors), -1)
-
-
-class ChunkSource:
-    """The chunks of one index, for `retrieval.memory`."""
-
-    def __init__(self, store: Store, index_id: int) -> None:
-        self._store, self._index_id = store, index_id
-
-    def seqs(self) -> np.ndarray:
-        return self._store.seqs(self._index_id)
-
-    def records(self, after: int) -> Iterator[Record]:
-        return self._store.records(self._index_id, after)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from retrieval import chunk as chunking
+from retrieval import late, words
 from retrieval import load as loading
-from retrieval import words
 from retrieval.embed import Encoder
 from retrieval.errors import SourceError
 from retrieval.load import Found, Loaded, Skip
-from retrieval.store import Prepared, Store, Stored, digest
+from retrieval.store import Embedded, Prepared, Store, Stored, digest
 from retrieval.types import Document, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers
@@ -85,7 +85,7 @@ class Sync:
         self._told = changed
         self.store, self.vectors, self.encoder, self.workers = store, vectors, encoder, workers
         self.index_id, self.index, self._progress = index_id, index, progress
-        self.versions = f"{loading.VERSION}:{chunking.VERSION}:{words.VERSION}:{encoder.fingerprint}"
+        self.versions = f"{loading.VERSION}:{chunking.VERSION}:{words.VERSION}:{late.VERSION}:{encoder.fingerprint}"
         self.report = SyncReport(index)
         self._skipped: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
@@ -227,20 +227,20 @@ class Sync:
         document = Document(document_id, self.index, loaded.source, loaded.title, loaded.text, loaded.media_type, loaded.sha256)
         return Prepared(document, loaded.size, loaded.mtime_ns, self.versions, loaded.note, chunks, ids, contexts, contents, held)
 
-    def _vectors(self, group: Sequence[Prepared]) -> tuple[dict[str, bytes], int]:
-        """Vectors by content hash, and how many of them had to be computed."""
+    def _vectors(self, group: Sequence[Prepared]) -> tuple[dict[str, Embedded], int]:
+        """Vectors and word pieces by content hash, and how many of them had to be computed."""
         texts = {
             content: chunking.embedded_text(around, c.text, self.encoder.token_starts)
             for p in group
             for content, around, c in zip(p.contents, p.contexts, p.chunks, strict=True)
         }
-        known = self.store.known_vectors(texts)
+        known = self.store.known(texts)
         new = [content for content in texts if content not in known]
-        fresh = self.encoder.embed([texts[content] for content in new])
-        known.update((content, row.astype(np.float32).tobytes()) for content, row in zip(new, fresh, strict=True))
+        fresh = zip(*self.encoder.embed_pieces([texts[content] for content in new]), strict=True)
+        known.update((content, (row.astype(np.float32).tobytes(), held)) for content, (row, held) in zip(new, fresh, strict=True))
         return known, len(new)
 
-    def _store_group(self, group: Sequence[Prepared], vectors: Future[tuple[dict[str, bytes], int]], had: set[str]) -> None:
+    def _store_group(self, group: Sequence[Prepared], vectors: Future[tuple[dict[str, Embedded], int]], had: set[str]) -> None:
         known, embedded = vectors.result()
         self._count(embedded=embedded)
         for p in group:

@@ -89,6 +89,14 @@ terms = sa.Table(
     sa.Column("terms", sa.LargeBinary, nullable=False),
 )
 
+# The word pieces of a chunk, see `retrieval.late`.
+pieces = sa.Table(
+    "vector_pieces",
+    metadata,
+    sa.Column("seq", sa.ForeignKey("vector_chunks.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("pieces", sa.LargeBinary, nullable=False),
+)
+
 # What clients of the vector search API make: endpoints, indexes over rows, their rows, and tables to sync from.
 search_endpoints = sa.Table(
     "vector_search_endpoints",

@@ -86,6 +86,29 @@ class SyncReport:
     skipped: Sequence[Skipped] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An index and how it stands. `status` is `NOT_SYNCED`, `SYNCING` or `ONLINE`; times are Unix seconds."""
+
+    name: str
+    path: str
+    status: str
+    documents: int
+    chunks: int
+    encoder: str
+    created_at: float
+    synced_at: float | None
+    skipped: tuple[Skipped, ...] = ()
+    report: SyncReport | None = None
+    error: str = ""
+    """Why the last sync failed, "" if it did not."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a search can find anything."""
+        return self.chunks > 0
+
+
 class Retriever(Protocol):
     """What an agent is handed to look things up."""
 

@@ -24,6 +24,14 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")
 _LONGEST = 64
 """Characters of a word that count; more is data, not a word."""
 
+STOPWORDS = frozenset(
+    """a about above after again all am an and any are as at be because been before being below between both but by can could
+    did do does doing down during each few for from further had has have having he her here hers him his how i if in into
+    is it its itself just me more most my no nor not now of off on once only or other our ours out over own same she
+    should so some such than that the their them then there these they this those through to too under until up very was
+    we were what when where which while who whom why will with would you your yours""".split()  # noqa: SIM905
+)
+
 LANGUAGES = (
     "english",
     "german",

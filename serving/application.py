@@ -18,11 +18,13 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from governance import reports
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
+from governance.retention import keep_on
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
 from serving import (
     databricks,
+    dbfs,
     errors,
     experiment_routes,
     feedback,
@@ -34,6 +36,7 @@ from serving import (
     oidc,
     routes,
     secret_routes,
+    volumes,
 )
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
@@ -61,9 +64,10 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app = _App(title="Smalti", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.platform, app.state.reports, app.state.failure, app.state.ready = platform, [], None, False
     app.state.announce = app.state.stop = lambda: None
-    app.state.following = None
+    app.state.following = app.state.keeping = None
     app.state.example = "What is this about?"
-    calls = routes.router(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    calls = routes.router(face)
     warned = platform.gateway.warnings
     trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost
     framed: Any = ProxyHeadersMiddleware(app.framed, trusted_hosts=trusted)  # type: ignore[arg-type]
@@ -96,8 +100,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
-    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs))
+    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, platform.memory))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -178,7 +181,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
 
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(files.router(platform.artifacts, server, access, caller))
+        app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
+        app.include_router(volumes.router(platform.volumes, caller))
+        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
@@ -218,7 +223,8 @@ class _Warnings:
             if self._warnings and message["type"] == "http.response.start":
                 warning = self._warnings.pop(errors.request_id(scope), None)
                 if warning:
-                    header = (b"x-smalti-budget-warning", warning.encode("latin-1", "replace"))
+                    told = " ".join(warning.split()).encode("latin-1", "replace")
+                    header = (b"x-smalti-budget-warning", told)
                     message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
@@ -238,7 +244,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in (coming_up, app.state.following):
+        for task in (coming_up, app.state.following, app.state.keeping):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -267,6 +273,8 @@ async def _come_up(app: FastAPI) -> None:
     app.state.announce()
     follower = Follower(platform.indexes.over_rows, platform.indexes.embed, platform.on_behalf)
     app.state.following = asyncio.create_task(follower.run())
+    if days := platform.settings.journal_days:
+        app.state.keeping = asyncio.create_task(keep_on(platform.engine, platform.journal, days))
     # What people and tracing need comes after the first question can be answered.
     if platform.mlflow and platform.tracer:
         platform.tracer.start()

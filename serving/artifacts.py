@@ -82,7 +82,8 @@ class Artifacts:
                     raise bad_request("This version's files are not kept in the artifact store; register it again.")
             case _:
                 raise not_found(
-                    f"There is no folder {path[:200]!r} here: the Files API holds /Models/CATALOG/SCHEMA/MODEL/VERSION/… and "
+                    f"There is no folder {path[:200]!r} here: the Files API holds /Volumes/CATALOG/SCHEMA/VOLUME/…, "
+                    "/Models/CATALOG/SCHEMA/MODEL/VERSION/… and "
                     "/WorkspaceInternal/Mlflow/Artifacts/EXPERIMENT/{Runs,LoggedModels}/ID/…"
                 )
         return within(folder, "/".join(rest))

@@ -67,6 +67,10 @@ class Workspace:
         """Settings from the command line, over file and environment."""
         self.find_pii: Callable[[str], list[str]] | None = None
         """Kinds of personal data in a text, for commands of rooms that do not know governance."""
+        self.disliked: Callable[[], set[str]] = set
+        """Answers that somebody found bad, by request id, for commands of rooms that do not know serving."""
+        self.redact: Callable[[str], str] = lambda text: text
+        """A text without personal data, for the same."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -135,15 +139,16 @@ class Workspace:
         console.print(table)
 
     @contextmanager
-    def connect(self) -> Iterator[httpx.Client]:
+    def connect(self, as_user: str | None = None) -> Iterator[httpx.Client]:
         """A client of the server that owns this state; where none runs, one is started for the length of the block.
 
-        It is signed in with an administrator's key that lives for an hour at most and ends with the block: who can
-        write the state folder is its owner.
+        It is signed in with the key `as_user`, or with an administrator's key that lives for an hour at most and ends with
+        the block: who can write the state folder is its owner.
         """
         import httpx
 
-        key, secret = self.identity.create_key("local", admin=True, ttl=3600, label="command line")
+        made = None if as_user else self.identity.create_key("local", admin=True, ttl=3600, label="command line")
+        secret = made[1] if made else as_user
         options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {secret}"}, "timeout": None, "trust_env": False}
         running = self.home.server()
         try:
@@ -154,7 +159,8 @@ class Workspace:
                 with self._own_server() as url, httpx.Client(base_url=url, **options) as client:
                     yield client
         finally:
-            self.identity.revoke(key.id)
+            if made:
+                self.identity.revoke(made[0].id)
 
     @contextmanager
     def _own_server(self) -> Iterator[str]:

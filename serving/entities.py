@@ -23,6 +23,7 @@ from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
 from serving.engines.providers import upstream_of
 from serving.engines.replicas import SIZES, Replicas
+from serving.engines.supervised import Entrusted, Runs
 from serving.registry import ModelVersion, Registry
 from serving.secret_scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
@@ -37,7 +38,7 @@ DEPLOYMENT = {
 _REFERENCE = "secret:"
 
 
-class Entity(Protocol):
+class Entity(Runs, Protocol):
     """One served entity that runs. `engine` answers a call, and waits where the entity is still coming up."""
 
     @property
@@ -45,22 +46,6 @@ class Entity(Protocol):
 
     @property
     def version(self) -> str | None: ...
-
-    @property
-    def memory(self) -> int: ...
-
-    @property
-    def state(self) -> tuple[str, str]:
-        """`CREATING`, `READY`, `RECOVERING` or `FAILED`, and why."""
-        ...
-
-    async def start(self) -> None: ...
-
-    async def stop(self, drain: float = 20) -> None: ...
-
-    def logs(self) -> str: ...
-
-    def build_logs(self) -> str: ...
 
 
 class Vault:
@@ -212,32 +197,13 @@ class Entities:
         return upstream_of(model, self.secret, key_from=f"the key of endpoint {endpoint}", reach=reach)
 
 
-class _Model:
+class _Model(Entrusted[pyfunc.Served]):
     """A registered model in its own process."""
 
     def __init__(self, process: pyfunc.Served, version: ModelVersion, task: str) -> None:
-        self.process, self.version = process, version.version
+        super().__init__(process)
+        self.version = version.version
         self.engine = pyfunc.engine(process, task)
-
-    @property
-    def memory(self) -> int:
-        return self.process.memory
-
-    @property
-    def state(self) -> tuple[str, str]:
-        return self.process.state, self.process.message
-
-    async def start(self) -> None:
-        await self.process.start()
-
-    async def stop(self, drain: float = 20) -> None:
-        await self.process.stop(drain)
-
-    def logs(self) -> str:
-        return self.process.logs()
-
-    def build_logs(self) -> str:
-        return self.process.build_log
 
 
 class External:

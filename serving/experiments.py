@@ -176,12 +176,17 @@ class Experiments:
                 await self._task
 
     async def _watch(self) -> None:
-        troubled = ""
+        troubled, waited = "", 0.0
         while True:
-            await asyncio.sleep(EVERY)
+            pause = min(1.0, EVERY) if self._declared else EVERY  # what is declared begins as soon as its endpoint serves
+            await asyncio.sleep(pause)
+            waited += pause
             try:
                 for spec in list(self._declared):
                     await self._begin_declared(spec)
+                if waited < EVERY:
+                    continue
+                waited = 0.0
                 running = [row["name"] for row in await asyncio.to_thread(self._kept.rows, None) if row["state"] == "RUNNING"]
                 for name in running:
                     async with self._lock:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import text
 from starlette.requests import Request as Http
 
 from governance.call import Caller, CallError, bad_request, not_found, unavailable
 from governance.exposures import Event
 from serving.protocols.request import parse, take
+from serving.registry import reading
 from serving.routes import read_body
 
 if TYPE_CHECKING:
@@ -92,17 +93,9 @@ def trace_url(database: Path, request_id: str, trace_id: str) -> str:
 
 
 def _tracked(database: Path, statement: Any, given: dict[str, Any]) -> list[Any]:
-    """Rows of the tracking database itself, as `serving.registry` reads it; none where it has not been made yet."""
-    if not database.exists():
-        return []
-    engine = create_engine(f"sqlite:///{database}")
-    try:
-        if not inspect(engine).has_table("assessments"):
-            return []
-        with engine.connect() as connection:
-            return list(connection.execute(statement, given))
-    finally:
-        engine.dispose()
+    """Rows of the tracking database itself; none where it has not been made yet."""
+    with reading(database, "assessments") as connection:
+        return list(connection.execute(statement, given)) if connection is not None else []
 
 
 def _number(value: str) -> float | None:

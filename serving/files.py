@@ -1,4 +1,4 @@
-"""Databricks' Files API over the artifact store, and signed addresses for clients that ask for credentials instead.
+"""Databricks' Files API over the artifact store and volumes, and signed addresses for clients that ask for credentials instead.
 
 Uploads are streamed to a file beside their place and take it when they are whole; downloads are streamed and answer ranges.
 Sources: https://docs.databricks.com/api/workspace/files and mlflow/protos/databricks_artifacts.proto.
@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -30,6 +31,7 @@ from serving.artifacts import REGISTERED, Artifacts, model_of
 from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import parse, take
 from serving.routes import read_body
+from serving.volumes import Volumes
 
 if TYPE_CHECKING:
     from serving.tracking import MlflowServer
@@ -48,7 +50,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def router(
-    artifacts: Artifacts, server: MlflowServer, access: ModelAccess, authorize: Callable[[Request], Awaitable[Caller]]
+    artifacts: Artifacts,
+    server: MlflowServer,
+    access: ModelAccess,
+    volumes: Volumes,
+    authorize: Callable[[Request], Awaitable[Caller]],
 ) -> APIRouter:
     """Routes of the Files API and of MLflow's artifact credentials.
 
@@ -56,6 +62,7 @@ def router(
     ----------
     server: tells where a run, a logged model or a trace keeps its files.
     access: who may read and write the files of registered models; those of runs are everyone's who is signed in.
+    volumes: what lies under `/Volumes/`, and who may read and write there.
     authorize: who asks; raises `CallError`.
     """
     signer = _Signer()
@@ -64,6 +71,8 @@ def router(
         """The place that the path names, once the caller may be there; and the path as the client gave it."""
         who = await authorize(http)
         given = "/" + http.path_params["path"].strip("/")
+        if given.startswith("/Volumes/"):
+            return await asyncio.to_thread(volumes.place, who, given, write=write), given
         if (model := model_of(given)) is not None:
             access.check(who, model, "CAN_MANAGE" if write else "CAN_QUERY")
         else:
@@ -84,12 +93,6 @@ def router(
         path, given = await place(http)
         return await _sent(path, given)
 
-    async def remove(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.unlink)
-        return Response(status_code=204)
-
     async def large(http: Request) -> Response:
         """A client that would send a large file in parts is told to send it whole, which is streamed as well."""
         await place(http, write=True)
@@ -101,17 +104,14 @@ def router(
         await signed_in(http)
         raise CallError("Presigned URLs API is not enabled", status=403, code="PERMISSION_DENIED")
 
-    async def make_folder(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
-        return Response(status_code=204)
+    def changing(change: Callable[[Path], None]) -> Handler:
+        async def changed(http: Request) -> Response:
+            path, given = await place(http, write=True)
+            with told(given):
+                await asyncio.to_thread(change, path)
+            return Response(status_code=204)
 
-    async def remove_folder(http: Request) -> Response:
-        path, given = await place(http, write=True)
-        with _told(given):
-            await asyncio.to_thread(path.rmdir)
-        return Response(status_code=204)
+        return changed
 
     async def about_folder(http: Request) -> Response:
         path, given = await place(http)
@@ -176,12 +176,12 @@ def router(
     handlers: list[tuple[list[str], str, Handler]] = [
         (["PUT"], f"{fs}/files/{{path:path}}", upload),
         (["GET", "HEAD"], f"{fs}/files/{{path:path}}", download),
-        (["DELETE"], f"{fs}/files/{{path:path}}", remove),
+        (["DELETE"], f"{fs}/files/{{path:path}}", changing(Path.unlink)),
         (["POST"], f"{fs}/files/{{path:path}}", large),
         (["POST"], f"{fs}/create-upload-part-urls", in_parts),
         (["POST"], f"{fs}/create-abort-upload-url", in_parts),
-        (["PUT"], f"{fs}/directories/{{path:path}}", make_folder),
-        (["DELETE"], f"{fs}/directories/{{path:path}}", remove_folder),
+        (["PUT"], f"{fs}/directories/{{path:path}}", changing(partial(Path.mkdir, parents=True, exist_ok=True))),
+        (["DELETE"], f"{fs}/directories/{{path:path}}", changing(Path.rmdir)),
         (["HEAD"], f"{fs}/directories/{{path:path}}", about_folder),
         (["GET"], f"{fs}/directories/{{path:path}}", list_folder),
         (["GET", "PUT"], f"{fs}/signed", by_signature),
@@ -236,7 +236,7 @@ async def _receive(http: Request, path: Path, incoming: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "is a folder")
         return partial.open("wb")
 
-    with _told(path.name):
+    with told(path.name):
         file = await asyncio.to_thread(open_partial)
         try:
             async for batch in _batches(http.stream()):
@@ -283,8 +283,8 @@ def _listed(path: Path, given: str, size: int, after: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Faults of the file system as the API tells them."""
+def told(name: str) -> Iterator[None]:
+    """Faults of the file system as the API tells them, for the file or folder of this name."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):

@@ -17,10 +17,12 @@ from starlette.responses import Response, StreamingResponse
 
 from agents import Runtime
 from agents.log import RUNNING, RunRecord
+from agents.memory import Memory
 from agents.tables import Thread
 from governance.call import Call, Caller, bad_request, not_found
 from serving.endpoint import Endpoint
 from serving.errors import request_id
+from serving.langgraph_store import Store
 from serving.langgraph_threads import Threads, credential, iso, own_name, reply
 from serving.protocols import langgraph, sse
 from serving.protocols.request import choice, take
@@ -220,13 +222,14 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def router(face: Face, runtime: Runtime, runs: Runs) -> APIRouter:
+def router(face: Face, runtime: Runtime, runs: Runs, memory: Memory) -> APIRouter:
     """The paths of LangGraph's server that `langgraph_sdk` and chat pages for it need."""
     from importlib.metadata import version
 
     routes = APIRouter()
     threads = Threads(face, runtime)
     on = ThreadRuns(threads, runtime, runs)
+    store = Store(memory)
 
     async def info(http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         return {"version": version("smalti"), "flags": {"assistants": True, "crons": False, "langsmith": False}}
@@ -254,6 +257,12 @@ def router(face: Face, runtime: Runtime, runs: Runs) -> APIRouter:
         ("POST", "/threads/{thread_id}/runs/{run_id}/cancel", on.cancel),
         ("GET", "/threads/{thread_id}/runs/{run_id}/join", on.join),
         ("GET", "/threads/{thread_id}/runs/{run_id}/stream", on.join_stream),
+        ("PUT", "/store/items", store.put),
+        ("GET", "/store/items", store.get),
+        ("DELETE", "/store/items", store.delete),
+        ("POST", "/store/items/search", store.search),
+        ("POST", "/store/namespaces", store.namespaces),
+        ("DELETE", "/store", store.clear),
     ):
         threads.route(routes, method, path, handler)
     return routes

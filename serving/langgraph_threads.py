@@ -60,7 +60,7 @@ class Threads:
 
         async def answer(http: Request) -> Response:
             caller = await self._face.authenticate(credential(http))
-            raw = await read_body(http, MAX_BODY) if method in ("POST", "PATCH") else b""
+            raw = await read_body(http, MAX_BODY) if method != "GET" else b""
             try:
                 found = await handler(http, caller, parse(raw) if raw.strip() not in (b"", b"null") else {})
             except ThreadNotFound as error:

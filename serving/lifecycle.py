@@ -20,7 +20,7 @@ from sqlalchemy import delete, insert, select, update
 from governance.call import CallError, bad_request
 from serving.config import NAME, hide, parse, vouch
 from serving.endpoint import Endpoint, Endpoints, EndpointTask
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from serving.entities import Entities, Entity, External, Failed
 from serving.record import Record
 from serving.tables import endpoints as table

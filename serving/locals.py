@@ -19,8 +19,10 @@ from prometheus_client.registry import Collector
 
 from governance.call import Call, Caller, Event, bad_request, forbidden, not_found
 from serving.endpoint import Endpoint, Endpoints
+from serving.engines.gguf import GgufModel
+from serving.engines.http_process import HttpProcess
 from serving.engines.local import LocalModel, Weights
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from serving.entities import DEPLOYMENT, Entity
 from serving.protocols.request import parse, take
 from serving.routes import read_body
@@ -55,7 +57,7 @@ class _Served:
 
 
 class Locals(Collector):
-    """Local models by endpoint; as a Prometheus collector it gives what vLLM counts.
+    """Local models by endpoint; as a Prometheus collector it gives what their engines count.
 
     Parameters
     ----------
@@ -80,8 +82,21 @@ class Locals(Collector):
 
     def _make(self, name: str, declared: Declared) -> Adaptable:
         log_file = self._home / "logs" / name / "model.log"
-        path = str(Path(declared.path).expanduser().resolve()) if Path(declared.path).expanduser().is_dir() else declared.path
+        path = str(Path(declared.path).expanduser().resolve()) if Path(declared.path).expanduser().exists() else declared.path
         adapters = {each: str(folder.expanduser().resolve()) for each, folder in (declared.adapters or {}).items()}
+        batch = declared.max_batch or (4 if declared.engine == "gguf" else 16)
+        if declared.engine == "gguf":
+            return GgufModel(
+                path,
+                log_file,
+                binary=declared.binary,
+                context=declared.context,
+                max_batch=batch,
+                threads=declared.threads,
+                arguments=declared.args,
+                max_open=batch + declared.max_queue,
+                stall_timeout=declared.stall_timeout or 120,
+            )
         if declared.engine == "vllm":
             from serving.engines.vllm import VllmModel
 
@@ -96,8 +111,8 @@ class Locals(Collector):
                 tensor_parallel=declared.tensor_parallel,
                 adapters=adapters,
                 arguments=[*lora, *declared.args],
-                max_open=declared.max_batch + declared.max_queue,
-                stall_timeout=declared.stall_timeout,
+                max_open=batch + declared.max_queue,
+                stall_timeout=declared.stall_timeout or 8,
             )
         return LocalModel(
             Weights(path),
@@ -105,7 +120,7 @@ class Locals(Collector):
             device=declared.device,
             dtype=declared.dtype,
             context=declared.context,
-            max_batch=declared.max_batch,
+            max_batch=batch,
             max_queue=declared.max_queue,
             adapters=adapters,
             threads=declared.threads,
@@ -179,20 +194,15 @@ class Locals(Collector):
     # --- metrics ---
 
     def collect(self) -> Iterator[Metric]:
-        if not self._served:
-            return
-        from serving.engines.vllm import PASSED, VllmModel
-
-        for metric, kind in PASSED.items():
-            family: Any = (GaugeMetricFamily if kind == "gauge" else CounterMetricFamily)(
-                metric, "As vLLM counts it.", labels=["endpoint"]
-            )
-            for name, served in self._served.items():
-                value = served.model.metrics.get(metric) if isinstance(served.model, VllmModel) else None
-                if value is not None:
-                    family.add_metric([name], value)
-            if family.samples:
-                yield family
+        families: dict[str, Any] = {}
+        for name, served in self._served.items():
+            if isinstance(model := served.model, HttpProcess):
+                for metric, value in model.metrics.items():
+                    if metric not in families:
+                        made: Any = GaugeMetricFamily if model.passed[metric] == "gauge" else CounterMetricFamily
+                        families[metric] = made(metric, f"As {model.program} counts it.", labels=["endpoint"])
+                    families[metric].add_metric([name], value)
+        yield from families.values()
 
 
 def _live(endpoint: Endpoint, model: Adaptable) -> Mapping[str, Any]:

@@ -73,8 +73,9 @@ def router(
         who = await caller(http)
         grants.check(who, EVERY, "CAN_MANAGE")
         wanted = await body(http)
-        for kind in ("tags", "rate_limits"):
-            _objects(wanted, kind)
+        _objects(wanted, "rate_limits")
+        for tag in _objects(wanted, "tags"):
+            take(tag, "key", str, path="tags.", required=True)
         gateway = _policy(wanted)
         await asyncio.to_thread(may_serve, who, wanted.get("config"))
         endpoint = await lifecycle.create(wanted, who.name, admin=who.admin)
@@ -90,10 +91,10 @@ def router(
         return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin))
 
     async def delete(http: Request) -> Response:
-        _, endpoint = await known(http)
+        who, endpoint = await known(http)
         await lifecycle.delete(endpoint.name)
-        await asyncio.to_thread(policies.forget, endpoint.name)
-        await asyncio.to_thread(grants.forget, f"endpoint:{endpoint.name}")
+        await asyncio.to_thread(policies.forget, endpoint.name, by=who.name)
+        await asyncio.to_thread(grants.forget, f"endpoint:{endpoint.name}", by=who.name)
         return _json({})
 
     async def tags(http: Request) -> Response:

@@ -7,20 +7,20 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from agents import Agent, AgentLoadError, Runtime, load_builder, make_reader, make_router
+from agents import AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from agents.log import RunLog
+from agents.memory import Memory
 from governance.admission import Admission
 from governance.budgets import Budgets
-from governance.call import Call, Caller, CallRecord, Engine, Event, not_found, unavailable
+from governance.call import Caller, CallRecord, not_found
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.guardrails.judges import SAFETY, Toolkit
@@ -33,30 +33,32 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from governance.shared import SharedWindows
 from retrieval.embed import Encoder
-from retrieval.index import Indexes
+from retrieval.index import Indexes, full_name
+from serving.agent_endpoints import broken, register_agent
 from serving.artifacts import Artifacts
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
-from serving.engines.agent import agent_engine
 from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.experiments import Experiments
 from serving.feedback import assessments
+from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
+from serving.mcp_client import McpServers
 from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
-from serving.settings import CHAT, AgentEntity, EndpointDeclaration, FunctionDeclaration, Settings
+from serving.settings import CHAT, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
-from serving.tools import make_tools
 from serving.ui.session import OneTimeCodes
+from serving.volumes import Volumes
 
 if TYPE_CHECKING:
     from agents.state import Route, Router
@@ -102,7 +104,11 @@ class Platform:
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models, later=True)
         self.prices = Prices.load(settings.prices)
-        toolkit = Toolkit(self.encoder.aembed, lambda: train_router(SAFETY, self.encoder, home.models))
+        toolkit = Toolkit(
+            self.encoder.aembed,
+            lambda: train_router(SAFETY, self.encoder, home.models),
+            ask=lambda *given: asker(self.dispatcher)(*given),
+        )
         self.budgets = Budgets(self.engine)
         shared = SharedWindows(settings.redis_url) if settings.redis_url else None
         limits = Limits(self.policies, budgets=self.budgets, prices=self.prices, shared=shared)
@@ -127,11 +133,13 @@ class Platform:
         self.registry = Registry(home.path)
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = Artifacts(home.path, self.registry)
+        self.volumes = Volumes(home.path, self.grants)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes, self.thread_files)
-        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url))
+        self.memory = Memory(self.engine, self.encoder.aembed)
+        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=self.memory)
         self.runtime.on_delete.append(self.thread_files.forget)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
@@ -140,8 +148,8 @@ class Platform:
         self._dealt: dict[str, Dealt] = {}
 
         examples = settings.router or Path(routing.__file__).with_name("router.jsonl")
-        self._router = self._later_router(lambda: train_router(examples, self.encoder, home.models))
-        self._reader = make_reader(self.encoder.aembed)
+        self.router = self._later_router(lambda: train_router(examples, self.encoder, home.models))
+        self.reader = make_reader(self.encoder.aembed)
         self.endpoints.register(
             Endpoint(
                 name=self.encoder.name.lower(),
@@ -190,6 +198,13 @@ class Platform:
         )
         for function in settings.functions:
             self._register_function(function)
+        self.mcp = McpServers(
+            settings.mcp_servers,
+            self.dispatcher,
+            self.secrets.resolved,
+            hosts=settings.upstream_hosts,
+            logs=home.path / "mcp",
+        )
         for declaration in settings.all_endpoints():
             self._declare(declaration)
 
@@ -220,7 +235,7 @@ class Platform:
     def _declare(self, declaration: EndpointDeclaration) -> None:
         entity = declaration.config.served_entities[0]
         if entity.agent is not None:
-            self._register_agent(declaration, entity.agent)
+            register_agent(self, declaration, entity.agent)
         elif entity.external_model is not None:
             mirror, patience = self.gateway.mirror, self._patience
             expose, falls_back = self.gateway.expose, self._falls_back
@@ -273,48 +288,13 @@ class Platform:
 
         return route
 
-    def _agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> Engine:
-        model = self.settings.model_of(agent)
-        made = Agent(
-            declaration.name,
-            load_builder(agent.builder),
-            self.dispatcher.chat_model(model) if model else None,
-            self.dispatcher.retriever(agent.index, diversity=agent.diversity),
-            description=agent.description or declaration.description,
-            tools=make_tools(declaration.name, agent.tools, self.dispatcher, self.inputs),
-            timeout=agent.timeout,
-            step_limit=agent.step_limit,
-            options={"router": self._router, "reader": self._reader, "embed": self.encoder.aembed},
-        )
-        return agent_engine(runtime=self.runtime, agent=made, base_url=self.url, count_tokens=self.encoder.count_tokens)
-
-    def _register_agent(self, declaration: EndpointDeclaration, agent: AgentEntity) -> None:
-        entity = {"entity_name": agent.builder}
-        try:
-            # the assistant that nobody declared is there for documents: until it is asked, a gateway alone does without it
-            engine = _later(lambda: self._agent(declaration, agent)) if self.alone else self._agent(declaration, agent)
-        except Exception as error:  # one agent's fault must not keep the others from answering
-            reason = str(error) if isinstance(error, AgentLoadError) else f"{type(error).__name__}: {error}"
-            log.warning("endpoint %s is not available: %s", declaration.name, reason)
-            engine = _broken(declaration.name, reason)
-            entity |= {"state": {"deployment": "DEPLOYMENT_FAILED", "deployment_state_message": reason}}
-        self.endpoints.register(
-            Endpoint(
-                name=declaration.name,
-                task="agent/v1/responses",
-                engine=engine,
-                entity=entity,
-                description=agent.description or declaration.description,
-            )
-        )
-
     def _register_function(self, function: FunctionDeclaration) -> None:
         try:
             engine = function_engine(load_builder(function.source))
             entity: dict[str, Any] = {"entity_name": function.name}
         except AgentLoadError as error:
             log.warning("function %s is not available: %s", function.name, error)
-            engine, entity = _broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
+            engine, entity = broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
         self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
         self._functions[function.name] = function
 
@@ -392,8 +372,14 @@ class Platform:
 
         Raises
         ------
-        RetrievalError: a folder is missing or holds nothing that can be read.
+        RetrievalError: a folder is missing or holds nothing that can be read; a declared table cannot be read.
         """
+        for table in self.settings.tables:
+            place = table.source if "://" in table.source else str(Path(table.source).expanduser().absolute())
+            self.indexes.over_rows.tables.add(full_name(table.name), place)
+        for index in self.settings.indexes:
+            if index.row_access is not None:  # before there are rows to see
+                self.indexes.guards.set(full_name(index.name), index.row_access)
         sources = [(index.name, index.source) for index in self.settings.indexes]
         if self.settings.docs is not None:
             sources.insert(0, ("docs", self.settings.docs))
@@ -405,7 +391,7 @@ class Platform:
 
     async def warm(self) -> None:
         """Touch what the first question needs, so that it is not slower than the second."""
-        await self._router("warm up")
+        await self.router("warm up")
         for info in await asyncio.to_thread(self.indexes.list):
             await self.indexes.asearch(info.name, "warm up", k=1)
 
@@ -423,6 +409,7 @@ class Platform:
         for model in self._models:
             await model.aclose()
         await self.runtime.close()
+        await self.mcp.close()
         await asyncio.to_thread(self.budgets.close)
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)
@@ -430,28 +417,3 @@ class Platform:
         await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
         self.engine.dispose()
-
-
-def _later(make: Callable[[], Engine]) -> Engine:
-    """An engine that is made, in a thread, when it is first called."""
-    made: list[Engine] = []
-    making = asyncio.Lock()
-
-    async def run(call: Call) -> AsyncIterator[Event]:
-        async with making:
-            if not made:
-                made.append(await asyncio.to_thread(make))
-        events: Any = made[0](call)
-        async with aclosing(events):
-            async for event in events:
-                yield event
-
-    return run
-
-
-def _broken(name: str, reason: str) -> Engine:
-    async def refuse(_: Call) -> AsyncIterator[Event]:
-        raise unavailable(f"Endpoint {name!r} is not available: {reason}")
-        yield Event("result", {})  # makes this an async generator
-
-    return refuse

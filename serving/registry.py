@@ -6,14 +6,15 @@ https://github.com/mlflow/mlflow/tree/master/mlflow/store/model_registry/dbmodel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from sqlalchemy import TextClause, create_engine, inspect, text
+from sqlalchemy import Connection, TextClause, create_engine, inspect, text
 
 from governance.call import CallError, bad_request, not_found
 
@@ -25,6 +26,23 @@ _ALIASES = text("SELECT version FROM registered_model_aliases WHERE name = :name
 _MODEL = text("SELECT name FROM registered_models WHERE name = :name")
 _HOLDER = text(f"SELECT name FROM model_versions WHERE storage_location = :location AND {_KEPT}")
 _KNOWN = text(f"SELECT version FROM model_versions WHERE name = :name AND {_KEPT} ORDER BY version")
+
+
+@contextmanager
+def reading(database: Path, table: str) -> Iterator[Connection | None]:
+    """A connection to the tracking database; None as long as it has no such table. Blocking."""
+    if not database.exists():
+        yield None
+        return
+    engine = create_engine(f"sqlite:///{database}")
+    try:
+        if not inspect(engine).has_table(table):
+            yield None
+            return
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,40 +109,26 @@ class Registry:
         return self._name(_MODEL, name=name) is not None
 
     def _name(self, statement: TextClause, **wanted: str) -> str | None:
-        if not self._database.exists():
-            return None
-        engine = create_engine(f"sqlite:///{self._database}")
-        try:
-            if not inspect(engine).has_table("model_versions"):
-                return None
-            with engine.connect() as connection:
-                return connection.execute(statement, wanted).scalar()
-        finally:
-            engine.dispose()
+        with reading(self._database, "model_versions") as connection:
+            return connection.execute(statement, wanted).scalar() if connection is not None else None
 
     def _row(self, name: str, version: str, *, unfinished: bool = False) -> Any:
         missing = not_found(f"There is no registered model {name!r}. Register it with MLflow first.")
-        if not self._database.exists():
-            raise missing
-        engine = create_engine(f"sqlite:///{self._database}")
-        try:
-            if not inspect(engine).has_table("model_versions"):
+        with reading(self._database, "model_versions") as connection:
+            if connection is None:
                 raise missing
-            with engine.connect() as connection:
-                number = version.removeprefix("v") if version.removeprefix("v").isdigit() else None
+            number = version.removeprefix("v") if version.removeprefix("v").isdigit() else None
+            if number is None:
+                alias = version.removeprefix("@")
+                number = connection.execute(_ALIASES, {"name": name, "alias": alias.lower()}).scalar()
                 if number is None:
-                    alias = version.removeprefix("@")
-                    number = connection.execute(_ALIASES, {"name": name, "alias": alias.lower()}).scalar()
-                    if number is None:
-                        number = connection.execute(_ALIASES, {"name": name, "alias": alias}).scalar()
-                found = None
-                if number is not None:
-                    found = connection.execute(_VERSIONS, {"name": name, "version": int(number)}).first()
-                if found is not None and (found.status == "READY" or unfinished):
-                    return found
-                known = [str(each) for each in connection.execute(_KNOWN, {"name": name}).scalars()]
-        finally:
-            engine.dispose()
+                    number = connection.execute(_ALIASES, {"name": name, "alias": alias}).scalar()
+            found = None
+            if number is not None:
+                found = connection.execute(_VERSIONS, {"name": name, "version": int(number)}).first()
+            if found is not None and (found.status == "READY" or unfinished):
+                return found
+            known = [str(each) for each in connection.execute(_KNOWN, {"name": name}).scalars()]
         if found is not None:
             raise bad_request(f"Version {version} of {name} is {found.status}: wait until it is READY, or register it again.")
         if not known:

@@ -214,7 +214,7 @@ class Face:
         runs: Runs | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
-        self._dispatcher, self._identity, self._grants = dispatcher, identity, grants
+        self.dispatcher, self._identity, self._grants = dispatcher, identity, grants
         self._journal, self._runs, self._max_body = journal, runs, max_body
 
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
@@ -224,14 +224,14 @@ class Face:
         identifier = request_id(http.scope)
         if credential is None:  # refused by the gateway, which records it; the body is not worth reading
             call = Call(name or "", "chat", {}, request_id=identifier)
-            return Answering(self._dispatcher, call, chat.Encoder(call))
+            return Answering(self.dispatcher, call, chat.Encoder(call))
         try:
             request, encoder = decode(parse(await read_body(http, self._max_body)), name)
             request = await self._continued(request, credential)
         except CallError:
             await self.caller(http)  # who has no valid key learns that first
             raise
-        endpoint = self._dispatcher.endpoints.find(request.model)
+        endpoint = self.dispatcher.endpoints.find(request.model)
         agent = endpoint is not None and endpoint.call_task == "agent" and request.task == "chat"
         call = Call(
             endpoint=request.model,
@@ -247,8 +247,8 @@ class Face:
         if request.payload.get("background") and request.task == "chat":
             return await self._background(http, call)
         if endpoint is not None:
-            return Answering(self._dispatcher, call, encoder(call), endpoint=endpoint)
-        return Answering(self._dispatcher, call, encoder(call), explain=partial(self._explain, credential, request.model))
+            return Answering(self.dispatcher, call, encoder(call), endpoint=endpoint)
+        return Answering(self.dispatcher, call, encoder(call), explain=partial(self._explain, credential, request.model))
 
     async def _background(self, http: HttpRequest, call: Call) -> Response:
         """Begin a run that outlives this connection; its Response so far, or its stream."""
@@ -286,7 +286,7 @@ class Face:
     def _explain(self, credential: str, model: str, error: CallError) -> CallError:
         if error.status != 404:
             return error
-        better = self._dispatcher.endpoints.missing(
+        better = self.dispatcher.endpoints.missing(
             model, [each.name for each in self.visible(self._identity.authenticate(credential))]
         )
         better.param = "model"
@@ -302,7 +302,7 @@ class Face:
 
     def visible(self, caller: Caller) -> list[Endpoint]:
         """The endpoints a caller may query."""
-        return [each for each in self._dispatcher.endpoints if self._grants.allowed(caller, f"endpoint:{each.name}")]
+        return [each for each in self.dispatcher.endpoints if self._grants.allowed(caller, f"endpoint:{each.name}")]
 
     async def models(self, http: HttpRequest) -> Response:
         """`GET /v1/models`: the endpoints the caller may query."""
@@ -351,7 +351,7 @@ class Face:
         endpoints = {each.name: each for each in await asyncio.to_thread(self.visible, caller)}
         name = http.path_params["name"]
         if name not in endpoints:
-            raise self._dispatcher.endpoints.missing(name, list(endpoints))
+            raise self.dispatcher.endpoints.missing(name, list(endpoints))
         return Response(orjson.dumps(_model(endpoints[name])), media_type="application/json")
 
 
@@ -383,17 +383,8 @@ _PATHS = {"chat/completions": _chat, "completions": _completions, "responses": _
 _PREFIXES = ("/v1", "/serving-endpoints", "/ai-gateway/mlflow/v1", "/ai-gateway/openai/v1")
 
 
-def router(
-    dispatcher: Dispatcher,
-    identity: Identity,
-    grants: Grants,
-    *,
-    journal: Journal | None = None,
-    runs: Runs | None = None,
-    max_body: int = MAX_BODY,
-) -> APIRouter:
-    """The paths clients call endpoints by; parameters as for `Face`."""
-    face = Face(dispatcher, identity, grants, journal=journal, runs=runs, max_body=max_body)
+def router(face: Face) -> APIRouter:
+    """The paths clients call endpoints by."""
     routes = APIRouter()
 
     def post(path: str, decode: Decode) -> None:
@@ -416,7 +407,7 @@ def router(
     post("/v1/agents/{name}/chat", drawn)
 
     def invoked(body: dict[str, Any], name: str | None) -> Decoded:
-        endpoint = dispatcher.endpoints.find(name or "")
+        endpoint = face.dispatcher.endpoints.find(name or "")
         return invocations.decode(body, model=name or "", task=endpoint.task if endpoint else None)
 
     for prefix in ("/serving-endpoints", "/api/2.0/serving-endpoints"):

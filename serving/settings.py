@@ -16,78 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from governance.experiments import Spec
+from serving.agent_settings import AgentEntity, FunctionDeclaration, McpDeclaration, Strict
+from serving.monitors import Monitor
 
 ASSISTANT, CHAT = "assistant", "chat"
 """Names of the default agent's endpoint and of the one that `chat_model` makes."""
+_LOCAL: dict[str, Literal["transformers", "vllm", "gguf"]] = {"hf": "transformers", "vllm": "vllm", "gguf": "gguf"}
 
 
 class SettingsError(Exception):
     """The configuration cannot be used; the message names file, line, key and what is accepted."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ToolDeclaration(_Strict):
-    """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, or `sql` over files by table name.
-
-    `approval` asks a person before each call.
-    """
-
-    endpoint: str | None = None
-    index: str | None = None
-    sql: dict[str, Path] | None = None
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
-    description: str = ""
-    approval: bool = False
-
-    @model_validator(mode="after")
-    def _one(self) -> ToolDeclaration:
-        if sum(given is not None for given in (self.endpoint, self.index, self.sql)) != 1:
-            raise ValueError("a tool is exactly one of endpoint, index and sql")
-        return self
-
-    def resource(self, agent: str) -> str:
-        """What calling it needs a grant on."""
-        if self.index is not None:
-            return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
-        return f"endpoint:{self.endpoint or f'{agent}.sql'}"
-
-
-class FunctionDeclaration(_Strict):
-    """A Python function `package.module:function` or `./file.py:function`, served by its three-level name."""
-
-    name: Annotated[str, Field(pattern=r"^\w+\.\w+\.\w+$")]
-    source: str
-    description: str = ""
-
-
-class AgentEntity(_Strict):
-    """An agent: a builder `package.module:function` or `./file.py:function`, and what it is handed."""
-
-    builder: str = "agents.graphs.supervisor:build"
-    index: str | Annotated[list[str], Field(min_length=1)] = "main.default.docs"
-    """The index it searches, or several, whose passages are put on one scale."""
-    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How much passages unlike those before them are preferred to higher scores."""
-    model: str | None = None
-    """Chat endpoint the agent asks; default: the one `chat_model` makes, if set. Empty means extractive answers."""
-    description: str = ""
-    tools: list[ToolDeclaration] = Field(default_factory=list)
-    timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds a run may take."""
-    step_limit: Annotated[int, Field(ge=1, le=1000)] = 40
-    """Nodes a run may go through."""
-
-    @property
-    def searched(self) -> list[str]:
-        """Its indexes as securables."""
-        names = [self.index] if isinstance(self.index, str) else self.index
-        return [f"index:{name if '.' in name else f'main.default.{name}'}" for name in names]
-
-
-class ExternalModel(_Strict):
+class ExternalModel(Strict):
     """A model elsewhere, in Databricks' fields, and shorter ones: `base_url` for the provider's own field of the address, and
     `api_key_env` or `api_key_file` for where the key is read from when the server starts.
 
@@ -106,18 +47,18 @@ class ExternalModel(_Strict):
     custom_provider_config: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
-class LocalModel(_Strict):
-    """A language model that this machine runs, by folder or by its name on the Hugging Face hub."""
+class LocalModel(Strict):
+    """A language model that this machine runs, by folder, by its name on the Hugging Face hub, or (`gguf`) by its file."""
 
     path: str
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "vllm", "gguf"] = "transformers"
     device: str = "auto"
     """As torch names it (`cpu`, `cuda:1`); `auto` takes a GPU where there is one."""
     dtype: str = "auto"
     context: Annotated[int, Field(ge=2)] | None = None
     """Tokens of prompt and answer together; default: what the model was made for."""
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Answers written at the same time."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Answers written at the same time; default: 16, and 4 for `gguf`, whose memory for all of them is taken at the start."""
     max_queue: Annotated[int, Field(ge=0)] = 64
     """Requests that may wait besides; one more is refused at once."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -125,14 +66,25 @@ class LocalModel(_Strict):
     """LoRA adapters in PEFT's format, by name; for vLLM, `{}` lets them be loaded later."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     args: list[str] = Field(default_factory=list)
-    """Further flags of vLLM's."""
+    """Further flags of vLLM's, or of `binary`."""
     python: Path | None = None
     """Interpreter of vLLM's environment; default: the one that `smalti engines install vllm` makes."""
-    stall_timeout: Annotated[float, Field(gt=0)] = 8
-    """Seconds without progress, while answers are awaited, after which vLLM is started anew."""
+    binary: Path | None = None
+    """The `llama-server` that serves a GGUF file; default: the one in the extra `gguf`, or else the one on PATH."""
+    stall_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without progress, while answers are awaited, after which the engine is started anew; default: 8, and 120 for
+    `gguf`, which reads a long prompt in large steps."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LocalModel:
+        if self.engine == "gguf" and self.adapters is not None:
+            raise ValueError("engine gguf takes no adapters: merge the adapter into the model's file.")
+        if self.engine == "gguf" and self.args and self.binary is None:
+            raise ValueError("args of engine gguf are flags of llama-server: name it in `binary`.")
+        return self
 
 
-class ServedEntity(_Strict):
+class ServedEntity(Strict):
     """An agent, an external model, a local model, or a registered model by `entity_name` and `entity_version` (a number or an
     alias), whose further fields are those of the REST API."""
 
@@ -161,7 +113,7 @@ class ServedEntity(_Strict):
         return self
 
 
-class EndpointConfig(_Strict):
+class EndpointConfig(Strict):
     """One agent or local model; or up to 15 external or registered models that share the traffic (`serving.traffic`)."""
 
     served_entities: Annotated[list[ServedEntity], Field(min_length=1, max_length=15)]
@@ -197,19 +149,28 @@ class EndpointConfig(_Strict):
         return self.model_dump(exclude_none=True)
 
 
-class EndpointDeclaration(_Strict):
+class EndpointDeclaration(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
     config: EndpointConfig
     description: str = ""
     ai_gateway: dict[str, Any] | None = None
 
 
-class IndexDeclaration(_Strict):
+class IndexDeclaration(Strict):
     name: str
     source: Path
+    row_access: str | None = None
+    """The column that names the groups which may see a row, as `smalti index restrict` sets it; `folder` of a folder's index."""
 
 
-class GrantDeclaration(_Strict):
+class TableDeclaration(Strict):
+    """A table that Delta Sync indexes may be made from, as `smalti index table` declares it."""
+
+    name: str
+    source: str
+
+
+class GrantDeclaration(Strict):
     """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
 
     principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
@@ -247,6 +208,8 @@ class Settings(BaseSettings):
     """Seconds a call may wait in line before it is refused with 503."""
     journal_fsync: bool = False
     """Whether no answer leaves before its record is on the disk, so that a power failure loses none either."""
+    journal_days: Annotated[float, Field(gt=0)] | None = None
+    """Days that rows of the inference table are kept; older ones are deleted every hour. None: they stay."""
     database_url: str | None = Field(default=None, repr=False)
     """A database in place of the state folder's, such as `postgresql://smalti:…@db/smalti`, which several servers may share."""
     redis_url: str | None = Field(default=None, repr=False)
@@ -262,22 +225,36 @@ class Settings(BaseSettings):
     """Hosts in private networks, or on this machine, at which external models made through the API may be, whoever makes them."""
     endpoints: list[EndpointDeclaration] = Field(default_factory=list)
     indexes: list[IndexDeclaration] = Field(default_factory=list)
+    tables: list[TableDeclaration] = Field(default_factory=list)
     functions: list[FunctionDeclaration] = Field(default_factory=list)
+    mcp_servers: list[McpDeclaration] = Field(default_factory=list)
     grants: list[GrantDeclaration] = Field(default_factory=list)
     experiments: list[Spec] = Field(default_factory=list)
-    """Live experiments, begun once when their endpoint serves."""
+    """Live experiments, begun once when their endpoint serves; then online scorers, one an endpoint."""
+    monitors: list[Monitor] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _servers_known(self) -> Settings:
+        names = [server.name for server in self.mcp_servers]
+        agents = (entity.agent for endpoint in self.endpoints for entity in endpoint.config.served_entities if entity.agent)
+        for tool in (tool for agent in agents for tool in agent.tools):
+            if tool.mcp is not None and tool.mcp not in names:
+                raise ValueError(f"there is no MCP server {tool.mcp!r}; mcp_servers declares: {', '.join(names) or 'none'}")
+        if len(set(names)) < len(names):
+            raise ValueError("two of mcp_servers have the same name")
+        return self
 
     @property
     def generative(self) -> bool:
         return bool(self.chat_model or self.chat_base_url)
 
     def local_chat(self) -> LocalModel | None:
-        """The local model that `chat_model` names: `hf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
+        """The local model that `chat_model` names: `hf:PATH`, `gguf:PATH`, or `vllm:PATH` where no address of a vLLM is set."""
         engine, _, path = (self.chat_model or "").partition(":")
         address = self.chat_base_url or os.environ.get("VLLM_BASE_URL")
-        if not path or (engine != "hf" and (engine != "vllm" or address or path.startswith(("http://", "https://")))):
+        if not path or engine not in _LOCAL or (engine == "vllm" and (address or path.startswith(("http://", "https://")))):
             return None
-        return LocalModel(path=path, engine="transformers" if engine == "hf" else "vllm")
+        return LocalModel(path=path, engine=_LOCAL[engine])
 
     def all_endpoints(self) -> list[EndpointDeclaration]:
         """The declared endpoints and those that are there without being declared: `assistant`, and `chat` with a model."""
@@ -296,8 +273,8 @@ class Settings(BaseSettings):
             agent = endpoint.config.served_entities[0].agent
             if agent and securable == f"endpoint:{endpoint.name}":
                 model = self.model_of(agent)
-                tools = [tool.resource(endpoint.name) for tool in agent.tools]
-                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools]
+                tools = [needed for tool in agent.tools if (needed := tool.resource(endpoint.name))]
+                return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools, *agent.classical]
         return []
 
     @field_validator("docs", "router", mode="after")

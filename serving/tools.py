@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from agents.tools.sql import SqlError, Tables, sql_tool
 from governance.call import current_call
+from serving.agent_settings import ToolDeclaration
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint
 from serving.engines.function import function_engine
-from serving.settings import SettingsError, ToolDeclaration
+from serving.mcp_client import Listed, mcp_tools
+from serving.settings import SettingsError
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -22,14 +24,38 @@ MAX_DEPTH = 4
 """Agents that may call each other in a chain."""
 
 
-def make_tools(agent: str, declared: Sequence[ToolDeclaration], dispatcher: Dispatcher, inputs: Inputs) -> list[BaseTool]:
+def make_tools(
+    agent: str, declared: Sequence[ToolDeclaration], dispatcher: Dispatcher, inputs: Inputs, listed: Listed | None = None
+) -> list[BaseTool]:
     """The tools of an agent. Its tables become the endpoint `AGENT.sql`, which the agent's grant brings along.
+
+    Parameters
+    ----------
+    listed: the tools that MCP servers told.
 
     Raises
     ------
     SettingsError: a table cannot be read.
+    ValueError: an MCP server has no tool of a name.
     """
-    return [_make(agent, tool, dispatcher, inputs) for tool in declared]
+    made: list[BaseTool] = []
+    for tool in declared:
+        if tool.memory:
+            made += _memory(tool)
+        elif tool.mcp is not None:
+            made += mcp_tools(tool, listed or {}, dispatcher)
+        else:
+            made.append(_make(agent, tool, dispatcher, inputs))
+    return made
+
+
+def _memory(tool: ToolDeclaration) -> list[BaseTool]:
+    from agents.tools.memory import memory_tools
+
+    made = memory_tools()
+    for each in made:
+        each.metadata = {"approval": True} if tool.approval else None
+    return made
 
 
 def _make(agent: str, tool: ToolDeclaration, dispatcher: Dispatcher, inputs: Inputs) -> BaseTool:

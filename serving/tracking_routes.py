@@ -19,7 +19,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from governance.call import Caller, CallError, bad_request, forbidden, not_found
+from governance.call import Caller, CallError, bad_request, forbidden, not_found, unavailable
 from serving.artifacts import REGISTERED, for_databricks, from_databricks
 from serving.model_access import ModelAccess, check_unscoped
 from serving.tracking import MlflowServer, silent, starting
@@ -46,6 +46,7 @@ _RENAMED = {"experiments/list": "experiments/search", "registered-models/list": 
 """What databricks-sdk still asks for under names that MLflow has given up."""
 MAX_BODY = 128 * 2**20
 """Bytes a request may have, artifacts excepted: MLflow keeps others in memory."""
+_LOOKED_AT = 1 << 16  # bytes of a body that is looked at before it is passed on
 
 
 def router(server: MlflowServer, authorize: Authorize, access: ModelAccess, *, sign_in: str | None = None) -> APIRouter:
@@ -137,6 +138,9 @@ class _Proxy:
         headers = [(k, v) for k, v in request.headers.items() if k not in _NOT_SENT and not k.startswith("x-forwarded")]
         fields: Mapping[str, Any] = request.query_params
         content: AsyncIterator[bytes] | bytes | None = None
+        length = request.headers.get("content-length", "")
+        if not artifact and "/mlflow/" in path and length.isdecimal() and int(length) <= min(_LOOKED_AT, MAX_BODY):
+            await _must_be_object(request, traced=request.method == "POST" and path.endswith("/api/2.0/mlflow/traces"))
         if "content-length" in request.headers or "transfer-encoding" in request.headers:
             content = _body(request, None if artifact else MAX_BODY)
             made = path.endswith("/mlflow/experiments/create")
@@ -164,6 +168,9 @@ class _Proxy:
             return Response(status_code=499)
         except httpx.HTTPError as error:
             raise silent(error) from error
+        if upstream.status_code >= 500 and not (artifact or ui or "json" in upstream.headers.get("content-type", "")):
+            await upstream.aclose()
+            raise unavailable(f"MLflow failed with HTTP {upstream.status_code} on {path}. Check the request's fields.")
         kept = [(k.lower(), v) for k, v in upstream.headers.raw if k.lower().decode("latin-1") not in _NOT_RETURNED]
         response: Response
         if not artifact and (databricks or action) and "json" in upstream.headers.get("content-type", ""):
@@ -261,6 +268,17 @@ def _admit(request: Request, path: str, ui: bool) -> bool:
     elif ui and (words[0] in ("", "static-files", "graphql", "version", "health") or path.endswith("/get-artifact")):
         return "artifact" in path
     raise not_found(f"{path} is not served here: of MLflow's server there are tracking, registry, traces and artifacts.")
+
+
+async def _must_be_object(request: Request, *, traced: bool) -> None:
+    """Refuse a short JSON body that is no object: the tracking server would fail on it. Raises `CallError`."""
+    if "json" in request.headers.get("content-type", "json") and "content-encoding" not in request.headers:
+        body = (await request.body()).lstrip()
+        if body[:1] not in (b"", b"{", b'"'):
+            raise bad_request("The body must be a JSON object.")
+        fields = _object(body) if traced or body[:1] == b'"' else {}
+        if traced and not str(fields.get("experiment_id", "")).isdecimal():
+            raise bad_request("Field 'experiment_id' must be the number of an experiment.", "experiment_id")
 
 
 def _object(body: bytes) -> dict[str, Any]:

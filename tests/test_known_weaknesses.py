@@ -243,9 +243,53 @@ def test_a_model_made_by_the_network_reads_no_variable_of_the_server(live: Live,
     elsewhere.heard.clear()
 
 
+def test_no_cache_answers_after_a_key_is_gone(live: Live) -> None:
+    """CVE-2026-12772 and CVE-2026-12796: who had been let in went on being let in after a key was revoked or had expired."""
+    secret = key_of(live, "leaver", "assistant")
+    with (
+        live.client() as admin,
+        client(live, secret) as http,
+        httpx.Client(base_url=live.url, headers={"origin": live.url}, timeout=60, trust_env=False) as pages,
+    ):
+        assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
+        assert pages.post("/login", data={"key": secret}).status_code in (200, 303)
+        assert pages.get("/console").status_code == 200
+        keys = admin.get("/api/2.0/smalti/keys", params={"name": "leaver"}).json()["keys"]
+        (key,) = [each for each in keys if not each["label"]]  # the page's session has one of its own
+        admin.delete(f"/api/2.0/smalti/keys/{key['id']}").raise_for_status()
+        assert http.post("/v1/chat/completions", json=CHAT).status_code == 401
+        assert http.get("/v1/models").status_code == 401
+        assert pages.get("/console").status_code in (302, 303, 307, 401)
+
+
+def test_nobody_gives_a_key_more_than_they_have(live: Live, alice: str) -> None:
+    """CVE-2026-47101: whoever made a key said which routes it opens, and nobody looked."""
+    wanted = {"name": "alice", "scopes": ["endpoint:*", "index:*"], "admin": True, "groups": ["admins"]}
+    with client(live, alice) as http:
+        for path, body in (
+            ("/api/2.0/smalti/keys", wanted),
+            ("/api/2.0/smalti/keys/any/rotate", None),
+            ("/api/2.0/token/create", {"comment": "x"}),
+        ):
+            assert http.post(path, json=body).status_code in (403, 404), path
+        assert http.put("/api/2.0/smalti/principals/alice/groups", json={"groups": ["admins"]}).status_code == 403
+    with live.client() as admin:
+        narrow = admin.post("/api/2.0/smalti/keys", json={"name": "alice", "scopes": ["endpoint:other"]}).json()["key"]
+    with client(live, narrow) as http:
+        assert http.post("/v1/chat/completions", json=CHAT).status_code == 403
+
+
 def test_a_host_header_opens_nothing(live: Live) -> None:
-    """CVE-2026-48710: a Host header that moved the path let requests past the check of the key."""
-    for host in ("127.0.0.1/v1/models?", "x/health#", "a@b", "[::1", "health", "localhost:99999999"):
+    """CVE-2026-48710 and CVE-2026-49468: a Host header that moved the path let requests past the check of the key."""
+    for host in (
+        "127.0.0.1/v1/models?",
+        "localhost:4000/#@attacker.example",
+        "x/health#",
+        "a@b",
+        "[::1",
+        "health",
+        "localhost:99999999",
+    ):
         with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2])), 20) as connection:
             connection.sendall(f"GET /api/2.0/smalti/audit HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             status = connection.recv(4_096).split(b" ", 2)[1]

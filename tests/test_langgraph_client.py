@@ -13,7 +13,7 @@ import pytest
 from langgraph_sdk import get_client, get_sync_client
 from langgraph_sdk.errors import AuthenticationError, ConflictError, NotFoundError
 
-from tests.live import KEY, Live, serving, wait_until
+from tests.live import KEY, Live, serving, smalti, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -203,3 +203,34 @@ def test_the_ui_message_stream(live: Live) -> None:
     assert "messages[0].parts" in refused.json()["error"]["message"]
     assert failed.status_code >= 500 or '"type":"error"' in failed.text
     assert httpx.post(f"{live.url}/v1/agents/assistant/chat", json={}, trust_env=False).status_code == 401
+
+
+def test_a_user_sees_and_deletes_what_is_remembered_and_nobody_elses(live: Live, client: Any) -> None:
+    with live.client() as admin:
+        ann = admin.post("/api/2.0/smalti/keys", json={"name": "ann"}).json()["key"]
+    store = client.store
+    store.put_item(["memories"], key="k1", value={"text": "The admin drinks tea."})
+    store.put_item(["memories"], key="k2", value={"text": "The admin's car is red.", "age": 3})
+    store.put_item(["notes", "work"], key="k3", value={"text": "Friday is off."}, index=False)
+    assert store.get_item(["memories"], key="k1")["value"] == {"text": "The admin drinks tea."}
+    found = store.search_items(["memories"], query="which colour is the car", limit=1)["items"]
+    assert (found[0]["key"], found[0]["score"] > 0.2) == ("k2", True)
+    assert [item["key"] for item in store.search_items([], filter={"age": 3})["items"]] == ["k2"]
+    assert store.list_namespaces(prefix=["notes"])["namespaces"] == [["notes", "work"]]
+    with get_sync_client(url=live.url, api_key=ann) as other:
+        assert other.store.search_items([])["items"] == []
+        other.store.delete_item(["memories"], key="k1")
+        with pytest.raises(NotFoundError):
+            other.store.get_item(["memories"], key="k1")
+    told = smalti("memory", "list", "--query", "tea", "--json", home=live.home, SMALTI_KEY=KEY)
+    assert json.loads(told.stdout)[0]["value"] == "The admin drinks tea.", told.stderr
+    assert smalti("memory", "delete", "k1", home=live.home, SMALTI_KEY=ann).returncode == 1, "it is not hers"
+    assert smalti("memory", "delete", "k1", home=live.home, SMALTI_KEY=KEY).returncode == 0
+    assert [item["key"] for item in store.search_items(["memories"])["items"]] == ["k2"]
+    assert smalti("memory", "clear", home=live.home, SMALTI_KEY=KEY).stdout == "Forgotten: 2\n"
+    with live.client() as raw:
+        for body, param in (({"key": "k", "value": 3}, "value"), ({"namespace": "x", "key": "k", "value": {}}, "namespace")):
+            answer = raw.put("/store/items", json=body)
+            assert (answer.status_code, param in answer.text) == (400, True), answer.text
+        assert raw.post("/store/items/search", json={"filter": {"a": {"$near": 1}}}).status_code == 400
+        assert raw.put("/store/items", json={"key": "k", "value": {"text": "x" * 70_000}}).status_code == 400

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live import serving, wait_until
+from tests.live import serving, smalti, wait_until
 
 LOOK = """
 import json, sys, mlflow
@@ -53,6 +53,14 @@ def test_a_turn_is_a_trace_with_route_retrieval_and_answer(tmp_path: Path) -> No
 
         wait_until(lambda: client.get(f"/api/3.0/mlflow/traces/tr-{request_id}").status_code == 200, 60)
         seen = look()
+        reviewed = {"request_id": request_id, "value": True, "comment": "right"}
+        assert client.post("/api/2.0/smalti/feedback", json=reviewed).status_code == 200
+        made = smalti("eval", "dataset", "traces", "--endpoint", "assistant", "--out", str(tmp_path / "d.jsonl"), home=live.home)
+        assert made.returncode == 0, made.stderr
+        row = json.loads((tmp_path / "d.jsonl").read_text())
+        assert (row["question"], row["feedback"]) == ("When are the roses pruned?", {"user_feedback": True})
+        mirrored = smalti("eval", "dataset", "mirror", str(tmp_path / "d.jsonl"), "--json", home=live.home)
+        assert json.loads(mirrored.stdout)["rows"] == 1, mirrored.stderr
     kinds = {kind for _, kind in seen["spans"]}
     assert {"AGENT", "RETRIEVER"} <= kinds
     assert "route" in {name for name, _ in seen["spans"]}

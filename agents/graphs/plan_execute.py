@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.graph import END, START, StateGraph
 
-from agents.generate import HISTORY_TOKENS, QUIET, bind, generate, usage_of
+from agents.generate import HISTORY_TOKENS, QUIET, bind, generate, needs_model, usage_of
 from agents.history import questions, settle, text_of
 from agents.state import AgentState, Embed, emit_step, new_turn
 from agents.toolrun import run_tools, wants_tools
-from agents.tools.retrieve import retrieve_tool
+from agents.tools.retrieve import with_retrieval
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def build(
     ------
     ValueError: there is no model.
     """
-    if model is None:
-        raise ValueError("plan_execute needs a chat model; set SMALTI_CHAT_MODEL, or use rag, which needs none")
-    chat, offered = model, [*tools, *([retrieve_tool(retriever)] if retriever is not None else [])]
+    chat, offered = needs_model("plan_execute", model), with_retrieval(tools, retriever)
     worker = bind(chat, offered)
 
     async def plan(state: AgentState) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from agents.generate import HISTORY_TOKENS, QUIET, generate
 from agents.history import questions, text_of
 from agents.state import NOT_FOUND, AgentState, Embed, Reader, Reading, emit_citation, emit_delta, emit_step
 from agents.toolrun import run_tools, wants_tools
+from agents.verify import Verify, verify_node
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def nodes(
     embed: Embed | None = None,
     k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
+    verify: Verify | None = None,
 ) -> dict[str, Any]:
-    """The nodes `retrieve`, `answer` and `tools`, for graphs that hold more than this one."""
+    """The nodes `retrieve`, `answer` and `tools`, with a verifier `verify` too, for graphs that hold more than this one."""
     if reader is None and model is None:
         from agents.extract import make_reader
 
@@ -103,7 +105,15 @@ def nodes(
             step.outputs = {
                 "documents": [{"id": p.id, "source": p.source, "score": p.score, "similarity": p.similarity} for p in documents]
             }
-        return {"documents": documents, "citations": [], "plan": [query, before], "abstained": False, "mode": "", "offset": 0}
+        return {
+            "documents": documents,
+            "citations": [],
+            "plan": [query, before],
+            "abstained": False,
+            "mode": "",
+            "offset": 0,
+            "supported": None,
+        }
 
     async def extract(state: AgentState) -> dict[str, Any]:
         documents = state.get("documents") or []
@@ -137,7 +147,8 @@ def nodes(
     async def call_tools(state: AgentState) -> dict[str, Any]:
         return await run_tools(state, tools)
 
-    return {"retrieve": retrieve, "answer": extract if model is None else write, "tools": call_tools}
+    made = {"retrieve": retrieve, "answer": extract if model is None else write, "tools": call_tools}
+    return {**made, **({"verify": verify_node(verify)} if verify is not None else {})}
 
 
 def answer_message(text: str, mode: str, abstained: bool = False, citations: Sequence[Any] = ()) -> AIMessage:
@@ -151,12 +162,17 @@ def add_nodes(graph: StateGraph, made: dict[str, Any], *, with_tools: bool) -> N
     graph.add_node("retrieve", made["retrieve"])
     graph.add_node("answer", made["answer"])
     graph.add_edge("retrieve", "answer")
+    end = END
+    if "verify" in made:
+        end = "verify"
+        graph.add_node("verify", made["verify"])
+        graph.add_edge("verify", END)
     if with_tools:
         graph.add_node("tools", made["tools"])
-        graph.add_conditional_edges("answer", lambda state: "tools" if wants_tools(state) else END, ["tools", END])
+        graph.add_conditional_edges("answer", lambda state: "tools" if wants_tools(state) else end, ["tools", end])
         graph.add_edge("tools", "answer")
     else:
-        graph.add_edge("answer", END)
+        graph.add_edge("answer", end)
 
 
 def build(
@@ -169,6 +185,7 @@ def build(
     embed: Embed | None = None,
     k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
+    verify: Verify | None = None,
 ) -> CompiledStateGraph:
     """A graph that answers each question from the passages found for it.
 
@@ -182,9 +199,10 @@ def build(
     embed: sentence embeddings, for the reader and for checking a model's citations.
     k: passages per question.
     history_tokens: budget of the conversation in the model's prompt, passages not counted.
+    verify: asked whether the passages support the answer; one that they do not is said to be unconfirmed.
     """
     graph = StateGraph(AgentState)
-    made = nodes(model, retriever, tools=tools, reader=reader, embed=embed, k=k, history_tokens=history_tokens)
+    made = nodes(model, retriever, tools=tools, reader=reader, embed=embed, k=k, history_tokens=history_tokens, verify=verify)
     add_nodes(graph, made, with_tools=model is not None and bool(tools))
     graph.add_edge(START, "retrieve")
     return graph.compile(checkpointer=checkpointer, name="rag")

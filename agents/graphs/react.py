@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.graph import END, START, StateGraph
 
-from agents.generate import HISTORY_TOKENS, generate
+from agents.generate import HISTORY_TOKENS, generate, needs_model
 from agents.state import AgentState, Embed, new_turn
 from agents.toolrun import run_tools, wants_tools
-from agents.tools.retrieve import retrieve_tool
+from agents.tools.retrieve import with_retrieval
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def build(
     ------
     ValueError: there is no model.
     """
-    if model is None:
-        raise ValueError("react needs a chat model that calls tools; set SMALTI_CHAT_MODEL, or use rag, which needs none")
-    chat, offered = model, [*tools, *([retrieve_tool(retriever)] if retriever is not None else [])]
+    chat, offered = needs_model("react", model), with_retrieval(tools, retriever)
 
     async def begin(state: AgentState) -> dict[str, Any]:
         return new_turn()

@@ -13,6 +13,7 @@ from agents.generate import HISTORY_TOKENS, QUIET
 from agents.graphs.rag import RETRIEVED, add_nodes, answer_message, clip, nodes
 from agents.history import questions, text_of
 from agents.state import AgentState, Embed, Reader, Route, Router, emit_delta, emit_step
+from agents.verify import Verify
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def build(
     embed: Embed | None = None,
     k: int = RETRIEVED,
     history_tokens: int = HISTORY_TOKENS,
+    verify: Verify | None = None,
 ) -> CompiledStateGraph:
     """A graph that routes each message, then answers it as `rag` does, with small talk, or by declining.
 
@@ -78,7 +80,7 @@ def build(
 
     async def route(state: AgentState) -> dict[str, Any]:
         question = clip((questions(state["messages"]) or [""])[-1])
-        cleared = {"documents": [], "citations": [], "plan": [], "abstained": False, "mode": "", "offset": 0}
+        cleared = {"documents": [], "citations": [], "plan": [], "abstained": False, "mode": "", "offset": 0, "supported": None}
         if router is None:
             return {**cleared, "route": Route(DOCUMENTS, 1.0)}
         with emit_step("route", "route", inputs={"question": question}) as step:
@@ -100,7 +102,7 @@ def build(
         return _say(DECLINED, abstained=True)
 
     graph = StateGraph(AgentState)
-    made = nodes(model, retriever, tools=tools, reader=reader, embed=embed, k=k, history_tokens=history_tokens)
+    made = nodes(model, retriever, tools=tools, reader=reader, embed=embed, k=k, history_tokens=history_tokens, verify=verify)
     graph.add_node("route", route)
     graph.add_node("small_talk", small_talk)
     graph.add_node("decline", decline)

@@ -12,7 +12,7 @@ from langgraph.graph import END, START, StateGraph
 from agents.generate import HISTORY_TOKENS, generate
 from agents.state import AgentState, Embed, emit_step, new_turn
 from agents.toolrun import run_tools, wants_tools
-from agents.tools.retrieve import retrieve_tool
+from agents.tools.retrieve import with_retrieval
 from retrieval.types import Retriever
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build(
         raise ValueError(f"'{begins}' is none of the members {', '.join(team)}")
     if dumb := [name for name, member in team.items() if (member.model or model) is None]:
         raise ValueError(f"{', '.join(dumb)} of the swarm has no chat model; set SMALTI_CHAT_MODEL, or give the member one")
-    shared = [*tools, *([retrieve_tool(retriever)] if retriever is not None else [])]
+    shared = with_retrieval(tools, retriever)
     transfers = {name: hand_over(name, member.description) for name, member in team.items()}
     offered = {
         name: [*member.tools, *shared, *(tool for other, tool in transfers.items() if other != name)]

@@ -46,15 +46,15 @@ class ClassicalTool(BaseTool):
 
 
 def label_of(prediction: Any) -> tuple[str, float, dict[str, float]]:
-    """(label, confidence, scores) of a classifier's prediction: `{label, score}`, scores by label, or a bare label.
-
-    A bare label has a confidence of 1.
+    """(label, confidence, scores) of a classifier's prediction: a label with its confidence (`score` or `confidence`) and, where
+    they are told, the probabilities of all (`p_LABEL`); scores by label; or a bare label, whose confidence is 1.
     """
     found = prediction[0] if isinstance(prediction, list) and prediction else prediction
     if isinstance(found, Mapping):
         if "label" in found:
             score = float(found.get("score", found.get("confidence", 1.0)))
-            return str(found["label"]), score, {str(found["label"]): score}
+            each = {str(k)[2:]: float(v) for k, v in found.items() if str(k).startswith("p_")}
+            return str(found["label"]), score, each or {str(found["label"]): score}
         scores = {str(k): float(v) for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         if scores:
             best = max(scores, key=lambda name: scores[name])

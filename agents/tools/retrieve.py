@@ -41,3 +41,8 @@ def retrieve_tool(
         description=description or "Search the documents. Ask in a few precise words; returns numbered passages to cite.",
         response_format="content_and_artifact",
     )
+
+
+def with_retrieval(tools: Sequence[BaseTool], retriever: Retriever | None) -> list[BaseTool]:
+    """The tools, and the search of `retriever` where there is one."""
+    return [*tools, *([retrieve_tool(retriever)] if retriever is not None else [])]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.packing import IGNORED, Pack, Tokens, pack, tensors
 from finetune.recipe import RecipeError
+from finetune.tasks.network import adapted
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +52,17 @@ class LanguageTask:
                 config = AutoConfig.from_pretrained(folder, local_files_only=True)
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            stored: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+            if recipe.method == "qlora":
+                stored |= four_bits()
+            model = AutoModelForCausalLM.from_pretrained(folder, **stored)
         if recipe.context_length > (most := getattr(model.config, "max_position_embeddings", recipe.context_length)):
             raise RecipeError(f"context_length: {recipe.base_model} reads at most {most} tokens, not {recipe.context_length}.")
-        self.model: Any = model if recipe.method == "full" else _adapted(model, recipe, folder)
-        self.model.to(device)
+        if recipe.method != "full":
+            model = adapted(model, recipe.lora, recipe.method == "dora", str(folder), "CAUSAL_LM")
+        self.model: Any = model
+        if recipe.method != "qlora":  # four bits are where they are to stay
+            self.model.to(device)
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -102,9 +109,11 @@ class LanguageTask:
             written.append(self.tokenizer.decode(found[0], skip_special_tokens=True))
         return written
 
-    def export(self, folder: Path) -> Path:
-        """Write the model, or the adapter in PEFT's format, with its tokenizer."""
+    def export(self, folder: Path, *, merged: bool = False) -> Path:
+        """Write the model, or the adapter in PEFT's format, with its tokenizer; `merged` puts the adapter into the weights."""
         folder.mkdir(parents=True, exist_ok=True)
+        if merged:
+            self.model = self.model.merge_and_unload()
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return folder
@@ -131,21 +140,24 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     return tokenizer
 
 
-def _adapted(model: Any, recipe: LanguageRecipe, folder: Path) -> Any:
-    from peft import LoraConfig, get_peft_model
+def four_bits() -> dict[str, Any]:
+    """How transformers is told to keep the base model's weights in four bits (NF4).
 
-    lora = recipe.lora
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=int(lora.alpha or 2 * lora.rank),
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) if lora.targets else "all-linear",
-        use_dora=recipe.method == "dora",
-        base_model_name_or_path=str(folder),
+    Raises
+    ------
+    RecipeError: there is no GPU, or bitsandbytes is not installed.
+    """
+    import torch
+
+    missing = [] if torch.cuda.is_available() else ["a GPU"]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        missing.append("the package bitsandbytes (pip install bitsandbytes)")
+    if missing:
+        raise RecipeError(f"method: qlora needs {' and '.join(missing)}; take lora, which needs neither.")
+    from transformers import BitsAndBytesConfig
+
+    precise = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precise
     )
-    with warnings.catch_warnings():  # PEFT asks transformers by a name it has given up
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = str(folder)
-    return adapted
+    return {"quantization_config": config, "device_map": {"": 0}, "dtype": precise}

@@ -7,14 +7,17 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from governance.call import STEP, Call, CallError, Engine, Event
-from governance.guardrails.judges import GuardrailError, Judge, Toolkit, Where, custom, safety, topics
-from governance.guardrails.output import Shield
+from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
+from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import STRUCTURE, texts_of, walk
+from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
+
+if TYPE_CHECKING:
+    from governance.guardrails.presidio import Presidio
 
 logger = logging.getLogger("smalti.guardrails")
 
@@ -32,22 +35,39 @@ class Side:
         wanted = parameters or GuardrailParameters()
         behavior = (wanted.pii.behavior if wanted.pii else None) or "NONE"
         self.rules = Rules(behavior, wanted.invalid_keywords or ())
-        self.judges: list[Judge] = []
-        if wanted.valid_topics:
-            self.judges.append(topics(wanted.valid_topics, kit))
-        if wanted.safety:
-            self.judges.append(safety(kit))
-        self.judges += [custom(path, kit) for path in wanted.custom or ()]
+        self._names: Presidio | None = None
+        if wanted.pii and wanted.pii.presidio and behavior != "NONE":
+            from governance.guardrails.presidio import Presidio
+
+            self._names = Presidio(wanted.pii.presidio)
+        self.topics = [topics(wanted.valid_topics, kit)] if wanted.valid_topics else []
+        self.judges: list[Judge] = [*self.topics, *([safety(kit)] if wanted.safety else [])]
+        for path in wanted.custom or ():
+            self.judges.append(asking(path, kit) if path.startswith(ENDPOINT) else custom(path, kit))
 
     @property
     def any(self) -> bool:
         return self.rules.any or bool(self.judges)
 
-    async def judge(self, texts: Sequence[str], where: Where) -> None:
-        """Raises `Blocked`; a judge that fails blocks too."""
+    @property
+    def learns(self) -> bool:
+        """Whether all texts of a call are read before anything of them may pass."""
+        return self._names is not None
+
+    async def learned(self, texts: Sequence[str]) -> Rules:
+        """The rules for a call with these texts."""
+        if self._names is None:
+            return self.rules
+        from governance.guardrails.presidio import Learned
+
+        return Learned(self.rules, self.rules.pii, await self._names.learn(texts))
+
+    async def judge(self, texts: Sequence[str], where: Where, call: Call, arguments: Sequence[str] = ()) -> None:
+        """Raises `Blocked`; a judge that fails blocks too. `arguments` of tools are judged, but are about no topic."""
         for judge in self.judges:
+            looked = texts if judge in self.topics else [*texts, *arguments]
             try:
-                await judge(texts, where)
+                await judge([text for text in looked if text], where, call)
             except Blocked:
                 raise
             except Exception:
@@ -77,14 +97,16 @@ class Guard:
             return call
         try:
             long = sum(map(len, texts_of(call.payload, everything=True))) > _LONG
-            masked, found, blocked = (
-                await asyncio.to_thread(_screen, call, self.input.rules) if long else _screen(call, self.input.rules)
-            )
+            rules = self.input.rules
+            if self.input.learns:
+                rules = await self.input.learned([*strings_of(call.payload), *call.usage_context.values()])
+            masked, found, blocked = await asyncio.to_thread(_screen, call, rules) if long else _screen(call, rules)
             if found and not blocked:
                 verdicts.append(verdict("pii", "input", "MASK", summary(found)))
-            if not blocked and self.input.judges and call.task in ("agent", "chat", "search", "classify"):
+            if not blocked and self.input.judges:
+                said = strings_of(masked.payload) if call.task in ROWS else texts_of(masked.payload)
                 try:
-                    await self.input.judge(texts_of(masked.payload), "input")
+                    await self.input.judge(said, "input", masked)
                 except Blocked as refused:
                     blocked = refused
         except Exception:
@@ -105,12 +127,23 @@ class Guard:
             shield = Shield(side.rules, call)
             late: list[Event] = []  # where the whole answer is judged, nothing leaves before
             try:
-                async with aclosing(engine(call)) as events:  # type: ignore[type-var]
+                async with aclosing(engine(call)) as answer:  # type: ignore[type-var]
+                    events = answer
+                    if side.learns:
+                        whole = [event async for event in answer]
+                        try:
+                            shield = Shield(await side.learned(said_in(whole)), call)
+                        except Exception:
+                            logger.exception("a guardrail failed")
+                            raise Blocked("guardrail", FAILED) from None
+                        events = _again(whole)
                     async for event in events:
                         try:
                             ready = shield.feed(event)
-                            if event.terminal and side.judges and call.task in ("agent", "chat"):
-                                await side.judge([shield.sent], "output")
+                            if event.terminal and side.judges:
+                                talk = call.task in ("agent", "chat")
+                                said = [shield.sent] if talk else strings_of([each.data for each in ready])
+                                await side.judge(said, "output", call, shield.arguments)
                         except (Blocked, CallError):
                             raise
                         except Exception:
@@ -131,6 +164,11 @@ class Guard:
                 yield shield.stopped("" if side.judges else shield.sent)
 
         return guarded
+
+
+async def _again(events: Sequence[Event]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
 
 
 def verdict(guardrail: str, where: str, action: str, reason: str) -> dict[str, str]:
@@ -157,7 +195,8 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
         all_found.extend(found)
         return mask(text, found) if found else text
 
-    payload = walk(call.payload, each, STRUCTURE)
+    rows = call.task in ROWS
+    payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
     tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
     blocked = rules.blocking(all_found)
     return (replace(call, payload=payload, usage_context=tags) if all_found else call), all_found, blocked

@@ -13,16 +13,21 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from governance.call import Call
 from governance.guardrails.rules import Blocked
 
 Where = Literal["input", "output"]
-Judge = Callable[[Sequence[str], Where], Awaitable[None]]
-"""Looks at texts, oldest first; raises `Blocked` to refuse them."""
+Judge = Callable[[Sequence[str], Where, Call], Awaitable[None]]
+"""Looks at texts of a call, oldest first; raises `Blocked` to refuse them."""
+Ask = Callable[[str, str, str, Call], Awaitable[Any]]
+"""`ask(endpoint, text, rule, call)`: what an endpoint says of a text of that call: a chat's text, or a row of predictions."""
+ENDPOINT = "endpoint:"
 
 SAFETY = Path(__file__).with_name("safety.jsonl")
 """Labelled examples (`safe`, `injection`, `unsafe`) that the safety classifier is trained from."""
@@ -31,6 +36,9 @@ TOPIC_SIMILARITY = 0.2
 UNSAFE = 0.9
 """Probability of a label other than `safe`, from which a stretch of text is refused."""
 
+judging: ContextVar[frozenset[str]] = ContextVar("smalti_judging", default=frozenset())
+"""Endpoints that are being asked to judge; their calls wait in no line, since one that waits for them has a turn already."""
+_CODE, _LABEL = re.compile(r"S\d{1,2}"), re.compile(r"[\w .-]{1,40}")
 _STRETCH = 500  # characters that are looked at together
 _MOST = 64  # stretches of one call, the newest ones
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -54,11 +62,13 @@ class Toolkit:
     embed: texts to unit-length embeddings; None where topics and safety cannot be judged.
     safety: makes the safety classifier; blocking, called once, when a policy first needs it.
     folder: where `./file.py:function` starts from.
+    ask: asks an endpoint; None where guardrails reach none.
     """
 
     embed: Callable[[Sequence[str]], Awaitable[Any]] | None = None
     safety: Callable[[], Classifier] | None = None
     folder: Path = Path()
+    ask: Ask | None = None
 
 
 class GuardrailError(Exception):
@@ -72,7 +82,7 @@ def topics(valid: Sequence[str], kit: Toolkit) -> Judge:
         raise GuardrailError("valid_topics needs an embedding model, and none is loaded here")
     known: list[Any] = []
 
-    async def judge(texts: Sequence[str], where: Where) -> None:
+    async def judge(texts: Sequence[str], where: Where, call: Call) -> None:
         newest = next((text for text in reversed(texts) if text.strip()), "")
         if not newest:
             return
@@ -94,7 +104,7 @@ def safety(kit: Toolkit) -> Judge:
     made: list[Classifier] = []
     making = asyncio.Lock()
 
-    async def judge(texts: Sequence[str], where: Where) -> None:
+    async def judge(texts: Sequence[str], where: Where, call: Call) -> None:
         pieces = stretches(texts)
         if not pieces:
             return
@@ -120,13 +130,53 @@ def custom(path: str, kit: Toolkit) -> Judge:
     check = _load(path, kit.folder)
     name = path.rpartition(":")[2]
 
-    async def judge(texts: Sequence[str], where: Where) -> None:
+    async def judge(texts: Sequence[str], where: Where, call: Call) -> None:
         for text in texts:
             said = await check(text, where) if inspect.iscoroutinefunction(check) else await asyncio.to_thread(check, text, where)
             if said is not None:
                 raise Blocked(name, str(said)[:300])
 
     return judge
+
+
+def asking(path: str, kit: Toolkit) -> Judge:
+    """An endpoint as judge: `endpoint:NAME`, or `endpoint:NAME RULE` with what a general chat model is to refuse.
+
+    A text passes when the endpoint says `safe` (as Llama Guard does, or as a classifier's label); any other label refuses it, and
+    an answer that is neither `safe` nor `unsafe` is a failure.
+    """
+    ask = kit.ask
+    name, _, rule = path.removeprefix(ENDPOINT).strip().partition(" ")
+    if ask is None or not name:
+        raise GuardrailError(f"guardrail {path!r} needs an endpoint to ask, and there is none here")
+
+    async def judge(texts: Sequence[str], where: Where, call: Call) -> None:
+        within = judging.get()
+        if name in within or name == call.endpoint:
+            raise GuardrailError(f"the endpoint {name} would judge its own judgement")
+        token = judging.set(within | {name})
+        try:
+            for text in texts:
+                if refused := _verdict(await ask(name, text, rule.strip(), call)):
+                    raise Blocked(name, refused)
+        finally:
+            judging.reset(token)
+
+    return judge
+
+
+def _verdict(said: Any) -> str | None:
+    """Why an endpoint refuses; None where it does not. Raises `GuardrailError` where it decided nothing."""
+    label = said.get("label", next(iter(said.values()), None)) if isinstance(said, Mapping) else None
+    words = (label if isinstance(label, str) else said if isinstance(said, str) else "").split()
+    first = words[0].strip(".,:;!*`\"'").casefold() if words else ""
+    if first == "safe":
+        return None
+    if first == "unsafe":  # with Llama Guard's codes of what it is
+        return ", ".join(["unsafe", *(code for word in words[1:3] for code in word.split(",") if _CODE.fullmatch(code))])
+    if isinstance(label, str) and _LABEL.fullmatch(label):
+        return label
+    raise GuardrailError("the endpoint that judges said neither safe nor unsafe")
 
 
 def stretches(texts: Sequence[str]) -> list[str]:

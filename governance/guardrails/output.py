@@ -12,13 +12,25 @@ from typing import Any
 from governance.call import STEP, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import STRUCTURE, json_text, walk
+from governance.guardrails.texts import ROWS, STRUCTURE, json_text, strings_of, vector, walk
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
+
+
+def said_in(events: Sequence[Event]) -> list[str]:
+    """Every text of an answer, those that came in pieces as a whole."""
+    pieces: dict[tuple[Any, ...], list[str]] = {}
+    texts: list[str] = []
+    for event in events:
+        if event.type.endswith(".delta") and isinstance(event.data.get("delta"), str):
+            pieces.setdefault((event.type, *(event.data.get(place) for place in _PLACE)), []).append(event.data["delta"])
+        else:
+            texts += strings_of(event.data)
+    return [*texts, *("".join(parts) for parts in pieces.values())]
 
 
 class Shield:
@@ -35,6 +47,8 @@ class Shield:
         self._texts: list[Hold] = []
         self._other: list[Finding] = []
         self._response: Mapping[str, Any] = {}
+        self.arguments: list[str] = []
+        """The arguments of the tool calls so far, as they leave."""
 
     @property
     def found(self) -> Sequence[Finding]:
@@ -60,6 +74,9 @@ class Shield:
         if event.terminal:
             body = "result" if kind == "result" else "response"
             inner = data.get(body, data)
+            if self._call.task in ROWS:
+                looked = walk(inner, self._checked, frozenset(), numbers=True)
+                return [*ready, Event(kind, {**data, body: looked} if body in data else looked)]
             return [*ready, Event(kind, {**data, body: self._body(inner)} if body in data else self._body(inner))]
         shown = Event(kind, self._guarded(data))
         if self._waiting or any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
@@ -134,6 +151,7 @@ class Shield:
         parts, first = self._arguments.pop(place, ([], event))
         found = len(self._other)
         whole = json_text(str(event.data.get("arguments", "".join(parts))), self._checked)
+        self.arguments.append(whole)
         hold = self._new()
         hold.found = self._other[found:]
         del self._other[found:]
@@ -178,8 +196,8 @@ class Shield:
         return self._guarded(value)
 
     def _items(self, value: Sequence[Any]) -> Any:
-        if len(value) > 16 and isinstance(value[0], int | float):
-            return value  # a vector
+        if vector(value):
+            return value
         return [self._guarded(item) for item in value]
 
     def _body(self, body: Any) -> Any:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from governance.guardrails.checksums import belgian, cpf, dni, ean, fiscal, luhn, nir, ssn, steuer_id, verhoeff
+
 MAX_SPAN = 64
 """Characters of the longest finding that has spaces in it; one without spaces ends where its word does."""
 
@@ -32,13 +34,19 @@ class Finding:
 _RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
 _SPOT = re.compile(r"[0-9](?:[0-9 .\-/()]{6}|(?<=[A-Za-z][0-9]))")  # in ASCII, where a run begins that is looked at
 _GROUP = re.compile(r"\d+")
+_BETWEEN, _CLOSE = frozenset(" -./\u00a0"), frozenset(" -\u00a0")
+_CARDS = ("4-4-4-4", "4-6-5")
 _KINDS = bytes(  # digits are 0, letters a, what may stand between digits -
     ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()" else " ")
     for code in range(128)
 ).ljust(256)
 _SIGNS = (b"0-0", b"0--0", b"0" * 7, b"a0")  # one of them is in whatever holds a run that is looked at
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+_LETTERS = "A-Za-z\u00c0-\u1fff\u2c00-\u2dff"  # of scripts that put spaces between words
+_LETTER = re.compile(f"[{_LETTERS}]")
+_DOMAIN = re.compile(
+    rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9-]{{0,61}}[{_LETTERS}0-9])?\.){{1,8}}[{_LETTERS}]{{2,24}}(?![{_LETTERS}0-9-])"
+)
 _KEYS = {  # what it begins with, and all of it
     "smk_": r"smk_[\w-]{20,200}",
     "sk-": r"sk-[\w-]{20,200}",
@@ -55,6 +63,9 @@ _KEYS = {  # what it begins with, and all of it
     "AIza": r"AIza[\w-]{35}",
     "hf_": r"hf_[A-Za-z0-9]{30,200}",
     "npm_": r"npm_[A-Za-z0-9]{30,200}",
+    "gsk_": r"gsk_[A-Za-z0-9]{30,200}",
+    "dop_v1_": r"dop_v1_[0-9a-f]{40,200}",
+    "pypi-": r"pypi-[\w-]{40,400}",
     "dapi": r"dapi[0-9a-f]{32}(?:-\d)?",
     "eyJ": r"eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{0,1000}",
 }
@@ -153,7 +164,7 @@ def _emails(text: str) -> Iterator[Finding]:
     position, floor = text.find("@"), 0
     while position >= 0:
         start = position
-        while start > max(floor, position - 64) and text[start - 1] in _LOCAL:
+        while start > max(floor, position - 64) and (text[start - 1] in _LOCAL or _LETTER.match(text[start - 1])):
             start -= 1
         while start < position and text[start] in ".'`":
             start += 1
@@ -203,24 +214,25 @@ def _checked(start: int, end: int, digits: str, shape: str, seps: set[str]) -> I
     count = len(digits)
     if count < 9 or (not digits.isascii() and not digits.isdecimal()):
         return
-    if not seps <= {" ", "-", ".", "\u00a0", "/"}:
+    if any(set(sep) - _BETWEEN for sep in seps):
         return
-    plain = seps <= {" ", "-", "\u00a0"}
-    if plain and 13 <= count <= 19 and digits[0] in "23456" and _luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
+    plain = not any(set(sep) - _CLOSE for sep in seps)
+    written = plain or (seps == {"."} and shape in _CARDS)
+    if written and 13 <= count <= 19 and digits[0] in "23456" and luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
         yield Finding(start, end, "CREDIT_CARD")
-    if count == 9 and plain and shape == "3-2-4" and _ssn(digits):
+    if count == 9 and plain and shape == "3-2-4" and ssn(digits):
         yield Finding(start, end, "US_SSN")
-    if count == 9 and plain and shape == "3-3-3" and digits[0] not in "08" and _luhn(digits):
+    if count == 9 and plain and shape == "3-3-3" and digits[0] not in "08" and luhn(digits):
         yield Finding(start, end, "CA_SIN")
-    if count == 11 and shape in ("11", "2-3-3-3") and _steuer_id(digits):
+    if count == 11 and shape in ("11", "2-3-3-3") and steuer_id(digits):
         yield Finding(start, end, "DE_TAX_ID")
-    if count == 11 and shape in ("2-2-2-3-2", "11", "6-3-2") and _belgian(digits):
+    if count == 11 and shape in ("2-2-2-3-2", "11", "6-3-2") and belgian(digits):
         yield Finding(start, end, "BE_NRN")
-    if count == 11 and shape in ("11", "3-3-3-2") and _cpf(digits):
+    if count == 11 and shape in ("11", "3-3-3-2") and cpf(digits):
         yield Finding(start, end, "BR_CPF")
-    if count == 12 and shape in ("12", "4-4-4") and digits[0] not in "01" and _verhoeff(digits):
+    if count == 12 and shape in ("12", "4-4-4") and digits[0] not in "01" and verhoeff(digits):
         yield Finding(start, end, "IN_AADHAAR")
-    if count == 13 and digits.startswith("756") and shape in ("13", "3-4-4-2") and _ean(digits):
+    if count == 13 and digits.startswith("756") and shape in ("13", "3-4-4-2") and ean(digits):
         yield Finding(start, end, "CH_AHV")
 
 
@@ -239,12 +251,12 @@ def _lettered(text: str, groups: list[tuple[int, int]]) -> Iterator[Finding]:
                 yield from _pattern(_NINO, text, at - 3, "UK_NINO")
         elif letters == 6 and free:
             for m in _pattern(_FISCAL, text, back, "IT_FISCAL_CODE"):
-                if _fiscal(text[m.start : m.end]):
+                if fiscal(text[m.start : m.end]):
                     yield m
         if letters < 2 and (back == 0 or not text[back - 1].isalnum()):
-            if (m := _DNI.match(text, back)) and _dni(m[1], m[2]):
+            if (m := _DNI.match(text, back)) and dni(m[1], m[2]):
                 yield Finding(m.start(), m.end(), "ES_DNI")
-            if letters == 0 and (m := _NIR.match(text, at)) and _nir("".join(m.groups())):
+            if letters == 0 and (m := _NIR.match(text, at)) and nir("".join(m.groups())):
                 yield Finding(m.start(), m.end(), "FR_NIR")
 
 
@@ -321,83 +333,7 @@ def _phone(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Fi
         yield Finding(start, best, "PHONE")
 
 
-def _luhn(digits: str) -> bool:
-    odd = sum(map(int, digits[-1::-2]))
-    return (odd + sum((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)[int(digit)] for digit in digits[-2::-2])) % 10 == 0
-
-
 def _card_shape(shape: str) -> bool:
     """Written in one, in groups of 3 to 7 with a shorter last one, as cards print it."""
     parts = shape.split("-")
     return len(parts) == 1 or (all(3 <= int(part) <= 7 for part in parts[:-1]) and 1 <= int(parts[-1]) <= 7)
-
-
-def _ssn(digits: str) -> bool:
-    return digits[:3] not in ("000", "666") and digits[0] != "9" and digits[3:5] != "00" and digits[5:] != "0000"
-
-
-def _steuer_id(digits: str) -> bool:
-    """ISO 7064 mod 11,10; of the first ten digits exactly one occurs two or three times."""
-    counts = sorted(digits[:10].count(digit) for digit in set(digits[:10]))
-    if digits[0] == "0" or counts[-1] not in (2, 3) or (len(counts) > 1 and counts[-2] > 1):
-        return False
-    product = 10
-    for digit in digits[:10]:
-        product = ((int(digit) + product) % 10 or 10) * 2 % 11
-    return (11 - product) % 10 == int(digits[10])
-
-
-def _belgian(digits: str) -> bool:
-    month, day, check = int(digits[2:4]), int(digits[4:6]), int(digits[9:])
-    if month > 12 or day > 31 or not day:
-        return False
-    return any(97 - int(century + digits[:9]) % 97 == check for century in ("", "2"))
-
-
-def _cpf(digits: str) -> bool:
-    if len(set(digits)) == 1:
-        return False
-    for size in (9, 10):
-        rest = sum(int(digit) * weight for digit, weight in zip(digits, range(size + 1, 1, -1), strict=False)) * 10 % 11 % 10
-        if rest != int(digits[size]):
-            return False
-    return True
-
-
-def _ean(digits: str) -> bool:
-    return sum(int(digit) * (3 if place % 2 else 1) for place, digit in enumerate(digits)) % 10 == 0
-
-
-def _nir(number: str) -> bool:
-    digits = number.replace("2A", "19").replace("2B", "18")
-    return digits.isdecimal() and 97 - int(digits[:13]) % 97 == int(digits[13:])
-
-
-def _dni(number: str, letter: str) -> bool:
-    digits = number.translate({ord("X"): "0", ord("Y"): "1", ord("Z"): "2"})
-    return len(digits) == 8 and "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == letter
-
-
-_ODD = dict(
-    zip(
-        "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-        [1, 0, 5, 7, 9, 13, 15, 17, 19, 21] * 2 + [2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23],
-        strict=True,
-    )
-)
-
-
-def _fiscal(code: str) -> bool:
-    even = sum(int(char, 36) if char.isdigit() else ord(char) - 65 for char in code[1:15:2])
-    return chr(65 + (even + sum(_ODD[char] for char in code[0:15:2])) % 26) == code[15]
-
-
-_D5 = ("0123456789", "1234067895", "2340178956", "3401289567", "4012395678", "5987604321", "6598710432", "7659821043", "8765932104", "9876543210")  # fmt: skip  # noqa: E501
-_P8 = ("0123456789", "1576283094", "5803796142", "8916043527", "9453126870", "4286573901", "2793806415", "7046913258")
-
-
-def _verhoeff(digits: str) -> bool:
-    check = 0
-    for place, digit in enumerate(reversed(digits)):
-        check = int(_D5[check][int(_P8[place % 8][int(digit)])])
-    return check == 0

@@ -7,9 +7,9 @@ it lets go of is, whatever the pieces were, what `Rules` makes of the whole.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from governance.guardrails.fold import end_of, fold
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
 
 KEYWORD = "KEYWORD"
@@ -22,12 +22,6 @@ _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
 _FEW = 16  # keywords that are each looked for
 _WORD = re.compile(r"\w+")
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-_ODD_WORDS = re.compile(r"[^\x00-\x7f]|\s")  # and all that may be, or stand beside, a run of spaces
-_INVISIBLE = re.compile(  # where Unicode keeps its format characters
-    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890-\u089f\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
-    "\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bcaf\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
 
@@ -37,61 +31,6 @@ class Blocked(Exception):
     def __init__(self, guardrail: str, reason: str) -> None:
         super().__init__(reason)
         self.guardrail, self.reason = guardrail, reason
-
-
-def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
-    """The text as it is compared, and for each of its characters where it came from (None: the same place).
-
-    Compatibility forms become plain ones and invisible characters vanish; for `words` case and runs of spaces do too.
-    """
-    if text.isascii() and not (words and _oddly_spaced(text)):
-        return (text.casefold() if words else text), None
-    if not words and unicodedata.is_normalized("NFKC", text) and not _INVISIBLE.search(text):
-        return text, None
-    folded: list[str] = []
-    origin: list[int] = []
-    last, spaced = 0, False
-    for odd in (_ODD_WORDS if words else _NOT_ASCII).finditer(text):
-        place, char = odd.start(), odd[0]
-        if place > last:
-            folded.append(text[last:place].casefold() if words else text[last:place])
-            origin.extend(range(last, place))
-            spaced = False
-        last = place + 1
-        if ord(char) > 127:
-            if unicodedata.category(char) == "Cf":
-                continue
-            char = unicodedata.normalize("NFKD" if words else "NFKC", char)
-        if words:
-            char = char.casefold()
-            if char.isspace():
-                if spaced:
-                    continue
-                char, spaced = " ", True
-            else:
-                spaced = char[-1:] == " " if char else spaced
-        folded.append(char)
-        origin.extend([place] * len(char))
-    if last < len(text):
-        folded.append(text[last:].casefold() if words else text[last:])
-        origin.extend(range(last, len(text)))
-    return "".join(folded), origin
-
-
-def _oddly_spaced(text: str) -> bool:
-    """Whether an ASCII text has other spaces than single ones; written out, because it is asked for every chunk."""
-    return (
-        "\n" in text
-        or "\t" in text
-        or "\r" in text
-        or "\x0b" in text
-        or "\x0c" in text
-        or "\x1c" in text
-        or "\x1d" in text
-        or "\x1e" in text
-        or "\x1f" in text
-        or "  " in text
-    )
 
 
 class Rules:
@@ -130,7 +69,7 @@ class Rules:
         found: list[Finding] = []
         if self.pii != "NONE":
             folded, origin = fold(text)
-            found = find(folded) if origin is None else [_moved(each, origin) for each in find(folded)]
+            found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
         if self._longest:
             found += self._words(text)
         return distinct(found) if found else found
@@ -154,7 +93,7 @@ class Rules:
         for first, pattern, _ in likely:
             if first in folded:
                 found += [Finding(m.start(), m.end(), KEYWORD) for m in pattern.finditer(folded)]
-        return found if origin is None else [_moved(each, origin) for each in found]
+        return found if origin is None else [_moved(each, origin, text) for each in found]
 
     def open_from(self, text: str) -> int:
         """Where in `text` begins what more text could make forbidden, or change; its length where nothing is open."""
@@ -250,8 +189,8 @@ def moved(place: int, found: Sequence[Finding]) -> int:
     return place + shift
 
 
-def _moved(finding: Finding, origin: Sequence[int]) -> Finding:
-    return Finding(origin[finding.start], origin[finding.end - 1] + 1, finding.kind)
+def _moved(finding: Finding, origin: Sequence[int], text: str) -> Finding:
+    return Finding(origin[finding.start], end_of(origin[finding.end - 1], text), finding.kind)
 
 
 def _whole(word: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,6 +12,10 @@ STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
 )
 """Keys whose values are names and addresses of the protocol's own."""
+ROWS = frozenset({"predict", "classify", "embeddings"})
+"""Tasks whose requests and answers are data, of which no key is the protocol's own."""
+_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
+_OPENS = ("{", "[", '"')
 
 
 def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
@@ -34,44 +39,83 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
     return [text for text in found if text]
 
 
-def walk(value: Any, each: Callable[[str], str], skipped: frozenset[str], depth: int = 0, key: str = "") -> Any:
-    """A JSON value with `each(text)` in place of every text in it; `arguments` and `output` that are JSON are looked into."""
+def strings_of(value: Any) -> list[str]:
+    """Every text in a JSON value but names and addresses, in order."""
+    found: list[str] = []
+
+    def noted(text: str) -> str:
+        found.append(text)
+        return text
+
+    walk(value, noted, STRUCTURE)
+    return found
+
+
+def walk(
+    value: Any, each: Callable[[str], str], skipped: frozenset[str], depth: int = 0, key: str = "", *, numbers: bool = False
+) -> Any:
+    """A JSON value with `each(text)` in place of every text in it; `arguments` and `output` that are JSON are looked into.
+
+    `numbers`: integers of seven digits and more, and the names of an object's values, are looked at as they read.
+    """
     if isinstance(value, str):
-        if key == "image_url" and value.startswith("data:"):
-            return value  # an image's bytes
+        if key == "image_url" and _IMAGE.match(value):
+            return value
         return json_text(value, each) if key in ("arguments", "output") else each(value)
     if isinstance(value, Mapping):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
-        return {name: item if name in skipped and isinstance(item, str) else walk(item, each, skipped, depth + 1, name) for name, item in value.items()}  # fmt: skip  # noqa: E501
+        return {
+            each(name) if numbers else name: item
+            if name in skipped and isinstance(item, str)
+            else walk(item, each, skipped, depth + 1, name, numbers=numbers)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        if len(value) > 16 and isinstance(value[0], int | float):
-            return value  # a vector
-        return [walk(item, each, skipped, depth + 1, key) for item in value]
-    return value
+        if vector(value):
+            return value
+        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
+    return _number(value, each) if numbers and type(value) is int else value
+
+
+def vector(value: Sequence[Any]) -> bool:
+    """Whether these are a text's coordinates, and no texts."""
+    return len(value) > 16 and {float} <= set(map(type, value)) <= {float, int}
 
 
 def json_text(text: str, each: Callable[[str], str]) -> str:
     """JSON as text, with `each` applied to its texts, keys and numbers as they read, not as they are escaped."""
-    if text[:1] in '{["':
+    if text.lstrip()[:1] in _OPENS:
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
             return each(text)
         changed = _inside(value, each, 0)
-        return text if changed == value else orjson.dumps(changed).decode()
+        hidden = "\\u" in text or text.count('":') != _names(value)  # escapes, or a name that is there twice
+        return text if changed == value and not hidden else orjson.dumps(changed).decode()
     return each(text)
 
 
 def _inside(value: Any, each: Callable[[str], str], depth: int) -> Any:
     if isinstance(value, str):
-        return each(value)
+        return json_text(value, each) if value[:1] in _OPENS and depth < 8 else each(value)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        told = str(value)
-        masked = each(told) if len(told) > 6 else told
-        return value if masked == told else masked
+        return _number(value, each)
     if isinstance(value, dict):
         return {each(name): _inside(item, each, depth + 1) for name, item in value.items()}
     return [_inside(item, each, depth + 1) for item in value]
+
+
+def _number(value: float, each: Callable[[str], str]) -> Any:
+    told = str(value)
+    masked = each(told) if len(told) > 6 else told
+    return value if masked == told else masked
+
+
+def _names(value: Any) -> int:
+    """How many names of values an object has, and those within it."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_names, value.values()))
+    return sum(map(_names, value)) if isinstance(value, list) else 0

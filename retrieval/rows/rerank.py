@@ -12,7 +12,6 @@ import numpy as np
 from retrieval import words
 from retrieval.memory import K1, B
 from retrieval.rank import convex
-from retrieval.search import STOPWORDS
 
 log = logging.getLogger("smalti.retrieval")
 
@@ -50,7 +49,7 @@ async def reranked(
 def blend(query: str, texts: Sequence[str], similar: np.ndarray) -> np.ndarray:
     """Similarities of the texts to the query, fused with BM25 of its words among these texts."""
     number = words.language(query)
-    asked = [word for word in words.WORD.findall(query) if word.lower() not in STOPWORDS] or words.WORD.findall(query)
+    asked = [word for word in words.WORD.findall(query) if word.lower() not in words.STOPWORDS] or words.WORD.findall(query)
     wanted = {term for word in asked for term in words.terms(word, number)}
     counted = [words.counted(text, number) for text in texts]
     lengths = np.array([sum(each.values()) for each in counted], float)

@@ -78,6 +78,8 @@ def _usage(request: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
 
 def sample(schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> Any:
     """A value that a JSON schema accepts."""
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties") or {}, dict):
+        return {}  # it is none
     known: dict[str, Any] = definitions or schema.get("$defs") or schema.get("definitions") or {}
     if reference := schema.get("$ref"):
         return sample(known.get(reference.rpartition("/")[2], {}), known)

@@ -159,6 +159,7 @@ def _end(
         "citations": citations,
         "trace_id": f"tr-{call.request_id}",
         "thread_id": call.thread_id,
+        **({"supported": state["supported"]} if state.get("supported") is not None else {}),
         **({"waiting": [ask.to_dict() for ask in asks]} if asks else {}),
     }
     told = {key: str(value) for key, value in metadata.items() if value is not None}

@@ -41,6 +41,7 @@ class Answer:
         self._parts: list[str] = []
         self._annotations: list[Mapping[str, Any]] = []
         self._logprobs: list[Mapping[str, Any]] = []
+        self._alternatives: int = payload.get("top_logprobs") or 0
         self._open: dict[str, Any] | None = None
         self._delta: dict[str, Any] = {}
         self._response: dict[str, Any] = {
@@ -82,6 +83,8 @@ class Answer:
             yield from self._open_message()
         self._parts.append(delta)
         if logprobs:
+            if any(len(each.get("top_logprobs") or ()) > self._alternatives for each in logprobs):  # llama.cpp tells all it has
+                logprobs = [{**each, "top_logprobs": each["top_logprobs"][: self._alternatives]} for each in logprobs]
             self._logprobs += logprobs
             yield Event("response.output_text.delta", {**self._delta, "delta": delta, "logprobs": logprobs})
             return

@@ -16,7 +16,7 @@ import orjson
 
 from governance.call import Event, bad_request
 from serving.engines.answer import Answer
-from serving.engines.messages import text_of
+from serving.engines.messages import arguments_of, text_of
 from serving.protocols.request import present
 
 VERSION = "2023-06-01"
@@ -64,7 +64,7 @@ def _messages(payload: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     for position, item in enumerate(payload.get("input") or ()):
         match item.get("type", "message"):
             case "function_call":
-                block = {"type": "tool_use", "id": item["call_id"], "name": item["name"], "input": _arguments(item, position)}
+                block = {"type": "tool_use", "id": item["call_id"], "name": item["name"], "input": arguments_of(item, position)}
                 add("assistant", [block])
             case "function_call_output":
                 add("user", [{"type": "tool_result", "tool_use_id": item["call_id"], "content": item["output"]}])
@@ -88,16 +88,6 @@ def _blocks(content: Any) -> list[dict[str, Any]]:
         else:
             blocks.append({"type": "image", "source": {"type": "url", "url": part["image_url"]}})
     return blocks
-
-
-def _arguments(item: Mapping[str, Any], position: int) -> dict[str, Any]:
-    try:
-        arguments = orjson.loads(item["arguments"] or "{}")
-    except orjson.JSONDecodeError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise bad_request(f"Field 'input[{position}].arguments' must be a JSON object as text.", f"input[{position}].arguments")
-    return arguments
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:

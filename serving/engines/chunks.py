@@ -13,6 +13,7 @@ from serving.engines.answer import Answer
 from serving.engines.messages import items_to_chat, text_of
 from serving.protocols.request import LOGPROBS, present
 
+_MOST_TOKENS = 10**9
 _COPIED = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
 
 
@@ -61,12 +62,14 @@ class Chunks:
             raise unavailable(f"The model failed: {' '.join(str(message).split())[:300]}", status=502)
         if usage := chunk.get("usage"):
             details = usage.get("completion_tokens_details") or {}
-            self._usage = {
+            counts = {
                 "input_tokens": usage.get("prompt_tokens") or 0,
                 "output_tokens": usage.get("completion_tokens") or 0,
                 "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
                 "reasoning_tokens": details.get("reasoning_tokens") or 0,
             }
+            if all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts.values()):
+                self._usage = counts  # any others are estimated
         events: list[Event] = []
         for choice in (chunk.get("choices") or ())[:1]:
             delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}

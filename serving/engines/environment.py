@@ -17,7 +17,8 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from serving.engines.process import LoadFailed, Note
+from serving.engines.process import Note
+from serving.engines.supervised import LoadFailed
 
 WORKER_NEEDS = ("mlflow", "numpy", "orjson", "pandas")
 """What the worker itself imports; the server's versions are taken where the model names none."""

@@ -42,10 +42,17 @@ class Reader(Protocol):
 
 
 class ExternalChat:
-    """A model behind an upstream; `run` is its engine, whatever the task. Close it with `aclose`."""
+    """A model behind an upstream; `run` is its engine, whatever the task. Close it with `aclose`.
 
-    def __init__(self, upstream: Upstream, *, timeouts: Timeouts | None = None, max_connections: int = 256) -> None:
-        self.upstream = upstream
+    Parameters
+    ----------
+    own: whether it is a model of this server's, whose answers name the endpoint instead of what the upstream calls it.
+    """
+
+    def __init__(
+        self, upstream: Upstream, *, timeouts: Timeouts | None = None, max_connections: int = 256, own: bool = False
+    ) -> None:
+        self.upstream, self._own = upstream, own
         self._http = Transport(upstream, timeouts=timeouts, max_connections=max_connections)
         self._model = upstream.model
         self._usage_option = True
@@ -61,7 +68,7 @@ class ExternalChat:
             yield await self._embed(call, model)
             return
         response = await self._send(self._request(call, model))
-        answer = Answer(call, model=model)
+        answer = Answer(call, model=None if self._own else model)
         reader, host = self._reader(answer, _length(call.payload)), self.upstream.host
         finished, streamed = False, call.stream
         try:

@@ -19,6 +19,7 @@ from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import text_of
 from serving.engines.process import ModelProcess
+from serving.engines.supervised import Entrusted
 from serving.protocols.request import present
 
 _HUB = ("HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -73,7 +74,7 @@ class _Process(ModelProcess):
             raise
 
 
-class LocalModel:
+class LocalModel(Entrusted[ModelProcess]):
     """A local language model; `engine` answers chats, completions and Responses.
 
     Parameters
@@ -116,7 +117,7 @@ class LocalModel:
             "adapter": "default" if weights.adapter is not None else None,
         }  # fmt: skip
         given = {key: os.environ[key] for key in _HUB if key in os.environ} | dict(environment or {})
-        self.process = _Process(
+        process = _Process(
             Path(weights.path),
             log,
             environment=given,
@@ -125,33 +126,12 @@ class LocalModel:
             max_waiting=max_batch + max_queue,
             **options,
         )
+        super().__init__(process)
         self._spec = self.process.spec
-
-    # --- an entity ---
-
-    @property
-    def memory(self) -> int:
-        return self.process.memory
-
-    @property
-    def state(self) -> tuple[str, str]:
-        return self.process.state, self.process.message
 
     @property
     def adapters(self) -> list[str]:
         return sorted(self._adapters)
-
-    async def start(self) -> None:
-        await self.process.start()
-
-    async def stop(self, drain: float = 20) -> None:
-        await self.process.stop(drain)
-
-    def logs(self) -> str:
-        return self.process.logs()
-
-    def build_logs(self) -> str:
-        return self.process.build_log
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Add a LoRA adapter while answers are being written. Raises `CallError`."""

@@ -36,7 +36,7 @@ def items_to_langchain(payload: Mapping[str, Any]) -> list[BaseMessage]:
     for position, item in enumerate(payload.get("input") or ()):
         kind = item.get("type", "message")
         if kind == "function_call":
-            call = {"id": item["call_id"], "name": item["name"], "args": _arguments(item, position), "type": "tool_call"}
+            call = {"id": item["call_id"], "name": item["name"], "args": arguments_of(item, position), "type": "tool_call"}
             if messages and messages[-1].type == "ai":
                 before = messages.pop()
                 messages.append(AIMessage(before.text, tool_calls=[*before.tool_calls, call]))
@@ -68,20 +68,35 @@ def decisions(payload: Mapping[str, Any]) -> dict[str, Decision]:
     found: dict[str, Decision] = {}
     for position, item in enumerate(payload.get("input") or ()):
         if item.get("type") == "mcp_approval_response":
-            arguments = _arguments(item, position) if item.get("arguments") is not None else None
+            arguments = arguments_of(item, position) if item.get("arguments") is not None else None
             found[item["approval_request_id"]] = Decision(item["approve"], arguments, item.get("reason") or "")
         elif item.get("type") == "function_call_output" and run_of(item["call_id"]):
             try:
                 answer = orjson.loads(item["output"])
             except orjson.JSONDecodeError:
                 answer = item["output"]
-            found[item["call_id"]] = Decision(answer=answer)
+            found[item["call_id"]] = (
+                _approval(answer, position) if item["call_id"].startswith("mcpr_") else Decision(answer=answer)
+            )
         elif item.get("type") == "message":
             found = {}  # decided, and gone on from there
     return found
 
 
-def _arguments(item: Mapping[str, Any], position: int) -> dict[str, Any]:
+def _approval(answer: Any, position: int) -> Decision:
+    """What a client of Chat Completions decided, which answers a request for approval as a tool call."""
+    from agents.approvals import Decision
+
+    told = {"approve": answer} if isinstance(answer, bool) else answer
+    arguments = told.get("arguments") if isinstance(told, Mapping) else None
+    if not isinstance(told, Mapping) or not isinstance(told.get("approve"), bool) or not isinstance(arguments, dict | None):
+        path = f"input[{position}].output"
+        raise bad_request(f"Field {path!r} decides an approval: true, false, or an object with 'approve', as JSON.", path)
+    return Decision(told["approve"], arguments, str(told.get("reason") or ""))
+
+
+def arguments_of(item: Mapping[str, Any], position: int) -> dict[str, Any]:
+    """The arguments of the item at this position of the input. Raises `CallError` (400)."""
     try:
         arguments = orjson.loads(item["arguments"] or "{}")
     except orjson.JSONDecodeError:

@@ -20,17 +20,15 @@ from typing import Any
 import orjson
 
 from governance.call import CallError, limit_exceeded, unavailable
+from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
 from serving.engines.wire import Wire
 
 MAX_WAITING = 2048
 """Requests one model may have open; more are refused with 429."""
-KEPT_LOG = 4 << 20
-"""Bytes of a model's log beyond which the older half is dropped when it is started."""
 MEMORY_PAUSE = 0.5
 """Seconds between two looks at how much memory a model holds."""
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
-_MAX_PAUSE = 30.0
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_",
     "OMP_", "MKL_NUM_", "OPENBLAS_NUM_",
@@ -43,11 +41,7 @@ Interpreter = Callable[[Note], Awaitable[str]]
 """Finds the Python that a model runs in; raises `LoadFailed` where there is none."""
 
 
-class LoadFailed(Exception):
-    """A model cannot be loaded; the message says why."""
-
-
-class ModelProcess:
+class ModelProcess(Supervised):
     """One model's process.
 
     Parameters
@@ -82,24 +76,18 @@ class ModelProcess:
         spec: Mapping[str, Any] | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        self.path, self.log, self.memory_limit = path, log, memory_limit
+        super().__init__(f"model {path.name}", log)
+        self.path, self.memory_limit = path, memory_limit
         self.spec = dict(spec or {})
         self._module, self._max_waiting = module, max_waiting
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
-        self.state, self.message = "CREATING", "The model is being loaded."
-        self.starts = 0
-        self.pid: int | None = None
-        self.build_log = ""
         self._given = dict(environment or {})
         self._load_timeout, self._call_timeout, self._idle_timeout = load_timeout, call_timeout, idle_timeout
         self._loads = loads or asyncio.Semaphore(1)
         self._interpreter = interpreter
         self._queued = 0
         self._killed: str | None = None
-        self._ready = asyncio.Event()
-        self._wanted = asyncio.Event()
-        self._supervisor: asyncio.Task[None] | None = None
         self._wire: Wire | None = None
         self._used = time.monotonic()
 
@@ -107,33 +95,6 @@ class ModelProcess:
     def open_calls(self) -> int:
         """Calls that are being answered, and those that wait for the process to come up."""
         return self._queued + (len(self._wire.waiting) if self._wire else 0)
-
-    @property
-    def running(self) -> bool:
-        """Whether it can take a call at once."""
-        return self._ready.is_set()
-
-    async def start(self) -> None:
-        """Load the model. Raises `LoadFailed`."""
-        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanted.set()
-        self._supervisor = asyncio.create_task(self._supervise(first), name=f"model {self.path.name}")
-        try:
-            await first
-        except asyncio.CancelledError:
-            await self.stop(0)
-            raise
-
-    async def stop(self, drain: float = 20) -> None:
-        """End the process once its calls are answered, or after `drain` seconds."""
-        deadline = time.monotonic() + drain
-        while self.open_calls and time.monotonic() < deadline:  # noqa: ASYNC110 (rare, and short)
-            await asyncio.sleep(0.02)
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.wait([supervisor])
-        self._ready.clear()
 
     # --- asking ---
 
@@ -193,8 +154,8 @@ class ModelProcess:
             try:
                 async with asyncio.timeout(min(self._load_timeout, self._call_timeout)):
                     while self._wire is None:
-                        if self._supervisor is None or self.state == "FAILED":
-                            raise unavailable(f"The model is not served: {self.message}")
+                        if self._supervisor is None or self._state == "FAILED":
+                            raise unavailable(f"The model is not served: {self._message}")
                         self._wanted.set()
                         await self._ready.wait()
             except TimeoutError:
@@ -205,32 +166,7 @@ class ModelProcess:
 
     # --- the process ---
 
-    async def _supervise(self, first: asyncio.Future[None]) -> None:
-        pause = 0.2
-        while True:
-            await self._wanted.wait()
-            began = time.monotonic()
-            try:
-                await self._run(first)
-            except LoadFailed as error:
-                self.state, self.message = "FAILED", str(error)
-                self._note(str(error))
-                if not first.done():
-                    first.set_exception(error)
-                    return
-                self.state = "RECOVERING"
-            except asyncio.CancelledError:
-                if not first.done():
-                    first.cancel()
-                raise
-            except OSError as error:
-                self.state, self.message = "RECOVERING", f"The process cannot be started: {error.strerror}"
-            if not self._wanted.is_set():
-                continue
-            pause = 0.2 if time.monotonic() - began > 60 else min(pause * 2, _MAX_PAUSE)
-            await asyncio.sleep(pause)
-
-    async def _run(self, first: asyncio.Future[None]) -> None:
+    async def _run(self) -> None:
         """Start the process and stay with it until it ends."""
         self._killed = None
         python = sys.executable if self._interpreter is None else await self._interpreter(self._note)
@@ -244,18 +180,13 @@ class ModelProcess:
                 await _end(process, ours)
                 raise
         try:
-            self.state, self.message = "READY", ""
-            self._note(f"ready after start {self.starts}: {orjson.dumps(self.info).decode()}")
             self._wire, self._used = wire, time.monotonic()
-            self._ready.set()
-            if not first.done():
-                first.set_result(None)
+            self._come_up(f": {orjson.dumps(self.info).decode()}")
             if await self._until_ended(wire):
                 why = self._killed or "The model's process ended."
-                self.state, self.message = "RECOVERING", f"{why} It is being started again."
-                self._note(why)
+                self._tell("RECOVERING", f"{why} It is being started again.")
             else:
-                self.state, self.message = "READY", "Scaled to zero; the next call starts it."
+                self._tell("READY", "Scaled to zero; the next call starts it.")
                 self._wanted.clear()
         finally:
             watch.cancel()
@@ -267,10 +198,10 @@ class ModelProcess:
         """End the process once it holds more memory than it may."""
         limit, look = self.memory_limit, 0
         while limit is not None and not wire.gone.is_set():
-            held = await asyncio.to_thread(_held, self.pid, children=look % CHILDREN_EVERY == 0)
+            size = await asyncio.to_thread(held, self.pid, children=look % CHILDREN_EVERY == 0)
             look += 1
-            if held > limit:
-                self._kill(f"The model held {held >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
+            if size > limit:
+                self._kill(f"The model held {size >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
                 return
             await asyncio.sleep(MEMORY_PAUSE)
 
@@ -336,18 +267,10 @@ class ModelProcess:
         if self.pid is not None:
             _kill_group(self.pid)
 
-    def _note(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.build_log = f"{self.build_log[-20_000:]}{stamp} {line}\n"
-
-    def logs(self) -> str:
-        """The last of what the model printed."""
-        return tail(self.log, 100_000)
-
     @property
     def memory(self) -> int:
         """Bytes of memory the process and its children hold; 0 where that cannot be told."""
-        return _held(self.pid) if self._wire else 0
+        return held(self.pid) if self._wire else 0
 
 
 def _expire(answer: asyncio.Future[Any]) -> None:
@@ -378,7 +301,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _held(pid: int | None, *, children: bool = True) -> int:
+def held(pid: int | None, *, children: bool = True) -> int:
     """Bytes of memory that a process and its children hold. Blocking."""
     import psutil
 
@@ -404,19 +327,3 @@ def worker_root(python: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / file).read_bytes())
     return copy
-
-
-def open_log(path: Path) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.exists() and path.stat().st_size > KEPT_LOG:
-        path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
-
-
-def tail(path: Path, size: int) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - size))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -65,6 +65,9 @@ def check(model: Mapping[str, Any], where: str) -> None:
         for name in ("openai_api_base", "openai_api_version", "openai_deployment_name"):
             if not given.get(name):
                 raise bad_request(f"Field '{field}.{name}' is missing: Azure's address is made of it.", field)
+    for name in ("api_key_auth", "bearer_token_auth"):
+        if not isinstance(given.get(name) or {}, Mapping):
+            raise bad_request(f"Field '{field}.{name}' must be an object.", f"{field}.{name}")
     header = (given.get("api_key_auth") or {}).get("key")
     if header is not None and (not _HEADER.fullmatch(str(header)) or str(header).lower() in _OWN):
         raise bad_request(f"Field '{field}.api_key_auth.key' must be the name of a header.", field)

@@ -11,6 +11,7 @@ from serving.engines.process import ModelProcess
 
 SIZES: Mapping[str, int] = {"Small": 1, "Medium": 2, "Large": 4}
 """Processes of each `workload_size`."""
+_BEST = ("READY", "RECOVERING", "CREATING", "FAILED")
 
 
 class Replicas:
@@ -24,25 +25,21 @@ class Replicas:
         return next((process.info for process in self.processes if process.info), {})
 
     @property
-    def state(self) -> str:
+    def state(self) -> tuple[str, str]:
         """The best state of any of them: while one answers, the model is served."""
         states = [process.state for process in self.processes]
-        return next((state for state in ("READY", "RECOVERING", "CREATING") if state in states), "FAILED")
-
-    @property
-    def message(self) -> str:
-        return " ".join(dict.fromkeys(process.message for process in self.processes if process.message))
+        best = min((state for state, _ in states), key=_BEST.index)
+        return best, " ".join(dict.fromkeys(message for _, message in states if message))
 
     @property
     def memory(self) -> int:
         return sum(process.memory for process in self.processes)
 
-    @property
-    def build_log(self) -> str:
-        return "".join(process.build_log for process in self.processes)
-
     def logs(self) -> str:
         return "".join(process.logs() for process in self.processes)
+
+    def build_logs(self) -> str:
+        return "".join(process.build_logs() for process in self.processes)
 
     async def start(self) -> None:
         """Load the model in all of them. Raises `LoadFailed`."""

@@ -114,7 +114,7 @@ def _columns(payload: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str
         columns = value.get("columns")
         if columns is None:
             columns = list(names)
-        if not isinstance(columns, list):
+        if not isinstance(columns, list) or not all(isinstance(name, str | int) for name in columns):
             raise Refused("'dataframe_split.columns' must be an array of names.", "dataframe_split.columns")
         return _transposed(value["data"], columns, "dataframe_split.data")
     if key == "inputs" and isinstance(value, Mapping):

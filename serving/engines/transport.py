@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_BODY = 8 * 1024 * 1024
 MAX_VECTORS = 128 * 1024 * 1024
 """Bytes of an answer that is not streamed, of text and of embeddings."""
+MAX_STREAM = 128 * 1024 * 1024
+"""The same of a stream: one that goes on past it has no end."""
 
 _REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
 
@@ -139,8 +141,12 @@ class Transport:
 
         raw = read()
         async with contextlib.aclosing(raw), contextlib.aclosing(sse.events(raw)) as events:
+            size = 0
             async for data in events:
                 until = 0.0
+                size += len(data) + 8
+                if size > MAX_STREAM:
+                    raise sse.TooLong("a stream that does not end")
                 if data.strip() == "[DONE]":
                     yield {"choices": [{"finish_reason": "stop"}]}  # for one that never gave a reason
                     break

@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 Reach = Literal["any", "private", "own", "public"]
 
-_PROVIDERS = "openai:MODEL, databricks:ENDPOINT, vllm:ORG/MODEL, ollama:MODEL, or an OpenAI-compatible base URL"
+_PROVIDERS = (
+    "openai:MODEL, databricks:ENDPOINT, vllm:ORG/MODEL, ollama:MODEL, gguf:FILE, hf:PATH, or an OpenAI-compatible base URL"
+)
 
 
 class ModelSettingError(ValueError):

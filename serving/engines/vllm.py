@@ -1,7 +1,4 @@
-"""The engine of a language model in vLLM: a process of its own, in an environment of its own, reached over its OpenAI API.
-
-vLLM is never imported here. Its process is started, watched and started again; one that answers health checks while its
-engine is dead is found by its tokens: no progress while answers are awaited means that it hangs.
+"""The engine of a language model in vLLM: a process of its own, in an environment of its own. vLLM is never imported here.
 
 Sources: https://docs.vllm.ai/en/latest/cli/serve/, https://docs.vllm.ai/en/latest/features/lora/ and
 https://docs.vllm.ai/en/latest/usage/metrics/
@@ -9,54 +6,23 @@ https://docs.vllm.ai/en/latest/usage/metrics/
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import secrets
-import signal
-import socket
-import sys
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import aiohttp
 import httpx
 
-from governance.call import Call, CallError, Event, bad_request, limit_exceeded, unavailable
-from serving.engines.external import ExternalChat, Timeouts, Upstream
+from governance.call import CallError, bad_request, unavailable
+from serving.engines.http_process import HttpProcess
 from serving.engines.llm import PLAIN_TEMPLATE
-from serving.engines.process import LoadFailed, open_log, tail
+from serving.engines.supervised import LoadFailed
 
 MODULE = ("-m", "vllm.entrypoints.openai.api_server")
-PASSED = {
-    "vllm:num_requests_running": "gauge",
-    "vllm:num_requests_waiting": "gauge",
-    "vllm:kv_cache_usage_perc": "gauge",
-    "vllm:prompt_tokens_total": "counter",
-    "vllm:generation_tokens_total": "counter",
-    "vllm:num_preemptions_total": "counter",
-    "vllm:prefix_cache_queries_total": "counter",
-    "vllm:prefix_cache_hits_total": "counter",
-}
-"""Metrics of vLLM's that are passed on, whatever else it counts."""
-_PROGRESS = ("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total")
-_MAX_METRICS = 4 << 20
-_MAX_PAUSE = 30.0
-_KEPT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_", "CUDA_", "NCCL_", "OMP_", "VLLM_")
-# What starts vLLM asks the kernel to end it when the server dies, and ends at once where that has happened already.
-_LAUNCH = (
-    "import ctypes, os, sys\n"
-    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, 15)\n"
-    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
-class VllmModel:
-    """A model that vLLM serves; `engine` answers chats, completions and Responses.
+class VllmModel(HttpProcess):
+    """A model that vLLM serves.
 
     Parameters
     ----------
@@ -67,13 +33,21 @@ class VllmModel:
     dtype, context, tensor_parallel: `--dtype`, `--max-model-len`, `--tensor-parallel-size`.
     adapters: LoRA adapters by name; more may be loaded later.
     arguments: further flags, as on vLLM's own command line.
-    max_open: requests that may be open; one more is refused at once with 429.
-    stall_timeout: seconds without any progress, while answers are awaited, after which it is started anew.
-    load_timeout: seconds it may take to start.
-    shutdown_timeout: seconds it may take to end its answers when it is stopped.
+    options: for `HttpProcess`.
     """
 
-    version: str | None = None
+    program = "vLLM"
+    passed: ClassVar[Mapping[str, str]] = {
+        "vllm:num_requests_running": "gauge",
+        "vllm:num_requests_waiting": "gauge",
+        "vllm:kv_cache_usage_perc": "gauge",
+        "vllm:prompt_tokens_total": "counter",
+        "vllm:generation_tokens_total": "counter",
+        "vllm:num_preemptions_total": "counter",
+        "vllm:prefix_cache_queries_total": "counter",
+        "vllm:prefix_cache_hits_total": "counter",
+    }
+    progress = ("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
     def __init__(
         self,
@@ -87,74 +61,16 @@ class VllmModel:
         tensor_parallel: int = 1,
         adapters: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
-        max_open: int = 256,
-        stall_timeout: float = 8,
-        load_timeout: float = 1800,
-        shutdown_timeout: float = 20,
+        **options: Any,
     ) -> None:
-        self.path, self.log = path, log
-        self._state, self._message = "CREATING", "vLLM is being started."
-        self.starts = 0
-        self.pid: int | None = None
-        self.metrics: Mapping[str, float] = {}
-        """The latest values of `PASSED`."""
+        super().__init__(path, log, **options)
         self._python, self._module, self._arguments = python, tuple(module), list(arguments)
         self._dtype, self._context, self._parallel = dtype, context, tensor_parallel
         self._adapters = dict(adapters or {})
-        self._given = dict(environment or {})
-        self._max_open, self._stall = max_open, stall_timeout
-        self._load_timeout, self._shutdown_timeout = load_timeout, shutdown_timeout
-        self._key = secrets.token_urlsafe(24)
-        self._build = ""
-        self._ready = asyncio.Event()
-        self._supervisor: asyncio.Task[None] | None = None
-        self._base = ""
-        self._chats: dict[tuple[str, str], ExternalChat] = {}
-        self._open = 0
-        self._awaited = 0
-        self._progress = 0.0
-
-    # --- an entity ---
-
-    @property
-    def state(self) -> tuple[str, str]:
-        return self._state, self._message
-
-    @property
-    def memory(self) -> int:
-        return 0
 
     @property
     def adapters(self) -> list[str]:
         return sorted(self._adapters)
-
-    async def start(self) -> None:
-        """Start vLLM and wait until it can answer. Raises `LoadFailed`."""
-        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(first), name=f"vllm {self.path}")
-        try:
-            await first
-        except asyncio.CancelledError:
-            await self.stop(0)
-            raise
-
-    async def stop(self, drain: float = 20) -> None:
-        """End vLLM once its answers are given, or after `drain` seconds."""
-        deadline = time.monotonic() + drain
-        while self._open and time.monotonic() < deadline:  # noqa: ASYNC110 (rare, and short)
-            await asyncio.sleep(0.02)
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.wait([supervisor])
-        self._ready.clear()
-
-    def logs(self) -> str:
-        return tail(self.log, 100_000)
-
-    def build_logs(self) -> str:
-        return self._build
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Add a LoRA adapter while answers are being written. Raises `CallError`."""
@@ -172,67 +88,6 @@ class VllmModel:
         await self._ask("/unload_lora_adapter", {"lora_name": name})
         del self._adapters[name]
 
-    # --- answers ---
-
-    def engine(self, call: Call) -> AsyncIterator[Event]:
-        return self.answer(call)
-
-    async def answer(self, call: Call, adapter: str | None = None) -> AsyncIterator[Event]:
-        """Answer a call with this adapter, or with none."""
-        for last in (False, True):
-            await self._up()
-            if self._open >= self._max_open:
-                raise limit_exceeded(f"The model has {self._max_open} requests open already. Wait a second.", 1)
-            task = "llm/v1/completions" if call.payload.get("raw") else "llm/v1/chat"
-            self._open += 1
-            try:
-                async with aclosing(self._chat(adapter or "base", task).run(call)) as events:  # type: ignore[type-var]
-                    async for event in self._awaiting(events):
-                        yield event
-                return
-            except CallError as error:
-                if last or not isinstance(error.__cause__, aiohttp.ClientConnectorError):
-                    raise
-                starts = self.starts  # nobody was there to read it: its process has just ended, which is noticed in a moment
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(2):
-                        while self._ready.is_set() and self.starts == starts:  # noqa: ASYNC110
-                            await asyncio.sleep(0.01)
-            finally:
-                self._open -= 1
-
-    async def _awaiting(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-        """The events; the watchdog knows when one is awaited, which a client that reads slowly does not do."""
-        while True:
-            if not self._awaited:
-                self._progress = time.monotonic()
-            self._awaited += 1
-            try:
-                event = await anext(events, None)
-            finally:
-                self._awaited -= 1
-                self._progress = time.monotonic()
-            if event is None:
-                return
-            yield event
-
-    def _chat(self, model: str, task: str) -> ExternalChat:
-        chat = self._chats.get((model, task))
-        if chat is None:
-            upstream = Upstream(self._base, model, self._key, "vllm", "the endpoint", task=task)
-            chat = self._chats[model, task] = ExternalChat(upstream, timeouts=Timeouts(first_byte=600, between=120))
-        return chat
-
-    async def _up(self) -> None:
-        if self._ready.is_set():
-            return
-        if self._supervisor is None or self._state == "FAILED":
-            raise unavailable(f"The model is not served: {self._message}")
-        try:
-            await asyncio.wait_for(self._ready.wait(), min(self._load_timeout, 120))
-        except TimeoutError:
-            raise unavailable(f"The model is not served yet: {self._message}", retry_after=5) from None
-
     async def _ask(self, path: str, body: Any) -> None:
         async with self._client(60) as client:
             try:
@@ -243,146 +98,29 @@ class VllmModel:
             said = " ".join(response.text.split())[:300]
             raise CallError(f"vLLM refuses: {said}", status=400, code="BAD_REQUEST")
 
-    def _client(self, timeout: float) -> httpx.AsyncClient:
-        return httpx.AsyncClient(timeout=timeout, trust_env=False, headers={"authorization": f"Bearer {self._key}"})
-
-    # --- the process ---
-
-    async def _supervise(self, first: asyncio.Future[None]) -> None:
-        pause = 0.2
-        while True:
-            began = time.monotonic()
-            try:
-                await self._run(first)
-            except (LoadFailed, OSError) as error:
-                self._state, self._message = "FAILED", str(error)
-                self._note(str(error))
-                if not first.done():
-                    first.set_exception(error if isinstance(error, LoadFailed) else LoadFailed(str(error)))
-                    return
-                self._state = "RECOVERING"
-            pause = 0.2 if time.monotonic() - began > 60 else min(pause * 2, _MAX_PAUSE)
-            await asyncio.sleep(pause)
-
-    async def _run(self, first: asyncio.Future[None]) -> None:
-        """Start vLLM and stay with it until it ends, or hangs."""
-        if not await asyncio.to_thread(self._python.exists):
-            raise LoadFailed(f"There is no vLLM at {self._python}. Install it: smalti engines install vllm")
-        process = await self._spawn()
-        ended = asyncio.create_task(process.wait())
-        try:
-            await self._until_ready(ended)
-            self._state, self._message = "READY", ""
-            self._note(f"ready after start {self.starts}")
-            self._ready.set()
-            if not first.done():
-                first.set_result(None)
-            hangs = await self._watch(ended)
-            what = "made no progress" if hangs else f"ended with {process.returncode}"
-            self._state, self._message = "RECOVERING", f"vLLM {what}; it is being started again."
-            self._note(self._message)
-            if hangs:
-                _signal(process, signal.SIGKILL)
-        finally:
-            self._ready.clear()
-            self.metrics = {}
-            chats, self._chats = self._chats, {}
-            _signal(process, signal.SIGTERM)
-            await asyncio.wait([ended], timeout=self._shutdown_timeout + 5)
-            _signal(process, signal.SIGKILL)  # its whole group: the engine is a child of the server
-            await ended
-            for chat in chats.values():
-                await chat.aclose()
-
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        port = _free_port()
-        self._base = f"http://127.0.0.1:{port}/v1"
-        command = [str(self._python), *self._module, "--model", self.path, "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--served-model-name", "base", "--dtype", self._dtype, "--tensor-parallel-size", str(self._parallel)]
-        command += ["--shutdown-timeout", f"{self._shutdown_timeout:g}"]
-        if self._context:
-            command += ["--max-model-len", str(self._context)]
-        if await asyncio.to_thread(_has_no_template, Path(self.path)):
-            command += ["--chat-template", str(PLAIN_TEMPLATE)]
-        environment = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)}
-        environment |= {"VLLM_API_KEY": self._key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", **self._given}
-        self.starts += 1
-        self._note(f"start {self.starts}: {' '.join([*command, *self._arguments])}")
-        with await asyncio.to_thread(open_log, self.log) as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _LAUNCH, str(os.getpid()), *command, *self._arguments,
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.log.parent,
-                start_new_session=True,
-            )  # fmt: skip
-        self.pid = process.pid
-        return process
-
-    async def _until_ready(self, ended: asyncio.Task[int]) -> None:
-        deadline = time.monotonic() + self._load_timeout
-        health = self._base.removesuffix("/v1") + "/health"
-        async with self._client(5) as client:
-            while time.monotonic() < deadline:
-                if ended.done():
-                    last = " ".join(tail(self.log, 600).split())[-400:]
-                    raise LoadFailed(f"vLLM ended with {ended.result()} while it started. Its last words: {last}")
-                with contextlib.suppress(httpx.HTTPError):
-                    if (await client.get(health)).status_code == 200:
-                        break
-                await asyncio.wait([ended], timeout=0.2)
-            else:
-                raise LoadFailed(f"vLLM was not ready within {self._load_timeout:g} s. Look at its log.")
+    async def _prepare(self) -> None:
         for name, path in self._adapters.items():
             try:
                 await self._ask("/load_lora_adapter", {"lora_name": name, "lora_path": path})
             except CallError as error:
                 raise LoadFailed(f"adapter {name}: {error.message}") from None
 
-    async def _watch(self, ended: asyncio.Task[int]) -> bool:
-        """Until the process ends (False), or answers are awaited and nothing moves for too long (True)."""
-        counted = -1.0
-        async with self._client(2) as client:
-            while not ended.done():
-                busy = self._awaited > 0
-                await asyncio.wait([ended], timeout=min(1.0, self._stall / 4) if busy else 2.0)
-                values = await self._measure(client)
-                self.metrics = {name: values[name] for name in PASSED if name in values} or self.metrics
-                total = sum(values.get(name, 0) for name in _PROGRESS)
-                if values and total != counted:
-                    counted, self._progress = total, time.monotonic()
-                if self._awaited and time.monotonic() - self._progress > self._stall:
-                    return True
-        return False
+    def _command(self, port: int) -> list[str]:
+        if not self._python.exists():
+            raise LoadFailed(f"There is no vLLM at {self._python}. Install it: smalti engines install vllm")
+        command = [str(self._python), *self._module, "--model", self.path, "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--served-model-name", "base", "--dtype", self._dtype, "--tensor-parallel-size", str(self._parallel)]
+        command += ["--shutdown-timeout", f"{self._shutdown_timeout:g}"]
+        if self._context:
+            command += ["--max-model-len", str(self._context)]
+        if _has_no_template(Path(self.path)):
+            command += ["--chat-template", str(PLAIN_TEMPLATE)]
+        return [*command, *self._arguments]
 
-    async def _measure(self, client: httpx.AsyncClient) -> dict[str, float]:
-        """vLLM's counts, summed over its engines; empty where it tells none."""
-        values: dict[str, float] = {}
-        try:
-            response = await client.get(self._base.removesuffix("/v1") + "/metrics")
-            text = response.text if response.status_code == 200 and len(response.content) < _MAX_METRICS else ""
-        except httpx.HTTPError:
-            return values
-        for line in text.splitlines():
-            name = line.partition("{")[0].partition(" ")[0]
-            if name in PASSED or name in _PROGRESS:
-                with contextlib.suppress(ValueError):
-                    values[name] = values.get(name, 0) + float(line.rpartition(" ")[2])
-        return values
-
-    def _note(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._build = f"{self._build[-20_000:]}{stamp} {line}\n"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+    def _environment(self) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if key.startswith("VLLM_")}
+        own |= {"VLLM_API_KEY": self._key, "VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        return own
 
 
 def _has_no_template(folder: Path) -> bool:

@@ -131,8 +131,10 @@ class Model:
                 continue
             try:
                 columns, count = self.read(body)
-                if params or not self.table:
+                if not self.table:
                     results[position] = self._predict(columns, params)
+                elif params:
+                    results[position] = self._attempt(columns, params)
                 else:
                     tables.setdefault(tuple(columns), []).append((position, columns, count))
             except Exception as error:
@@ -160,11 +162,30 @@ class Model:
             results[position] = whole[offset : offset + count]
             offset += count
 
-    def _attempt(self, data: Any) -> Any:
+    def _attempt(self, data: Any, params: Any = None) -> Any:
         try:
-            return self._predict(data, None)
+            return self._predict(data, params)
+        except (TypeError, ValueError) as error:
+            return self._missing(data, error) or error
         except Exception as error:
             return error
+
+    def _missing(self, data: Any, error: Exception) -> Refused | None:
+        """What to tell of an error where values are missing: many models cannot do without; their signature does not say."""
+        import pandas as pd
+
+        if not isinstance(data, dict):
+            if not isinstance(self.read, Table):
+                return None
+            data = dict(zip(self.read.names, data.T, strict=True))
+        for name, values in data.items():
+            missing = pd.isna(values)
+            if missing.ndim == 1 and missing.any():
+                why = " ".join(str(error).split())[:200]
+                return Refused(
+                    f"Column {name!r} has no value in row {int(missing.argmax())}, and the model needs one: {why}", name
+                )
+        return None
 
     def _predict(self, data: Any, params: Any) -> Any:
         if not self.table:

@@ -19,6 +19,7 @@ from serving.protocols.request import (
     Request,
     choice,
     describe,
+    named,
     number,
     present,
     stops,
@@ -32,9 +33,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     """A Chat Completions request; `model` names the endpoint where the path does. Raises `CallError` (400)."""
-    name = model or take(body, "model", str, required=True)
-    if not name:
-        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    name = model or named(body)
     messages = take(body, "messages", list, required=True)
     if not messages:
         raise bad_request("Field 'messages' is empty: send at least one message.", "messages")
@@ -227,13 +226,24 @@ def usage(response: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+CALLS = ("function_call", "mcp_approval_request")
+"""Items that are tool calls in Chat's words. What asks for approval is answered by its tool message: `true`, `false`, or an
+object with `approve` and, if wanted, `arguments` or a `reason`."""
+
+
+def called(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item of `CALLS` as Chat's tool call."""
+    function = {"name": item["name"], "arguments": item["arguments"]}
+    return {"id": item.get("call_id") or item["id"], "type": "function", "function": function}
+
+
 def finish_reason(response: Mapping[str, Any]) -> str:
     """Why the answer ended, in Chat's words."""
     if response.get("status") == "incomplete":
         reason = (response.get("incomplete_details") or {}).get("reason")
         return "content_filter" if reason == "content_filter" else "length"
-    called = any(item.get("type") == "function_call" for item in response.get("output") or ())
-    return "tool_calls" if called else "stop"
+    asked = any(item.get("type") in CALLS for item in response.get("output") or ())
+    return "tool_calls" if asked else "stop"
 
 
 def annotation(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,6 +291,9 @@ class Encoder:
                 return self._chunk(
                     {"tool_calls": [{"index": position, "id": item["call_id"], "type": "function", "function": function}]}
                 )
+            case "response.output_item.added" if body["item"]["type"] == "mcp_approval_request":
+                position = self._calls[body["output_index"]] = len(self._calls)
+                return self._chunk({"tool_calls": [{"index": position, **called(body["item"])}]})
             case "response.function_call_arguments.delta":
                 position = self._calls[body["output_index"]]
                 return self._chunk({"tool_calls": [{"index": position, "function": {"arguments": body["delta"]}}]})
@@ -333,9 +346,8 @@ class Encoder:
                     texts.append(part.get("text") or part.get("refusal") or "")
                     told += part.get("logprobs") or ()
                     message["annotations"] += [annotation(_moved(each, offset)) for each in part.get("annotations") or ()]
-            elif item["type"] == "function_call":
-                function = {"name": item["name"], "arguments": item["arguments"]}
-                calls.append({"id": item["call_id"], "type": "function", "function": function})
+            elif item["type"] in CALLS:
+                calls.append(called(item))
         if texts or not calls:
             message["content"] = "".join(texts)
         if calls:

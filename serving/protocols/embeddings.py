@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from governance.call import Call, CallError, Event, bad_request
-from serving.protocols.request import Request, choice, describe, number, present, tagged, take
+from serving.protocols.request import Request, choice, describe, named, number, present, tagged, take
 
 MAX_INPUTS = 2048
 """Texts in one request, as OpenAI limits them."""
@@ -21,9 +21,7 @@ MAX_INPUTS = 2048
 
 def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     """An embeddings request; `model` names the endpoint where the path does. Raises `CallError` (400)."""
-    name = model or take(body, "model", str, required=True)
-    if not name:
-        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    name = model or named(body)
     texts = body.get("input")
     if isinstance(texts, str):
         texts = [texts]

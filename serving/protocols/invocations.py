@@ -28,6 +28,8 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
     model: the endpoint the path names.
     task: that endpoint's task, None where there is no such endpoint.
     """
+    if task is None:  # the gateway says, and records, that there is no such endpoint
+        return Request(model, {}), chat.Encoder
     if extra := take(body, "extra_params", dict):
         body = {**{key: _plain(value) for key, value in extra.items()}, **body}
     if task == "predict":
@@ -43,9 +45,7 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
     if "prompt" in body:
         request = completions.decode(body, model=model)
         return request, lambda call: completions.Encoder(call, databricks=True)
-    if task is None:  # the gateway says, and records, that there is no such endpoint
-        return Request(model, {}), chat.Encoder
-    wanted = {"llm/v1/embeddings": "'input'", "agent/v1/responses": "'input' or 'messages'"}.get(task or "", "'messages'")
+    wanted = {"llm/v1/embeddings": "'input'", "agent/v1/responses": "'input' or 'messages'"}.get(task, "'messages'")
     raise bad_request(f"The body names nothing to answer: endpoint {model!r} reads {wanted}.", wanted.split("'")[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ LOGPROBS = "message.output_text.logprobs"
 """What the Responses API's `include` names log probabilities."""
 
 _TAGS = frozenset(("context", "custom_inputs", "client_request_id", "usage_context"))
+_NOT_JSON = re.compile(rb"[\[:,]\s*-?(?:NaN|Infinity)\b")
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "an object", list: "an array"}
 
 
@@ -68,7 +70,8 @@ def parse(raw: bytes) -> dict[str, Any]:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise bad_request(f"The body is not valid JSON ({error.msg} at {where}). Send a JSON object.") from None
+        hint = "Send null for a number that is missing." if _NOT_JSON.search(raw) else "Send a JSON object."
+        raise bad_request(f"The body is not valid JSON ({error.msg} at {where}). {hint}") from None
     if not isinstance(body, dict):
         raise bad_request("The body must be a JSON object.")
     return body
@@ -86,6 +89,14 @@ def take(body: Mapping[str, Any], key: str, kind: type, *, path: str = "", requi
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise bad_request(f"Field {name!r} must be {_NAMES[kind]}, not {describe(value)}.", name)
     return value
+
+
+def named(body: Mapping[str, Any]) -> str:
+    """The endpoint that `model` names. Raises `CallError` (400)."""
+    name = take(body, "model", str, required=True)
+    if not name:
+        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    return name
 
 
 def number(body: Mapping[str, Any], key: str, low: float, high: float, *, kind: type = float) -> Any:

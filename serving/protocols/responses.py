@@ -17,6 +17,7 @@ from serving.protocols.request import (
     Request,
     choice,
     describe,
+    named,
     number,
     present,
     stops,
@@ -32,9 +33,7 @@ _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_t
 
 def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     """A Responses request; `model` names the endpoint where the path does. Raises `CallError` (400)."""
-    name = model or take(body, "model", str, required=True)
-    if not name:
-        raise bad_request("Field 'model' must name an endpoint; GET /v1/models lists them.", "model")
+    name = model or named(body)
     background = take(body, "background", bool)
     if background and body.get("store") is False:
         raise bad_request("Field 'store' must not be false for an answer in the background: it is kept to be fetched.", "store")

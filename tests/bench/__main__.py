@@ -22,6 +22,7 @@ BENCHES = {
     "serving": ["-m", "tests.bench.serving", "--seconds", "3"],
     "runs": ["-m", "tests.bench.runs"],
     "ui": ["-m", "tests.bench.ui", "--calls", "100000"],
+    "evals": ["-m", "tests.bench.evals"],
     "answers": ["-m", "tests.bench.answers", "--kills", os.environ.get("SMALTI_BENCH_KILLS", "10")],
 }
 

@@ -30,6 +30,8 @@ def begun(run: TrainingRun, attempts: int) -> bool:
 def damage(newest: Path, how: int) -> None:
     """One of three things that a disk does to a folder that was being written."""
     tensors = newest / "tensors.safetensors"
+    if not tensors.exists():  # torn before, and nothing newer was written since
+        return
     content = tensors.read_bytes()
     if how == 0:
         tensors.write_bytes(content[: len(content) // 2])

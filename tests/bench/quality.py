@@ -22,10 +22,17 @@ from typing import Any
 import numpy as np
 
 from retrieval import Encoder, words
+from retrieval.late import Asked
 from retrieval.memory import Memory, Record
-from retrieval.search import search
+from retrieval.search import Hit, search
 
-WAYS = {"hybrid": ("hybrid", "convex"), "rrf": ("hybrid", "rrf"), "dense": ("dense", ""), "lexical": ("lexical", "")}
+WAYS = {
+    "hybrid": ("hybrid", "convex"),
+    "convex": ("hybrid", "convex"),
+    "rrf": ("hybrid", "rrf"),
+    "dense": ("dense", ""),
+    "lexical": ("lexical", ""),
+}
 Set = tuple[dict[str, tuple[str, str]], dict[str, tuple[dict[str, str], dict[str, set[str]]]]]
 
 
@@ -119,16 +126,21 @@ def main() -> None:
         encoder = Encoder.load(Path(folder))
         for name in options.sets.split(","):
             docs, sets = {"scifact": scifact, "xquad": xquad, "wice": wice}[name](options.data)
-            vectors = encoder.embed([f"{title}\n{text}" if title else text for title, text in docs.values()])
+            vectors, pieces = encoder.embed_pieces([f"{title}\n{text}" if title else text for title, text in docs.values()])
             rows = Memory(Held(docs, vectors), encoder.dimension).snapshot()
+
+            def found(text: str, question: Asked, mode: str, fusion: str, late: bool) -> list[Hit]:
+                held = (lambda slots: [pieces[slot] for slot in slots]) if late else None  # noqa: B023
+                return search(rows, text, question.vector, 10, mode, fusion=fusion, asked=question, pieces=held)  # noqa: B023
+
             for label, (asked, right) in sets.items():
                 asked = {key: text for key, text in asked.items() if right.get(key)}
-                embedded = dict(zip(asked, encoder.embed(list(asked.values())), strict=True))
+                embedded = {key: encoder.ask(text) for key, text in asked.items()}
                 gains: dict[str, np.ndarray] = {}
                 told[label] = {"questions": len(asked), "passages": len(docs)}
                 for way, (mode, fusion) in WAYS.items():
                     orders = [
-                        [rows.keys[hit.slot] for hit in search(rows, text, embedded[key], 10, mode, fusion=fusion)]
+                        [rows.keys[hit.slot] for hit in found(text, embedded[key], mode, fusion, way == "hybrid")]
                         for key, text in asked.items()
                     ]
                     pairs = list(zip(orders, asked, strict=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from retrieval import Indexes
+from retrieval.late import Asked
+from retrieval.search import search
 from tests.bench.ingest import engine_at
 from tests.bench.timing import timed
 
@@ -28,7 +31,7 @@ WORDS = 30_000
 
 
 class Generated:
-    """Stands for the encoder: a text's vector is its first word's cluster, and noise that its words decide."""
+    """Stands for the encoder: a text's vector is a cluster's and noise, its hundred word pieces are noise."""
 
     fingerprint, dimension = "generated", 384
 
@@ -42,6 +45,9 @@ class Generated:
             seed = hash(text) & 0xFFFFFFFF
             out[i] = self._clusters[seed % 400] + 0.8 * np.random.default_rng(seed).standard_normal(384, np.float32)
         return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def embed_pieces(self, texts: Any) -> tuple[np.ndarray, list[bytes]]:
+        return self.embed(texts), [np.random.default_rng(hash(text) & 0xFFFFFFFF).bytes(100 * 48) for text in texts]
 
     def token_starts(self, text: str) -> np.ndarray:
         return np.flatnonzero(np.frombuffer((" " + text).encode("ascii", "replace")[:-1], np.uint8) <= 32)
@@ -93,7 +99,9 @@ def main() -> None:
         found = indexes._store.passages(row.name, [rows.keys[slot] for slot in slots])
         texts = [found[rows.keys[slot]][1].text.split() for slot in slots]
         asked = [" ".join(rng.choice(text, 10)) for text in texts]
-        both = list(zip(asked, vectors, strict=True))
+        spans = [tuple(word.span() for word in re.finditer(r"\w+", text)) for text in asked]
+        pieces = [rng.standard_normal((len(each), 384)).astype(np.float32) / 384**0.5 for each in spans]
+        both = [(text, Asked(*rest)) for text, rest in zip(asked, zip(vectors, pieces, spans, strict=True), strict=True)]
 
         def run(mode: str, **more: Any) -> Any:
             return lambda each: indexes._search(row, each[0], each[1], 10, mode, **more)
@@ -101,7 +109,10 @@ def main() -> None:
         for mode in ("dense", "lexical", "hybrid"):
             told[mode] = timed(run(mode), both, warm=10)
         exact = [set(np.argsort(-(rows.matrix[: rows.size] @ vector))[:10]) for vector in vectors]
-        near = [{rows.slot_of()[key] for key, _ in indexes._vectors.query(row.id, vector, 100)} for vector in vectors]
+        nearest = lambda vector, count: indexes._vectors.query(row.id, vector, count)  # noqa: E731
+        near = [
+            {hit.slot for hit in search(rows, "", vector, 10, "dense", nearest=nearest, collapse=False)} for vector in vectors
+        ]
         told["dense_recall@10"] = round(float(np.mean([len(a & b) / 10 for a, b in zip(exact, near, strict=True)])), 4)
         sources = [f"part{number}/{at}.md" for number in range(10) for at in range(number * 500, options.rows, 5000)]
         for share in (0.9, 0.1, 0.002):

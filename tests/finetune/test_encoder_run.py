@@ -17,7 +17,8 @@ from app import cli
 from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import RunError, Runs, TrainingRun
 from finetune.schema import EncoderRecipe
-from tests.finetune.tiny import bert, reviews
+from finetune.worker import perform
+from tests.finetune.tiny import bert, reviews, tracking, trained
 from tests.live import smalti, wait_until
 
 
@@ -40,7 +41,7 @@ def recipe(made: Path, *overrides: str) -> EncoderRecipe:
 
 
 def start(made: Path, root: Path, *overrides: str) -> TrainingRun:
-    run = Runs(root / "finetune").create(recipe(made, *overrides), tracking_uri=f"sqlite:///{root}/mlflow.db")
+    run = Runs(root / "finetune").create(recipe(made, *overrides), tracking_uri=tracking(root))
     run.start()
     return run
 
@@ -72,11 +73,8 @@ print(json.dumps({
 
 @pytest.mark.timeout(400)
 def test_from_rows_to_a_registered_champion(made: Path, tmp_path: Path) -> None:
-    run = start(made, tmp_path, "register_to=main.default.reviews")
-    kinds = [event["event"] for event in run.events(follow=True)]
-    assert finished(run) == "COMPLETED", (run.state(), (run.folder / "log.txt").read_text())
-    assert kinds[-1] == "completed"
-    assert kinds.count("completed") == 1
+    run = trained(recipe(made, "register_to=main.default.reviews"), tmp_path)
+    kinds = [event["event"] for event in run.events()]
     assert {"validated", "started", "progress", "evaluation", "checkpoint", "baseline"} <= set(kinds)
     result = run.state()["result"]
     assert result["metrics"]["macro_recall"] > 0.8
@@ -105,6 +103,9 @@ def test_from_rows_to_a_registered_champion(made: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (told["registered"]["version"], told["registered"]["champion"]) == ("2", False)
     assert "version 1 has" in told["registered"]["reason"]
+    told_by = [event["event"] for event in Runs(tmp_path / "finetune").get(told["id"]).events(follow=True)]
+    assert told_by[-1] == "completed"
+    assert told_by.count("completed") == 1
     listed = json.loads(commanded("list", "--json", home=tmp_path).stdout)
     assert [(row["id"], row["status"], row["step"]) for row in listed] == [
         (told["id"], "COMPLETED", 1),
@@ -122,7 +123,7 @@ def commanded(*arguments: str, home: Path) -> Result:
 
 @pytest.mark.timeout(400)
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_path: Path) -> None:
-    whole, killed = start(made, tmp_path / "a"), start(made, tmp_path / "b")
+    killed = start(made, tmp_path / "b")
     checkpoints = killed.folder / "checkpoints"
     wait_until(lambda: (checkpoints / "step-00000010").exists() or killed.state()["status"] == "COMPLETED", 100)
     if killed.state()["status"] == "RUNNING":
@@ -133,7 +134,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_pat
         newest = sorted(checkpoints.glob("step-*"))[-1] / "tensors.safetensors"
         newest.write_bytes(newest.read_bytes()[:100])  # and the disk lost the end of its last checkpoint
         killed.start()
-    assert finished(killed) == finished(whole) == "COMPLETED", (killed.state(), whole.state())
+    whole = trained(recipe(made), tmp_path / "a")
+    assert finished(killed) == "COMPLETED", killed.state()
     last = [run.folder / "checkpoints" / "step-00000040" / "tensors.safetensors" for run in (whole, killed)]
     assert last[0].read_bytes() == last[1].read_bytes()
     with pytest.raises(RunError, match="has completed"):
@@ -143,8 +145,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_pat
 def test_what_cannot_be_trained_fails_with_its_reason(made: Path, tmp_path: Path) -> None:
     rows = made / "leaking.jsonl"
     rows.write_text((made / "train.jsonl").read_text() + (made / "eval.jsonl").read_text())
-    run = start(made, tmp_path, f"data.train={rows}")
-    assert finished(run) == "FAILED"
+    run = Runs(tmp_path / "finetune").create(recipe(made, f"data.train={rows}"), tracking_uri=tracking(tmp_path))
+    with run.lock():
+        assert perform(run) == "FAILED"
     assert "leakage" in run.state()["message"]
     assert list(run.events())[-1]["event"] == "failed"
 

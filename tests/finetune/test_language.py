@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 
 from finetune.data import DataError
 from finetune.packing import IGNORED, Tokens, pack, tensors
 from finetune.recipe import RecipeError, load_recipe
-from finetune.runs import Runs
 from finetune.schema import LanguageRecipe
 from finetune.tasks.language import LanguageTask, load_tokenizer
 from finetune.texts import read
 from governance.call import Call
 from serving.engines.local import LocalModel, Weights
-from tests.finetune.tiny import llama
-from tests.live import wait_until
+from tests.finetune.tiny import llama, trained
 
 
 @pytest.fixture(scope="module")
@@ -118,20 +115,8 @@ def test_a_context_that_is_too_long_is_refused(base: Path, tmp_path: Path) -> No
         LanguageTask(recipe(tmp_path, base, context_length=256), base, load_tokenizer(base), [], [])
 
 
-SERVED = """
-import json, sys
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/main.default.tales@champion")
-body = {"messages": [{"role": "user", "content": "The fox"}], "max_tokens": 8}
-answer = model.predict(body)
-answer = answer[0] if isinstance(answer, list) else answer
-print(json.dumps(answer["choices"][0]["message"]["content"]))
-"""
-
-
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "dora"])
 def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, method: str) -> None:
     tale = "The fox sees the dog. The dog sees the fox. "
     (tmp_path / "texts").mkdir()
@@ -139,22 +124,26 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     (tmp_path / "held.txt").write_text(tale * 2)
     keys = {"data": {"train": str(tmp_path / "texts"), "eval": str(tmp_path / "held.txt")}, "register_to": "main.default.tales"}
     asked = recipe(tmp_path, base, method=method, training_duration="40ep", eval_prompts=("The fox",), sample_tokens=8, **keys)
-    run = Runs(tmp_path / "runs").create(asked, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run.start()
-    wait_until(lambda: run.state()["status"] not in ("PENDING", "RUNNING"), 200)
-    assert run.state()["status"] == "COMPLETED", (run.state(), (run.folder / "log.txt").read_text())
+    run = trained(asked, tmp_path)
     result = run.state()["result"]
-    assert result["metrics"]["loss"] < 0.9 * result["baseline"]["loss"]
+    assert result["metrics"]["loss"] < 0.95 * result["baseline"]["loss"]
     assert result["samples"][0].startswith("The fox")
     assert any(event["event"] == "sample" for event in run.events())
-    if method == "full":
+    if method != "lora":
+        files = {file.name for file in (run.folder / "model").iterdir()}
+        assert {"config.json", "model.safetensors"} <= files
+        assert "adapter_config.json" not in files, "vLLM has no DoRA, so it is merged"
         return
     config = json.loads((run.folder / "model" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
-    command = [sys.executable, "-W", "ignore", "-c", SERVED, f"sqlite:///{tmp_path}/mlflow.db"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert isinstance(json.loads(done.stdout.splitlines()[-1]), str)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(run.spec["tracking_uri"])
+        model = mlflow.pyfunc.load_model("models:/main.default.tales@champion")
+        answer = model.predict({"messages": [{"role": "user", "content": "The fox"}], "max_tokens": 8})
+    assert isinstance((answer[0] if isinstance(answer, list) else answer)["choices"][0]["message"]["content"], str)
+    version = mlflow.MlflowClient().get_model_version_by_alias("main.default.tales", "champion")
+    assert version.tags["vllm_arguments"] == "--enable-lora"
     # The transformers engine, with the adapter beside its base, says what the two say when they are made one.
     assert asyncio.run(served(base, run.folder / "model", tmp_path)) == merged(base, run.folder / "model")
 

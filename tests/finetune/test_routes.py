@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.finetune.tiny import bert, reviews
+from tests.finetune.tiny import bert, reviews, tracking
 from tests.live import Live, serving, smalti, wait_until
 
 RUNS = "/api/2.0/smalti/finetune/runs"
@@ -27,6 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(made: Path) -> Iterator[Live]:
+    tracking(made / "home")
     with serving(made / "home") as server:
         yield server
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.finetune.tiny import tracking
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -66,6 +68,7 @@ def test_a_run_is_logged_registered_and_loads(tmp_path: Path) -> None:
             for i in range(start, end)
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tracking(tmp_path)
     # In a process of its own: MLflow keeps global state, and warns about its own insides.
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=90

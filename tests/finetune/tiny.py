@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
+import warnings
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from finetune.runs import Runs, TrainingRun
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 FILLER = ("it", "is", "was", "the", "film", "we", "saw", "so", "very", "a", "day")
@@ -20,7 +26,8 @@ def bert(folder: Path) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ends)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)
@@ -64,3 +71,77 @@ def llama(folder: Path, *, template: bool = False, width: int = 32, layers: int 
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+PLACES = ("day", "film", "we", "saw", *map(str, range(10)))
+
+
+def pairs(file: Path, rows: int, seed: int) -> Path:
+    """Rows of `query` and `positive` that have a word or two in common, told apart from each other by them."""
+    draw = random.Random(seed)
+    keys = [f"{a} {b}" for a in PLACES for b in (*GOOD, *BAD)]
+    draw.shuffle(keys)
+    found = [
+        {"query": f"was it {key}", "positive": f"{' '.join(draw.choices(FILLER[:4], k=3))} {' '.join(reversed(key.split()))}"}
+        for key in keys[:rows]
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return file
+
+
+def ranked(file: Path, rows: int, seed: int) -> Path:
+    """Rows of `query`, `positive` and `negative`, of which the good one is right."""
+    draw = random.Random(seed)
+
+    def text(words: tuple[str, ...]) -> str:
+        return " ".join([*draw.choices(FILLER, k=5), draw.choice(words), *draw.choices(FILLER, k=3), str(seed)])
+
+    found = [
+        {"query": f"was it {draw.choice(PLACES)} {seed} {i}", "positive": text(GOOD), "negative": [text(BAD)]}
+        for i in range(rows)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return file
+
+
+def questions(file: Path, rows: int, seed: int) -> Path:
+    """Rows of `question`, `context` and `answer`: the word that tells good from bad, or none."""
+    draw = random.Random(seed)
+    found: dict[str, dict[str, str]] = {}
+    while len(found) < rows:
+        words, answer = draw.choices(FILLER, k=draw.randint(4, 9)), draw.choice((*GOOD, *BAD, ""))
+        if answer:
+            words.insert(draw.randrange(len(words) + 1), answer)
+        found[" ".join(words)] = {"question": "was it so", "context": " ".join([*words, str(seed)]), "answer": answer}
+    file.write_text("".join(json.dumps(row) + "\n" for row in found.values()))
+    return file
+
+
+def trained(recipe: Any, root: Path, **more: Any) -> TrainingRun:
+    """A run done here, without a process of its own, which costs the seconds that its imports take."""
+    from finetune.job import execute
+
+    run = Runs(root / "finetune").create(recipe, tracking_uri=tracking(root), **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.set_state(status="COMPLETED", result=execute(run))
+    return run
+
+
+@cache
+def _tables() -> bytes:
+    """MLflow's empty database: its own making of one runs forty migrations."""
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{name}/mlflow.db").search_experiments()
+        return (Path(name) / "mlflow.db").read_bytes()
+
+
+def tracking(root: Path) -> str:
+    """A folder's MLflow database, made if it is not there."""
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "mlflow.db").exists():
+        (root / "mlflow.db").write_bytes(_tables())
+    return f"sqlite:///{root / 'mlflow.db'}"

@@ -128,3 +128,21 @@ async def test_what_inner_calls_cost_counts_for_the_call_they_were_made_for(hous
             statuses.append(error.status)
     assert statuses[0] == 200
     assert statuses[-1] == 429
+
+
+async def test_a_model_without_a_price_is_told_where_dollars_are_limited(house: House) -> None:
+    house.gateway.prices.serve("assistant", "made-at-home")
+    house.policies.set("assistant", {"rate_limits": [{"cost": 1, "renewal_period": "day"}]})
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        yield Event("response.completed", {"response": {**RESPONSE, "model": "made-at-home"}})
+
+    call = house.call()
+    await house.gateway.invoke(call, engine)
+    assert "no price is known of made-at-home" in house.gateway.warnings.pop(call.request_id)
+    row = house.row(call)
+    assert (row["cost"], row["price_version"]) == (None, None)
+    house.policies.set("assistant", {"rate_limits": [{"tokens": 1_000_000, "renewal_period": "day"}]})
+    call = house.call()
+    await house.gateway.invoke(call, engine)
+    assert call.request_id not in house.gateway.warnings

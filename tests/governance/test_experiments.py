@@ -93,6 +93,30 @@ def test_each_call_counts_once_for_its_unit_however_late_it_ends(database: Engin
     assert again.counts() == found.counts()
 
 
+def test_clocks_that_jump_lose_no_call_and_count_none_twice(
+    database: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def units(found: Exposures) -> int:
+        rows.journal.ingest()
+        found.read()
+        return sum(arm["calls"] for arm in found.counts())
+
+    hour = 3_600_000
+    rows.add("a", "user:one")
+    found = seen(database, rows)
+    rows.add("b", "user:two", after=hour)  # a server whose clock is ahead
+    assert units(found) == 2
+    rows.add("a", "user:three", after=60_000)
+    assert [units(found) for _ in range(3)] == [3, 3, 3]
+    clock = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + 2 * hour * 1_000_000)  # this one's runs ahead
+    rows.add("b", "user:four", after=2 * hour)
+    assert [units(found) for _ in range(2)] == [4, 4]
+    monkeypatch.undo()  # and is put right
+    rows.add("a", "user:five", after=120_000)
+    assert [units(found) for _ in range(3)] == [5, 5, 5]
+
+
 def test_units_that_a_fallback_touched_are_left_out_and_told(database: Engine, rows: Rows) -> None:
     rows.add("a", "user:one")
     rows.add("b", "user:two", served_entity_name="a")

@@ -328,3 +328,12 @@ def taken_in(database: Engine, name: str, **columns: object) -> bool:
         query = select(inference_table).where(inference_table.c.databricks_request_id == name)
         row = connection.execute(query).mappings().first()
     return row is not None and all(row[key] == value for key, value in columns.items())
+
+
+def test_what_no_database_takes_is_not_in_the_way_of_what_follows(journal: Journal) -> None:
+    strange = {"total_tokens": 2**63, "client_request_id": "a\x00b", "thread_id": "\x00"}
+    journal.append({"databricks_request_id": "odd", "request_time": 1, "endpoint_name": "x\x00", "task": "agent", **strange})
+    journal.append({"databricks_request_id": "next", "request_time": 2, "endpoint_name": "x", "task": "chat", "status_code": 200})
+    following, odd = journal.rows()
+    assert (odd["total_tokens"], odd["client_request_id"], odd["endpoint_name"]) == (None, "a\ufffdb", "x\ufffd")
+    assert following["status_code"] == 200

@@ -49,6 +49,7 @@ def test_what_databricks_sdk_sends_is_understood() -> None:
             {"rate_limit": []},
             "ai_gateway.rate_limit: unknown key; accepted: rate_limits, guardrails, fallback_config, inference_table_config",
         ),
+        ({"guardrails": {"a\nb": {}}}, "ai_gateway.guardrails.'a\\nb': unknown key"),
         ({"guardrails": {"inputs": {}}}, "ai_gateway.guardrails.inputs: unknown key; accepted: input, output"),
         ({"guardrails": {"input": {"pii": {"behavior": "HIDE"}}}}, "guardrails.input.pii.behavior: input should be 'NONE'"),
         ({"guardrails": {"output": {"invalid_keywords": [""]}}}, "guardrails.output.invalid_keywords.0: "),

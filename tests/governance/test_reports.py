@@ -11,7 +11,8 @@ from governance import audit, export
 from governance.call import Caller, CallError, CallRecord
 from governance.metrics import Metrics
 from governance.reports import router
-from governance.usage import prune, usage
+from governance.retention import prune
+from governance.usage import usage
 
 from .conftest import House, answering
 

@@ -20,11 +20,17 @@ def looks(rng: np.random.Generator, kind: str, runs: int, loss: float = 0.0) -> 
         values = (rng.random(shape, np.float32) < 0.2 + loss * arm).astype(np.float32)
     else:
         values = np.exp(0.8 * rng.standard_normal(shape, np.float32)) + loss * arm  # as latencies are
+    starts = np.concatenate([[0], LOOKS[:-1]])
+
+    def so_far(x: np.ndarray) -> np.ndarray:
+        """Sums up to each look; what lies between two looks is added once."""
+        return np.cumsum(np.add.reduceat(x, starts, axis=1, dtype=np.float32), axis=1, dtype=np.float64)
+
+    squares, dealt = values * values, arm.astype(np.float32)
+    everything = np.broadcast_to(LOOKS.astype(float), (runs, len(LOOKS))), so_far(values), so_far(squares)
+    of_b = so_far(dealt), so_far(values * dealt), so_far(squares * dealt)
     sums = {}
-    for side, which in (("b", arm), ("a", ~arm)):
-        n = np.cumsum(which, axis=1)[:, LOOKS - 1].astype(float)
-        total = np.cumsum(values * which, axis=1, dtype=np.float64)[:, LOOKS - 1]
-        square = np.cumsum(values**2 * which, axis=1, dtype=np.float64)[:, LOOKS - 1]
+    for side, (n, total, square) in (("b", of_b), ("a", tuple(x - y for x, y in zip(everything, of_b, strict=True)))):
         sums[side] = (n, total / n, (square - total**2 / n) / (n - 1))
     (n_b, mean_b, var_b), (n_a, mean_a, var_a) = sums["b"], sums["a"]
     n = n_a + n_b

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from scipy.special import erf
 from tokenizers import Tokenizer
 
-from retrieval import Encoder, EncoderError, weights
+from retrieval import Encoder, EncoderError, bert_onnx, weights
 
 TEXTS = [
     "Hello world",
@@ -152,7 +152,7 @@ def test_token_starts_are_where_words_begin(encoder: Encoder) -> None:
 
 
 def test_damaged_model_file_is_built_again(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / f"{encoder.fingerprint.replace(':', '-')}.onnx").write_bytes(b"not a model")
+    (tmp_path / f"{encoder.fingerprint.replace(':', '-')}-{bert_onnx.OUTPUTS}.onnx").write_bytes(b"not a model")
     assert Encoder.load(tmp_path, threads=1).embed(["works"]).shape == (1, 384)
 
 

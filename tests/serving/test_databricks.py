@@ -89,6 +89,10 @@ def test_wrong_and_missing_tokens(url: str) -> None:
 def test_unknown_apis_say_so(made: House, url: str) -> None:
     answer = httpx.post(f"{url}/api/4.0/mlflow/traces", headers={"authorization": f"Bearer {made.admin}"}, trust_env=False)
     assert (answer.status_code, answer.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
+    for body in ({"input": ["x"]}, {"messages": []}, {"inputs": [[1]]}):  # whatever it would have taken
+        at, bearer = f"{url}/serving-endpoints/nope/invocations", {"authorization": f"Bearer {made.admin}"}
+        answer = httpx.post(at, json=body, headers=bearer, trust_env=False)
+        assert (answer.status_code, answer.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
     answer = httpx.delete(f"{url}/v1/chat/completions", trust_env=False)
     assert answer.status_code == 405
     assert "POST" in answer.json()["error"]["message"]

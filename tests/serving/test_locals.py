@@ -19,7 +19,7 @@ from databricks.sdk.config import Config
 from databricks.sdk.service import serving as s
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from serving.settings import Settings, SettingsError
+from serving.settings import LocalModel, Settings, SettingsError
 from tests.live import Live, serving, smalti, wait_until
 from tests.serving import vllm_double
 from tests.serving.tiny import TEMPLATE, make_adapter, make_model
@@ -212,6 +212,7 @@ def test_registered_language_models_are_served_by_the_same_engine(live: Live, cl
     [
         ("hf:/models/x", {}, "transformers"),
         ("vllm:org/model", {}, "vllm"),
+        ("gguf:models/x.gguf", {}, "gguf"),
         ("vllm:org/model", {"VLLM_BASE_URL": "http://gpu:8000/v1"}, None),
         ("vllm:http://gpu:8000/v1", {}, None),
         ("ollama:m", {}, None),
@@ -231,6 +232,10 @@ def test_a_declaration_that_cannot_be_used_names_its_line(tmp_path: Path) -> Non
     )
     with pytest.raises(SettingsError, match=r"smalti.yaml:7: .*max_batch"):
         Settings.load(file)
+    with pytest.raises(ValueError, match="gguf takes no adapters"):
+        LocalModel(path="x.gguf", engine="gguf", adapters={})
+    with pytest.raises(ValueError, match="name it in `binary`"):
+        LocalModel(path="x.gguf", engine="gguf", args=["--mlock"])
 
 
 def test_engines_are_installed_listed_and_removed(tmp_path: Path) -> None:

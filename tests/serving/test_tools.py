@@ -17,10 +17,12 @@ from agents.graphs import react
 from agents.models import ScriptedModel
 from agents.runtime import Runtime
 from governance.call import Call, CallError, Event
+from serving.agent_settings import ToolDeclaration
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.engines.function import arguments, function_engine
-from serving.settings import Settings, SettingsError, ToolDeclaration
+from serving.protocols.chat import Encoder, decode
+from serving.settings import Settings, SettingsError
 from serving.tools import make_tools
 from tests.serving.upstream import House, house
 
@@ -141,6 +143,42 @@ async def test_approval_over_the_responses_protocol(made: House) -> None:
     last = (await ask(made, made.admin, items=[said]))[-1].data["response"]
     assert told(model) == "[41]"
     assert last["output"][0]["content"][0]["text"] == "It is 5."
+
+
+async def test_approval_over_chat_completions(made: House) -> None:
+    """It is a tool call there, and its tool message decides."""
+
+    async def chat(messages: list[Any], stream: bool) -> Any:
+        request = decode({"model": "analyst", "messages": messages, "stream": stream})
+        call = Call("analyst", "agent", request.payload, credential=made.admin, stream=stream)
+        encoder = Encoder(call)
+        if not stream:
+            return json.loads(encoder.body(await made.dispatcher.invoke(call)))["choices"][0]
+        sent = b"".join([encoder.event(event) async for event in made.dispatcher.stream(call)])
+        return [json.loads(line[6:])["choices"][0] for line in sent.decode().splitlines() if line.startswith("data: {")]
+
+    asked: list[Any] = [{"role": "user", "content": "go on"}]
+    serve(
+        made, ScriptedModel(replies=[calling("main_default_add", a=2, b=3)]), {"endpoint": "main.default.add", "approval": True}
+    )
+    parts = await chat(asked, True)
+    (streamed,) = [part["delta"]["tool_calls"][0] for part in parts if "tool_calls" in part["delta"]]
+    assert (streamed["function"]["name"], parts[-1]["finish_reason"]) == ("main_default_add", "tool_calls")
+    model = ScriptedModel(replies=[calling("main_default_add", a=2, b=3), "Five."])
+    serve(made, model, {"endpoint": "main.default.add", "approval": True})
+    first = await chat(asked, False)
+    (call,) = first["message"]["tool_calls"]
+    assert (first["finish_reason"], json.loads(call["function"]["arguments"])) == ("tool_calls", {"a": 2, "b": 3})
+    asked.append(first["message"])
+
+    def decided(content: str) -> list[Any]:
+        return [*asked, {"role": "tool", "tool_call_id": call["id"], "content": content}]
+
+    with pytest.raises(CallError, match="decides an approval"):
+        await chat(decided("I have run it"), False)
+    last = await chat(decided('{"approve": true, "arguments": {"a": 40}}'), False)
+    assert last["message"]["content"] == "Five."
+    assert model.calls[-1][-1].content == "[41]"
 
 
 def test_settings(tmp_path: Path) -> None:

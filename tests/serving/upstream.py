@@ -359,7 +359,7 @@ def house(folder: Path, *, indexes: Any = None, **options: Any) -> Iterator[Hous
     endpoints.register(Endpoint("agent", "agent/v1/responses", made.echo))
     endpoints.register(Endpoint("vectors", "llm/v1/embeddings", vectors))
     runs = Runs(dispatcher, RunLog(engine))
-    app.include_router(routes.router(dispatcher, identity, grants, journal=journal, runs=runs, **options))
+    app.include_router(routes.router(routes.Face(dispatcher, identity, grants, journal=journal, runs=runs, **options)))
     app.include_router(databricks.router(dispatcher, identity, grants))
     app.include_router(databricks.fallback())
     errors.install(app)

@@ -10,9 +10,9 @@ import unicodedata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from governance.guardrails import pii
+from governance.guardrails import fold, pii
 from governance.guardrails.pii import Finding, distinct
-from governance.guardrails.rules import _INVISIBLE, KEYWORD, Rules, _whole, fold
+from governance.guardrails.rules import KEYWORD, Rules, _whole
 
 from .test_pii import FOUND
 
@@ -37,6 +37,14 @@ PIECES = st.one_of(
             "Ⅷ",
             "\u200b",
             "\xad",
+            "\\u0040",
+            "\\u0031",
+            "\u2011",
+            "\ufe0f",
+            "о",
+            "Н",
+            "ѕ",
+            "١",
             " ",
             "\n",
             "\xa0",
@@ -49,22 +57,41 @@ TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
 def slow_fold(text: str, *, words: bool = False) -> tuple[str, list[int]]:
+    """One character, or one escape, after the other."""
+    text = "".join(map(plain, text))
+    if words:
+        text = re.sub(r"\w+", lambda word: latin(word[0], fold._ALIKE), text)
+    invisible = fold._INVISIBLE_IN_WORDS if words else fold._INVISIBLE
     folded: list[str] = []
     origin: list[int] = []
-    for place, char in enumerate(text):
-        if ord(char) > 127:
-            if unicodedata.category(char) == "Cf":
-                continue
-            char = unicodedata.normalize("NFKD" if words else "NFKC", char)
-        if words:
+    place = 0
+    while place < len(text):
+        char, width = text[place], 1
+        if escape := re.match(r"\\u00([2-7][0-9A-Fa-f])", text[place:]):
+            char, width = chr(int(escape[1], 16)), 6
+        elif ord(char) > 127:
+            char = "" if invisible.match(char) else unicodedata.normalize("NFKD" if words else "NFKC", char)
+        if words and char:
             char = char.casefold()
             if char.isspace():
-                if folded and folded[-1] == " ":
-                    continue
-                char = " "
+                char = "" if folded and folded[-1] == " " else " "
         folded.extend(char)
         origin.extend([place] * len(char))
-    return "".join(folded), origin
+        place += width
+    table = fold._ALIKE if not words else {chr(code): char for code, char in fold._FOLDED_LATIN.items()}
+    return re.sub(r"\w+", lambda word: latin(word[0], table), "".join(folded)), origin
+
+
+def plain(char: str) -> str:
+    if char == "\u2800":
+        return " "
+    if char in fold._DASHES:
+        return "-"
+    return str(unicodedata.decimal(char)) if unicodedata.category(char) == "Nd" else char
+
+
+def latin(word: str, table: dict[str, str]) -> str:
+    return "".join(table.get(char, char) for char in word) if re.search("[A-Za-z0-9]", word) else word
 
 
 def slow_pii(text: str) -> list[Finding]:
@@ -84,10 +111,13 @@ def slow_pii(text: str) -> list[Finding]:
 
 def slow_find(text: str, keywords: list[str]) -> list[Finding]:
     folded, origin = slow_fold(text)
-    found = [Finding(origin[each.start], origin[each.end - 1] + 1, each.kind) for each in slow_pii(folded)]
+    found = [Finding(origin[each.start], fold.end_of(origin[each.end - 1], text), each.kind) for each in slow_pii(folded)]
     folded, origin = slow_fold(text, words=True)
     for keyword in {" ".join(slow_fold(word, words=True)[0].split()) for word in keywords}:
-        found += [Finding(origin[m.start()], origin[m.end() - 1] + 1, KEYWORD) for m in re.finditer(_whole(keyword), folded)]
+        found += [
+            Finding(origin[m.start()], fold.end_of(origin[m.end() - 1], text), KEYWORD)
+            for m in re.finditer(_whole(keyword), folded)
+        ]
     return distinct(found)
 
 
@@ -111,13 +141,15 @@ def test_many_keywords_are_found_as_few_are(text: str) -> None:
 @given(st.one_of(TEXTS, st.text(max_size=30)), st.booleans())
 @settings(max_examples=500, deadline=None)
 def test_texts_are_compared_in_the_same_form(text: str, words: bool) -> None:
-    folded, origin = fold(text, words=words)
+    folded, origin = fold.fold(text, words=words)
     assert (folded, list(range(len(text))) if origin is None else list(origin)) == slow_fold(text, words=words)
 
 
-def test_every_invisible_character_is_known() -> None:
-    invisible = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"]
-    assert all(_INVISIBLE.match(char) for char in invisible)
+def test_every_invisible_character_and_every_digit_is_known() -> None:
+    every = [chr(code) for code in range(sys.maxunicode + 1)]
+    assert all(fold._INVISIBLE.match(char) for char in every if unicodedata.category(char) == "Cf")
+    digits = [char for char in every if unicodedata.category(char) == "Nd"]
+    assert [fold.fold(char)[0] for char in digits] == [str(unicodedata.digit(char)) for char in digits]
 
 
 def test_what_looks_like_a_finding_over_and_over_costs_time_in_proportion() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from governance.call import Call, CallError, Event
 from serving.engines.local import LocalModel, Weights, weights_of
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from tests.serving.tiny import TEMPLATE, make_adapter, make_model
 
 pytest.importorskip("peft")

@@ -14,8 +14,9 @@ import pytest
 
 from governance.call import CallError
 from serving.engines import process as processes
-from serving.engines.process import LoadFailed, ModelProcess
+from serving.engines.process import ModelProcess
 from serving.engines.replicas import Replicas
+from serving.engines.supervised import LoadFailed
 from tests.serving.models import small
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +87,7 @@ async def test_a_leak_ends_the_process_and_says_so(make: Callable[..., ModelProc
         with pytest.raises(CallError, match=r"held \d+ MB of memory, more than its limit of 1024 MB"):
             await ask(model, "eat", again=False)
         assert await ask(model)
-        assert "more than its limit" in model.build_log
+        assert "more than its limit" in model.build_logs()
     finally:
         await model.stop(0)
 
@@ -106,8 +107,8 @@ async def test_a_load_that_fails_says_why(
     model = make(environment={"LOAD": how}, memory_limit=1 << 30, load_timeout=1 if how == "hang" else 100)
     with pytest.raises(LoadFailed, match=message):
         await model.start()
-    assert model.state == "FAILED"
-    assert message.split(":")[0] in model.build_log
+    assert model.state[0] == "FAILED"
+    assert message.split(":")[0] in model.build_logs()
     with pytest.raises(CallError, match="not served"):
         await ask(model)
     await model.stop(0)
@@ -120,7 +121,7 @@ async def test_an_idle_model_ends_and_a_bounded_number_of_calls_waits_for_it(
     await model.start()
     try:
         await until(lambda: not model.running)
-        assert (model.state, model.message, model.memory) == ("READY", "Scaled to zero; the next call starts it.", 0)
+        assert (model.state, model.memory) == (("READY", "Scaled to zero; the next call starts it."), 0)
         waiting = [asyncio.create_task(ask(model)) for _ in range(3)]
         await until(lambda: model.open_calls == 3)
         with pytest.raises(CallError, match="3 requests open already") as refused:
@@ -139,7 +140,7 @@ async def test_replicas_share_the_calls_and_stand_in_for_each_other(make: Callab
         assert len(pids) == 2
         os.kill(pids.pop(), signal.SIGKILL)
         await until(lambda: sum(process.running for process in model.processes) == 1)
-        assert model.state == "READY"
+        assert model.state[0] == "READY"
         assert await ask(model) in pids
         assert model.memory > 0
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from governance.call import Call, CallError, Event
-from serving.engines.process import LoadFailed
+from serving.engines.supervised import LoadFailed
 from serving.engines.vllm import VllmModel
 from tests.serving import vllm_double
 
@@ -62,6 +62,7 @@ async def test_chats_and_bare_prompts_are_answered(tmp_path: Path) -> None:
         assert model.state == ("READY", "")
         response = await answer(model, call("hello"))
         assert text(response) == "base chat hello"
+        assert response["model"] == "big"  # as the endpoint is called
         assert (response["usage"]["input_tokens"], response["usage"]["output_tokens"]) == (3, 3)
         assert text(await answer(model, call("hello", raw=True))) == "base prompt hello"
         assert "--max-model-len 512" in model.build_logs()

@@ -1,0 +1,110 @@
+"""One run of an agent: what it is noted by, its limits, and the parts of LangGraph's stream that it gives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agents.agent import Agent
+from agents.approvals import Waiting
+from agents.tables import ONCE, Thread
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.graph.state import CompiledStateGraph
+
+Part = tuple[tuple[str, ...], str, Any]
+"""(namespace, mode, chunk) as LangGraph streams it with subgraphs: mode `custom`, `messages` or, once and last, `values`.
+The first part of a run is `((), "started", run_id)`."""
+
+
+whose: ContextVar[str | None] = ContextVar("smalti_whose", default=None)
+"""The user whom the run in this context answers."""
+
+
+class ThreadNotFound(Exception):
+    """There is no such thread, or it is another owner's."""
+
+
+class ThreadBusy(Exception):
+    """The thread has a run going; one at a time."""
+
+
+class RunLimit(Exception):
+    """A run took more time or steps than its agent may."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A run on a thread: what it was asked, what it said, and the parts that its reader has yet to take."""
+
+    thread: Thread
+    id: str
+    new: Sequence[BaseMessage]
+    queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    task: asyncio.Task[None] | None = None
+    ending: bool = False
+    """Its last part is out, or it was told to stop: the next run waits for it instead of failing."""
+    said: str = ""
+    citations: list[Mapping[str, Any]] = field(default_factory=list)
+    waiting: Waiting | None = None
+
+    @property
+    def once(self) -> bool:
+        return self.thread.id.startswith(ONCE)
+
+
+DONE = object()
+
+
+async def parts(agent: Agent, graph: CompiledStateGraph, given: Any, config: RunnableConfig) -> AsyncGenerator[Part, None]:
+    """LangGraph's stream within the agent's limits, the final state last. Raises RunLimit."""
+    from langchain_core.messages import AIMessageChunk
+    from langgraph.errors import GraphRecursionError
+
+    final: Part | None = None
+    durability: Any = {"durability": agent.durability} if graph.checkpointer else {}
+    stream: Any = graph.astream(given, config, stream_mode=agent.modes, subgraphs=True, **durability)  # type: ignore[arg-type]
+    clock = asyncio.timeout_at(asyncio.get_running_loop().time() + agent.timeout)
+    async with aclosing(stream):
+        while True:
+            try:
+                # a clock for each part: none may run while the reader holds one
+                clock = asyncio.timeout_at(clock.when())
+                async with clock:
+                    namespace, mode, chunk = await anext(stream)
+            except StopAsyncIteration:
+                break
+            except GraphRecursionError:
+                message = f"{agent.name} took {agent.step_limit} steps without an end, which is its limit; ask more narrowly"
+                raise RunLimit(message) from None
+            except TimeoutError:
+                if not clock.expired():
+                    raise
+                raise RunLimit(f"{agent.name} did not finish within {agent.timeout:g} s, which is its limit") from None
+            if mode == "values":
+                final = ((), "values", chunk) if not namespace else final
+            elif mode != "messages" or isinstance(chunk[0], AIMessageChunk):
+                yield namespace, mode, chunk
+    if final is not None:  # only now is the checkpoint written
+        yield final
+
+
+def running(run: Run) -> dict[str, Any]:
+    """What is noted of a run that goes on."""
+    from langchain_core.messages import messages_to_dict
+
+    return {"run_id": run.id, "messages": messages_to_dict(list(run.new))}
+
+
+def asked(thread: Thread) -> list[BaseMessage]:
+    """What the run that is noted as going on was asked."""
+    from langchain_core.messages import messages_from_dict
+
+    return messages_from_dict(json.loads(thread.running or "{}").get("messages") or [])

@@ -1,0 +1,164 @@
+"""What encoders learn from besides labels: questions with the texts that answer them, and answers within texts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data import DataError, Problem, json_lines
+from finetune.texts import Tell, leak, repeated, teller
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question, what answers it, and perhaps what does not, or how well it does (0 to 1)."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+    score: float | None
+    line: int
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.query, self.positive, *self.negatives)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question to a text, and the place of the answer in it; an empty answer says that the text has none."""
+
+    question: str
+    context: str
+    answer: str
+    start: int
+    line: int
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.question, self.context)
+
+
+Row = Pair | Question
+
+
+def read(task: str, path: Path, *, loss: str = "") -> tuple[list[Any], list[Problem]]:
+    """The rows of a file for `embed`, `rerank` (pairs) or `reader` (questions), with warnings.
+
+    Raises
+    ------
+    DataError: with every problem found, by file and line.
+    """
+    problems: list[Problem] = []
+    rows = scan(task, path, problems, loss=loss)
+    if any(problem.severity == "error" for problem in problems):
+        raise DataError(problems)
+    return rows, problems
+
+
+def scan(task: str, path: Path, problems: list[Problem], *, loss: str = "") -> list[Any]:
+    """The rows that can be used; what is wrong with the others goes to `problems`."""
+    make: Callable[[Mapping[str, Any], int, Tell], Row | None] = _question if task == "reader" else _pair
+    rows: list[Any] = []
+    seen: dict[Any, int] = {}
+    before = len(problems)
+    for line, row in json_lines(path, problems):
+        tell = teller(problems, str(path), line)
+        found = make(row, line, tell)
+        if found is None or (isinstance(found, Pair) and not _suits(found, loss, tell)):
+            continue
+        key = (*map(normal, found.texts), found.answer if isinstance(found, Question) else "")
+        if (first := seen.setdefault(key, line)) != line:
+            repeated(problems, str(path), line, first)
+            continue
+        rows.append(found)
+    if not rows and len(problems) == before:
+        told = ("There are no rows.", 'Write lines of {"query": …, "positive": …}.' if make is _pair else "Write questions.")
+        problems.append(Problem("empty_file", str(path), None, None, *told))
+    return rows
+
+
+def leaks(train: Sequence[Row], train_file: Path, evaluation: Sequence[Row], eval_file: Path) -> list[Problem]:
+    """Rows of the evaluation whose question (of a text, for readers) is trained on."""
+    trained = {_asked(row): row.line for row in train}
+    return [
+        leak(str(eval_file), row.line, str(train_file), line)
+        for row in evaluation
+        if (line := trained.get(_asked(row))) is not None
+    ]
+
+
+def normal(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    return (normal(row.query),) if isinstance(row, Pair) else (normal(row.question), normal(row.context))
+
+
+def _pair(row: Mapping[str, Any], line: int, tell: Tell) -> Pair | None:
+    if not _known(row, ("query", "positive"), ("negative", "score"), tell):
+        return None
+    given = row.get("negative")
+    negatives = [given] if isinstance(given, str) else given or []
+    if not isinstance(negatives, list) or not all(isinstance(each, str) and each.strip() for each in negatives):
+        return tell("wrong_type", "negative", "It is neither a text nor a list of texts.", 'Write "negative": ["…"].')
+    if normal(row["positive"]) in map(normal, negatives):
+        return tell("conflicting_label", "negative", "The positive is among the negatives.", "Keep it in one of the two.")
+    score = row.get("score")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
+        return tell("wrong_type", "score", f"{score!r} is no score.", "Write a number from 0 to 1.")
+    return Pair(row["query"], row["positive"], tuple(negatives), None if score is None else float(score), line)
+
+
+def _suits(pair: Pair, loss: str, tell: Tell) -> bool:
+    if loss in ("cosent", "cosine") and pair.score is None:
+        tell("missing_key", "score", "The column is missing.", f"Add it, or take another loss than {loss}.")
+    elif loss == "triplet" and not pair.negatives:
+        tell("missing_key", "negative", "The column is missing.", "Add it, or take the loss multiple_negatives.")
+    else:
+        return True
+    return False
+
+
+def _question(row: Mapping[str, Any], line: int, tell: Tell) -> Question | None:
+    if not _known(row, ("question", "context"), ("answer", "start"), tell):
+        return None
+    answer = row.get("answer")
+    if not isinstance(answer, str):
+        fix = 'Write the words of the context, or "" where it has no answer.'
+        return tell("missing_key" if answer is None else "wrong_type", "answer", "It is no text.", fix)
+    start = row.get("start")
+    if start is not None and (isinstance(start, bool) or not isinstance(start, int)):
+        return tell("wrong_type", "start", f"{start!r} is no place in the context.", "Write the place of its first character.")
+    if not answer:
+        return Question(row["question"], row["context"], "", -1, line)
+    at = row["context"].find(answer) if start is None else start
+    if at < 0 or row["context"][at : at + len(answer)] != answer:
+        where = "nowhere in the context" if start is None else f"not at character {start} of the context"
+        return tell("no_such_answer", "answer", f"It stands {where}.", "Copy it from the context.")
+    return Question(row["question"], row["context"], answer, at, line)
+
+
+def _known(row: Mapping[str, Any], needed: Sequence[str], more: Sequence[str], tell: Tell) -> bool:
+    """Whether the needed texts are there, and nothing that is not known; what is wrong is told."""
+    unknown = [key for key in row if key not in (*needed, *more)]
+    good = True
+    for key in needed:
+        if key not in row:
+            near = difflib.get_close_matches(key, unknown, 1, 0.7)
+            tell("missing_key", key, "The column is missing.", f"Rename {near[0]!r} to {key!r}." if near else f"Add {key!r}.")
+            unknown = [each for each in unknown if each not in near]
+        elif not isinstance(row[key], str):
+            tell("wrong_type", key, f"{type(row[key]).__name__} is no text.", "Write a string.")
+        elif not row[key].strip():
+            tell(f"empty_{key}", key, "It is empty.", "Fill it, or delete the row.")
+        else:
+            continue
+        good = False
+    for key in unknown:
+        tell("unknown_key", key, "The column is not known.", f"Delete it; known are {', '.join((*needed, *more))}.")
+    return good and not unknown

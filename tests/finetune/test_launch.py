@@ -1,0 +1,96 @@
+"""Several processes learn what one would have learnt; what a launcher lacks is told before a run, and jobs are exported whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from app import cli
+from finetune.launch import check, job, launch
+from finetune.recipe import RecipeError, load_recipe
+from finetune.runs import Runs, TrainingRun
+from finetune.schema import TrainedRecipe
+from tests.finetune.tiny import bert, reviews, tracking, trained
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launch")
+    bert(folder / "base")
+    reviews(folder / "train.jsonl", 35, 1)
+    reviews(folder / "eval.jsonl", 10, 2)
+    return folder
+
+
+def recipe(made: Path, **more: Any) -> TrainedRecipe:
+    given = {"task": "classify", "method": "full", "name": "reviews", "base_model": str(made / "base"), "threads": 1}
+    given |= {"data": {"train": str(made / "train.jsonl"), "eval": str(made / "eval.jsonl")}, "max_length": 32, "dropout": 0}
+    given |= {"batch_size": 8, "training_duration": "2ep", "learning_rate": 3e-3, "log_every": 1, "eval_interval": "1ep"}
+    loaded = load_recipe(given | more)
+    assert isinstance(loaded, TrainedRecipe)
+    return loaded
+
+
+def told(run: TrainingRun, kind: str, key: str) -> list[float]:
+    return [event[key] for event in run.events() if event["event"] == kind]
+
+
+@pytest.mark.timeout(400)
+def test_two_processes_learn_what_one_learns(made: Path, tmp_path: Path) -> None:
+    alone = trained(recipe(made), tmp_path)
+    several = Runs(tmp_path / "finetune").create(
+        recipe(made, launcher={"kind": "torchrun", "processes": 2}), tracking_uri=tracking(tmp_path)
+    )
+    several.set_state(status="PENDING", started=0, first_event=0)
+    with several.lock():
+        status = launch(several)
+    assert status == "COMPLETED", several.state()
+    assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss"), rel=1e-4)
+    assert told(several, "evaluation", "macro_recall") == told(alone, "evaluation", "macro_recall")
+    last = [load_file(run.folder / "checkpoints" / "step-00000010" / "tensors.safetensors") for run in (alone, several)]
+    weights = [name for name in last[0] if name.startswith("model/")]
+    assert weights
+    for name in weights:
+        assert (last[0][name] - last[1][name]).abs().max() < 2e-4, name
+    assert [event["event"] for event in several.events()].count("completed") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"launcher": "ray"}, r"pip install 'ray\[train\]'"),
+        ({"launcher": "databricks"}, "smalti finetune export"),
+        ({"launcher": {"processes": 2}}, "kind: torchrun, accelerate or ray"),
+        (
+            {"task": "cpt", "method": "qlora", "data": {"train": "a"}, "base_model": "all-MiniLM-L6-v2"},
+            "qlora needs .*bitsandbytes",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_before_a_run(made: Path, changes: Any, says: str) -> None:
+    wanted = recipe(made, **changes) if "task" not in changes else load_recipe({"name": "x", **changes})
+    assert isinstance(wanted, TrainedRecipe)
+    with pytest.raises(RecipeError, match=says):
+        check(wanted)
+
+
+def test_a_job_of_databricks_names_what_it_needs(made: Path, tmp_path: Path) -> None:
+    wanted = recipe(made, launcher={"kind": "databricks", "processes": 8, "accelerator": "GPU_8xH100"})
+    found = job(wanted, Path("recipes/reviews.yaml"))
+    assert found["compute"] == {"num_accelerators": 8, "accelerator_type": "GPU_8xH100"}
+    assert "finetune run recipes/reviews.yaml 'launcher={kind: torchrun, processes: 8}'" in found["command"]
+    assert any(need.startswith("torch<") for need in found["environment"]["dependencies"])
+    assert not any(need.startswith("pytest") for need in found["environment"]["dependencies"])
+    with pytest.raises(RecipeError, match="machine of 8: set processes: 8"):
+        job(recipe(made, launcher={"kind": "databricks", "accelerator": "GPU_8xH100"}), Path("r.yaml"))
+
+    arguments = ["--home", str(tmp_path), "finetune", "export", "finetune/recipes/tweet_sentiment.yaml", "launcher=databricks"]
+    printed = CliRunner().invoke(cli, arguments)
+    assert yaml.safe_load(printed.stdout)["experiment_name"] == "tweet_sentiment"

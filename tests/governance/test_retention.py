@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from governance import journal as journal_module
+from governance.journal import Journal
+from governance.retention import keep, prune
+
+from .conftest import House, answering
+
+pytestmark = pytest.mark.anyio
+
+
+def bytes_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("size", [10, 50_000])
+async def test_deleted_means_deleted(house: House, size: int) -> None:
+    """Of a deleted row no byte is left in the database, its log or the journal; of one that stays all is."""
+    for word in ("goes-", "stays-"):
+        for number in range(6):
+            await house.gateway.invoke(house.call(payload={"input": f"{word}{number} " + "x" * size}), answering)
+        if word == "goes-":
+            house.journal.ingest()
+            house.journal._end()  # as the background does with an old segment
+    assert b"goes-3" in bytes_of(house.home)
+    assert prune(house.identity._engine, house.rows()[6]["request_time"]) == 6
+    left = bytes_of(house.home)
+    assert b"goes-" not in left
+    assert b"stays-5" in left
+    assert len(house.rows()) == 6
+
+
+async def test_what_is_too_old_goes_and_the_rest_stays(house: House) -> None:
+    await house.gateway.invoke(house.call(), answering)
+    engine = house.identity._engine
+    assert keep(engine, house.journal, 1) == 0
+    assert keep(engine, house.journal, 1e-9) == 1
+    assert house.rows() == []
+
+
+def test_a_segment_is_let_go_of_in_time(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_OLDEST", 1)
+    row = {"request_time": 1, "endpoint_name": "x", "task": "chat", "status_code": 200}
+    with Journal(house.identity._engine, tmp_path / "other", interval=0.01) as journal:
+        journal.append({"databricks_request_id": "a", **row})
+        deadline = time.monotonic() + 20
+        while list((tmp_path / "other").glob("*.seg")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list((tmp_path / "other").glob("*.seg")) == []
+        journal.append({"databricks_request_id": "b", **row})
+        assert {each["databricks_request_id"] for each in journal.rows()} == {"a", "b"}

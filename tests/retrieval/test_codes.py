@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from retrieval.memory import CODED, Memory, Record
+from retrieval.search import search
+
+RNG = np.random.default_rng(3)
+
+
+class Rows:
+    """Vectors in clusters, as a source of rows."""
+
+    def __init__(self, count: int) -> None:
+        centres = RNG.standard_normal((40, 48)).astype(np.float32)
+        self.vectors = centres[RNG.integers(0, 40, count)] + 0.7 * RNG.standard_normal((count, 48)).astype(np.float32)
+        self.gone: set[int] = set()
+
+    def seqs(self) -> np.ndarray:
+        return np.array([i + 1 for i in range(len(self.vectors)) if i not in self.gone])
+
+    def records(self, after: int) -> Iterator[Record]:
+        for i in range(after, len(self.vectors)):
+            yield Record(i + 1, str(i), self.vectors[i].tobytes(), None, {})
+
+
+@pytest.mark.parametrize("distance", [False, True])
+def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(distance: bool) -> None:
+    source = Rows(CODED + 2000)
+    if not distance:
+        source.vectors /= np.linalg.norm(source.vectors, axis=1, keepdims=True)
+    memory = Memory(source, 48, distance=distance)
+    memory.snapshot()
+    source.vectors = np.concatenate((source.vectors, source.vectors[:900] * np.float32(1 if not distance else 1.01)))
+    source.gone = set(range(100, 200))
+    rows = memory.refresh()
+    assert rows.codes is not None
+    for share in (None, 0.9, 0.05, 0.0):
+        mask = None if share is None else RNG.random(rows.size) < share
+        allowed = rows.alive if mask is None else rows.alive & mask
+        recalls = []
+        for vector in source.vectors[RNG.integers(0, rows.size, 30)]:
+            exact = np.where(allowed, rows.similarities(vector), -np.inf)
+            right = set(np.argsort(-exact, kind="stable")[: min(10, int(allowed.sum()))].tolist())
+            found = search(rows, "", vector, 10, "dense", mask=mask, collapse=False)
+            assert all(allowed[hit.slot] and hit.score == pytest.approx(exact[hit.slot], abs=1e-5) for hit in found)
+            assert len(found) == len(right)
+            recalls.append(len(right & {hit.slot for hit in found}) / max(len(right), 1) if right else 1.0)
+        assert np.mean(recalls) > 0.99
+
+
+def test_a_vector_of_zeros_is_no_trouble() -> None:
+    source = Rows(CODED + 10)
+    source.vectors[5] = 0
+    rows = Memory(source, 48).snapshot()
+    assert len(search(rows, "", np.zeros(48, np.float32), 10, "dense", collapse=False)) == 10
