@@ -90,9 +90,11 @@ def stop(live: Live) -> None:
 
 
 @contextmanager
-def serving(home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, **more: str) -> Iterator[Live]:
+def serving(
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+) -> Iterator[Live]:
     """A server for the length of a block."""
-    live = start(home, docs, port=port, config=config, **more)
+    live = start(home, docs, port=port, config=config, cwd=cwd, **more)
     try:
         yield live
     finally:
