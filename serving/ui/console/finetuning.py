@@ -223,8 +223,9 @@ def registered(run: Row) -> str:
 
 
 def mlflow_url(run: Row) -> str:
-    """Where MLflow shows a run; it finds the experiment by the run."""
-    return f"/mlflow/#/experiments/0/runs/{quote(run['mlflow_run_id'], safe='')}"
+    """Where MLflow shows a run; of a run that does not know its experiment, MLflow finds it."""
+    experiment = quote(run.get("mlflow_experiment_id") or "0", safe="")
+    return f"/mlflow/#/experiments/{experiment}/runs/{quote(run['mlflow_run_id'], safe='')}"
 
 
 def curves(events: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float]]]]:
