@@ -104,7 +104,7 @@ class FineTuningPage(ConsolePage):
         with tag("div", "section-head"):
             tag("h2", text=run["name"])
             with tag("div", "head-tools"):
-                if run["mlflow_run_id"]:
+                if run["mlflow_run_id"] and self.data.mlflow:
                     tag("a", "link", "Run in MLflow", href=mlflow_url(run), target="_blank", rel="noopener")
                 good = run["status"] in ("COMPLETED", "RUNNING")
                 tag("span", f"status {'good' if good else 'bad' if run['status'] == 'FAILED' else 'warn'}", run["status"])

@@ -84,5 +84,6 @@ def test_the_console(console):
         if name in ("Endpoints", "Journal"):
             opens.click()
             expect(page.locator(".detail h2")).to_be_visible()
-        wrong += both(page, name)
+        filled = name in ("Endpoints", "Journal", "Indexes", "Access")  # the others are looked at where they have rows
+        wrong += both(page, name) if filled else axe(page, name)
     assert not wrong, "\n".join(wrong)
