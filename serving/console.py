@@ -36,6 +36,10 @@ class Console:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
+    @property
+    def mlflow(self) -> bool:
+        return self._platform.mlflow is not None
+
     # --- reading
 
     async def usage(self, who: Caller, since: str) -> Sequence[Row]:
