@@ -212,7 +212,7 @@ def test_log_probabilities_of_a_bare_prompt_come_from_a_model_in_a_process_of_it
 def test_a_vllm_that_dies_in_the_middle_of_a_stream_is_told_of_and_comes_back(client: OpenAI) -> None:
     stream = client.chat.completions.create(model="big", messages=[{"role": "user", "content": "one two DIE three"}], stream=True)
     heard: list[str] = []
-    with pytest.raises(APIError, match=r"middle|ended|died"):
+    with pytest.raises(APIError, match=r"broke the connection|in the middle"):
         heard.extend(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     assert said(client, "big", "hello").strip() == "base chat hello"  # waits for it
 
