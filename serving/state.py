@@ -20,7 +20,7 @@ from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError
 
 SCHEMA_VERSION = 4
-"""Raised whenever a table gains or loses a column, or its rows another meaning. Older state is upgraded in place after a copy is kept."""
+"""Raised whenever a table gains or loses a column, or rows a meaning. Older state is upgraded in place after a copy is kept."""
 
 
 class StateError(Exception):
