@@ -24,7 +24,8 @@ from agents.models import ScriptedModel
 from agents.runtime import Runtime
 from retrieval.types import Passage
 
-WORDS = [f"{a}{b}{c}" for a in ("tes", "mos", "gla", "bri", "vac") for b in ("ser", "aic", "ss") for c in ("a", "en", "ly", "")]
+ENDS = ("a", "en", "ly", "")
+WORDS = [f"{a}{b}{c}" for a in ("tes", "mos", "gla", "bri", "vac") for b in ("ser", "aic", "ss", "dge") for c in ENDS]
 
 
 async def measure(turns: int, folder: Path) -> dict[str, Any]:
