@@ -8,7 +8,7 @@ that API's event sequence. A unary call (embeddings, search, a document) is answ
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -92,6 +92,36 @@ class Event:
 
 Engine = Callable[[Call], AsyncIterator[Event]]
 """What the gateway is handed to run a call: an async generator function. It raises `CallError` on failure."""
+
+
+class Single:
+    """An answer of one event, as an engine may give it instead of a generator, whose machinery costs more than many a model.
+
+    Parameters
+    ----------
+    event: awaited when the event is asked for. It raises `CallError` on failure.
+    """
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: Coroutine[Any, Any, Event]) -> None:
+        self._event: Coroutine[Any, Any, Event] | None = event
+
+    def __aiter__(self) -> Single:
+        return self
+
+    async def __anext__(self) -> Event:
+        event, self._event = self._event, None
+        if event is None:
+            raise StopAsyncIteration
+        return await event
+
+    async def aclose(self) -> None:
+        """Let go of an answer that nobody asked for."""
+        if self._event is not None:
+            self._event.close()
+            self._event = None
+
 
 Observer = Callable[["CallRecord"], None]
 """Told of each finished call; must return at once and never raise."""

@@ -93,10 +93,10 @@ class Flight:
         self.done = False
 
     def intent(self, request: bytes) -> None:
+        columns = self._columns()
         if self.policy is None or self.policy.logs_payload(self.call.request_id):
-            self._append({**self._columns(), "request": self._kept("request", request)})
-        else:
-            self._append(self._columns())
+            columns["request"] = self._kept("request", request)
+        self._append(columns)
 
     def _kept(self, side: str, raw: bytes) -> orjson.Fragment:
         """A request or answer as it may be written."""
@@ -178,13 +178,12 @@ class Flight:
             self.reservation.settle(self._tokens(usage, status), (cost or 0.0) + self.inner_cost)
         if cost and not self.mirrored and (outer := gateway._flights.get(call.parent_id or "")) is not None:
             outer.inner_cost += cost + self.inner_cost
-        columns: dict[str, Any] = {
-            **(self._columns() if self.reservation is None else self._key()),  # a refused call has no INTENT before this
-            "status_code": status,
-            "execution_duration_ms": (end - self.start_ns) / 1e6,
-            "time_to_first_byte_ms": (self.first_ns - self.start_ns) / 1e6 if self.first_ns is not None else None,
-            "error": error,
-        }
+        columns = self._columns() if self.reservation is None else self._key()  # a refused call has no INTENT before this
+        columns["status_code"], columns["execution_duration_ms"] = status, (end - self.start_ns) / 1e6
+        if self.first_ns is not None:
+            columns["time_to_first_byte_ms"] = (self.first_ns - self.start_ns) / 1e6
+        if error is not None:
+            columns["error"] = error
         if self.policy is None or self.policy.usage_tracked:
             columns.update(usage)
             if cost is not None:
@@ -248,17 +247,19 @@ class Flight:
         }
 
     def _columns(self) -> dict[str, Any]:
-        call = self.call
-        known = call.caller is not None
-        return {
-            **self._key(),
-            "client_request_id": short(call.client_request_id),
-            "requester_kind": call.caller.kind if call.caller else None,
-            "usage_context": _own(call.usage_context) or None if known else None,
-            "parent_request_id": short(call.parent_id),
-            "thread_id": short(call.thread_id) if known else None,
-            "trace_id": f"tr-{self.root}",
-        }
+        call, columns = self.call, self._key()
+        columns["trace_id"] = f"tr-{self.root}"
+        if call.client_request_id:
+            columns["client_request_id"] = short(call.client_request_id)
+        if call.parent_id:
+            columns["parent_request_id"] = short(call.parent_id)
+        if call.caller is not None:
+            columns["requester_kind"] = call.caller.kind
+            if call.usage_context:
+                columns["usage_context"] = _own(call.usage_context) or None
+            if call.thread_id:
+                columns["thread_id"] = short(call.thread_id)
+        return columns
 
     def _append(self, columns: Mapping[str, Any]) -> None:
         self.gateway.journal.append(columns, secrets=(self.secret,) if self.secret else ())

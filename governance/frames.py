@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -79,8 +80,15 @@ def _frame_end(data: bytes, start: int) -> int | None:
 
 def iso(time: datetime | int) -> str:
     """UTC, with microseconds, of a datetime or of Unix nanoseconds."""
-    moment = time.astimezone(UTC) if isinstance(time, datetime) else datetime.fromtimestamp(time // 1_000 / 1e6, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if isinstance(time, datetime):
+        return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    second, rest = divmod(time, 1_000_000_000)
+    return f"{_second(second)}.{rest // 1_000:06d}Z"
+
+
+@lru_cache(64)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def moment(value: datetime | str) -> datetime:

@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Engine, case, func, literal, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -25,6 +26,7 @@ _READ = (
     "databricks_request_id", "request_time", "endpoint_name", "requester", "status_code", "execution_duration_ms", "input_tokens",
     "output_tokens", "cost", "parent_request_id",
 )  # fmt: skip
+_KNOWN = f"SELECT {', '.join(_READ)} FROM inference_table WHERE databricks_request_id IN (SELECT value FROM json_each(?))"
 _AT_ONCE = 400
 NO_BAND = -1
 """The band of calls that were refused or failed: how long that took is no latency of an answer."""
@@ -48,12 +50,7 @@ def percentile(bands: Mapping[int, int], share: float) -> float | None:
 
 def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Count rows that are about to be merged into the inference table, in the same transaction; what was counted of them goes."""
-    table, known = inference_table.c, {}
-    identifiers = [row["databricks_request_id"] for row in rows]
-    for start in range(0, len(identifiers), _AT_ONCE):
-        some = identifiers[start : start + _AT_ONCE]
-        query = select(*(table[name] for name in _READ)).where(table.databricks_request_id.in_(some))
-        known |= {row["databricks_request_id"]: row for row in connection.execute(query).mappings()}
+    known = _known(connection, [row["databricks_request_id"] for row in rows])
     changes: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         old = known.get(row["databricks_request_id"])
@@ -62,6 +59,19 @@ def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
             _count(changes, old, -1)
         _count(changes, new, 1)
     _write(connection, changes)
+
+
+def _known(connection: Connection, identifiers: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """What the table has of these calls already."""
+    if connection.dialect.name == "sqlite":  # one short statement, however many they are
+        found = connection.exec_driver_sql(_KNOWN, (orjson.dumps(identifiers).decode(),))
+        return {row[0]: dict(zip(_READ, row, strict=True)) for row in found}
+    table, known = inference_table.c, {}
+    for start in range(0, len(identifiers), _AT_ONCE):
+        some = identifiers[start : start + _AT_ONCE]
+        query = select(*(table[name] for name in _READ)).where(table.databricks_request_id.in_(some))
+        known |= {row["databricks_request_id"]: row for row in connection.execute(query).mappings()}
+    return known
 
 
 def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], sign: int) -> None:

@@ -57,6 +57,7 @@ class Identity:
         self.changes = Changes.of(engine)
         self._engine = engine
         self._pepper = load_pepper(Path(pepper_file))
+        self._hmac = hmac.new(self._pepper, digestmod="sha256")
         self._pepper_id = hashlib.sha256(self._pepper).hexdigest()[:16]
         self._lock = threading.RLock()
         self._seen = 0
@@ -304,7 +305,9 @@ class Identity:
             connection.execute(principals.insert().values(kind=kind, name=name, **values))
 
     def _digest(self, raw: bytes) -> str:
-        return hmac.digest(self._pepper, raw, "sha256").hex()
+        made = self._hmac.copy()  # whose pepper is hashed already
+        made.update(raw)
+        return made.hexdigest()
 
     def _refresh(self) -> None:
         """Take over what changed since the last look; rows carry the counter's value, so only those are read."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Engine, and_, delete, func, or_, select, update
+from sqlalchemy import Engine, and_, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from governance import hourly
+from governance import hourly, intake
 from governance.commit import GroupCommit
-from governance.frames import encode, iso, moment, scan, storable
+from governance.frames import encode, iso, moment, scan
+from governance.ingester import Ingester
 from governance.tables import create, inference_table, segments
 
 try:
@@ -35,10 +36,15 @@ except ImportError:  # without file locks, segments of ended processes are read 
 
 logger = logging.getLogger("smalti.journal")
 
-_COLUMNS = tuple(column.name for column in inference_table.columns)
-_PAUSE = 32  # rows after which the background work makes way
+_BUSY = 100  # frames of one round from which on a process of its own takes them in
 _OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
+
+
+_process = [os.getpid()]
+"""This process's id, known without a system call for each frame."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _process.__setitem__(0, os.getpid()))
 
 
 class JournalError(Exception):
@@ -52,7 +58,8 @@ class Journal:
     ----------
     engine: the state database.
     folder: where segments are kept.
-    interval: seconds between ingestions in the background; None for ingestion on demand only.
+    interval: seconds between ingestions in the background, by a thread or, where there is much, by a process of its own; None
+        for ingestion on demand only.
     segment_bytes: size at which a new segment is begun.
     fsync: whether `durable` waits until what was written is on the disk, so that a power failure loses nothing either. Calls
         that wait at the same time share one flush.
@@ -78,11 +85,13 @@ class Journal:
         self._fd: int | None = None
         self._name = ""
         self._size = 0
-        self._pid = os.getpid()
+        self._pid = _process[0]
         self._seen: dict[str, int] = {}
         self._closed = False
         self.fsync = fsync
         self._commit = GroupCommit(self._flush) if fsync else None
+        self._troubled = False
+        self._helper: Ingester | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if interval is not None:
@@ -105,7 +114,7 @@ class Journal:
         frame = encode(columns, secrets)
         with self._lock:
             try:
-                if self._fd is None or self._size >= self._segment_bytes or self._pid != os.getpid():
+                if self._fd is None or self._size >= self._segment_bytes or self._pid != _process[0]:
                     self._begin()
                 assert self._fd is not None
                 written = os.write(self._fd, frame)
@@ -146,7 +155,7 @@ class Journal:
             if _same_file(fd, path):  # an ingester may have found it empty and unlocked, and removed it
                 break
             os.close(fd)
-        self._fd, self._name, self._size, self._pid = fd, name, 0, os.getpid()
+        self._fd, self._name, self._size, self._pid = fd, name, 0, _process[0]
         if self.fsync:
             _flush_folder(self._folder)
 
@@ -154,7 +163,7 @@ class Journal:
         fd, self._fd, self._name = self._fd, None, ""
         if fd is not None:
             try:
-                if self.fsync and self._pid == os.getpid():
+                if self.fsync and self._pid == _process[0]:
                     os.fsync(fd)
             finally:
                 os.close(fd)
@@ -217,10 +226,13 @@ class Journal:
                     continue
                 if skipped:
                     logger.warning("journal segment %s: passed over %d damaged or torn stretches", name, skipped)
-                if not self._store(name, position, position + consumed, bodies, skipped):
-                    return count  # another process took this stretch; it goes on from there
-                position += consumed
-                count += len(bodies)
+                if self._store(name, position, position + consumed, bodies, skipped):
+                    position += consumed
+                    count += len(bodies)
+                    continue
+                if not _same_file(fd, path):
+                    return count  # another process took all of it
+                position = self._position(name)  # another took this stretch; what follows it is read here
             self._seen[name] = position
             if ended and position >= size and self._settled():
                 os.unlink(path)
@@ -244,7 +256,6 @@ class Journal:
 
     def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
         """Rows and position in one transaction; False when the position had moved already."""
-        rows = _rows(bodies)
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         with self._engine.begin() as connection:
             # a write comes first, so that the transaction never has to grow from reading to writing
@@ -256,30 +267,36 @@ class Journal:
             )
             if moved.rowcount != 1:
                 return False
-            if rows:
-                hourly.add(connection, rows)
-                statement = insert(inference_table)
-                key = inference_table.c.databricks_request_id
-                merged = {c.name: func.coalesce(statement.excluded[c.name], c) for c in inference_table.columns if c is not key}
-                statement = statement.on_conflict_do_update(index_elements=[key], set_=merged)
-                for start in range(0, len(rows), _PAUSE):
-                    connection.execute(statement, rows[start : start + _PAUSE])
-                    _breathe()
+            intake.take_in(connection, bodies)
         return True
 
     def _run(self, interval: float) -> None:
-        troubled = False
         while True:
             self._turn()
-            try:
-                self.ingest()
-                troubled = False
-            except Exception:  # the frames are safe in their segments; the next round tries again
-                if not troubled:
-                    logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
-                troubled = True
+            if (self._helper is None or not self._helper.alive) and self.ingest_quietly() >= _BUSY:
+                self._help(interval)
             if self._stop.wait(interval):
                 return
+
+    def _help(self, interval: float) -> None:
+        """Have a process take over: reading frames beside the calls would slow each of them."""
+        if self._engine.url.database in (None, "", ":memory:"):
+            return
+        try:
+            url = self._engine.url.render_as_string(hide_password=False)
+            self._helper = Ingester(url, self._folder, interval=interval, fsync=self.fsync)
+        except OSError:
+            logger.warning("no process can be started for the journal; a thread goes on with it", exc_info=True)
+
+    def ingest_quietly(self) -> int:
+        """What `ingest` gives; 0 where it fails, and that is logged: the frames are safe in their segments."""
+        try:
+            count, self._troubled = self.ingest(), False
+        except Exception:  # the next round tries again
+            if not self._troubled:
+                logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
+            count, self._troubled = 0, True
+        return count
 
     # --- reading ---
 
@@ -338,6 +355,8 @@ class Journal:
         if self._thread is not None:
             self._thread.join(timeout=30)
             self._thread = None
+        if self._helper is not None:
+            self._helper.close()
         with self._lock:
             already, self._closed = self._closed, True
             self._end()
@@ -348,34 +367,6 @@ class Journal:
                 self.ingest()
             except Exception:  # the frames stay in their segments, and the next start takes them in
                 logger.warning("the journal could not be brought into the inference table at the end", exc_info=True)
-
-
-def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
-    """One row a call: what its frames say, put together."""
-    rows: dict[str, dict[str, Any]] = {}
-    for number, body in enumerate(bodies):
-        if number % _PAUSE == 0:
-            _breathe()
-        try:
-            columns = orjson.loads(body)
-            request_id = columns["databricks_request_id"]
-        except (ValueError, KeyError, TypeError):
-            logger.error("a journal frame of %d bytes is whole but says nothing readable; it is passed over", len(body))
-            continue
-        for name in ("request", "response", "usage_context", "guardrail_verdicts"):
-            if columns.get(name) is not None:
-                columns[name] = orjson.dumps(columns[name]).decode()
-        if isinstance(columns.get("request_time"), int):
-            columns["request_time"] = iso(columns["request_time"])
-        columns = storable(columns)
-        row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
-        row.update({name: value for name, value in columns.items() if value is not None and name in row})
-    return list(rows.values())
-
-
-def _breathe() -> None:
-    """Let the threads that answer calls have the interpreter: otherwise each of their writes waits for a switch interval."""
-    time.sleep(0.0001)
 
 
 def _flush_folder(folder: Path) -> None:

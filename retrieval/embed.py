@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,9 @@ class Encoder:
     name = "all-MiniLM-L6-v2"
     dimension = bert_onnx.HIDDEN
 
-    def __init__(self, session: InferenceSession, tokenizer: Tokenizer, fingerprint: str, threads: int) -> None:
+    def __init__(self, open_both: Callable[[], tuple[InferenceSession, Tokenizer]], fingerprint: str, threads: int) -> None:
         self.fingerprint, self.threads = fingerprint, threads
-        self._session, self._plain = session, tokenizer
+        self._open = open_both
         # Texts run one to a core instead of one across cores: no synchronisation within a run, and a query never waits for it.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="smalti-encoder") if threads > 1 else None
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -59,8 +60,22 @@ class Encoder:
         self._asked: OrderedDict[str, Asked] = OrderedDict()
         self._silent: np.ndarray | None = None
 
+    @cached_property
+    def _opened(self) -> tuple[InferenceSession, Tokenizer]:
+        return self._open()
+
+    @property
+    def _session(self) -> InferenceSession:
+        return self._opened[0]
+
+    @property
+    def _plain(self) -> Tokenizer:
+        return self._opened[1]
+
     @classmethod
-    def load(cls, cache: Path, *, threads: int | None = None, variant: bert_onnx.Variant = "int8") -> Encoder:
+    def load(
+        cls, cache: Path, *, threads: int | None = None, variant: bert_onnx.Variant = "int8", later: bool = False
+    ) -> Encoder:
         """Opens the encoder, building its ONNX file in `cache` the first time.
 
         Parameters
@@ -68,41 +83,49 @@ class Encoder:
         cache: folder for the built model; made when missing.
         threads: texts encoded at once; None means one for each core this process may use.
         variant: `int8` (twice as fast, no loss measured in retrieval) or `fp32`.
+        later: whether it is opened, and takes its 100 MB of memory, only when it is first used.
 
         Raises
         ------
         EncoderError: the weights are missing or are not the published ones.
         """
-        import onnxruntime
-        from tokenizers import Tokenizer
-
         cache = Path(cache)
         folder = weights.find(cache)
         fingerprint = f"{cls.name}:{variant}:{bert_onnx.GRAPH_VERSION}:{weights.SHA256[:12]}"
         path = cache / f"{fingerprint.replace(':', '-')}-{bert_onnx.OUTPUTS}.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-
-        def session() -> InferenceSession:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
         def write() -> None:
             cache.mkdir(parents=True, exist_ok=True)
             model = bert_onnx.build(bert_onnx.read_weights(folder / "model.safetensors"), variant)
             weights.write_atomically(path, model.SerializeToString())
 
-        if not path.is_file():
-            write()
-        try:
-            opened = session()
-        except Exception:  # a damaged file in the cache is rebuilt once; a second failure is real
-            write()
-            opened = session()
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return cls(opened, tokenizer, fingerprint, threads or usable_cores())
+        def open_both() -> tuple[InferenceSession, Tokenizer]:
+            import onnxruntime
+            from tokenizers import Tokenizer
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+
+            def session() -> InferenceSession:
+                return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+            if not path.is_file():
+                write()
+            try:
+                opened = session()
+            except Exception:  # a damaged file in the cache is rebuilt once; a second failure is real
+                write()
+                opened = session()
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            return opened, tokenizer
+
+        encoder = cls(open_both, fingerprint, threads or usable_cores())
+        if not later:
+            _ = encoder._opened
+        return encoder
 
     def count_tokens(self, text: str) -> int:
         """Word pieces of `text`, without the two the model adds."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, load_builder
@@ -33,7 +34,12 @@ def register_agent(platform: Platform, declaration: EndpointDeclaration, agent: 
         return agent_engine(platform.runtime, made, base_url=platform.url, count_tokens=platform.encoder.count_tokens)
 
     try:
-        engine = late_engine(platform.mcp, servers, make) if servers else make({})
+        if platform.alone:  # the assistant that nobody declared is there for documents: made once it is asked
+            engine = _later(lambda: make({}))
+        elif servers:
+            engine = late_engine(platform.mcp, servers, make)
+        else:
+            engine = make({})
     except Exception as error:
         reason = str(error) if isinstance(error, AgentLoadError) else f"{type(error).__name__}: {error}"
         log.warning("endpoint %s is not available: %s", declaration.name, reason)
@@ -86,6 +92,23 @@ def _predict(platform: Platform, endpoint: str) -> Predict:
         return (await platform.dispatcher.inner(endpoint, "predict", payload))["predictions"]
 
     return predict
+
+
+def _later(make: Callable[[], Engine]) -> Engine:
+    """An engine that is made, in a thread, when it is first called."""
+    made: list[Engine] = []
+    making = asyncio.Lock()
+
+    async def run(call: Call) -> AsyncIterator[Event]:
+        async with making:
+            if not made:
+                made.append(await asyncio.to_thread(make))
+        events: Any = made[0](call)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    return run
 
 
 def broken(name: str, reason: str) -> Engine:

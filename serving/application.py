@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from governance import reports
 from governance import routes as governance_routes
@@ -36,7 +38,6 @@ from serving import (
     secret_routes,
     volumes,
 )
-from serving import tracking_routes as tracking
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
 from serving.compress import Compressed
@@ -68,7 +69,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
     calls = routes.router(face)
     warned = platform.gateway.warnings
-    app.direct = Direct(app.framed, calls.routes, lambda inner: errors.RequestIds(_Warnings(Compressed(inner), warned)))
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost
+    framed: Any = ProxyHeadersMiddleware(app.framed, trusted_hosts=trusted)  # type: ignore[arg-type]
+    app.direct = Direct(framed, calls.routes, warned)
     app.add_middleware(Compressed)
     app.add_middleware(_Warnings, warnings=warned)
     errors.install(app)
@@ -174,6 +177,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
+        from serving import tracking_routes as tracking
+
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
         app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
@@ -229,7 +234,8 @@ class _Warnings:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
-    await platform.runtime.open()
+    if not platform.alone:
+        await platform.runtime.open()
     await platform.runs.recover()
     await platform.lifecycle.restore()
     platform.locals.start()
@@ -251,7 +257,8 @@ async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
         app.state.reports = await asyncio.to_thread(platform.sync, getattr(app.state, "progress", None))
-        await platform.warm()
+        if not platform.alone:
+            await platform.warm()
         titles = await asyncio.to_thread(platform.titles, lambda name: True, 1)
         app.state.example = f"What is said about {titles[0]}?" if titles else "What is this about?"
     except Exception as error:
@@ -272,4 +279,5 @@ async def _come_up(app: FastAPI) -> None:
     if platform.mlflow and platform.tracer:
         platform.tracer.start()
         await platform.mlflow.start()
-    await app.state.pages.start()
+    if not platform.alone:  # else with the first page that is asked for
+        await app.state.pages.start()

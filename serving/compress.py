@@ -21,7 +21,7 @@ class Compressed:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _reads_gzip(scope):
+        if scope["type"] != "http" or not reads_gzip(scope):
             await self._app(scope, receive, send)
             return
         start: Message | None = None
@@ -46,7 +46,8 @@ class Compressed:
         await self._app(scope, receive, sending)
 
 
-def _reads_gzip(scope: Scope) -> bool:
+def reads_gzip(scope: Scope) -> bool:
+    """Whether the request says that its client unpacks gzip."""
     for name, value in scope["headers"]:
         if name == b"accept-encoding":
             offered = [part.strip().partition(b";") for part in value.split(b",")]

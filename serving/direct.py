@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.requests import Request
@@ -10,18 +10,26 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from governance.call import CallError
-from serving.errors import error_response
+from serving.compress import Compressed, reads_gzip
+from serving.errors import broken, error_response, is_gone
+from serving.outgoing import KEY, Outgoing
 
 
 class Direct:
     """An ASGI application: requests by POST to one of `routes` go to its endpoint, all others to `app`.
 
-    The application has the same routes itself, for every other method and for whoever lists them. Of the layers around it only
-    those that `around` puts on are around these endpoints too: each layer costs every call.
+    The application has the same routes itself, for every other method and for whoever lists them. Each layer around an
+    application costs every call, so what the layers do for answers of calls is done here in one: request ids, packing, errors in
+    the face's shape and `x-smalti-budget-warning`.
+
+    Parameters
+    ----------
+    warnings: soft budgets that calls found used up, by request id.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> None:
-        self._app, self._short = app, around(self._answer)
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], warnings: dict[str, str] | None = None) -> None:
+        self._app, self._warnings = app, warnings if warnings is not None else {}
+        self._packed = Compressed(self._answer)
         posts = [route for route in routes if isinstance(route, Route) and route.methods == {"POST"}]
         self._exact = {route.path: route.endpoint for route in posts if not route.param_convertors}
         self._named = [route for route in posts if route.param_convertors]
@@ -32,7 +40,16 @@ class Direct:
             await self._app(scope, receive, send)
             return
         scope["endpoint"] = endpoint
-        await self._short(scope, receive, send)
+        out = Outgoing(scope, send, self._warnings)
+        try:
+            await (self._packed if reads_gzip(scope) else self._answer)(scope, receive, out)
+        except Exception as error:
+            if not is_gone(error, scope):
+                if out.started:
+                    raise
+                await broken(scope)(scope, receive, out)
+        finally:
+            scope.pop(KEY, None)  # no ring of objects is left to the collector
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

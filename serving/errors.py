@@ -26,6 +26,7 @@ log = logging.getLogger("smalti.serving")
 ORG_ID = "1"
 """The workspace's number; Databricks' clients read it from `x-databricks-org-id`."""
 
+_ORG = (b"x-databricks-org-id", ORG_ID.encode())
 _OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings|models))(/|$)")
 _DATABRICKS = re.compile(r"/(api|serving-endpoints|oidc|\.well-known)(/|$)")
 _LANGGRAPH = re.compile(r"/(info|assistants|threads|runs)(/|$)")
@@ -109,7 +110,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identifier = request_id(scope).encode()
+        identifier = request_id(scope)
         started = False
 
         async def sending(message: Message) -> None:
@@ -117,21 +118,39 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 started = True
                 taken = {key.lower() for key, _ in message.get("headers", ())}
-                extra = [(b"x-request-id", identifier), (b"x-databricks-org-id", ORG_ID.encode())]
-                headers = [*message.get("headers", ()), *(pair for pair in extra if pair[0] not in taken)]
+                extra = (pair for pair in identified(identifier) if pair[0] not in taken)
+                headers = [*message.get("headers", ()), *extra]
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            log.debug("%s %s: the client went before its request was whole", scope.get("method"), scope.get("path"))
-        except Exception:
-            log.exception("%s %s failed (request %s)", scope.get("method"), scope.get("path"), identifier.decode())
-            if started:
-                raise
-            broken = CallError(f"The server failed on this request. Its log has the reason under {identifier.decode()}.")
-            await error_response(broken, scope)(scope, receive, sending)
+        except Exception as error:
+            if not is_gone(error, scope):
+                if started:
+                    raise
+                await broken(scope)(scope, receive, sending)
+
+
+def identified(identifier: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that every answer has."""
+    return (b"x-request-id", identifier.encode()), _ORG
+
+
+def is_gone(error: Exception, scope: Scope) -> bool:
+    """Whether a request failed because its client went before it was whole; any other reason is logged."""
+    if isinstance(error, ClientDisconnect):
+        log.debug("%s %s: the client went before its request was whole", scope.get("method"), scope.get("path"))
+        return True
+    log.error("%s %s failed (request %s)", scope.get("method"), scope.get("path"), request_id(scope), exc_info=error)
+    return False
+
+
+def broken(scope: Scope) -> Response:
+    """The answer where the server itself failed."""
+    return error_response(
+        CallError(f"The server failed on this request. Its log has the reason under {request_id(scope)}."), scope
+    )
 
 
 def install(app: FastAPI) -> None:

@@ -7,9 +7,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from fastapi import APIRouter, Depends
 from sqlalchemy import text
 from starlette.requests import Request as Http
@@ -19,6 +18,9 @@ from governance.exposures import Event
 from serving.protocols.request import parse, take
 from serving.registry import reading
 from serving.routes import read_body
+
+if TYPE_CHECKING:
+    import httpx
 
 NAME = "user_feedback"
 _ASSESSMENTS = text(
@@ -124,6 +126,8 @@ async def assess(client: httpx.AsyncClient, request_id: str, value: bool, commen
     ------
     CallError: 404 where no such answer was given to this caller, 503 where the tracking server is away.
     """
+    import httpx
+
     if not re.fullmatch(r"[0-9a-f]{32}", request_id):
         raise not_found("There is no such answer to give feedback on; use the answer's x-request-id.")
     try:

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -31,8 +31,10 @@ from serving.artifacts import REGISTERED, Artifacts, model_of
 from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.tracking import MlflowServer
 from serving.volumes import Volumes
+
+if TYPE_CHECKING:
+    from serving.tracking import MlflowServer
 
 PAGE = 1000
 SIGNED_FOR = 3600

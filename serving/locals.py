@@ -23,7 +23,6 @@ from serving.engines.gguf import GgufModel
 from serving.engines.http_process import HttpProcess
 from serving.engines.local import LocalModel, Weights
 from serving.engines.supervised import LoadFailed
-from serving.engines.vllm import VllmModel
 from serving.entities import DEPLOYMENT, Entity
 from serving.protocols.request import parse, take
 from serving.routes import read_body
@@ -99,6 +98,8 @@ class Locals(Collector):
                 stall_timeout=declared.stall_timeout or 120,
             )
         if declared.engine == "vllm":
+            from serving.engines.vllm import VllmModel
+
             python = declared.python or self._home / "engines" / "vllm" / "bin" / "python"
             lora = ["--enable-lora"] if declared.adapters is not None else []
             return VllmModel(

@@ -21,7 +21,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agents.tools.classical import schema
+from agents.tools.signature import schema
 from governance.call import Call, Caller, CallError, Task, not_found
 from serving.dispatch import Dispatcher
 from serving.errors import request_id

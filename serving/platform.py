@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,15 @@ from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, EndpointDeclaration, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
-from serving.tracing import Tracer
-from serving.tracking import MlflowServer
 from serving.ui.session import OneTimeCodes
-from serving.unity_catalog import Catalog
 from serving.volumes import Volumes
 
 if TYPE_CHECKING:
+    from agents.state import Route, Router
     from retrieval.types import SyncReport
+    from serving.tracing import Tracer
+    from serving.tracking import MlflowServer
+    from serving.unity_catalog import Catalog
 
 log = logging.getLogger("smalti")
 
@@ -97,11 +99,10 @@ class Platform:
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
-        self.mlflow = MlflowServer(home.path) if settings.mlflow else None
-        self.tracer = Tracer(self.mlflow) if self.mlflow else None
+        self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
-        self.encoder = Encoder.load(home.models)
+        self.encoder = Encoder.load(home.models, later=True)
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(
             self.encoder.aembed,
@@ -146,8 +147,8 @@ class Platform:
         self._functions: dict[str, FunctionDeclaration] = {}
         self._dealt: dict[str, Dealt] = {}
 
-        classifier = train_router(settings.router or Path(routing.__file__).with_name("router.jsonl"), self.encoder, home.models)
-        self.router = make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed)
+        examples = settings.router or Path(routing.__file__).with_name("router.jsonl")
+        self.router = self._later_router(lambda: train_router(examples, self.encoder, home.models))
         self.reader = make_reader(self.encoder.aembed)
         self.endpoints.register(
             Endpoint(
@@ -185,7 +186,7 @@ class Platform:
             mirror=self.gateway.mirror,
             expose=self.gateway.expose,
         )
-        self.catalog = Catalog(self.mlflow, self.model_access) if self.mlflow else None
+        self.catalog = self._catalog(self.mlflow) if self.mlflow else None
         self.experiments = Experiments(
             self.engine,
             self.journal,
@@ -207,7 +208,29 @@ class Platform:
         for declaration in settings.all_endpoints():
             self._declare(declaration)
 
+    # What belongs to MLflow is imported where it is used.
+
+    def _tracking(self) -> tuple[MlflowServer, Tracer]:
+        from serving.tracing import Tracer
+        from serving.tracking import MlflowServer
+
+        server = MlflowServer(self.home.path)
+        return server, Tracer(server)
+
+    def _catalog(self, server: MlflowServer) -> Catalog:
+        from serving.unity_catalog import Catalog
+
+        return Catalog(server, self.model_access)
+
     # ---- endpoints
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether this is a gateway alone, as it starts: it has no documents, and no agent, model or function of its own. What
+        those need is then loaded when it is first used."""
+        own = self.settings
+        external = all(each.config.served_entities[0].external_model is not None for each in own.endpoints)
+        return external and not (own.docs or own.indexes or own.functions or own.generative or self.indexes.list())
 
     def _declare(self, declaration: EndpointDeclaration) -> None:
         entity = declaration.config.served_entities[0]
@@ -250,6 +273,20 @@ class Platform:
     def _falls_back(self, name: str) -> bool:
         policy = self.policies.get(name)
         return policy is not None and policy.fallback_config is not None and policy.fallback_config.enabled
+
+    def _later_router(self, train: Callable[[], Any]) -> Router:
+        """The router of questions, trained or read when the first one comes: `warm` sees to that where there are documents."""
+        made: list[Router] = []
+        making = asyncio.Lock()
+
+        async def route(text: str) -> Route:
+            async with making:
+                if not made:
+                    classifier = await asyncio.to_thread(train)
+                    made.append(make_router(classifier.predict_proba, classifier.labels, self.encoder.aembed))
+            return await made[0](text)
+
+        return route
 
     def _register_function(self, function: FunctionDeclaration) -> None:
         try:

@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 import orjson
 from fastapi import APIRouter
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from governance.call import Call, Caller, CallError, bad_request
+from serving import outgoing
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, answered_by
 from serving.errors import request_id
@@ -65,22 +67,30 @@ def bearer(headers: Any) -> str | None:
 
 async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
-    too_large = CallError(
-        f"The body is larger than {limit / 1024 / 1024:g} MB. Send less at a time: fewer rows, or less text.",
-        status=413,
-        code="REQUEST_TOO_LARGE",
-    )
-    length = request.headers.get("content-length", "")
+
+    def too_large() -> CallError:
+        message = f"The body is larger than {limit / 1024 / 1024:g} MB. Send less at a time: fewer rows, or less text."
+        return CallError(message, status=413, code="REQUEST_TOO_LARGE")
+
+    length, encoding = b"", "identity"
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"content-encoding":
+            encoding = value.decode("latin-1").lower()
     if length.isdigit() and int(length) > limit:
-        raise too_large
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+        raise too_large()
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
         if size > limit:
-            raise too_large
-        chunks.append(chunk)
-    body = b"".join(chunks)
-    encoding = request.headers.get("content-encoding", "identity").lower()
+            raise too_large()
+        more = message.get("more_body", False)
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "gzip":
         unpacker = zlib.decompressobj(31)
         try:
@@ -88,7 +98,7 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
         except zlib.error:
             raise bad_request("The body is not valid gzip.") from None
         if len(body) > limit:
-            raise too_large
+            raise too_large()
     elif encoding != "identity":
         raise CallError(f"Content-Encoding {encoding[:40]!r} is not read; send gzip or none.", status=415, code="BAD_REQUEST")
     return body
@@ -116,6 +126,8 @@ class Answering:
         self._dispatcher, self._call, self._encoder, self._explain = dispatcher, call, encoder, explain
         self._served = endpoint.served_name if endpoint else None
         self._answered: dict[str, str] = {}
+        self._gone = False
+        self._watching: asyncio.Task[None] | None = None
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         served = self._answered.get(self._call.request_id, self._served)
@@ -123,35 +135,38 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answered_by.set(self._answered)
-        task, gone = asyncio.current_task(), False
-        assert task is not None
-
-        async def watch() -> None:
-            nonlocal gone
-            await _gone(receive)
-            gone = True
-            task.cancel()
-
-        watching: list[asyncio.Task[None]] = []
-        loop = asyncio.get_running_loop()
-        later = loop.call_later(UNWATCHED, lambda: watching.append(loop.create_task(watch())))
+        later = asyncio.get_running_loop().call_later(UNWATCHED, self._watch, asyncio.current_task(), receive)
         try:
-            await (self._stream(send) if self._call.stream else self._whole(send))
+            await (self._stream(send) if self._call.stream else self._whole(scope, send))
         except asyncio.CancelledError:
-            if not gone:
+            if not self._gone:
                 raise
+            task = asyncio.current_task()
+            assert task is not None
             task.uncancel()  # nobody is left to answer
         except CallError as error:
             raise self._explain(error) from None
         finally:
             later.cancel()
-            for watcher in watching:
-                watcher.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
 
-    async def _whole(self, send: Send) -> None:
+    def _watch(self, task: asyncio.Task[Any] | None, receive: Receive) -> None:
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._gone = True
+            if task is not None:
+                task.cancel()
+
+        self._watching = asyncio.get_running_loop().create_task(watch())
+
+    async def _whole(self, scope: Scope, send: Send) -> None:
         body = self._encoder.body(await self._dispatcher.invoke(self._call))
         length = (b"content-length", str(len(body)).encode())
         headers = [*self._headers(), (b"content-type", b"application/json"), length]
+        if (out := scope.get(outgoing.KEY)) is not None and out.whole(headers, body):
+            return
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -174,11 +189,6 @@ class Answering:
         finally:
             await events.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class Face:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -87,7 +88,14 @@ def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS, server_header=False)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        server_header=False,
+        proxy_headers=False,  # the application has them read, but for calls
+    )
     server = uvicorn.Server(config)
     app.state.stop = lambda: setattr(server, "should_exit", True)
     with contextlib.suppress(asyncio.CancelledError):
@@ -99,6 +107,8 @@ def _keep() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    with contextlib.suppress(AttributeError, OSError):  # glibc's: what starting took and left goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from governance.call import Call, CallError, Engine, Event
+from governance.call import Call, CallError, Engine, Event, Single
 from governance.resilience import Candidate, first_to_answer
 from serving.endpoint import answered_by
 
@@ -162,11 +162,23 @@ class _Named:
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self.engine = name, engine
 
-    async def __call__(self, call: Call) -> AsyncIterator[Event]:
-        noted, name = answered_by.get(), self.name
+    def __call__(self, call: Call) -> AsyncIterator[Event]:
+        noted = answered_by.get()
         if noted is not None:
-            noted[call.request_id] = name
-        events: Any = self.engine(call)
+            noted[call.request_id] = self.name
+        events = self.engine(call)
+        return Single(self._one(events)) if isinstance(events, Single) else self._several(events)
+
+    async def _one(self, events: Single) -> Event:
+        try:
+            event = await anext(events)
+        except CallError as error:
+            error.served_entity_name = self.name
+            raise
+        return Event(event.type, {**event.data, "served_entity_name": self.name})
+
+    async def _several(self, events: Any) -> AsyncIterator[Event]:
+        name = self.name
         try:
             async with aclosing(events):
                 async for event in events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter
@@ -21,7 +21,9 @@ from serving.artifacts import for_databricks, from_databricks
 from serving.model_access import ModelAccess
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.tracking import MlflowServer
+
+if TYPE_CHECKING:
+    from serving.tracking import MlflowServer
 
 MAX_BODY = 1 << 20
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}(\.[^./\\\x00-\x1f ]{1,255}){2}")

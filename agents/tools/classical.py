@@ -14,23 +14,11 @@ from langchain_core.tools import BaseTool
 from pydantic import Field
 
 from agents.state import Route, Router, emit_step
+from agents.tools.signature import schema
 from retrieval.types import Passage
 
 Predict = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Predictions for one row, given by column."""
-
-_TYPES = {
-    "integer": "integer", "long": "integer", "float": "number", "double": "number", "boolean": "boolean", "string": "string",
-    "datetime": "string", "binary": "string",
-}  # fmt: skip
-
-
-def schema(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A JSON schema of a row, from the inputs of a signature (`name`, `type`, `required`)."""
-    named = [column for column in inputs if column.get("name")]
-    properties = {column["name"]: {"type": _TYPES.get(str(column.get("type")), "string")} for column in named}
-    required = [column["name"] for column in named if column.get("required", True)]
-    return {"type": "object", "properties": properties or {"input": {"type": "string"}}, "required": required}
 
 
 class ClassicalTool(BaseTool):

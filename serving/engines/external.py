@@ -16,13 +16,16 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from governance.call import Call, CallError, Event, unavailable
+from governance.call import TERMINAL, Call, CallError, Event, unavailable
 from serving.engines import anthropic
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body, prompt_body
 from serving.engines.transport import BREAKS, MAX_VECTORS, Timeouts, Transport
 from serving.engines.upstream import ModelSettingError, Upstream, parse_chat_model
 from serving.protocols.request import present
+
+_READ = TERMINAL | {"response.created", "response.output_text.delta", "response.function_call_arguments.delta"}
+"""Events of an answer that is given whole; those that only frame it are for clients that stream."""
 
 
 class Reader(Protocol):
@@ -66,22 +69,19 @@ class ExternalChat:
             return
         response = await self._send(self._request(call, model))
         answer = Answer(call, model=None if self._own else model)
-        reader, timeouts, host = self._reader(answer, _length(call.payload)), self._http.timeouts, self.upstream.host
-        finished = False
+        reader, host = self._reader(answer, _length(call.payload)), self.upstream.host
+        finished, streamed = False, call.stream
         try:
             for event in answer.start():
-                yield event
-            async with contextlib.aclosing(self._http.chunks(response)) as chunks, asyncio.timeout(None) as clock:
-                loop = asyncio.get_running_loop()
-                clock.reschedule(loop.time() + timeouts.first_byte)
+                if streamed or event.type in _READ:
+                    yield event
+            async with contextlib.aclosing(self._http.chunks(response)) as chunks:
                 async for chunk in chunks:
-                    # The clock stops while the consumer holds the event: only the upstream's silence counts.
-                    clock.reschedule(None)
                     if error := chunk.get("error"):
                         raise self._failed(error)
                     for event in reader.read(chunk):
-                        yield event
-                    clock.reschedule(loop.time() + timeouts.between)
+                        if streamed or event.type in _READ:
+                            yield event
             finished = reader.finish is not None
         except TimeoutError:
             raise unavailable(f"The model at {host} stopped sending. Send the request again.", status=504) from None
@@ -94,7 +94,8 @@ class ExternalChat:
         if not finished:
             raise unavailable(f"The model at {host} ended its answer in the middle. Send the request again.", status=502)
         for event in reader.end():
-            yield event
+            if streamed or event.type in _READ:
+                yield event
 
     def _request(self, call: Call, model: str) -> dict[str, Any]:
         if self.upstream.provider == "anthropic":

@@ -103,7 +103,7 @@ class ModelProcess(Supervised):
         for attempt in (1, 2):
             wire = await self._up()
             identifier, answer = wire.ask(kind, body)
-            late = asyncio.get_running_loop().call_later(self._call_timeout, _expire, answer)
+            late = wire.loop.call_later(self._call_timeout, _expire, answer)
             try:
                 kind_of, given = await answer
             except TimeoutError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from governance.call import Call, CallError, Engine, Event, bad_request
+from governance.call import Call, CallError, Engine, Event, Single, bad_request
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import items_to_chat
@@ -40,11 +40,10 @@ def engine(model: Served, task: str | None) -> Engine:
 def _rows(model: Served) -> Engine:
     """Reads `dataframe_split`, `dataframe_records`, `instances` or `inputs`; gives `{"predictions": [...]}`."""
 
-    async def run(call: Call) -> AsyncIterator[Event]:
-        result = await model.ask("rows", call.payload, again=bool(model.info.get("rowwise")))
-        yield Event("result", {"result": result})
+    async def predict(call: Call) -> Event:
+        return Event("result", {"result": await model.ask("rows", call.payload, again=bool(model.info.get("rowwise")))})
 
-    return run
+    return lambda call: Single(predict(call))
 
 
 def _chat(model: Served) -> Engine:

@@ -116,14 +116,34 @@ class Transport:
             ) from error
 
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
-        """The JSON of each event of a stream; a whole answer, where the upstream does not stream, is one."""
+        """The JSON of each event of a stream; a whole answer, where the upstream does not stream, is one.
+
+        Raises `TimeoutError` where the upstream is silent for too long. The clock stops while an event is being used, and is not
+        set back by bytes that end none.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.timeouts.first_byte
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            yield await self.json(response)
+            async with asyncio.timeout_at(until):
+                whole = await self.json(response)
+            yield whole
             return
-        raw = response.content.iter_any()
-        async with contextlib.aclosing(sse.events(raw)) as events:
+
+        async def read() -> AsyncGenerator[bytes]:
+            nonlocal until
+            while True:
+                until = until or loop.time() + self.timeouts.between
+                async with asyncio.timeout_at(until):
+                    data = await response.content.readany()
+                if not data:
+                    return
+                yield data
+
+        raw = read()
+        async with contextlib.aclosing(raw), contextlib.aclosing(sse.events(raw)) as events:
             size = 0
             async for data in events:
+                until = 0.0
                 size += len(data) + 8
                 if size > MAX_STREAM:
                     raise sse.TooLong("a stream that does not end")

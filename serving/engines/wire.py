@@ -27,6 +27,7 @@ class Wire(asyncio.Protocol):
         self._buffer = bytearray()
         self._last = 0
         self._transport: Any = None
+        self.loop = asyncio.get_running_loop()
         self._leaving: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,7 +61,7 @@ class Wire(asyncio.Protocol):
 
     def ask(self, kind: str, body: Any) -> tuple[int, asyncio.Future[tuple[str, Any]]]:
         """Send a request that has one answer; gives its number for `close`, and the answer."""
-        answer: asyncio.Future[tuple[str, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[str, Any]] = self.loop.create_future()
         return self._send(kind, body, lambda given: None if answer.done() else answer.set_result(given)), answer
 
     def open(self, kind: str, body: Any) -> tuple[int, asyncio.Queue[tuple[str, Any]]]:
@@ -86,7 +87,7 @@ class Wire(asyncio.Protocol):
         """Send a frame, together with the others of this turn of the loop: one system call, and one batch for the model."""
         raw = orjson.dumps(frame)
         if not self._leaving:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self.loop.call_soon(self._flush)
         self._leaving += (_LENGTH.pack(len(raw)), raw)
 
     def _flush(self) -> None:

@@ -16,6 +16,7 @@ MAX_ITEMS = 20_000
 LOGPROBS = "message.output_text.logprobs"
 """What the Responses API's `include` names log probabilities."""
 
+_TAGS = frozenset(("context", "custom_inputs", "client_request_id", "usage_context"))
 _NOT_JSON = re.compile(rb"[\[:,]\s*-?(?:NaN|Infinity)\b")
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "an object", list: "an array"}
 
@@ -138,6 +139,8 @@ def stops(body: Mapping[str, Any]) -> list[str] | None:
 
 def tagged(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Request` that Databricks' requests carry: thread, ids and tags."""
+    if _TAGS.isdisjoint(body):
+        return {"thread_id": None, "client_request_id": None, "usage_context": {}}
     context = take(body, "context", dict) or {}
     custom = take(body, "custom_inputs", dict) or {}
     thread = take(custom, "thread_id", str, path="custom_inputs.") or take(context, "conversation_id", str, path="context.")

@@ -1,11 +1,13 @@
 """What the server adds as an HTTP hop in front of an OpenAI-style upstream on this machine, beside the upstream itself.
 
-    python -m tests.bench.hop [--seconds 10] [--rate 500] [--mlflow FOLDER]
+    python -m tests.bench.hop [--seconds 10] [--rate 500] [--core N] [--mlflow FOLDER] [--portkey FOLDER]
 
 Prints one JSON object. The load is open: requests leave at their time whether or not earlier ones are answered, and each is
 timed from when it should have left. Then as many as go through 32 connections, divided by the processor time that the hop used.
 The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `--mlflow FOLDER` makes a
-virtual environment there, unless there is one, installs MLflow's gateway into it, and measures that too, in the same run.
+virtual environment there, unless there is one, installs MLflow's gateway into it, and measures that too, in the same run;
+`--portkey FOLDER` does the same with npm and Portkey's. `--core N` keeps every hop to one core. Processor time and memory are
+those of a hop's processes together; `main_mb` is the memory of the first alone.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.bench.timing import percentiles
 from tests.live import KEY, ROOT, environment, wait_until
@@ -87,9 +91,11 @@ class Connection:
             self._streams[1].close()
 
 
-def request(path: str, model: str) -> bytes:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": WORDS}], "max_tokens": 10}).encode()
-    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", "content-type: application/json"]
+def request(path: str, model: str | None, *headers: str) -> bytes:
+    asked = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 10}
+    body = json.dumps(asked | ({"model": model} if model else {})).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", *headers]
+    lines.append("content-type: application/json")
     return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
 
 
@@ -140,17 +146,26 @@ async def saturated(port: int, raw: bytes, seconds: float) -> int:
 
 
 def spent(pid: int) -> tuple[float, float]:
-    """Seconds of processor time, and MB of memory, of a process and its children."""
-    ticks, pages = 0, 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(folder.name) == pid or int(fields[1]) == pid:
-            ticks += int(fields[11]) + int(fields[12])
-            pages += int(fields[21])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Seconds of processor time, and MB of memory, of a process and all that it has started."""
+    seconds, held = 0.0, 0
+    for process in family(pid):
+        with suppress(psutil.Error):
+            seconds += sum(process.cpu_times()[:2])
+            held += process.memory_info().rss
+    return seconds, held / 1e6
+
+
+def family(pid: int) -> list[psutil.Process]:
+    first = psutil.Process(pid)
+    return [first, *first.children(recursive=True)]
+
+
+def pin(pid: int, core: int | None) -> None:
+    """Keep a process, its threads and what it has started to one core."""
+    for process in family(pid) if core is not None else ():
+        for thread in process.threads():
+            with suppress(OSError):
+                os.sched_setaffinity(thread.id, {core})
 
 
 def measure(port: int, raw: bytes, pid: int, rate: int, seconds: float) -> dict[str, Any]:
@@ -160,7 +175,7 @@ def measure(port: int, raw: bytes, pid: int, rate: int, seconds: float) -> dict[
     count = asyncio.run(saturated(port, raw, seconds))
     took, (after, memory) = time.perf_counter() - began, spent(pid)
     told |= {"requests_s": round(count / took), "requests_s_core": round(count / max(after - before, 0.01))}
-    return told | {"memory_mb": round(memory)}
+    return told | {"memory_mb": round(memory), "main_mb": round(psutil.Process(pid).memory_info().rss / 1e6)}
 
 
 def answers(url: str) -> bool:
@@ -179,7 +194,7 @@ def free_port() -> int:
 @contextmanager
 def running(command: list[str], port: int, **more: Any) -> Iterator[int]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     try:
         while True:
             try:
@@ -210,7 +225,7 @@ def settings(upstream: int) -> str:
     return json.dumps({"endpoints": endpoints})
 
 
-def mlflow_gateway(folder: Path, upstream: int, rate: int, seconds: float) -> dict[str, Any]:
+def mlflow_gateway(folder: Path, upstream: int, rate: int, seconds: float, core: int | None) -> dict[str, Any]:
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -222,8 +237,44 @@ def mlflow_gateway(folder: Path, upstream: int, rate: int, seconds: float) -> di
         (file := Path(place) / "gateway.yaml").write_text(json.dumps({"endpoints": [endpoint]}))
         port = free_port()
         command = [str(folder / "bin" / "mlflow"), "gateway", "start", "--config-path", str(file), "--host", "127.0.0.1"]
+        raw = request("/gateway/hop/invocations", None)
         with running([*command, "--port", str(port), "--workers", "1"], port, cwd=place) as pid:
-            return measure(port, request("/gateway/hop/invocations", "hop"), pid, rate, seconds)
+            wait_until(lambda: answered(port, raw), 120)  # its port is open before its worker is there
+            pin(pid, core)
+            return measure(port, raw, pid, rate, seconds)
+
+
+def portkey_gateway(folder: Path, upstream: int, rate: int, seconds: float, core: int | None) -> dict[str, Any]:
+    script = folder / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    if not script.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), "@portkey-ai/gateway@1"]
+        subprocess.run(npm, check=True)
+    port = free_port()
+    to = ("x-portkey-provider: openai", f"x-portkey-custom-host: http://127.0.0.1:{upstream}/v1")
+    raw = request("/v1/chat/completions", "m", *to)
+    trusted = {**os.environ, "TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost"}
+    with running(["node", str(script), f"--port={port}", "--headless"], port, cwd=folder, env=trusted) as pid:
+        wait_until(lambda: answered(port, raw), 60)
+        pin(pid, core)
+        return measure(port, raw, pid, rate, seconds)
+
+
+def answered(port: int, raw: bytes) -> bool:
+    """Whether a hop answers the request."""
+
+    async def once() -> None:
+        connection = Connection(port, raw)
+        try:
+            await asyncio.wait_for(connection.ask(), 10)
+        finally:
+            connection.close()
+
+    try:
+        asyncio.run(once())
+    except (OSError, EOFError, RuntimeError):
+        return False
+    return True
 
 
 def main() -> None:
@@ -231,6 +282,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rate", type=int, default=500)
     parser.add_argument("--mlflow", type=Path, help="folder of a virtual environment for MLflow's gateway")
+    parser.add_argument("--portkey", type=Path, help="folder of an npm installation of Portkey's gateway")
+    parser.add_argument("--core", type=int, help="the core that each hop is kept to")
     asked = parser.parse_args()
     rate, seconds = asked.rate, asked.seconds
     told: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "rate": rate}
@@ -239,21 +292,23 @@ def main() -> None:
         told["direct"] = measure(upstream, request("/v1/chat/completions", "m"), pid, rate, seconds)
         home = Path(place) / "home"
         home.mkdir()
-        (home / "doc.md").write_text("# Doc\n\nA document.\n")
         config = Path(place) / "smalti.yaml"
         config.write_text(settings(upstream))
         port = free_port()
-        command = [sys.executable, "-m", "app", "--config", str(config), "serve", "--port", str(port), "--docs", str(home)]
-        with running(command, port, env=environment(home), cwd=ROOT) as server:
+        command = [sys.executable, "-m", "app", "--config", str(config), "serve", "--port", str(port)]
+        with running(command, port, env=environment(home, PYTHONPATH=str(ROOT)), cwd=place) as server:  # where no docs/ lies
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), 180)
+            told["memory_at_start_mb"] = round(spent(server)[1])
+            pin(server, asked.core)
             for name in ("hop", "guarded"):
                 told[name] = measure(port, request("/v1/chat/completions", name), server, rate, seconds)
-        if asked.mlflow:
-            try:
-                told["mlflow"] = mlflow_gateway(asked.mlflow, upstream, rate, seconds)
-            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-                told["mlflow"] = str(error)[-500:]
-    for name in ("hop", "guarded", "mlflow"):
+        for name, folder, gateway in (("mlflow", asked.mlflow, mlflow_gateway), ("portkey", asked.portkey, portkey_gateway)):
+            if folder:
+                try:
+                    told[name] = gateway(folder.resolve(), upstream, rate, seconds, asked.core)
+                except (AssertionError, RuntimeError, OSError, EOFError, subprocess.CalledProcessError) as error:
+                    told[name] = str(error)[-500:]
+    for name in ("hop", "guarded", "mlflow", "portkey"):
         if isinstance(told.get(name), dict):
             told[name]["added_ms"] = {at: round(told[name][f"{at}_ms"] - told["direct"][f"{at}_ms"], 2) for at in ("p50", "p99")}
     print(json.dumps(told, indent=2))

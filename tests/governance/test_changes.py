@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,38 @@ def test_importing_the_room_is_cheap() -> None:
         "assert all(getattr(governance, name) for name in governance.__all__)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2], timeout=30)
+
+
+def test_another_processs_change_is_seen_at_once(database: Engine, home: Path) -> None:
+    changes = Changes.of(database)
+    script = (
+        "import sys; from sqlalchemy import create_engine; from governance.changes import Changes\n"
+        "engine = create_engine(f'sqlite:///{sys.argv[1]}/smalti.db'); changes = Changes.of(engine)\n"
+        "for line in sys.stdin:\n"
+        "    with changes.write('grants') as (_, version): pass\n"
+        "    print(version, flush=True)\n"
+        "engine.dispose()"
+    )
+    command = [sys.executable, "-c", script, str(home)]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        for _ in range(20):
+            changes.versions()
+            other.stdin.write("\n")
+            other.stdin.flush()
+            version = int(other.stdout.readline())
+            assert changes.versions()["grants"] == version
+        other.stdin.close()
+
+
+def test_a_change_of_one_that_does_not_ring_is_seen_soon(database: Engine, home: Path) -> None:
+    changes = Changes.of(database)
+    before = changes.versions()["grants"]
+    with sqlite3.connect(home / "smalti.db") as connection:
+        connection.execute("UPDATE governance_changes SET value = value + 1 WHERE topic = 'grants'")
+    connection.close()
+    deadline = time.monotonic() + 20
+    while changes.versions()["grants"] == before:
+        assert time.monotonic() < deadline

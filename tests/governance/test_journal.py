@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, select, text
 
 from governance.frames import MAGIC, encode
 from governance.journal import Journal, JournalError
+from governance.tables import inference_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -295,6 +297,37 @@ def test_closing_without_a_database_keeps_the_frames_for_the_next_start(
         connection.execute(text("ALTER TABLE elsewhere RENAME TO inference_table"))
     with Journal(database, folder, interval=None) as again:
         assert ids(again) == ["a"]
+
+
+def test_a_busy_journal_is_ingested_by_a_process_of_its_own(database: Engine, folder: Path) -> None:
+    with Journal(database, folder, interval=0.02) as journal:
+        deadline, number = time.monotonic() + 60, 0
+        while journal._helper is None:
+            assert time.monotonic() < deadline
+            for _ in range(200):
+                number += 1
+                journal.append(intent(f"r{number:06}"))
+        helper = journal._helper
+        journal.append(intent("last"))
+        while not taken_in(database, "last"):  # nobody asks this process for rows
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert helper.alive
+        helper._process.kill()
+        helper._process.wait()
+        journal.append(completion("last"))
+        while not taken_in(database, "last", status_code=200):  # the thread has taken over again
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(ids(journal)) == number + 1
+    assert segments(folder) == []
+
+
+def taken_in(database: Engine, name: str, **columns: object) -> bool:
+    with database.connect() as connection:
+        query = select(inference_table).where(inference_table.c.databricks_request_id == name)
+        row = connection.execute(query).mappings().first()
+    return row is not None and all(row[key] == value for key, value in columns.items())
 
 
 def test_what_no_database_takes_is_not_in_the_way_of_what_follows(journal: Journal) -> None:

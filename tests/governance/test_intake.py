@@ -1,0 +1,51 @@
+"""What frames say becomes rows, whatever a payload holds."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy
+
+from governance import intake
+from governance.frames import encode, scan
+from governance.tables import create, inference_table
+
+CALL = {"request_time": 1_790_000_000_123_456_789, "endpoint_name": "x", "task": "chat"}
+
+
+@pytest.fixture
+def engine():
+    made = sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.StaticPool)
+    create(made)
+    yield made
+    made.dispose()
+
+
+def body(name, **columns):
+    return scan(encode({"databricks_request_id": name, **CALL, **columns}), final=True)[0][0]
+
+
+def rows(engine):
+    with engine.connect() as connection:
+        order = inference_table.c.databricks_request_id
+        return connection.execute(sqlalchemy.select(inference_table).order_by(order)).mappings().all()
+
+
+def test_what_comes_later_is_laid_over_what_came_before(engine):
+    for bodies in (
+        [body("a", request={"input": "ü\0"}), body("b", error="one\0two")],
+        [body("a", status_code=200), body("a", cost=1.5)],
+    ):
+        with engine.begin() as connection:
+            intake.take_in(connection, bodies)
+    a, b = rows(engine)
+    assert a["request"] == '{"input":"ü\\u0000"}'
+    assert (a["status_code"], a["cost"], a["request_time"]) == (200, 1.5, "2026-09-21T14:13:20.123456Z")
+    assert b["error"] == "one\ufffdtwo"
+
+
+@pytest.mark.parametrize("strange", [b'{"cut', b'{"no": "id"}', b"[]", b"\xff"])
+def test_what_cannot_be_read_costs_no_other_row(engine, strange, caplog):
+    with engine.begin() as connection:
+        intake.take_in(connection, [body("a"), strange, body("b")])
+    assert [row["databricks_request_id"] for row in rows(engine)] == ["a", "b"]
+    assert "passed over" in caplog.text
