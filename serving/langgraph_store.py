@@ -29,7 +29,7 @@ class Store:
         if body.get("ttl") is not None:
             raise bad_request("Field 'ttl' is not read: what is remembered stays until it is deleted.", "ttl")
         try:
-            await self._memory.of(caller.name).aput(_namespace(body), key, value, index)
+            await self._memory.of(caller.principal).aput(_namespace(body), key, value, index)
         except ValueError as error:
             raise bad_request(f"This is not remembered: {error}.", "value") from None
         return Response(status_code=204)
@@ -39,13 +39,13 @@ class Store:
         if not asked.get("key"):
             raise bad_request("Missing query parameter 'key'.", "key")
         namespace = tuple(part for part in asked.get("namespace", "").split(".") if part)
-        found = await self._memory.of(caller.name).aget(namespace, asked["key"])
+        found = await self._memory.of(caller.principal).aget(namespace, asked["key"])
         if found is None:
             raise not_found(f"Nothing of yours has the key {asked['key'][:80]!r} in the namespace {'.'.join(namespace)[:80]!r}.")
         return found.dict()
 
     async def delete(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        await self._memory.of(caller.name).adelete(_namespace(body), take(body, "key", str, required=True))
+        await self._memory.of(caller.principal).adelete(_namespace(body), take(body, "key", str, required=True))
         return Response(status_code=204)
 
     async def search(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
@@ -53,13 +53,13 @@ class Store:
         asked |= {"limit": number(body, "limit", 1, 1_000, kind=int) or 10}
         asked |= {"offset": number(body, "offset", 0, 1_000_000, kind=int) or 0}
         try:
-            found = await self._memory.of(caller.name).asearch(_namespace(body, "namespace_prefix"), **asked)
+            found = await self._memory.of(caller.principal).asearch(_namespace(body, "namespace_prefix"), **asked)
         except ValueError as error:
             raise bad_request(f"Field 'filter' is not understood: {error}.", "filter") from None
         return {"items": [item.dict() for item in found]}
 
     async def namespaces(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        found = await self._memory.of(caller.name).alist_namespaces(
+        found = await self._memory.of(caller.principal).alist_namespaces(
             prefix=_namespace(body, "prefix") or None,
             suffix=_namespace(body, "suffix") or None,
             max_depth=number(body, "max_depth", 1, 100, kind=int),
@@ -69,7 +69,7 @@ class Store:
         return {"namespaces": [list(each) for each in found]}
 
     async def clear(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        return {"deleted": await self._memory.of(caller.name).clear()}
+        return {"deleted": await self._memory.of(caller.principal).clear()}
 
 
 def _names(value: Any) -> bool:
