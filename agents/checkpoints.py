@@ -124,12 +124,30 @@ async def settle(
     messages += missing
     if not messages:
         return
+    held, offset = await _within(saver, config, messages)
+    messages += held
+    missing += held
     last = messages[-1]
     if isinstance(last, AIMessage) and not last.tool_calls:  # stopped after its answer was complete
+        if held:
+            await graph.aupdate_state(config, {"messages": missing}, as_node="__start__")
         return
     settled = settled_history([*messages, *results], unanswered or UNANSWERED)
     extra = [*missing, *(m for m in settled if m not in messages)]
-    text = said[int(values.get("offset") or 0) :]
+    text = said[max(int(values.get("offset") or 0), offset) :]
     kept = {"mode": "", "abstained": False, "status": status, "citations": list(citations)}
     extra.append(AIMessage((text.strip() and text) or STOPPED, response_metadata=kept))
     await graph.aupdate_state(config, {"messages": extra}, as_node="__start__")
+
+
+async def _within(saver: Saver, config: RunnableConfig, messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], int]:
+    """What a subgraph added to a conversation that its graph was not given yet, and how much of the answer was told by then."""
+    there, asked = {m.id for m in messages}, [m.id for m in messages if m.type == "human"][-1:]
+    whole: Mapping[str, Any] = {}
+    async for saved in saver.alist({"configurable": {"thread_id": config.get("configurable", {})["thread_id"]}}):
+        values = saved.checkpoint["channel_values"]
+        here = values.get("messages") or []
+        inner = bool(saved.config.get("configurable", {}).get("checkpoint_ns"))
+        if inner and asked and asked[0] in {m.id for m in here} and len(here) > len(whole.get("messages") or ()):
+            whole = values
+    return [m for m in whole.get("messages") or () if m.id not in there], int(whole.get("offset") or 0)

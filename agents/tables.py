@@ -28,11 +28,14 @@ from sqlalchemy.exc import IntegrityError
 
 metadata = MetaData()
 
+MAX_OWNER = 300
+"""Characters of a principal."""
+
 threads = Table(
     "threads",
     metadata,
     Column("id", String(200), primary_key=True),
-    Column("owner", String(200), nullable=False),
+    Column("owner", String(MAX_OWNER), nullable=False),
     Column("title", String(200), nullable=False),
     Column("agent", String(200), nullable=False),
     Column("created", Float, nullable=False),
@@ -86,7 +89,7 @@ thread_metadata = Table(
 memories = Table(
     "memories",
     metadata,
-    Column("owner", String(200), primary_key=True),
+    Column("owner", String(MAX_OWNER), primary_key=True),
     Column("namespace", String(200), primary_key=True),
     Column("key", String(200), primary_key=True),
     Column("value", Text, nullable=False),  # JSON

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, ToolMessage
@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableConfig
 
 from agents.approvals import APPROVAL
 from agents.history import text_of
-from agents.kept import kept
+from agents.kept import Kept, kept
 from agents.state import AgentState, emit_step
 from agents.tools.retrieve import render
 from retrieval.types import Passage
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_TOOL_CHARS = 40_000
 TOOL_TIMEOUT = 120.0
 """Seconds a tool may take."""
+GRACE = 0.02
+"""Seconds that a tool has to end by itself once its run is cancelled: what has been done is then told, not done again."""
 
 
 def wants_tools(state: AgentState) -> bool:
@@ -87,10 +89,25 @@ async def _once(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: s
     if keep is None:
         return await _run(by_name, call, key)
     found = await keep.find(key)
-    if found is None:
-        found = await _run(by_name, call, key)
-        await keep.save(key, found)
+    return found or await _finished(_run_and_keep(by_name, call, key, keep))
+
+
+async def _run_and_keep(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: str, keep: Kept) -> ToolMessage:
+    found = await _run(by_name, call, key)
+    await keep.save(key, found)
     return found
+
+
+async def _finished(running: Coroutine[Any, Any, ToolMessage]) -> ToolMessage:
+    """A call's result; a run that is cancelled just as the tool has ended keeps it first."""
+    task = asyncio.ensure_future(running)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=GRACE)
+        task.cancel()
+        await asyncio.wait([task])
+        raise
 
 
 async def _run(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: str) -> ToolMessage:

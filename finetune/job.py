@@ -134,7 +134,7 @@ class Tracker:
             number = experiment(self.client, job.recipe.name, uri, None)
         active = mlflow.start_run(run_id=known, experiment_id=None if known else number, run_name=None if known else run.id)
         self.run_id: str = active.info.run_id
-        run.set_state(mlflow_run_id=self.run_id)
+        run.set_state(mlflow_run_id=self.run_id, mlflow_experiment_id=active.info.experiment_id)
         if not known:
             mlflow.log_params(flat(job.recipe))
             parent = {"mlflow.parentRunId": run.spec["parent_run_id"]} if "parent_run_id" in run.spec else {}

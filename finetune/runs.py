@@ -72,7 +72,8 @@ class TrainingRun:
         return load_recipe(self.spec["recipe"])
 
     def state(self) -> dict[str, Any]:
-        """`status` (PENDING, RUNNING, COMPLETED, FAILED, CANCELED), `message`, `step`, `steps`, `mlflow_run_id`, `result`."""
+        """`status` (PENDING, RUNNING, COMPLETED, FAILED, CANCELED), `message`, `step`, `steps`, `mlflow_run_id`,
+        `mlflow_experiment_id`, `result`."""
         try:
             state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -227,7 +228,8 @@ class TrainingRun:
         }
         row |= {"step": state.get("step"), "steps": state.get("steps"), "message": state.get("message") or ""}
         row |= {"created_by": spec.get("created_by", "")}
-        return row | {"mlflow_run_id": state.get("mlflow_run_id"), "result": state.get("result")}
+        row |= {key: state.get(key) for key in ("mlflow_run_id", "mlflow_experiment_id")}
+        return row | {"result": state.get("result")}
 
 
 class Runs:

@@ -38,6 +38,11 @@ class Caller:
     scopes: frozenset[str] | None = None
     """Securables that the presented key is good for; None for all its owner's. Inner calls are not narrowed by it."""
 
+    @property
+    def principal(self) -> str:
+        """`KIND:NAME`: whose a thing is. A user and a service principal may bear the same name."""
+        return f"{self.kind}:{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

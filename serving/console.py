@@ -13,7 +13,7 @@ from governance import audit, hourly
 from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
-from serving.feedback import thumbs, trace_url
+from serving.feedback import source_of, thumbs, trace_url
 from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class Console:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
+    @property
+    def mlflow(self) -> bool:
+        return self._platform.mlflow is not None
+
     # --- reading
 
     async def usage(self, who: Caller, since: str) -> Sequence[Row]:
@@ -50,7 +54,7 @@ class Console:
         if self._platform.mlflow is None:
             return []
         begin = int(datetime.fromisoformat(f"{since}:00+00:00").timestamp() * 1000)
-        name = None if who.admin else who.name
+        name = None if who.admin else source_of(who)
         return await asyncio.to_thread(thumbs, self._platform.home.path / "mlflow.db", begin, name)
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
@@ -87,11 +91,13 @@ class Console:
         """An administrator sees all calls, others their own and those of what they manage."""
         if who.admin:
             return []
+        from sqlalchemy import and_
+
         platform, table = self._platform, inference_table.c
         managed = [
             each.name for each in platform.endpoints if platform.grants.allowed(who, f"endpoint:{each.name}", "CAN_MANAGE")
         ]
-        return [(table.requester == who.name) | table.endpoint_name.in_(managed)]
+        return [and_(table.requester == who.name, table.requester_kind == who.kind) | table.endpoint_name.in_(managed)]
 
     async def call(self, who: Caller, request_id: str) -> Row | None:
         return await asyncio.to_thread(self._call, who, request_id)

@@ -66,7 +66,7 @@ class Dbfs:
             self._incoming.mkdir(parents=True, exist_ok=True)
             partial = self._incoming / secrets.token_hex(16)
             handle = secrets.randbits(52)  # clients may read it as a double
-            self._open[handle] = _Open(who.name, path, target, partial, partial.open("wb"), overwrite)
+            self._open[handle] = _Open(who.principal, path, target, partial, partial.open("wb"), overwrite)
         return {"handle": handle}
 
     def add_block(self, who: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Dbfs:
     def _find(self, who: Caller, body: Mapping[str, Any]) -> tuple[int, _Open]:
         handle = take(body, "handle", int, required=True)
         opened = self._open.get(handle)
-        if opened is None or opened.owner != who.name:
+        if opened is None or opened.owner != who.principal:
             raise not_found("There is no open file with this handle: create it again.")
         return handle, opened
 

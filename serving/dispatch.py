@@ -123,7 +123,7 @@ class Dispatcher:
         async def retrieve(query: str, *, k: int = 5) -> Sequence[Passage]:
             outer, beside = current_call.get(), None
             if self.of_threads is not None and outer is not None and outer.caller is not None:
-                beside = self.of_threads.find(outer.caller.name, outer.thread_id)
+                beside = self.of_threads.find(outer.caller.principal, outer.thread_id)
             sought = [*names, beside] if beside else names
             return fused(await asyncio.gather(*(one(name, query, k) for name in sought)), k)
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, insert, select, update
 
 from governance import audit
-from governance.call import not_found
+from governance.call import Caller, not_found
 from governance.experiments import Spec
 from governance.frames import iso
 from governance.tables import experiment_events, inference_table
@@ -68,12 +68,12 @@ class Store:
             after = {"experiment": name, "state": state, "reason": reason, "traffic_config": traffic}
             audit.record(connection, by, f"experiment.{action}", f"endpoint:{row['endpoint']}", before, after)
 
-    def event(self, row: Mapping[str, Any], request_id: str, metric: str, value: float, owner: str | None) -> None:
+    def event(self, row: Mapping[str, Any], request_id: str, metric: str, value: float, owner: Caller | None) -> None:
         columns = inference_table.c
         wanted = (columns.databricks_request_id == request_id) & (columns.endpoint_name == row["endpoint"])
         with self._database.begin() as connection:
-            call = connection.execute(select(columns.requester).where(wanted)).first()
-            if call is None or (owner is not None and call.requester != owner):
+            call = connection.execute(select(columns.requester, columns.requester_kind).where(wanted)).first()
+            if call is None or (owner is not None and tuple(call) != (owner.name, owner.kind)):
                 raise not_found(f"There is no answer of {row['endpoint']} to you with this request id; use its x-request-id.")
             connection.execute(
                 insert(experiment_events).values(

@@ -153,7 +153,7 @@ class Experiments:
             raise bad_request(f"{metric} is told by the journal itself; name the event otherwise.", "metric")
         row = await self._known(name)
         await asyncio.to_thread(self._journal.ingest)
-        await asyncio.to_thread(self._kept.event, row, request_id, metric, value, None if manager else who.name)
+        await asyncio.to_thread(self._kept.event, row, request_id, metric, value, None if manager else who)
 
     # --- looking ---
 

@@ -107,7 +107,12 @@ def _number(value: str) -> float | None:
     return float(told) if isinstance(told, bool | int | float) else None
 
 
-async def assess(client: httpx.AsyncClient, request_id: str, value: bool, comment: str | None, caller_name: str) -> str:
+def source_of(caller: Caller) -> str:
+    """Whose a thumb is: a user's by name, a service principal's by its kind too, as a user may bear the same name."""
+    return caller.name if caller.kind == "user" else caller.principal
+
+
+async def assess(client: httpx.AsyncClient, request_id: str, value: bool, comment: str | None, caller: Caller) -> str:
     """Keep a caller's thumb (and comment) on the trace of the answer `request_id`; the assessment's id.
 
     A caller has one on each answer: a second replaces the first.
@@ -126,17 +131,18 @@ async def assess(client: httpx.AsyncClient, request_id: str, value: bool, commen
     if not re.fullmatch(r"[0-9a-f]{32}", request_id):
         raise not_found("There is no such answer to give feedback on; use the answer's x-request-id.")
     try:
-        return await _assess(client, f"/api/3.0/mlflow/traces/tr-{request_id}", value, comment, caller_name)
+        return await _assess(client, f"/api/3.0/mlflow/traces/tr-{request_id}", value, comment, caller)
     except httpx.HTTPError as error:
         raise unavailable(f"The feedback was not kept ({type(error).__name__}); send it again.", retry_after=5) from error
 
 
-async def _assess(client: httpx.AsyncClient, trace: str, value: bool, comment: str | None, caller_name: str) -> str:
+async def _assess(client: httpx.AsyncClient, trace: str, value: bool, comment: str | None, caller: Caller) -> str:
     found = await client.get(trace)
     info = found.json().get("trace", {}).get("trace_info", {}) if found.status_code == 200 else {}
-    if info.get("trace_metadata", {}).get("mlflow.trace.user") != caller_name:
+    kind = info.get("tags", {}).get("requester_kind", caller.kind)  # traces of an older Smalti do not tell
+    if (info.get("trace_metadata", {}).get("mlflow.trace.user"), kind) != (caller.name, caller.kind):
         raise not_found("There is no answer of yours with this request id to give feedback on, or its trace was dropped.")
-    source = {"source_type": "HUMAN", "source_id": caller_name}
+    source = {"source_type": "HUMAN", "source_id": source_of(caller)}
     body = {"assessment_name": NAME, "feedback": {"value": value}, "rationale": comment or ""}
     for old in info.get("assessments", ()):
         if old.get("assessment_name") == NAME and old.get("source") == source and old.get("valid", True):

@@ -26,7 +26,7 @@ from serving.langgraph_threads import Threads, credential, iso, own_name, reply
 from serving.protocols import langgraph, sse
 from serving.protocols.request import choice, take
 from serving.routes import Face
-from serving.runs import Runs, owner_of
+from serving.runs import Runs
 
 if TYPE_CHECKING:
     from agents.memory import Memory
@@ -45,7 +45,7 @@ class ThreadRuns:
 
     async def create(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         call = await self._begin(http, caller, body)
-        record = await asyncio.to_thread(self._runs.log.find, call.request_id, owner_of(caller))
+        record = await asyncio.to_thread(self._runs.log.find, call.request_id, caller.principal)
         assert record is not None
         return reply(_run(record), headers=_located(record.id, record.thread_id))
 
@@ -67,13 +67,13 @@ class ThreadRuns:
                 raise bad_request(f"Field {unread!r} is not read: a run begins at once, where its thread is.", unread)
         strategy = choice(body, "multitask_strategy", STRATEGIES) or "reject"
         thread = await self._thread(http, caller, body)
-        waiting = (await self._runtime.snapshot(thread.id, caller.name)).waiting if thread else None
+        waiting = (await self._runtime.snapshot(thread.id, caller.principal)).waiting if thread else None
         items = langgraph.said(body, waiting)
         if thread is not None:
             await self._make_room(thread.id, caller, strategy)
             if not thread.agent:
                 first = next((str(item.get("content") or "") for item in items if item.get("role") == "user"), "")
-                await self._runtime.rename(thread.id, caller.name, first)
+                await self._runtime.rename(thread.id, caller.principal, first)
         conversation = {"conversation": {"id": thread.id}} if thread else {}
         call = Call(
             endpoint=agent.name,
@@ -98,8 +98,8 @@ class ThreadRuns:
         if thread_id is None:
             return None
         if choice(body, "if_not_exists", ("create", "reject")) == "create":
-            return await self._runtime.create(own_name(thread_id), caller.name)
-        return await self._runtime.thread(thread_id, caller.name)
+            return await self._runtime.create(own_name(thread_id), caller.principal)
+        return await self._runtime.thread(thread_id, caller.principal)
 
     async def _make_room(self, thread_id: str, caller: Caller, strategy: str) -> None:
         if strategy == "reject":
@@ -111,7 +111,7 @@ class ThreadRuns:
     # ---- following
 
     async def list(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        await self._runtime.thread(http.path_params["thread_id"], caller.name)
+        await self._runtime.thread(http.path_params["thread_id"], caller.principal)
         wanted = http.query_params.get("status")
         found = [_run(each) for each in await self._of(http.path_params["thread_id"], caller)]
         return [each for each in found if wanted in (None, each["status"])]
@@ -142,10 +142,10 @@ class ThreadRuns:
     # ---- within
 
     async def _of(self, thread_id: str, caller: Caller) -> Any:
-        return await asyncio.to_thread(self._runs.log.of_thread, thread_id, owner_of(caller))
+        return await asyncio.to_thread(self._runs.log.of_thread, thread_id, caller.principal)
 
     async def _record(self, http: Request, caller: Caller) -> RunRecord:
-        found = await asyncio.to_thread(self._runs.log.find, http.path_params["run_id"], owner_of(caller))
+        found = await asyncio.to_thread(self._runs.log.find, http.path_params["run_id"], caller.principal)
         if found is None or found.thread_id != http.path_params["thread_id"]:
             raise not_found(f"There is no run {http.path_params['run_id'][:80]!r} of yours on this thread.")
         return found
@@ -201,7 +201,7 @@ class ThreadRuns:
             outputs = response.get("custom_outputs") or {}
             said = {"type": "ai", "id": f"msg_{response.get('id')}", "content": text, "tool_calls": []}
             return {"messages": [said], "citations": outputs.get("citations") or []}
-        found = await self._runtime.snapshot(thread_id, caller.name)
+        found = await self._runtime.snapshot(thread_id, caller.principal)
         interrupts = found.interrupts()
         return {**found.values, **({"__interrupt__": interrupts} if interrupts else {})}
 

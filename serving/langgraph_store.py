@@ -26,7 +26,7 @@ class Store:
         self._memory = memory
 
     async def _of(self, caller: Caller) -> Memory:
-        return (await asyncio.to_thread(self._memory)).of(caller.name)
+        return (await asyncio.to_thread(self._memory)).of(caller.principal)
 
     async def put(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         key, value = take(body, "key", str, required=True), take(body, "value", dict, required=True)

@@ -95,10 +95,10 @@ class Threads:
         thread_id = own_name(given) if given else str(uuid.uuid4())
         if body.get("supersteps"):
             raise bad_request("Field 'supersteps' is not read: a thread begins empty.", "supersteps")
-        known = await asyncio.to_thread(self._runtime.table.find, thread_id, caller.name)
+        known = await asyncio.to_thread(self._runtime.table.find, thread_id, caller.principal)
         if known is not None and body.get("if_exists", "raise") == "raise":
             raise CallError(f"Thread {thread_id!r} is there already.", status=409, code="RESOURCE_ALREADY_EXISTS")
-        await self._runtime.create(thread_id, caller.name, take(body, "metadata", dict))
+        await self._runtime.create(thread_id, caller.principal, take(body, "metadata", dict))
         return await self.shown(thread_id, caller)
 
     async def get(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
@@ -106,17 +106,17 @@ class Threads:
 
     async def update(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         thread_id = http.path_params["thread_id"]
-        await self._runtime.thread(thread_id, caller.name)
+        await self._runtime.thread(thread_id, caller.principal)
         await asyncio.to_thread(self._runtime.table.tag, thread_id, take(body, "metadata", dict) or {})
         return await self.shown(thread_id, caller)
 
     async def delete(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        await self._runtime.delete(http.path_params["thread_id"], caller.name)
+        await self._runtime.delete(http.path_params["thread_id"], caller.principal)
         return Response(status_code=204)
 
     async def search(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         tags, ids, status = take(body, "metadata", dict) or {}, take(body, "ids", list), take(body, "status", str)
-        threads = await self._runtime.threads(caller.name, limit=SEARCHED)
+        threads = await self._runtime.threads(caller.principal, limit=SEARCHED)
         tagged = await asyncio.to_thread(self._runtime.table.tags, [each.id for each in threads])
         wanted = [
             each
@@ -128,16 +128,16 @@ class Threads:
         return [await self.shown(each.id, caller) for each in _page(body, wanted)]
 
     async def state(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        return _state(await self._runtime.snapshot(http.path_params["thread_id"], caller.name))
+        return _state(await self._runtime.snapshot(http.path_params["thread_id"], caller.principal))
 
     async def history(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         """The last state alone: it holds all that was said, and those before it are not kept."""
-        found = await self._runtime.snapshot(http.path_params["thread_id"], caller.name)
+        found = await self._runtime.snapshot(http.path_params["thread_id"], caller.principal)
         return [_state(found)] if found.checkpoint_id and not body.get("before") else []
 
     async def shown(self, thread_id: str, caller: Caller) -> dict[str, Any]:
         """A thread with what it holds; raises ThreadNotFound."""
-        found = await self._runtime.snapshot(thread_id, caller.name)
+        found = await self._runtime.snapshot(thread_id, caller.principal)
         tags = await asyncio.to_thread(self._runtime.table.tags, [thread_id])
         interrupts = found.interrupts()
         return {

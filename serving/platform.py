@@ -333,7 +333,7 @@ class Platform:
         """Keep a caller's thumb on an answer of theirs; the assessment's id. Raises `CallError`."""
         if self.tracer is None:
             raise not_found("Tracing is off, so feedback cannot be kept; start with SMALTI_MLFLOW=true.")
-        return await self.tracer.feedback(request_id, helpful, comment, who.name)
+        return await self.tracer.feedback(request_id, helpful, comment, who)
 
     def on_behalf(self, name: str) -> Caller | None:
         """Who the holder of a name is by now, for work that goes on after their request; None where no key of theirs is good."""

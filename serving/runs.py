@@ -54,11 +54,6 @@ class _Live:
         self.changed = asyncio.Event()
 
 
-def owner_of(caller: Caller) -> str:
-    """Whose a run is."""
-    return f"{caller.kind}:{caller.name}"
-
-
 class Runs:
     """The runs of this server.
 
@@ -84,7 +79,7 @@ class Runs:
     async def start(self, call: Call, caller: Caller) -> dict[str, Any]:
         """Begin a run; its Response as far as it has come. Raises `CallError` where it is refused."""
         live = _Live(call)
-        endpoint, owner = call.endpoint, owner_of(caller)
+        endpoint, owner = call.endpoint, caller.principal
         await asyncio.to_thread(self.log.begin, call.request_id, owner=owner, agent=endpoint, thread_id=call.thread_id)
         self._live[call.request_id] = live
         live.task = asyncio.create_task(self._host(live), name=f"run {call.request_id}")
@@ -100,7 +95,7 @@ class Runs:
 
     async def get(self, run_id: str, caller: Caller) -> dict[str, Any] | None:
         """The Response of a caller's run as far as it has come; None where there is no such run."""
-        record = await asyncio.to_thread(self.log.find, run_id, owner_of(caller))
+        record = await asyncio.to_thread(self.log.find, run_id, caller.principal)
         if record is None:
             return None
         live = self._live.get(run_id)
@@ -112,7 +107,7 @@ class Runs:
 
         Raises `CallError` (404) where there is no such run.
         """
-        record = await asyncio.to_thread(self.log.find, run_id, owner_of(caller))
+        record = await asyncio.to_thread(self.log.find, run_id, caller.principal)
         if record is None:
             raise missing(run_id)
         live = self._live.get(run_id)
@@ -136,7 +131,7 @@ class Runs:
 
         Raises `CallError` (404) where there is no such run. One that has ended stays as it is.
         """
-        record = await asyncio.to_thread(self.log.find, run_id, owner_of(caller))
+        record = await asyncio.to_thread(self.log.find, run_id, caller.principal)
         if record is None:
             raise missing(run_id)
         self.stop(run_id)
@@ -272,4 +267,4 @@ def _end_of(call: Call, events: Sequence[Event], status: str, error: Mapping[str
     return Event(ended.type, {"response": {**begun, **{key: fresh[key] for key in ("status", "output", "error")}}})
 
 
-__all__ = ["RUNNING", "Runs", "missing", "owner_of"]
+__all__ = ["RUNNING", "Runs", "missing"]

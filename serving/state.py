@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError
 
-SCHEMA_VERSION = 3
-"""Raised whenever a table gains or loses a column. Older state is upgraded in place after a copy is kept."""
+SCHEMA_VERSION = 4
+"""Raised whenever a table gains or loses a column, or rows a meaning. Older state is upgraded in place after a copy is kept."""
 
 
 class StateError(Exception):
@@ -214,6 +214,8 @@ def _alone(engine: Engine) -> Iterator[None]:
 
 
 def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -> None:
+    from serving.ownership import to_principals
+
     older = found is not None and found < SCHEMA_VERSION
     if older and engine.dialect.name == "sqlite" and engine.url.database:
         with engine.begin() as connection:
@@ -229,6 +231,8 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
                     index.create(engine, checkfirst=True)
     if found != SCHEMA_VERSION:
         with engine.begin() as connection:
+            if found is not None and found < 4:
+                to_principals(connection)
             connection.execute(text("DELETE FROM smalti_schema"))
             connection.execute(text("INSERT INTO smalti_schema (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
 

@@ -66,13 +66,15 @@ class ThreadFiles:
         self._changing: dict[str, threading.RLock] = {}
         self._indexes: Indexes | None = None
         self._owners: dict[str, str] = {}
+        self._of: dict[tuple[str, str], str] = {}
         for told in folder.glob("*/owner.json"):
-            self._owners[PREFIX + told.parent.name] = str(json.loads(told.read_text(encoding="utf-8"))["owner"])
+            noted = json.loads(told.read_text(encoding="utf-8"))
+            index = PREFIX + told.parent.name
+            self._note(index, noted.get("principal") or self._granted(index, noted["owner"]), noted["thread_id"])
 
     def find(self, owner: str, thread_id: str | None) -> str | None:
         """The index of an owner's conversation, None where it has no documents."""
-        name = index_name(owner, thread_id) if thread_id and self._owners else ""
-        return name if name in self._owners else None
+        return self._of.get((owner, thread_id)) if thread_id else None
 
     def holds(self, index: str) -> bool:
         """Whether an index is one of these."""
@@ -83,8 +85,8 @@ class ThreadFiles:
         """Searches a conversation's documents on behalf of its owner in that conversation, and shows them to the owner."""
 
         async def run(call: Call) -> AsyncIterator[Event]:
-            who = call.caller.name if call.caller else ""
-            of_thread = call.task == "document" or call.endpoint == index_name(who, call.thread_id or "")
+            who = call.caller.principal if call.caller else ""
+            of_thread = call.task == "document" or call.endpoint == self.find(who, call.thread_id)
             if self._owners.get(call.endpoint) != who or not of_thread:
                 raise not_found("There is no such document of yours: those of a conversation are its owner's, and go with it.")
             async with aclosing(index_engine(self._opened())(call)) as events:  # type: ignore[type-var]
@@ -107,26 +109,26 @@ class ThreadFiles:
         ------
         CallError: 400 that says why it cannot be read, 413 where it is too much.
         """
-        held = [each for each in self.list(who.name, thread_id) if each.name != name]
+        held = [each for each in self.list(who.principal, thread_id) if each.name != name]
         if len(held) >= MOST_FILES or sum(each.size for each in held) + len(content) > MOST_BYTES:
             most = f"{MOST_FILES} documents and {MOST_BYTES >> 20} MB"
             raise CallError(f"A conversation holds {most} at most: remove one first.", status=413, code="REQUEST_TOO_LARGE")
-        index = index_name(who.name, thread_id)
+        index = self.find(who.principal, thread_id) or index_name(who.principal, thread_id)
         with self._alone(index):
             self._add(who, thread_id, index, name, content)
-            return self.list(who.name, thread_id)
+            return self.list(who.principal, thread_id)
 
     def _add(self, who: Caller, thread_id: str, index: str, name: str, content: bytes) -> None:
         files = self._files(index)
         files.mkdir(parents=True, exist_ok=True, mode=0o700)
-        told = {"owner": who.name, "thread_id": thread_id, "at": time.time()}
+        told = {"principal": who.principal, "thread_id": thread_id, "at": time.time()}
         (files.parent / "owner.json").write_text(json.dumps(told), encoding="utf-8")
         path = files / name
         path.write_bytes(content)
-        self._owners[index] = who.name
+        self._note(index, who.principal, thread_id)
         try:
             self._read(index, name)
-            self._grants.grant(f"{who.kind}:{who.name}", f"index:{index}", "CAN_QUERY")
+            self._grants.grant(who.principal, f"index:{index}", "CAN_QUERY")
         except BaseException:
             self._drop_file(index, path)
             raise
@@ -141,8 +143,8 @@ class ThreadFiles:
 
     def copy(self, who: Caller, thread_id: str, to: str) -> None:
         """Have another conversation of the caller's hold the same documents."""
-        index = self.find(who.name, thread_id)
-        for each in self.list(who.name, thread_id) if index else ():
+        index = self.find(who.principal, thread_id)
+        for each in self.list(who.principal, thread_id) if index else ():
             self.add(who, to, each.name, (self._files(index or "") / each.name).read_bytes())
 
     def forget(self, thread_id: str, owner: str) -> None:
@@ -155,7 +157,7 @@ class ThreadFiles:
         """Drop documents whose conversation (`known(thread_id, owner)`) is gone, or never came to be."""
         for index in list(self._owners):
             told = json.loads((self._files(index).parent / "owner.json").read_text(encoding="utf-8"))
-            if time.time() - told["at"] > ABANDONED and not known(told["thread_id"], told["owner"]):
+            if time.time() - told["at"] > ABANDONED and not known(told["thread_id"], self._owners[index]):
                 self._forget(index)
 
     def close(self) -> None:
@@ -164,6 +166,16 @@ class ThreadFiles:
             self._engine.dispose()
 
     # --- within ---
+
+    def _note(self, index: str, owner: str, thread_id: str) -> None:
+        self._owners[index] = owner
+        self._of[owner, thread_id] = index
+
+    def _granted(self, index: str, name: str) -> str:
+        """Whose documents are that were noted under a bare name, by the grant they came with; the user's where in doubt."""
+        named = {f"user:{name}", f"service_principal:{name}"}
+        held = {grant.principal for grant in self._grants.list(f"index:{index}")} & named
+        return held.pop() if len(held) == 1 else f"user:{name}"
 
     def _alone(self, index: str) -> threading.RLock:
         """Held while an index is changed."""
@@ -213,6 +225,8 @@ class ThreadFiles:
     def _forget(self, index: str) -> None:
         with self._alone(index):
             self._owners.pop(index, None)
+            for key in [key for key, name in list(self._of.items()) if name == index]:
+                self._of.pop(key, None)
             self._grants.forget(f"index:{index}")
             with suppress(NotFound):
                 self._opened().drop(index)

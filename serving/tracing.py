@@ -32,7 +32,7 @@ import httpx
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from governance.call import CallRecord, unavailable
+from governance.call import Caller, CallRecord, unavailable
 from serving.feedback import assess
 from serving.tracking import MlflowServer
 
@@ -121,7 +121,7 @@ class Tracer:
             self._queue.put_nowait(None)
         await asyncio.to_thread(thread.join, timeout + 2)
 
-    async def feedback(self, request_id: str, value: bool, comment: str | None, caller_name: str) -> str:
+    async def feedback(self, request_id: str, value: bool, comment: str | None, caller: Caller) -> str:
         """Keep a caller's thumb (and comment) as MLflow feedback on the trace of the answer `request_id`.
 
         A caller has one: a second replaces the first. Returns the assessment's id.
@@ -134,7 +134,7 @@ class Tracer:
             await self.flush(10)
         if not self._server.ready.is_set():
             raise unavailable("The MLflow tracking server is starting; send the feedback again in a few seconds.", retry_after=5)
-        return await assess(self._server.client, request_id, value, comment, caller_name)
+        return await assess(self._server.client, request_id, value, comment, caller)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -325,6 +325,7 @@ def _tags(record: CallRecord) -> dict[str, str]:
     call, response = record.call, record.response or {}
     facts: dict[str, Any] = {"endpoint": call.endpoint, "request_id": call.request_id, "status_code": record.status_code}
     facts["client_request_id"] = call.client_request_id
+    facts["requester_kind"] = call.caller.kind if call.caller else None
     outputs = response.get("custom_outputs")
     if isinstance(outputs, Mapping):
         facts["mode"] = outputs.get("mode")

@@ -44,7 +44,7 @@ def unit_of(call: Call, kind: str) -> str:
         if thread := call.thread_id or named or asked:
             return f"thread:{thread}"
     if kind != "request" and call.caller is not None:
-        return f"{call.caller.kind}:{call.caller.name}"
+        return call.caller.principal
     return f"request:{call.client_request_id or call.request_id}"
 
 

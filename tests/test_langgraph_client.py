@@ -234,3 +234,36 @@ def test_a_user_sees_and_deletes_what_is_remembered_and_nobody_elses(live: Live,
             assert (answer.status_code, param in answer.text) == (400, True), answer.text
         assert raw.post("/store/items/search", json={"filter": {"a": {"$near": 1}}}).status_code == 400
         assert raw.put("/store/items", json={"key": "k", "value": {"text": "x" * 70_000}}).status_code == 400
+
+
+def test_a_user_and_a_service_principal_of_one_name_share_nothing(live: Live, client: Any) -> None:
+    with live.client() as admin:
+        made = {}
+        for kind in ("user", "service_principal"):
+            made[kind] = admin.post("/api/2.0/smalti/keys", json={"name": "twin", "kind": kind}).json()["key"]
+            told = {"access_control_list": [{f"{kind}_name": "twin", "permission_level": "CAN_QUERY"}]}
+            admin.patch("/api/2.0/permissions/serving-endpoints/echo", json=told).raise_for_status()
+    with (
+        get_sync_client(url=live.url, api_key=made["user"]) as user,
+        get_sync_client(url=live.url, api_key=made["service_principal"]) as robot,
+    ):
+        thread = user.threads.create()["thread_id"]
+        run = user.runs.create(thread, "echo", input=human("mine alone"))["run_id"]
+        user.runs.join(thread, run)
+        user.store.put_item(["memories"], key="k", value={"text": "tea"})
+        assert robot.threads.search() == []
+        for ask in (robot.threads.get, robot.threads.get_state, robot.threads.get_history, robot.runs.list, robot.threads.delete):
+            with pytest.raises(NotFoundError):
+                ask(thread)
+        with pytest.raises(NotFoundError):
+            robot.runs.get(thread, run)
+        with refused(404):
+            robot.runs.wait(thread, "echo", input=human("go on"))
+        assert robot.store.search_items([])["items"] == []
+        assert [each["thread_id"] for each in user.threads.search()] == [thread]
+        assert user.runs.get(thread, run)["status"] == "success"
+        asked = {"model": "echo", "input": "and?", "conversation": thread}
+        for secret, status in ((made["service_principal"], 404), (made["user"], 200)):
+            headers = {"Authorization": f"Bearer {secret}"}
+            answer = httpx.post(f"{live.url}/v1/responses", json=asked, headers=headers, timeout=60, trust_env=False)
+            assert answer.status_code == status, answer.text

@@ -16,6 +16,7 @@ from governance.call import CallError
 from governance.grants import Grants
 from governance.oauth import OAuth
 from retrieval.rows.tables import SourceTables
+from serving.engines import skops
 from serving.registry import Registry
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _tabular(name: str) -> None:
     from mlflow.models import infer_signature
     from sklearn.linear_model import LinearRegression
 
+    skops.import_lean()
     rows = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [2.0, 1.0, 4.0, 3.0], "c": [3.0, 5.0, 1.0, 2.0]})
     model = LinearRegression().fit(rows, rows["a"] + 2 * rows["b"] - rows["c"])
     sklearn.log_model(

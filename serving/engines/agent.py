@@ -63,7 +63,7 @@ def agent_engine(
         inner_loop.set(asyncio.get_running_loop())
         site = base_url(call) if callable(base_url) else base_url
         state: Mapping[str, Any] = {}
-        owner = call.caller.name if call.caller else ""
+        owner = call.caller.principal if call.caller else ""
         parts = runtime.stream(agent, messages, thread_id=call.thread_id, owner=owner, run_id=call.request_id, decisions=decided)
         started = False
         try:

@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 from governance.call import Event, unavailable
@@ -37,7 +38,8 @@ def prompt_body(payload: Mapping[str, Any]) -> dict[str, Any]:
     """A Responses request as a request of the older text completions, whose prompt is all that was said."""
     said = [text_of(item["content"]) for item in payload.get("input") or () if item.get("type", "message") == "message"]
     copied = {key: payload.get(key) for key in _COPIED if key != "parallel_tool_calls"}
-    return present(copied | {"prompt": "\n".join(said), "max_tokens": payload.get("max_output_tokens")})
+    logprobs = (payload.get("top_logprobs") or 0) if LOGPROBS in (payload.get("include") or ()) else None
+    return present(copied | {"prompt": "\n".join(said), "max_tokens": payload.get("max_output_tokens"), "logprobs": logprobs})
 
 
 class Chunks:
@@ -73,7 +75,7 @@ class Chunks:
         events: list[Event] = []
         for choice in (chunk.get("choices") or ())[:1]:
             delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            logprobs = (choice.get("logprobs") or {}).get("content")
+            logprobs = _logprobs(choice.get("logprobs") or {})
             if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
                 events += self._answer.write(text or "", logprobs)
             for position, call in enumerate(delta.get("tool_calls") or ()):
@@ -100,6 +102,22 @@ class Chunks:
         written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
         usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
         return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
+
+
+def _logprobs(told: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+    """Log probabilities as Chat Completions tell them; text completions do it in parallel lists (llama.cpp's as in a chat)."""
+    if not (tokens := told.get("tokens")):
+        return told.get("content")
+    rows = zip_longest(tokens, told.get("token_logprobs") or (), told.get("top_logprobs") or ())
+    return [
+        _token(token, own) | {"top_logprobs": [_token(*other) for other in (others or {}).items()]}
+        for token, own, others in rows
+        if token is not None and own is not None
+    ]
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _content(content: Any) -> str:

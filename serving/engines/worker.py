@@ -23,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from serving.engines import skops
 from serving.engines.rows import FORMATS, Refused, Table, reader, typed
 
 _LENGTH = struct.Struct(">I")
@@ -102,9 +103,14 @@ class Model:
     """A loaded model, and how its requests are read."""
 
     def __init__(self, path: str) -> None:
+        import mlflow.models
         import mlflow.pyfunc
 
-        self.pyfunc = mlflow.pyfunc.load_model(path)
+        about = mlflow.models.Model.load(path)
+        if about.flavors.get("sklearn", {}).get("serialization_format") == "skops":
+            skops.import_lean()
+        # what the model requires was compared with this environment before: MLflow would list every installed file for it
+        self.pyfunc = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         meta = self.pyfunc.metadata
         flavor = meta.flavors["python_function"]
         self.loader = str(flavor.get("loader_module"))

@@ -35,7 +35,7 @@ class Attached:
         latest, files, thread = self._loads.begin(), self.page.services.files, self.page.thread_id
         found: Sequence[File] = ()
         if files is not None and thread is not None:
-            found = await asyncio.to_thread(files.list, self.page.caller.name, thread)
+            found = await asyncio.to_thread(files.list, self.page.caller.principal, thread)
         if latest():
             self.files = found
             self._draw()
@@ -54,7 +54,7 @@ class Attached:
         self._draw()
         try:
             who = await page.who()
-            held = page.services.uploads.take(str(answer["id"]), who.name)
+            held = page.services.uploads.take(str(answer["id"]), who.principal)
             if held is not None:
                 await asyncio.to_thread(files.add, who, thread, held.name, held.content)
         except CallError as error:
@@ -65,14 +65,14 @@ class Attached:
         finally:
             self._reading.remove(name)
         if page.client.is_deleted and not page.said:
-            await asyncio.to_thread(files.forget, thread, page.caller.name)
+            await asyncio.to_thread(files.forget, thread, page.caller.principal)
         elif page.thread_id == thread:
             await self.show()
 
     async def remove(self, name: str) -> None:
         files, thread = self.page.services.files, self.page.thread_id
         if files is not None and thread is not None:
-            await asyncio.to_thread(files.remove, self.page.caller.name, thread, name)
+            await asyncio.to_thread(files.remove, self.page.caller.principal, thread, name)
         await self.show()
 
     async def take_along(self, before: str, to: str) -> None:
@@ -85,7 +85,7 @@ class Attached:
         """Drop what was handed to a conversation in which nothing was said."""
         files, thread = self.page.services.files, self.page.thread_id
         if files is not None and thread is not None and self.files and not self.page.said:
-            forget = asyncio.to_thread(files.forget, thread, self.page.caller.name)
+            forget = asyncio.to_thread(files.forget, thread, self.page.caller.principal)
             background_tasks.create(forget, name="documents of a conversation that was not begun")
         self.files = ()
         if not self.page.client.is_deleted:

@@ -262,7 +262,7 @@ class ChatPage:
             if question:
                 self._question(question)
             self._go(f"/?thread={thread_id}")
-            self._follow(self.services.answers.begin(self.services.dispatcher, call, self.caller.name, question))
+            self._follow(self.services.answers.begin(self.services.dispatcher, call, self.caller.principal, question))
 
     def _follow(self, answer: Answer) -> None:
         """Draw an answer as it comes."""
@@ -321,7 +321,7 @@ class ChatPage:
         return await asyncio.to_thread(self.services.identity.authenticate, self._credential)
 
     async def owner(self) -> str:
-        return (await self.who()).name
+        return (await self.who()).principal
 
     def _gone(self) -> None:
         self._unwatch()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.ui.services import UiServices
 
 STATIC = Path(__file__).parent / "static"
-_SECTIONS = ("endpoints", "journal", "indexes", "experiments", "finetuning", "evaluations", "access")
+_SECTIONS = ("endpoints", "journal", "indexes", "experiments", "finetuning", "evaluations", "review", "access")
 PAGES = ("/", "/console", *(f"/console/{section}" for section in _SECTIONS))
 SCOPE_KEY = "smalti.ui"
 """Where a page finds `(services, caller, credential)` in its request's scope."""

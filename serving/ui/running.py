@@ -24,7 +24,7 @@ class Answer:
 
     Parameters
     ----------
-    owner: name of who asked.
+    owner: principal who asked.
     question: what was asked; "" where a decision was sent.
     """
 

@@ -103,6 +103,11 @@ class ConsoleData(Protocol):
     Rows of calls are those of the inference table; no secret and, in lists, no payload is among them.
     """
 
+    @property
+    def mlflow(self) -> bool:
+        """Whether MLflow's pages are there to be linked to."""
+        ...
+
     async def usage(self, who: Caller, since: str) -> Sequence[Row]:
         """`governance.hourly.read` by hour and endpoint, from an hour on."""
         ...

@@ -92,7 +92,7 @@ def routes(services: UiServices) -> list[Route]:
                 if len(content) > LARGEST:
                     return JSONResponse({"message": f"The file is larger than {LARGEST >> 20} MB."}, 413)
             name = plain_name(request.query_params.get("name", ""))
-            identifier = services.uploads.add(caller.name, name, bytes(content))
+            identifier = services.uploads.add(caller.principal, name, bytes(content))
         except CallError as error:
             return JSONResponse({"message": error.message}, error.status)
         except ClientDisconnect:

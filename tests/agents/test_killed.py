@@ -28,15 +28,15 @@ def run_and_kill(command: list[str], after: int) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("after", [1, 5, 7, 9])
-async def test_the_next_turn_works(tmp_path: Path, after: int) -> None:
-    command = [sys.executable, "-m", "tests.agents.killed", str(tmp_path)]
+@pytest.mark.parametrize(("pattern", "after"), [("rag", 1), ("rag", 5), ("rag", 9), ("router", 13)])
+async def test_the_next_turn_works(tmp_path: Path, pattern: str, after: int) -> None:
+    command = [sys.executable, "-m", "tests.agents.killed", str(tmp_path), pattern]
     run_and_kill(command, after)
     notes = (tmp_path / "notes").read_text().split() if (tmp_path / "notes").exists() else []
     engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
     runtime = Runtime(engine, tmp_path / "checkpoints.db")
     assert next(turn.text for turn in await runtime.turns("t", "ann")) == "Note it."
-    revived = agent(tmp_path, "What was noted?", "It is noted [1].")
+    revived = agent(tmp_path, "What was noted?", "It is noted [1].", pattern=pattern)
     parts = [p async for p in runtime.stream(revived, [HumanMessage("And?")], thread_id="t", owner="ann", run_id="r2")]
     assert parts[-1][2]["messages"][-1].content
     sent = revived._arguments[0].calls[-1]

@@ -18,7 +18,7 @@ from app import cli
 from finetune.hot_load import hot_load
 from finetune.lora_rules import lint
 from finetune.runs import RunError
-from serving.engines.vllm import _free_port
+from serving.engines.http_process import _free_port
 from tests.live import wait_until
 from tests.serving import vllm_double
 

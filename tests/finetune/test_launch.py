@@ -87,7 +87,7 @@ def test_a_job_of_databricks_names_what_it_needs(made: Path, tmp_path: Path) -> 
     assert found["compute"] == {"num_accelerators": 8, "accelerator_type": "GPU_8xH100"}
     assert "finetune run recipes/reviews.yaml 'launcher={kind: torchrun, processes: 8}'" in found["command"]
     assert any(need.startswith("torch<") for need in found["environment"]["dependencies"])
-    assert not any(need.startswith("pytest") for need in found["environment"]["dependencies"])
+    assert not any(need.startswith("ruff") for need in found["environment"]["dependencies"])
     with pytest.raises(RecipeError, match="machine of 8: set processes: 8"):
         job(recipe(made, launcher={"kind": "databricks", "accelerator": "GPU_8xH100"}), Path("r.yaml"))
 

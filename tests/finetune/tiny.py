@@ -16,24 +16,58 @@ GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 FILLER = ("it", "is", "was", "the", "film", "we", "saw", "so", "very", "a", "day")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLER, *map(str, range(10)))
 
+_BERT = {
+    "vocab_size": len(WORDS), "max_position_embeddings": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64,
+}  # fmt: skip
+
 
 def bert(folder: Path) -> Path:
     """A BERT of two layers, 32 wide, with a vocabulary of whole words."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    BertModel(BertConfig(**_BERT), add_pooling_layer=False).save_pretrained(folder)
+    _words(folder)
+    return folder
+
+
+def bert_unbuilt(folder: Path) -> Path:
+    """The same, with other weights; imports no torch, which takes seconds."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    draw, wide, inner = np.random.default_rng(0), _BERT["hidden_size"], _BERT["intermediate_size"]
+    tables = {"word": _BERT["vocab_size"], "position": _BERT["max_position_embeddings"], "token_type": 2}
+    shapes = {f"embeddings.{name}_embeddings": (rows, wide) for name, rows in tables.items()}
+    norms = ["embeddings.LayerNorm"]
+    for layer in (f"encoder.layer.{i}" for i in range(_BERT["num_hidden_layers"])):
+        shapes |= {f"{layer}.attention.self.{name}": (wide, wide) for name in ("query", "key", "value")}
+        shapes |= {f"{layer}.attention.output.dense": (wide, wide), f"{layer}.intermediate.dense": (inner, wide)}
+        shapes |= {f"{layer}.output.dense": (wide, inner)}
+        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
+    weights = {f"{name}.weight": draw.normal(0, 0.02, shape).astype("float32") for name, shape in shapes.items()}
+    weights |= {f"{name}.bias": np.zeros(shape[0], "float32") for name, shape in shapes.items() if "_embeddings" not in name}
+    weights |= {f"{name}.weight": np.ones(wide, "float32") for name in norms}
+    weights |= {f"{name}.bias": np.zeros(wide, "float32") for name in norms}
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"], **_BERT}))
+    _words(folder)
+    return folder
+
+
+def _words(folder: Path) -> None:
+    """A tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
     pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ends)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def reviews(file: Path, rows: int, seed: int) -> Path:

@@ -21,6 +21,13 @@ from governance.tables import experiment_events
 NOW = time.time_ns()
 
 
+@pytest.fixture(autouse=True)
+def _now() -> None:
+    """A test's calls are made now, not when this file was read."""
+    global NOW
+    NOW = time.time_ns()
+
+
 class Rows:
     """Writes calls of the endpoint `e` to a real journal."""
 

@@ -78,9 +78,13 @@ set_model(Dying())
 """
 
 REGISTER = """
-import sys, json, warnings
+import sys, warnings
+from contextlib import suppress
 from pathlib import Path
 warnings.simplefilter("ignore")
+from app import cli
+with suppress(SystemExit):  # in this process: importing MLflow takes longer than all it does here
+    cli(["conformance", "prepare", "--json"])
 import mlflow
 home = Path(sys.argv[1])
 mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")

@@ -21,7 +21,7 @@ from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied, Resour
 from databricks.sdk.service import serving as s
 from openai import OpenAI
 
-from tests.live import Live, serving, smalti, start, wait_until
+from tests.live import ROOT, Live, environment, serving, start, wait_until
 from tests.serving import models
 
 SOON = datetime.timedelta(seconds=60)
@@ -35,13 +35,13 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     docs.mkdir()
     (docs / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
     home = folder / "home"
-    done = smalti("conformance", "prepare", "--json", home=home)
-    assert done.returncode == 0, done.stderr
+    home.mkdir()
     for name in ("chat", "agent", "chatagent", "dying"):
         (home / f"{name}.py").write_text(getattr(models, name.upper()))
     command = [sys.executable, "-c", models.REGISTER, str(home), "chat", "agent", "chatagent", "dying"]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    made = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=100)
     assert made.returncode == 0, made.stderr
+    assert '"main.default.tiny_tabular"' in made.stdout
     with serving(home, docs) as running:
         w = workspace(running)  # all at once: their models are loaded side by side, while the first tests run
         w.serving_endpoints.create("rows", config=config(entity("tiny_tabular")))

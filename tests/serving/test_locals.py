@@ -17,7 +17,7 @@ import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
 from databricks.sdk.service import serving as s
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import APIError, BadRequestError, NotFoundError, OpenAI
 
 from serving.settings import LocalModel, Settings, SettingsError
 from tests.live import Live, serving, smalti, wait_until
@@ -193,6 +193,28 @@ def test_vllm_serves_beside_it_and_its_metrics_are_passed_on(live: Live, folder:
         assert said(client, "big:poet", "hello").strip() == "poet chat hello"
         wait_until(lambda: 'vllm:generation_tokens_total{endpoint="big"}' in http.get("/metrics").text)
         assert "something_else" not in http.get("/metrics").text
+
+
+def test_log_probabilities_of_a_bare_prompt_come_from_a_model_in_a_process_of_its_own(client: OpenAI) -> None:
+    asked: Any = {"model": "big", "prompt": "hello"}
+    told = client.completions.create(**asked, logprobs=2).choices[0].logprobs
+    assert told is not None
+    assert (told.tokens, told.token_logprobs, told.text_offset) == (["base ", "prompt ", "hello "], [-0.5] * 3, [0, 5, 12])
+    assert (told.top_logprobs or [])[2] == {"hello ": -0.5, "other": -1.5}
+    own = client.completions.create(**asked, logprobs=0).choices[0].logprobs
+    assert own is not None
+    assert (own.token_logprobs, own.top_logprobs) == ([-0.5] * 3, [{}] * 3)
+    streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(**asked, logprobs=1, stream=True)]
+    assert [token for each in streamed if each for token in each.tokens or ()] == told.tokens
+    assert client.completions.create(**asked).choices[0].logprobs is None
+
+
+def test_a_vllm_that_dies_in_the_middle_of_a_stream_is_told_of_and_comes_back(client: OpenAI) -> None:
+    stream = client.chat.completions.create(model="big", messages=[{"role": "user", "content": "one two DIE three"}], stream=True)
+    heard: list[str] = []
+    with pytest.raises(APIError, match=r"broke the connection|in the middle"):
+        heard.extend(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert said(client, "big", "hello").strip() == "base chat hello"  # waits for it
 
 
 @pytest.mark.parametrize("model", ["tiny", "tuned"])

@@ -152,8 +152,8 @@ def test_the_mlflow_client_reads_it(site: Site) -> None:
     for one in records:
         site.tracer(one)
     request_id = records[-1].call.request_id
-    site.run(site.tracer.feedback(request_id, False, "too short", "alice"))
-    site.run(site.tracer.feedback(request_id, True, "good after all", "alice"))
+    site.run(site.tracer.feedback(request_id, False, "too short", Caller("alice")))
+    site.run(site.tracer.feedback(request_id, True, "good after all", Caller("alice")))
     script = f"""
 import mlflow
 mlflow.set_tracking_uri("sqlite:///{site.server.home}/mlflow.db")
@@ -201,9 +201,11 @@ def test_feedback_belongs_to_who_asked(site: Site) -> None:
     records = turn()
     for one in records:
         site.tracer(one)
-    for request_id, name in ((records[-1].call.request_id, "mallory"), (uuid.uuid4().hex, "alice"), ("../../x", "alice")):
+    own, alice = records[-1].call.request_id, Caller("alice")
+    namesake = Caller("alice", "service_principal")
+    for request_id, who in ((own, Caller("mallory")), (own, namesake), (uuid.uuid4().hex, alice), ("../../x", alice)):
         with pytest.raises(CallError) as caught:
-            site.run(site.tracer.feedback(request_id, True, None, name))
+            site.run(site.tracer.feedback(request_id, True, None, who))
         assert caught.value.status == 404
 
 
@@ -260,7 +262,7 @@ async def test_it_stops_in_time_when_the_server_is_away(tmp_path: Any) -> None:
     assert time.perf_counter() - began < 2
     assert (tracer.exported, tracer.dropped) == (0, 1)
     with pytest.raises(CallError) as caught:
-        await tracer.feedback(uuid.uuid4().hex, True, None, "alice")
+        await tracer.feedback(uuid.uuid4().hex, True, None, Caller("alice"))
     assert caught.value.status == 503
 
 

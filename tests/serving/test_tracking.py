@@ -31,6 +31,7 @@ from serving.model_access import ModelAccess
 from serving.registry import Registry
 from serving.tracking import MlflowServer
 from serving.tracking_routes import router
+from serving.ui.console.finetuning import mlflow_url
 
 CALLERS = {"key-alice": Caller("alice"), "key-admin": Caller("admin", admin=True)}
 
@@ -218,7 +219,10 @@ def test_what_was_registered_does_not_change_with_its_run(site: Site, alice: htt
 
 @pytest.mark.browser
 def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client, chromium: Browser) -> None:
-    assert alice.post("/api/2.0/mlflow/experiments/create", json={"name": "seen in the page"}).status_code == 200
+    made = alice.post("/api/2.0/mlflow/experiments/create", json={"name": "seen in the page"}).json()["experiment_id"]
+    run = alice.post("/api/2.0/mlflow/runs/create", json={"experiment_id": made, "run_name": "films-7"}).json()["run"]["info"][
+        "run_id"
+    ]
     context = chromium.new_context()
     context.add_cookies([{"name": "smalti_session", "value": "key-alice", "url": site.url}])
     page = context.new_page()
@@ -231,6 +235,10 @@ def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client, chromium: 
     )
     page.goto(f"{site.url}/mlflow/#/experiments")
     page.get_by_text("seen in the page").first.wait_for(timeout=30_000)
+    for experiment in (made, None):  # the console's link to a run, also where the run does not know its experiment
+        page.goto(site.url + mlflow_url({"mlflow_run_id": run, "mlflow_experiment_id": experiment}))
+        page.get_by_text("films-7").first.wait_for(timeout=30_000)
+        page.goto(f"{site.url}/mlflow/#/experiments")
     context.close()
     assert failed == []
     assert asked == set()  # nothing is fetched from outside

@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             while HANGING.is_set():
                 time.sleep(0.1)
             COUNTS["tokens"] += 1
-            self._chunk({"delta": {"content": word + " "}} if chat else {"text": word + " "})
+            self._chunk({"delta": {"content": word + " "}} if chat else {"text": word + " ", "logprobs": logprobs(word, body)})
         COUNTS["running"] -= 1
         usage = {"prompt_tokens": 3, "completion_tokens": len(words)}
         self._chunk(({"delta": {}} if chat else {"text": ""}) | {"finish_reason": "stop"}, usage=usage)
@@ -97,6 +97,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def logprobs(word: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Of one token, as text completions tell them."""
+    if (count := body.get("logprobs")) is None:
+        return None
+    best = {word + " ": -0.5, "other": -1.5}
+    return {
+        "tokens": [word + " "],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [dict(list(best.items())[:count])] if count else None,
+        "text_offset": [0],
+    }
 
 
 def main() -> None:

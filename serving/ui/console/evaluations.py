@@ -77,7 +77,7 @@ class EvaluationsPage(ConsolePage):
                 tag("h2", text=f"{each['endpoint']} on {PurePath(each['dataset']).name}")
                 with tag("div", "head-tools"):
                     tag("a", "link", "Report", href=report_url(each["id"]), target="_blank", rel="noopener")
-                    if each["run_id"]:
+                    if each["run_id"] and self.data.mlflow:
                         tag("a", "link", "Run in MLflow", href=mlflow_url(each), target="_blank", rel="noopener")
             self._facts(each)
             if each["conditions"]:

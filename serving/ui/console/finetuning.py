@@ -104,7 +104,7 @@ class FineTuningPage(ConsolePage):
         with tag("div", "section-head"):
             tag("h2", text=run["name"])
             with tag("div", "head-tools"):
-                if run["mlflow_run_id"]:
+                if run["mlflow_run_id"] and self.data.mlflow:
                     tag("a", "link", "Run in MLflow", href=mlflow_url(run), target="_blank", rel="noopener")
                 good = run["status"] in ("COMPLETED", "RUNNING")
                 tag("span", f"status {'good' if good else 'bad' if run['status'] == 'FAILED' else 'warn'}", run["status"])
@@ -223,8 +223,9 @@ def registered(run: Row) -> str:
 
 
 def mlflow_url(run: Row) -> str:
-    """Where MLflow shows a run; it finds the experiment by the run."""
-    return f"/mlflow/#/experiments/0/runs/{quote(run['mlflow_run_id'], safe='')}"
+    """Where MLflow shows a run; of a run that does not know its experiment, MLflow finds it."""
+    experiment = quote(run.get("mlflow_experiment_id") or "0", safe="")
+    return f"/mlflow/#/experiments/{experiment}/runs/{quote(run['mlflow_run_id'], safe='')}"
 
 
 def curves(events: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float]]]]:

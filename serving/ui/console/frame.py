@@ -29,6 +29,7 @@ SECTIONS = {
     "Experiments": "/console/experiments",
     "Fine-tuning": "/console/finetuning",
     "Evaluations": "/console/evaluations",
+    "Review": "/console/review",
     "Access": "/console/access",
 }
 OWNERS_ONLY = ("Evaluations", "Access")
@@ -135,10 +136,10 @@ class ConsolePage:
                 if error.status == 401:
                     self.tell(error)
                 else:
-                    ui.notify(error.message, type="negative", position="top", multi_line=True)
+                    ui.notify(error.message, type="negative", position="bottom", multi_line=True)
                 return
             if done:
-                ui.notify(done, position="top")
+                ui.notify(done, position="bottom")
             await self.show()
 
         return handler
@@ -278,9 +279,10 @@ def register() -> None:
     from serving.ui.console.home import HomePage
     from serving.ui.console.indexes import IndexesPage
     from serving.ui.console.journal import JournalPage
+    from serving.ui.console.review import ReviewPage
 
-    pages = (HomePage, EndpointsPage, JournalPage, IndexesPage, ExperimentsPage, FineTuningPage, EvaluationsPage, AccessPage)
-    for kind in pages:
+    pages = (HomePage, EndpointsPage, JournalPage, IndexesPage, ExperimentsPage, FineTuningPage, EvaluationsPage)
+    for kind in (*pages, ReviewPage, AccessPage):
         _register(kind)
 
 

@@ -122,7 +122,7 @@ class NewRun:
             )
         try:
             who = await self.page.who()
-            asked = self._asked(given, who.name)
+            asked = self._asked(given, who.principal)
             if do == "plan":
                 price = given.get("price", "").strip()
                 found = await self.page.api("POST", f"{AT}/plan", json=asked, params={"price": price} if price else {})

@@ -55,17 +55,21 @@ class SchemaField:
                 tag("small", text=self.about, id=told)
 
 
-def fields(schema: Schema, prefix: str = "", root: Schema | None = None) -> Iterator[SchemaField]:
-    """The fields of an object; those of objects in it have dotted names. Constants are left out."""
+def fields(schema: Schema, prefix: str = "", root: Schema | None = None, *, optional: bool = False) -> Iterator[SchemaField]:
+    """The fields of an object; those of objects in it have dotted names. Constants are left out.
+
+    `optional`: the object may be left out, so that none of its fields is needed.
+    """
     root = root or schema
-    needed = set(schema.get("required") or ())
+    needed = set() if optional else set(schema.get("required") or ())
     for name, given in (schema.get("properties") or {}).items():
         one = _resolved(given, root)
         if "const" in one:
             continue
         path = f"{prefix}{name}"
         if one.get("type") == "object" and "properties" in one:
-            yield from fields(one, f"{path}.", root)
+            may_lack = name not in needed and given.get("default", {}) is None
+            yield from fields(one, f"{path}.", root, optional=optional or may_lack)
             continue
         kind = str(one.get("type", "string"))
         options = [str(each) for each in one.get("enum") or ()] or (["true", "false"] if kind == "boolean" else [])

@@ -53,7 +53,7 @@ def table(
     opens: str | None = None,
     on_open: Callable[[str], Any] | None = None,
 ) -> ui.table | None:
-    """A table under its heading; `empty` is said where there are no rows.
+    """A table under its heading, of the columns that say something; `empty` is said where there are no rows.
 
     Parameters
     ----------
@@ -78,10 +78,12 @@ def table(
         tag("p", "hint empty-state", text=empty)
         return None
     numeric = {name for name, _ in columns if all(isinstance(row.get(name), int | float | None) for row in rows)}
+    filled = {name for name, _ in columns if any(row.get(name) not in (None, "") for row in rows)}  # the CSV has them all
     made = ui.table(
         columns=[
             {"name": name, "label": label, "field": name, "sortable": True, "align": "right" if name in numeric else "left"}
             for name, label in columns
+            if name in filled
         ],
         rows=[{**row, "__key": str(row.get(key))} for row in rows],
         row_key="__key",

@@ -10,13 +10,16 @@
   // --- scroll: follow the answer while the reader is at the end, stay where they are otherwise
   let pinned = true;
   const scroller = () => $("#scroller");
+  let wasAt = 0;
   const toEnd = () => { const s = scroller(); if (s) s.scrollTop = s.scrollHeight; };
   const pin = () => { pinned = true; toEnd(); mark(); };
   const mark = () => $("#to-end")?.classList.toggle("shown", !pinned);
   document.addEventListener("scroll", (event) => {
     if (event.target.id !== "scroller") return;
     const s = event.target;
-    pinned = s.scrollHeight - s.scrollTop - s.clientHeight < 60;
+    const atEnd = s.scrollHeight - s.scrollTop - s.clientHeight < 60;
+    if (atEnd || s.scrollTop < wasAt) pinned = atEnd; // what grew meanwhile is no reader who went up
+    wasAt = s.scrollTop;
     mark();
     hideCard();
   }, true);

@@ -196,6 +196,9 @@ def test_log_probabilities_come_with_the_text(ask: Ask) -> None:
     told = response["output"][0]["content"][0]["logprobs"]
     assert len(told) >= 3  # a character may be made of several tokens
     assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in told)
+    bare = ask(include=["message.output_text.logprobs"], top_logprobs=2, max_output_tokens=4, raw=True)
+    assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in bare["output"][0]["content"][0]["logprobs"])
+    assert bare["output"][0]["content"][0]["logprobs"]
     none = ask(include=["message.output_text.logprobs"], max_output_tokens=4)
     assert all(each["top_logprobs"] == [] for each in none["output"][0]["content"][0]["logprobs"])
 

@@ -14,7 +14,7 @@ from serving.protocols import invocations
         ({"messages": [{"role": "user", "content": "x"}]}, "llm/v1/chat", "chat"),
         ({"input": "x"}, "llm/v1/embeddings", "embeddings"),
         ({"input": "x"}, "agent/v1/responses", "responses"),
-        ({"input": "x"}, None, "responses"),
+        ({"input": "x"}, None, "chat"),  # there is no such endpoint, whatever the body
         ({"prompt": "x", "extra_params": {"seed": "3", "user": "ann"}}, "llm/v1/chat", "completions"),
     ],
 )

@@ -106,16 +106,22 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def console(live: Live, world, context):
-    """Opens a page of the console, signed in by a key."""
+    """Opens a page of the console, signed in by a key; the first time through the sign-in page."""
     context.asked_of = live.url
+    sessions = live.told.setdefault("sessions", {})
 
     def go(path: str = "/console", key: str = KEY) -> Page:
         page = context.new_page()
-        page.goto(f"{live.url}/login?next={path}")
-        page.get_by_label("Access key").fill(key)
-        page.get_by_role("button", name="Sign in").click()
+        if key in sessions:
+            context.add_cookies(sessions[key])
+            page.goto(f"{live.url}{path}")
+        else:
+            page.goto(f"{live.url}/login?next={path}")
+            page.get_by_label("Access key").fill(key)
+            page.get_by_role("button", name="Sign in").click()
         page.locator(".console-body h1").wait_for(timeout=30_000)
         page.wait_for_function("window.did_handshake", timeout=30_000)  # what is typed before it reaches nobody
+        sessions[key] = context.cookies(live.url)
         return page
 
     return go

@@ -76,7 +76,7 @@ def test_chat_and_documents(world, sign_in):
 def test_the_console(console):
     page = console()
     wrong = both(page, "home")
-    for name in ("Endpoints", "Journal", "Indexes", "Experiments", "Fine-tuning", "Evaluations", "Access"):
+    for name in ("Endpoints", "Journal", "Indexes", "Experiments", "Fine-tuning", "Evaluations", "Review", "Access"):
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("heading", name=name, exact=True, level=1)).to_be_visible()
         expect(page.locator(".grid, .empty-state").first).to_be_visible()
@@ -84,5 +84,6 @@ def test_the_console(console):
         if name in ("Endpoints", "Journal"):
             opens.click()
             expect(page.locator(".detail h2")).to_be_visible()
-        wrong += both(page, name)
+        filled = name in ("Endpoints", "Journal", "Indexes", "Access")  # the others are looked at where they have rows
+        wrong += both(page, name) if filled else axe(page, name)
     assert not wrong, "\n".join(wrong)

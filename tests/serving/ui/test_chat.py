@@ -179,7 +179,7 @@ def test_threads_are_searched_and_exported(world, sign_in):
     page = sign_in()
     ask(page, "How do I install it?")
     done(page)
-    world.engine.threads.add("admin", "Rotating the pepper", time.time())
+    world.engine.threads.add("user:admin", "Rotating the pepper", time.time())
     page.get_by_label("Search conversations").fill("pepper")
     expect(page.locator(".thread")).to_have_count(1)
     page.get_by_label("Search conversations").fill("nothing has this")
@@ -237,7 +237,7 @@ def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
 
 
 def test_a_thread_of_another_caller_is_not_there(world, sign_in):
-    other = world.engine.threads.add("someone-else", "Secret plans", time.time())
+    other = world.engine.threads.add("user:someone-else", "Secret plans", time.time())
     page = sign_in(world.alice_key)
     page.goto(f"{world.url}/?thread={other}")
     expect(page.get_by_text("This conversation does not exist any more.")).to_be_visible()
@@ -389,7 +389,7 @@ def test_payloads_never_run(world, sign_in, samples):
     assert passage.evaluate("(e) => e.textContent") == samples.hostile
     assert passage.evaluate("window.__xss === undefined")
     page.keyboard.press("Escape")
-    added = [world.engine.threads.add("admin", payload, time.time() + i) for i, payload in enumerate(samples.xss)]
+    added = [world.engine.threads.add("user:admin", payload, time.time() + i) for i, payload in enumerate(samples.xss)]
     page.goto(f"{world.url}/?thread={added[1]}")
     page.locator(".thread.current").wait_for()
     titles = page.locator(".thread-open span").all_text_contents()
@@ -420,9 +420,9 @@ def test_it_looks_right(world, sign_in, samples):
     samples.artifacts.mkdir(exist_ok=True)
     now = time.time()
     ids = [
-        world.engine.threads.add("admin", "Which limits can a group have, per minute and per endpoint?", now - 4000),
-        world.engine.threads.add("admin", "Scaling past one process", now - 90_000),
-        world.engine.threads.add("admin", "Rotate the pepper", now - 300_000),
+        world.engine.threads.add("user:admin", "Which limits can a group have, per minute and per endpoint?", now - 4000),
+        world.engine.threads.add("user:admin", "Scaling past one process", now - 90_000),
+        world.engine.threads.add("user:admin", "Rotate the pepper", now - 300_000),
     ]
     for key in [key for key in world.engine.threads.rows if key not in ids]:
         del world.engine.threads.rows[key]

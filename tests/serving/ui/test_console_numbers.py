@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from serving.ui.console import finetuning, review
 from serving.ui.console.endpoints import guards_said, limit_said, shares_of
 from serving.ui.console.home import attention, overview
 from serving.ui.console.indexes import ranked
+from serving.ui.console.schema_form import fields
 from serving.ui.console.tables import csv_of
 
 NOW = datetime(2026, 11, 23, 9, 40, tzinfo=UTC)
@@ -77,3 +79,25 @@ def test_ranks_of_the_three_modes_come_together():
     found = {"hybrid": [passage("b"), passage("a")], "dense": [passage("a")], "lexical": [passage("b"), passage("c")]}
     rows = [(each["id"], each["fused"], each["dense"], each["lexical"]) for each in ranked(found)]
     assert rows == [("b", 1, None, 1), ("a", 2, 1, None), ("c", None, None, 2)]
+
+
+def test_what_an_object_needs_is_not_needed_where_the_object_may_be_left_out():
+    inner = {"type": "object", "properties": {"space": {"type": "string"}}, "required": ["space"]}
+    either = {"anyOf": [{"$ref": "#/$defs/inner"}, {"type": "null"}], "default": None}
+    schema = {"$defs": {"inner": inner}, "properties": {"sweep": either, "data": {"$ref": "#/$defs/inner"}}, "required": ["data"]}
+    assert {each.name: each.required for each in fields(schema)} == {"sweep.space": False, "data.space": True}
+
+
+def test_a_run_is_linked_within_its_experiment():
+    assert finetuning.mlflow_url({"mlflow_run_id": "ab", "mlflow_experiment_id": "7"}) == "/mlflow/#/experiments/7/runs/ab"
+    assert finetuning.mlflow_url({"mlflow_run_id": "ab", "mlflow_experiment_id": None}) == "/mlflow/#/experiments/0/runs/ab"
+
+
+def test_a_label_is_said_as_its_schema_has_it():
+    def said(kind, text):
+        return review.said({"name": "x", "input": {"type": kind}}, {"label-x": text})
+
+    assert [said("boolean", each) for each in ("yes", "no", "")] == [True, False, None]
+    assert [said("numeric", each) for each in ("2.5", "0", "many", " ")] == [2.5, 0.0, "many", None]
+    assert said("text_list", " one\n\n two ") == ["one", "two"]
+    assert said("categorical", "kind") == "kind"

@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 
 from evals.data import Prediction
 from evals.run import evaluate
-from tests.finetune.tiny import bert, reviews
+from tests.finetune.tiny import bert_unbuilt, reviews
 from tests.live import wait_until
 from tests.serving.ui.test_accessible import both
 from tests.serving.ui.test_console import pictures
@@ -118,7 +118,7 @@ def test_others_see_no_experiment_evaluation_or_run(console, live, arms):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
-    bert(folder / "base")
+    bert_unbuilt(folder / "base")
     reviews(folder / "train.jsonl", 80, 1)
     reviews(folder / "eval.jsonl", 20, 2)
     return folder
@@ -158,6 +158,7 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     expect(detail.locator("h2").first).to_have_text("films", timeout=30_000)
     expect(detail.locator(".section-head .status").first).to_have_text("COMPLETED", timeout=120_000)
     expect(detail).to_contain_text("Step 30 of 30")
+    expect(detail.get_by_role("link", name="Run in MLflow")).to_have_count(0)  # it is off here
     expect(detail.locator(".plot figcaption").first).to_have_text("Loss")
     beside = detail.locator(".grid").first
     expect(beside).to_contain_text("macro_recall")

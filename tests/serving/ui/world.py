@@ -215,7 +215,7 @@ class Engine:
         finally:
             if not done:
                 self.closed.append(call.request_id)
-            self.threads.keep(call, caller.name, question, said, citations, mode, "completed" if done else "cancelled")
+            self.threads.keep(call, caller.principal, question, said, citations, mode, "completed" if done else "cancelled")
 
     async def invoke(self, call: Call) -> Mapping[str, Any]:
         self.identity.authenticate(call.credential)
