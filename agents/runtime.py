@@ -43,11 +43,11 @@ class Runtime:
     engine: database of the thread table.
     checkpoints: file of the checkpoints (SQLite), or URL of the PostgreSQL database that holds them.
     types: classes beyond ours that agents keep in their state, allowed to be read back from a checkpoint.
-    store: what is remembered across threads, handed to graphs that were compiled without a store of their own.
+    store: gives what is remembered across threads, handed to graphs that were compiled without a store of their own.
     """
 
     def __init__(
-        self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = (), store: BaseStore | None = None
+        self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = (), store: Callable[[], BaseStore] | None = None
     ) -> None:
         self.table, self._engine = Threads(engine), engine
         self.store = store
@@ -218,8 +218,8 @@ class Runtime:
         await keep.clear()
 
     def _with_store(self, graph: CompiledStateGraph) -> CompiledStateGraph:
-        if graph.store is None:
-            graph.store = self.store
+        if graph.store is None and self.store is not None:
+            graph.store = self.store()
         return graph
 
     def _kept(self, saver: Saver, thread_id: str) -> Kept:

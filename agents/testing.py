@@ -85,7 +85,7 @@ def answer(
         from sqlalchemy import create_engine
 
         agent = Agent("test", build, model, shelf(documents), tools=tools, options=options)
-        runtime = Runtime(create_engine("sqlite://"), Path("unused"), store=InMemoryStore())
+        runtime = Runtime(create_engine("sqlite://"), Path("unused"), store=InMemoryStore)
         text, citations, steps, state = "", [], [], {}
         async for _, mode, chunk in runtime.stream(agent, [HumanMessage(question)]):
             if mode == "values":

@@ -12,12 +12,11 @@ from agents import Agent, AgentLoadError, load_builder
 from governance.call import Call, Engine, Event, unavailable
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
-from serving.mcp_client import Listed, late_engine
 from serving.settings import AgentEntity, EndpointDeclaration
-from serving.tools import make_tools
 
 if TYPE_CHECKING:
     from agents.tools.classical import Predict
+    from serving.mcp_client import Listed
     from serving.platform import Platform
 
 log = logging.getLogger("smalti")
@@ -36,7 +35,9 @@ def register_agent(platform: Platform, declaration: EndpointDeclaration, agent: 
     try:
         if platform.alone:  # the assistant that nobody declared is there for documents: made once it is asked
             engine = _later(lambda: make({}))
-        elif servers:
+        elif servers and platform.mcp:
+            from serving.mcp_client import late_engine
+
             engine = late_engine(platform.mcp, servers, make)
         else:
             engine = make({})
@@ -51,6 +52,8 @@ def register_agent(platform: Platform, declaration: EndpointDeclaration, agent: 
 
 
 def _agent(platform: Platform, declaration: EndpointDeclaration, agent: AgentEntity, description: str, listed: Listed) -> Agent:
+    from serving.tools import make_tools
+
     builder = load_builder(agent.builder)
     model, dispatcher = platform.settings.model_of(agent), platform.dispatcher
     return Agent(

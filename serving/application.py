@@ -100,7 +100,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
-    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, platform.memory))
+    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, lambda: platform.memory))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -236,6 +236,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     platform: Platform = app.state.platform
     if not platform.alone:
         await platform.runtime.open()
+        await asyncio.to_thread(lambda: platform.memory)
     await platform.runs.recover()
     await platform.lifecycle.restore()
     platform.locals.start()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -17,7 +17,6 @@ from starlette.responses import Response, StreamingResponse
 
 from agents import Runtime
 from agents.log import RUNNING, RunRecord
-from agents.memory import Memory
 from agents.tables import Thread
 from governance.call import Call, Caller, bad_request, not_found
 from serving.endpoint import Endpoint
@@ -28,6 +27,9 @@ from serving.protocols import langgraph, sse
 from serving.protocols.request import choice, take
 from serving.routes import Face
 from serving.runs import Runs
+
+if TYPE_CHECKING:
+    from agents.memory import Memory
 
 STRATEGIES = ("reject", "interrupt", "enqueue")
 """What is done with a run on a thread that has one: refused, put in its place, or begun after it."""
@@ -222,7 +224,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def router(face: Face, runtime: Runtime, runs: Runs, memory: Memory) -> APIRouter:
+def router(face: Face, runtime: Runtime, runs: Runs, memory: Callable[[], Memory]) -> APIRouter:
     """The paths of LangGraph's server that `langgraph_sdk` and chat pages for it need."""
     from importlib.metadata import version
 

@@ -5,21 +5,28 @@ Source: https://docs.langchain.com/langgraph-platform/server-api-ref
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agents.memory import Memory
 from governance.call import Caller, bad_request, not_found
 from serving.protocols.request import number, take
 
+if TYPE_CHECKING:
+    from agents.memory import Memory
+
 
 class Store:
-    """The handlers over `memory`."""
+    """The handlers over the memory that `memory` gives; it is asked for at the first request."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Callable[[], Memory]) -> None:
         self._memory = memory
+
+    async def _of(self, caller: Caller) -> Memory:
+        return (await asyncio.to_thread(self._memory)).of(caller.principal)
 
     async def put(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         key, value = take(body, "key", str, required=True), take(body, "value", dict, required=True)
@@ -29,7 +36,7 @@ class Store:
         if body.get("ttl") is not None:
             raise bad_request("Field 'ttl' is not read: what is remembered stays until it is deleted.", "ttl")
         try:
-            await self._memory.of(caller.principal).aput(_namespace(body), key, value, index)
+            await (await self._of(caller)).aput(_namespace(body), key, value, index)
         except ValueError as error:
             raise bad_request(f"This is not remembered: {error}.", "value") from None
         return Response(status_code=204)
@@ -39,13 +46,13 @@ class Store:
         if not asked.get("key"):
             raise bad_request("Missing query parameter 'key'.", "key")
         namespace = tuple(part for part in asked.get("namespace", "").split(".") if part)
-        found = await self._memory.of(caller.principal).aget(namespace, asked["key"])
+        found = await (await self._of(caller)).aget(namespace, asked["key"])
         if found is None:
             raise not_found(f"Nothing of yours has the key {asked['key'][:80]!r} in the namespace {'.'.join(namespace)[:80]!r}.")
         return found.dict()
 
     async def delete(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        await self._memory.of(caller.principal).adelete(_namespace(body), take(body, "key", str, required=True))
+        await (await self._of(caller)).adelete(_namespace(body), take(body, "key", str, required=True))
         return Response(status_code=204)
 
     async def search(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
@@ -53,13 +60,13 @@ class Store:
         asked |= {"limit": number(body, "limit", 1, 1_000, kind=int) or 10}
         asked |= {"offset": number(body, "offset", 0, 1_000_000, kind=int) or 0}
         try:
-            found = await self._memory.of(caller.principal).asearch(_namespace(body, "namespace_prefix"), **asked)
+            found = await (await self._of(caller)).asearch(_namespace(body, "namespace_prefix"), **asked)
         except ValueError as error:
             raise bad_request(f"Field 'filter' is not understood: {error}.", "filter") from None
         return {"items": [item.dict() for item in found]}
 
     async def namespaces(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        found = await self._memory.of(caller.principal).alist_namespaces(
+        found = await (await self._of(caller)).alist_namespaces(
             prefix=_namespace(body, "prefix") or None,
             suffix=_namespace(body, "suffix") or None,
             max_depth=number(body, "max_depth", 1, 100, kind=int),
@@ -69,7 +76,7 @@ class Store:
         return {"namespaces": [list(each) for each in found]}
 
     async def clear(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        return {"deleted": await self._memory.of(caller.principal).clear()}
+        return {"deleted": await (await self._of(caller)).clear()}
 
 
 def _names(value: Any) -> bool:

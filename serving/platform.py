@@ -17,7 +17,6 @@ import psutil
 from agents import AgentLoadError, Runtime, load_builder, make_reader, make_router
 from agents import router as routing
 from agents.log import RunLog
-from agents.memory import Memory
 from governance.admission import Admission
 from governance.budgets import Budgets
 from governance.call import Caller, CallRecord, not_found
@@ -48,7 +47,6 @@ from serving.feedback import assessments
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
-from serving.mcp_client import McpServers
 from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
@@ -61,8 +59,10 @@ from serving.ui.session import OneTimeCodes
 from serving.volumes import Volumes
 
 if TYPE_CHECKING:
+    from agents.memory import Memory
     from agents.state import Route, Router
     from retrieval.types import SyncReport
+    from serving.mcp_client import McpServers
     from serving.tracing import Tracer
     from serving.tracking import MlflowServer
     from serving.unity_catalog import Catalog
@@ -138,8 +138,7 @@ class Platform:
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
         self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes, self.thread_files)
-        self.memory = Memory(self.engine, self.encoder.aembed)
-        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=self.memory)
+        self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=lambda: self.memory)
         self.runtime.on_delete.append(self.thread_files.forget)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
         self.codes = OneTimeCodes()
@@ -198,17 +197,11 @@ class Platform:
         )
         for function in settings.functions:
             self._register_function(function)
-        self.mcp = McpServers(
-            settings.mcp_servers,
-            self.dispatcher,
-            self.secrets.resolved,
-            hosts=settings.upstream_hosts,
-            logs=home.path / "mcp",
-        )
+        self.mcp = self._mcp_servers() if settings.mcp_servers else None
         for declaration in settings.all_endpoints():
             self._declare(declaration)
 
-    # What belongs to MLflow is imported where it is used.
+    # What belongs to MLflow, LangGraph and MCP is imported where it is used.
 
     def _tracking(self) -> tuple[MlflowServer, Tracer]:
         from serving.tracing import Tracer
@@ -221,6 +214,19 @@ class Platform:
         from serving.unity_catalog import Catalog
 
         return Catalog(server, self.model_access)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What users are remembered by."""
+        from agents.memory import Memory
+
+        return Memory(self.engine, self.encoder.aembed)
+
+    def _mcp_servers(self) -> McpServers:
+        from serving.mcp_client import McpServers
+
+        hosts, logs = self.settings.upstream_hosts, self.home.path / "mcp"
+        return McpServers(self.settings.mcp_servers, self.dispatcher, self.secrets.resolved, hosts=hosts, logs=logs)
 
     # ---- endpoints
 
@@ -409,7 +415,8 @@ class Platform:
         for model in self._models:
             await model.aclose()
         await self.runtime.close()
-        await self.mcp.close()
+        if self.mcp:
+            await self.mcp.close()
         await asyncio.to_thread(self.budgets.close)
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)

@@ -56,13 +56,16 @@ def smalti(*arguments: str, home: Path, **more: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment(home, **more), capture_output=True, text=True, timeout=180)
 
 
-def start(home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, **more: str) -> Live:
-    """Start a server and wait until it has told that it is ready."""
+def start(
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+) -> Live:
+    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready."""
     given = ["--config", str(config)] if config else []
     command = [sys.executable, "-m", "app", *given, "serve", "--json", "--port", str(port)]
     command += ["--docs", str(docs)] if docs else []
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(home, **more), stdout=subprocess.PIPE, stderr=log, text=True)
+    env = environment(home, PYTHONPATH=str(ROOT)) | more
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     log.close()
@@ -87,9 +90,11 @@ def stop(live: Live) -> None:
 
 
 @contextmanager
-def serving(home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, **more: str) -> Iterator[Live]:
+def serving(
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+) -> Iterator[Live]:
     """A server for the length of a block."""
-    live = start(home, docs, port=port, config=config, **more)
+    live = start(home, docs, port=port, config=config, cwd=cwd, **more)
     try:
         yield live
     finally:

@@ -18,14 +18,16 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import aiohttp
-import httpx
 
 from governance.call import Call, CallError, Event, limit_exceeded, unavailable
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
+
+if TYPE_CHECKING:
+    import httpx
 
 _MAX_METRICS = 4 << 20
 _KEPT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_", "CUDA_", "NCCL_", "OMP_")
@@ -173,6 +175,8 @@ class HttpProcess(Supervised):
             raise unavailable(f"The model is not served yet: {self._message}", retry_after=5) from None
 
     def _client(self, timeout: float) -> httpx.AsyncClient:
+        import httpx
+
         return httpx.AsyncClient(timeout=timeout, trust_env=False, headers={"authorization": f"Bearer {self._key}"})
 
     # --- the process ---
@@ -219,6 +223,8 @@ class HttpProcess(Supervised):
         return process
 
     async def _until_healthy(self, ended: asyncio.Task[int]) -> None:
+        import httpx
+
         deadline = time.monotonic() + self._load_timeout
         health = self._base.removesuffix("/v1") + "/health"
         async with self._client(5) as client:
@@ -250,6 +256,8 @@ class HttpProcess(Supervised):
 
     async def _measure(self, client: httpx.AsyncClient) -> dict[str, float]:
         """The server's counts, summed over its engines; empty where it tells none."""
+        import httpx
+
         values: dict[str, float] = {}
         try:
             response = await client.get(self._base.removesuffix("/v1") + "/metrics")

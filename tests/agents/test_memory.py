@@ -78,7 +78,7 @@ async def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_model_remembers_in_one_thread_and_recalls_in_another(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    runtime = Runtime(engine, tmp_path / "checkpoints.db", store=Memory(engine, embed))
+    runtime = Runtime(engine, tmp_path / "checkpoints.db", store=lambda: Memory(engine, embed))
 
     def calls(name: str, **given: Any) -> AIMessage:
         return AIMessage("", tool_calls=[{"name": name, "args": given, "id": f"call-{name}"}])
