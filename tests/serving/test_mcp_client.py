@@ -109,7 +109,7 @@ class Site:
         self.serve(call, "Done.")
         thread = f"t-{tool}-{time.monotonic_ns()}"
         await self.ask(key, thread)
-        snapshot = await self.runtime.snapshot(thread, "admin")
+        snapshot = await self.runtime.snapshot(thread, "user:admin")
         return next(m["content"] for m in snapshot.values["messages"] if m["type"] == "tool")
 
 
@@ -146,7 +146,7 @@ async def test_a_program_gives_its_tools_and_each_use_is_governed(tmp_path: Path
         ann = here.made.key("ann", "endpoint:helper")
         here.serve(AIMessage("", tool_calls=[{"name": "numbers__add", "args": {"a": 1, "b": 1}, "id": "c"}]), "No.")
         await here.ask(ann, "t-ann")
-        told = (await here.runtime.snapshot("t-ann", "ann")).values["messages"]
+        told = (await here.runtime.snapshot("t-ann", "user:ann")).values["messages"]
         assert "endpoint:mcp.numbers" in next(m["content"] for m in told if m["type"] == "tool"), "a grant is needed"
 
 

@@ -155,7 +155,7 @@ async def test_threads_belong_to_their_caller(site: Site) -> None:
     first = await site.ask("What are Smalti?", thread_id="t1")
     assert first[-1].data["response"]["metadata"]["thread_id"] == "t1"
     await site.ask("And mosaics?", thread_id="t1")
-    assert [turn.role for turn in await site.runtime.turns("t1", "admin")] == ["user", "assistant"] * 2
+    assert [turn.role for turn in await site.runtime.turns("t1", "user:admin")] == ["user", "assistant"] * 2
     key = site.house.key("eve", "endpoint:assistant", f"index:{INDEX}", "endpoint:chat")
     with pytest.raises(CallError) as caught:
         await site.ask("What was said?", thread_id="t1", key=key)
