@@ -38,13 +38,23 @@ class Codes:
 
     def dots(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
         """About the dot product of `vector` with every row, or with some."""
-        import simsimd
-
         wanted, scale = _quantised(vector[None].astype(np.float32, copy=False))
         rows = self.rows[: self.size] if slots is None else self.rows[slots]
         scales = self.scales[: self.size] if slots is None else self.scales[slots]
-        dots = np.asarray(simsimd.cdist(wanted, rows, "dot", out_dtype="float32"))[0]
-        return dots * (scales * scale[0])
+        return dots(wanted, rows)[0] * (scales * scale[0])
+
+
+def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Dot products of the rows of one matrix with those of another, of the same numbers, in 32 bits.
+
+    On the caller's thread alone: BLAS wakes a thread for each core over a few hundred rows, and where the cores are busy waits
+    for them a hundred times as long as the work takes.
+    """
+    import simsimd
+
+    if not (len(left) and len(right) and left.shape[1]):
+        return np.zeros((len(left), len(right)), np.float32)
+    return np.asarray(simsimd.cdist(left, right, "dot", out_dtype="float32"))
 
 
 def _quantised(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +233,7 @@ class Indexes:
             slots = slots[slots > at]
         keys = [rows.keys[slot] for slot in slots[:count]]
         found = self._store.passages(row.name, keys)
-        data = [_columns(found[key][1]) for key in keys if key in found]
+        data = [_columns(found[key]) for key in keys if key in found]
         return {"data": data, "last_primary_key": keys[-1] if keys else None}
 
     def document(self, name: str, document_id: str, groups: Groups = NOBODY) -> Document:
@@ -255,9 +254,9 @@ class Indexes:
         """A stored passage, without scores. Raises NotFound."""
         row = self._row(name)
         found = self._store.passages(row.name, [passage_id]).get(passage_id)
-        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found[1].source)}, groups):
+        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found.source)}, groups):
             raise NotFound(f"index {row.name} has no passage {passage_id!r}: its document may have changed")
-        return found[1]
+        return found
 
     def get(self, name: str) -> IndexInfo:
         """Raises NotFound."""
@@ -350,12 +349,12 @@ class Indexes:
                 asked=asked,
                 pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
             )
-            found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
+            found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits])
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
-        keyed = [(hit, found[rows.keys[hit.slot]][1]) for hit in hits if rows.keys[hit.slot] in found]
-        return [replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical) for hit, passage in keyed]
+        read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
+        return [_passage(row.name, rows, hit, text) for hit, text in read if text is not None]
 
     def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
         def between(first: Passage, second: Passage) -> str:
@@ -383,6 +382,13 @@ def _check(k: int, mode: str) -> None:
         raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
     if mode not in searching.MODES:
         raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
+
+
+def _passage(index: str, rows: Snapshot, hit: searching.Hit, text: str) -> Passage:
+    f = rows.fields[hit.slot]
+    heading, found = tuple(json.loads(f["heading"])), (hit.score, hit.similarity, hit.lexical)
+    place = f["start"], f["end"]
+    return Passage(rows.keys[hit.slot], f["document_id"], index, f["source"], f["title"], heading, text, *place, *found, f["page"])
 
 
 def _columns(passage: Passage) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval import words
-from retrieval.codes import Codes
+from retrieval.codes import Codes, dots
 
 K1, B = 0.9, 0.4
 """BM25's parameters; chosen on SciFact's train claims and WiCE, see docs/benchmarks.md."""
@@ -107,11 +107,12 @@ class Snapshot:
 
     def similarities(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
         """Similarities of the rows' vectors: of `slots`, or of all. By distance d it is 1 / (1 + d²), as Databricks scores."""
-        dots = self.matrix[: self.size] @ vector if slots is None else self.matrix[slots] @ vector
+        vector = vector.astype(np.float32, copy=False)
+        found = dots(vector[None], self.matrix[: self.size] if slots is None else self.matrix[slots])[0]
         if self.squares is None:
-            return dots
+            return found
         squares = self.squares if slots is None else self.squares[slots]
-        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * dots, 0))
+        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * found, 0))
 
     def nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Slots and similarities of the `count` rows most similar to a vector, of all or of those allowed, best first."""
@@ -123,8 +124,8 @@ class Snapshot:
             if self.squares is not None:
                 rough = 2 * rough - (self.squares if slots is None or not picked else self.squares[slots])
             if allowed is not None and not picked:
-                rough[~allowed] = -np.inf
-            top = np.sort(np.argpartition(rough, len(rough) - SPARE * count)[len(rough) - SPARE * count :])
+                np.copyto(rough, -np.inf, where=~allowed)
+            top = highest(rough, SPARE * count)
             slots = slots[top] if slots is not None and picked else top.astype(np.int32)
         scores = self.similarities(vector, slots)
         top = best(scores, count)
@@ -149,7 +150,7 @@ class Snapshot:
         scores = np.zeros(self.size, np.float32)
         for idf, parts in spans:
             for part, a, b in parts:
-                scores[part.slots[a:b]] += np.float32(idf) * part.impacts[a:b]
+                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
         return scores
 
     def lexical_of(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]], slots: np.ndarray) -> np.ndarray:
@@ -175,16 +176,28 @@ def _rarity(rows: int, count: int) -> float:
     return math.log1p((max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
+def highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` highest scores in ascending order; of equal ones at the edge the first."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    # The highest of some blocks' maxima are a bound that most scores are under, so that only few need to be put in order.
+    found, width = np.arange(0), len(scores) // (8 * count)
+    if width > 1:
+        blocks = len(scores) // width
+        maxima = scores[: blocks * width].reshape(width, blocks).max(axis=0)
+        found = np.flatnonzero(scores >= np.partition(maxima, blocks - count)[blocks - count])
+    among = scores[found] if len(found) else scores
+    edge = np.partition(among, len(among) - count)[len(among) - count]
+    kept = np.flatnonzero(among >= edge)
+    if len(kept) > count:  # so that a page follows the one before it
+        level = np.flatnonzero(among[kept] == edge)
+        kept = np.delete(kept, level[count - len(kept) :])
+    return found[kept] if len(found) else kept
+
+
 def best(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest finite scores, best first; equal ones in order."""
-    if count < len(scores):
-        part = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-        # Of equal scores at the edge the first rows are taken, so that a page follows the one before it.
-        edge = scores[part].min()
-        above = np.flatnonzero(scores > edge)
-        part = np.concatenate((above, np.flatnonzero(scores == edge)[: count - len(above)]))
-    else:
-        part = np.arange(len(scores))
+    part = highest(scores, count)
     part = part[np.argsort(-scores[part], kind="stable")]
     return part[np.isfinite(scores[part])]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import late, words
+from retrieval.codes import dots
 from retrieval.memory import Snapshot, best
 from retrieval.rank import convex
 
@@ -230,13 +231,12 @@ def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:
     """Positions of rows that are not all but equal to one before them."""
     if len(slots) < 2 or not rows.matrix.shape[1]:
         return np.arange(len(slots))
+    block, lengths = rows.matrix[slots], rows.lengths[slots]
+    twins = np.triu((dots(block, block) >= TWIN) & (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0), 1)
+    if not twins.any():
+        return np.arange(len(slots))
     kept: list[int] = []
-    block = rows.matrix[slots]
-    lengths = rows.lengths[slots]
     for i in range(len(slots)):
-        if kept and len(kept) < k:
-            twin = (block[kept] @ block[i] >= TWIN) & (np.abs(lengths[kept] - lengths[i]) <= 0.05 * lengths[i])
-            if lengths[i] and twin.any():
-                continue
-        kept.append(i)
+        if not (0 < len(kept) < k and twins[kept, i].any()):
+            kept.append(i)
     return np.array(kept)

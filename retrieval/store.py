@@ -231,17 +231,27 @@ class Store:
 
     # Chunks
 
-    def passages(self, index: str, ids: Sequence[str]) -> dict[str, tuple[int, Passage, bytes]]:
-        """Chunks by id, read in one statement: (seq, passage without scores, vector). Unknown ids are left out."""
+    def passages(self, index: str, ids: Sequence[str]) -> dict[str, Passage]:
+        """Chunks by id, read in one statement, without scores. Unknown ids are left out."""
         statement = _PASSAGES.where(chunks.c.id.in_(ids))
         with self.reading() as db:
-            return {row.id: (row.seq, _passage(index, row), row.vector) for row in db.execute(statement)}
+            return {row.id: _passage(index, row) for row in db.execute(statement)}
+
+    def texts(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Texts of chunks by number. Those that are gone are left out."""
+        return self._picked(chunks.c.text, seqs)
 
     def pieces(self, seqs: Sequence[int]) -> list[bytes] | None:
         """Word pieces of some chunks; None where one has none: it was embedded without, or is gone."""
-        with self.reading() as db:
-            found = {row.seq: row.pieces for row in db.execute(sa.select(pieces).where(pieces.c.seq.in_(seqs)))}
+        found = self._picked(pieces.c.pieces, seqs)
         return [found[seq] for seq in seqs] if len(found) == len(seqs) else None
+
+    def _picked(self, column: sa.Column[Any], seqs: Sequence[int]) -> dict[int, Any]:
+        # Plain SQL: making the statement would take longer than reading the rows.
+        numbers = ",".join(str(int(seq)) for seq in seqs)
+        statement = f"SELECT seq, {column.name} FROM {column.table.name} WHERE seq IN ({numbers})"
+        with self.reading() as db:
+            return dict(db.exec_driver_sql(statement).fetchall()) if numbers else {}  # type: ignore[arg-type]
 
     def rows(self, index_id: int, index: str) -> Iterator[Passage]:
         """All chunks by source and place. Pages through, so that a long read holds nothing open."""
@@ -345,7 +355,6 @@ _PASSAGES = sa.select(
     chunks.c.start,
     chunks.c.end,
     chunks.c.page,
-    chunks.c.vector,
 ).join_from(chunks, documents, documents.c.id == chunks.c.document_id)
 
 

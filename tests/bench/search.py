@@ -97,7 +97,7 @@ def main() -> None:
         vectors = rows.matrix[slots] + 0.03 * noise
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         found = indexes._store.passages(row.name, [rows.keys[slot] for slot in slots])
-        texts = [found[rows.keys[slot]][1].text.split() for slot in slots]
+        texts = [found[rows.keys[slot]].text.split() for slot in slots]
         asked = [" ".join(rng.choice(text, 10)) for text in texts]
         spans = [tuple(word.span() for word in re.finditer(r"\w+", text)) for text in asked]
         pieces = [rng.standard_normal((len(each), 384)).astype(np.float32) / 384**0.5 for each in spans]
