@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
-from retrieval.chunks import ChunkSource
+from retrieval.chunks import ChunkSource, passage
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
@@ -276,8 +276,8 @@ class Indexes:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
         row = self._row(name)
-        for passage in self._store.rows(row.id, row.name):
-            yield _columns(passage)
+        for each in self._store.rows(row.id, row.name):
+            yield _columns(each)
 
     def close(self) -> None:
         """Closes Chroma and ends the converters. The engine and the encoder stay open."""
@@ -354,7 +354,7 @@ class Indexes:
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
         read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
-        return [_passage(row.name, rows, hit, text) for hit, text in read if text is not None]
+        return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
 
     def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
         def between(first: Passage, second: Passage) -> str:
@@ -382,13 +382,6 @@ def _check(k: int, mode: str) -> None:
         raise BadRequest(f"k must be between 1 and {MAX_K}, not {k}")
     if mode not in searching.MODES:
         raise BadRequest(f"mode must be one of {', '.join(searching.MODES)}, not {mode!r}")
-
-
-def _passage(index: str, rows: Snapshot, hit: searching.Hit, text: str) -> Passage:
-    f = rows.fields[hit.slot]
-    heading, found = tuple(json.loads(f["heading"])), (hit.score, hit.similarity, hit.lexical)
-    place = f["start"], f["end"]
-    return Passage(rows.keys[hit.slot], f["document_id"], index, f["source"], f["title"], heading, text, *place, *found, f["page"])
 
 
 def _columns(passage: Passage) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,15 @@ DEAD = 0.3
 """Share of dead rows at which a snapshot is built anew."""
 CODED = 4096
 """Rows from which the nearest are looked for among 8-bit codes; fewer vectors are compared at once."""
+SIGNED, SHORT = 200_000, 40
+"""Rows from which the signs of their vectors choose whose codes are compared, and of how many rows one is chosen: one of 30
+sentences, of 60,000, held 99.9 % of the ten nearest and 99.3 % of the forty."""
+BATCH = 4000
+"""Rows taken over at once."""
+BLOCK = 1 << 20
+"""Postings weighed at once, so that what is needed for it stays small."""
+PART = 1 << 24
+"""Postings from which a part is left as it is: putting it in order again would hold up what has just been written."""
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
@@ -56,21 +66,32 @@ class Source(Protocol):
 class Postings:
     """Which rows hold a term, and how much it weighs there. Sorted by term, then by row."""
 
-    ids: np.ndarray
-    slots: np.ndarray
-    counts: np.ndarray
     terms: np.ndarray
     starts: np.ndarray
+    slots: np.ndarray
+    counts: np.ndarray
     impacts: np.ndarray
 
     @classmethod
     def build(cls, ids: np.ndarray, slots: np.ndarray, counts: np.ndarray, lengths: np.ndarray, average: float) -> Postings:
-        order = np.argsort(ids, kind="stable")
+        # By the lower and then by the upper half of a term: numbers of 16 bits are sorted without comparing them.
+        order = np.argsort(ids.astype(np.uint16), kind="stable")
+        order = order[np.argsort((ids >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
         ids, slots, counts = ids[order], slots[order], counts[order]
+        del order
         first = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1]))) if len(ids) else np.empty(0, np.int64)
-        norm = K1 * (1 - B + B * lengths[slots] / max(average, 1.0))
-        impacts = (counts * (K1 + 1) / (counts + norm)).astype(np.float32)
-        return cls(ids, slots, counts, ids[first], np.append(first, len(ids)), impacts)
+        impacts = np.empty(len(ids), np.float32)
+        for at in range(0, len(ids), BLOCK):
+            held = counts[at : at + BLOCK]
+            norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / max(average, 1.0)) * lengths[slots[at : at + BLOCK]]
+            impacts[at : at + BLOCK] = held * np.float32(K1 + 1) / (held + norm)
+        return cls(ids[first], np.append(first, len(ids)), slots, counts, impacts)
+
+    def joined(self, after: Postings, lengths: np.ndarray, average: float) -> Postings:
+        """Both as one; the other's rows come after these."""
+        ids = np.concatenate([np.repeat(each.terms, np.diff(each.starts)) for each in (self, after)])
+        slots, counts = np.concatenate((self.slots, after.slots)), np.concatenate((self.counts, after.counts))
+        return Postings.build(ids, slots, counts, lengths, average)
 
     def span(self, term: int) -> tuple[int, int]:
         at = int(np.searchsorted(self.terms, np.uint32(term)))
@@ -118,18 +139,29 @@ class Snapshot:
         """Slots and similarities of the `count` rows most similar to a vector, of all or of those allowed, best first."""
         slots = None if allowed is None else np.flatnonzero(allowed).astype(np.int32)
         if self.codes is not None and (self.size if slots is None else len(slots)) > SPARE * count:
-            # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
-            picked = slots is not None and len(slots) * 8 < self.size
-            rough = self.codes.dots(vector, slots if picked else None)
-            if self.squares is not None:
-                rough = 2 * rough - (self.squares if slots is None or not picked else self.squares[slots])
-            if allowed is not None and not picked:
-                np.copyto(rough, -np.inf, where=~allowed)
-            top = highest(rough, SPARE * count)
-            slots = slots[top] if slots is not None and picked else top.astype(np.int32)
+            slots = self._shortlist(self.codes, vector, SPARE * count, allowed, slots)
         scores = self.similarities(vector, slots)
         top = best(scores, count)
         return (top.astype(np.int32) if slots is None else slots[top]), scores[top]
+
+    def _shortlist(
+        self, codes: Codes, vector: np.ndarray, count: int, allowed: np.ndarray | None, slots: np.ndarray | None
+    ) -> np.ndarray:
+        """Slots of `count` rows among which the nearest are: of all, or of those allowed, whose slots are given."""
+        # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
+        picked = slots if slots is not None and len(slots) * 8 < self.size else None
+        if picked is None and self.size >= SIGNED and self.squares is None:
+            alike = codes.agreement(vector)
+            if allowed is not None:
+                alike[~allowed] = -np.inf
+            picked = highest(alike, max(self.size // SHORT, 4 * count)).astype(np.int32)
+        rough = codes.dots(vector, picked)
+        if self.squares is not None:
+            rough = 2 * rough - (self.squares if picked is None else self.squares[picked])
+        if allowed is not None and picked is None:
+            rough[~allowed] = -np.inf
+        top = highest(rough, count)
+        return top.astype(np.int32) if picked is None else picked[top]
 
     def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
         """Inverse document frequency and postings of each term that occurs."""
@@ -257,41 +289,51 @@ class Memory:
     def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
         keys, fields, seqs = list(old.keys), list(old.fields), []
         matrix, at = old.matrix, old.size
-        ids, counts, sizes, lengths = [], [], [], []
+        ids, counts, sizes, lengths = [], [], [], [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
-        for record in self._source.records(after):
-            if at == len(matrix):
+        records = self._source.records(after)
+        while batch := list(islice(records, BATCH)):
+            end = at + len(batch)
+            if end > len(matrix):
                 # Readers of the old snapshot keep the old block; rows past their size in a shared one are not theirs.
-                grown = np.empty((max(1024, len(matrix) * 3 // 2), self._dimension), np.float32)
+                grown = np.empty((max(1024, end, len(matrix) * 3 // 2), self._dimension), np.float32)
                 grown[:at] = matrix[:at]
                 matrix = grown
-            matrix[at] = np.frombuffer(record.vector, np.float32) if record.vector else 0.0
-            terms = words.decode(record.terms) if record.terms else None
-            if terms is not None:
-                ids.append(terms.ids)
-                counts.append(terms.text + np.float32(ABOVE) * terms.context)
-                spoken[terms.language] = spoken.get(terms.language, 0) + 1
-            sizes.append(len(terms.ids) if terms is not None else 0)
-            lengths.append(float(counts[-1].sum()) if terms is not None else 0.0)
-            keys.append(record.key)
-            fields.append(record.fields)
-            seqs.append(record.seq)
-            at += 1
-        lengths = np.concatenate((old.lengths[: old.size], np.array(lengths, np.float32)))
+            none = bytes(4 * self._dimension)
+            vectors = b"".join(record.vector or none for record in batch)
+            matrix[at:end] = np.frombuffer(vectors, np.float32).reshape(len(batch), -1) if vectors else 0.0
+            terms = words.decode_many([record.terms or b"" for record in batch])
+            weights = terms.text + np.float32(ABOVE) * terms.context
+            ids.append(terms.ids)
+            counts.append(weights)
+            sizes.append(terms.sizes)
+            lengths.append(np.bincount(np.repeat(np.arange(len(batch)), terms.sizes), weights, len(batch)).astype(np.float32))
+            for language, count in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
+                spoken[int(language)] = spoken.get(int(language), 0) + int(count)
+            keys.extend(record.key for record in batch)
+            fields.extend(record.fields for record in batch)
+            seqs.extend(record.seq for record in batch)
+            at = end
+        length = np.concatenate(lengths)
         alive = np.concatenate((alive, np.ones(at - old.size, bool)))
-        average = float(lengths.mean()) if len(lengths) else 0.0
+        average = float(length.mean()) if len(length) else 0.0
         postings = list(old.postings)
-        if ids:
-            slots = np.repeat(np.arange(old.size, at, dtype=np.int32), sizes)
-            postings.append(Postings.build(np.concatenate(ids), slots, np.concatenate(counts), lengths, average))
-        while len(postings) > 1 and len(postings[-1].ids) * 2 >= len(postings[-2].ids):
-            b, a = postings.pop(), postings.pop()
-            joined = (np.concatenate((getattr(a, name), getattr(b, name))) for name in ("ids", "slots", "counts"))
-            postings.append(Postings.build(next(joined), next(joined), next(joined), lengths, average))
+        first = old.size
+        while ids:
+            until = int(np.searchsorted(np.cumsum([len(each) for each in ids]), PART)) + 1
+            count = np.concatenate(sizes[:until])
+            slots = np.repeat(np.arange(first, first + len(count), dtype=np.int32), count)
+            built = Postings.build(np.concatenate(ids[:until]), slots, np.concatenate(counts[:until]), length, average)
+            postings.append(built)
+            first += len(count)
+            del ids[:until], sizes[:until], counts[:until]
+        while len(postings) > 1 and len(postings[-2].slots) <= min(2 * len(postings[-1].slots), PART):
+            later, former = postings.pop(), postings.pop()
+            postings.append(former.joined(later, length, average))
         numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
         live = int(alive.sum())
-        return Snapshot(at, live, keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares, codes)
+        return Snapshot(at, live, keys, numbers, matrix, length, alive, fields, tuple(postings), languages, squares, codes)

@@ -18,7 +18,7 @@ DEPTH = 100
 """Rows of each ranking that are fused."""
 RRF = 60
 """Cormack, Clarke and Büttcher 2009, https://doi.org/10.1145/1571941.1572114."""
-STORED = 200_000
+STORED = 4_000_000
 """Rows from which the nearest come from the vector store where nothing is filtered; fewer, or filtered ones, are scanned here."""
 MAX_QUERY = 4000
 """Characters of a question that are looked at."""
@@ -105,7 +105,8 @@ def search(
     if rows.live == 0:
         return []
     allowed = None if rows.whole and mask is None else rows.alive if mask is None else rows.alive & mask
-    depth = max(DEPTH, 2 * k)
+    # Where nothing is fused only what is given is needed, and what may be given in the place of a twin.
+    depth = max(DEPTH, 2 * k) if mode != "dense" else (5 if diversity else 2) * k + 20
     spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
     similar = vector if mode != "lexical" else None
     dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval.chunk import Chunk
-from retrieval.memory import Record
 from retrieval.tables import chunks, documents, indexes, metadata, pending, pieces, skipped, terms
 from retrieval.types import Document, Passage, SyncReport
 
@@ -294,20 +293,14 @@ class Store:
             found = db.execute(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id).order_by(chunks.c.seq))
             return np.fromiter((row[0] for row in found), np.int64)
 
-    def records(self, index_id: int, after: int) -> Iterator[Record]:
-        """Chunks above a number, as searches hold them."""
+    def records(self, index_id: int, after: int) -> Iterator[Sequence[Any]]:
+        """Chunks above a number, a few thousand at a time: number, id, vector, terms, document, source, title, heading, place."""
         while True:
             with self.reading() as db:
                 rows = db.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()
             if not rows:
                 return
-            for row in rows:
-                values = row._asdict()
-                seq, vector, held = values.pop("seq"), values.pop("vector"), values.pop("terms")
-                for name in ("document_id", "source", "title", "heading"):
-                    values[name] = sys.intern(values[name])
-                values["folder"] = folder_of(values["source"])
-                yield Record(seq, row.id, vector, held, values)
+            yield rows
             after = rows[-1].seq
 
     # What was skipped
@@ -381,7 +374,7 @@ _RECORDS = (
 def folder_of(source: str) -> str | None:
     """The first folder of a document's path; None for one that lies at the top."""
     first, slash, _ = source.partition("/")
-    return sys.intern(first) if slash else None
+    return intern(first) if slash else None
 
 
 def _passage(index: str, row: Any) -> Passage:

@@ -6,6 +6,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -141,6 +142,30 @@ def encode(text: str, context: str = "", number: int | None = None) -> bytes:
     head = np.array([number, len(ids)], "<u4").tobytes()
     rows = (np.fromiter((min(part.get(i, 0), 255) for i in ids), np.uint8, len(ids)).tobytes() for part in (inside, above))
     return b"".join((head, np.array(ids, "<u4").tobytes(), *rows))
+
+
+@dataclass(frozen=True, slots=True)
+class ManyTerms:
+    """The terms of many chunks, one after the other: each chunk's language (-1: none) and how many, each term's counts."""
+
+    languages: np.ndarray
+    sizes: np.ndarray
+    ids: np.ndarray
+    text: np.ndarray
+    context: np.ndarray
+
+
+def decode_many(stored: Sequence[bytes]) -> ManyTerms:
+    """What `encode` made of many chunks; b"" stands for one without terms."""
+    sizes = np.fromiter(((len(each) - 8) // 6 if each else 0 for each in stored), np.int64, len(stored))
+    heads = np.fromiter((8 if each else 0 for each in stored), np.int64, len(stored))
+    # Which part of its chunk's record each byte is of: the head, the hashes, the counts in the text, those above it.
+    spans = np.stack((heads, 4 * sizes, sizes, sizes), 1).ravel()
+    parts = np.repeat(np.tile(np.arange(4, dtype=np.uint8), len(stored)), spans)
+    joined = np.frombuffer(b"".join(stored), np.uint8)
+    languages = np.full(len(stored), -1, np.int64)
+    languages[heads > 0] = joined[parts == 0].view("<u4")[::2]
+    return ManyTerms(languages, sizes, joined[parts == 1].view("<u4"), joined[parts == 2], joined[parts == 3])
 
 
 def decode(stored: bytes) -> Terms:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from retrieval import memory as memory_module
 from retrieval.memory import CODED, Memory, Record, best, highest
 from retrieval.search import search
 
@@ -27,8 +28,13 @@ class Rows:
             yield Record(i + 1, str(i), self.vectors[i].tobytes(), None, {})
 
 
+@pytest.mark.parametrize("signed", [CODED, 10**6])
 @pytest.mark.parametrize("distance", [False, True])
-def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(distance: bool) -> None:
+def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(
+    distance: bool, signed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_module, "SIGNED", signed)
+    monkeypatch.setattr(memory_module, "SHORT", 4)  # 48 signs tell less than 384
     source = Rows(CODED + 2000)
     if not distance:
         source.vectors /= np.linalg.norm(source.vectors, axis=1, keepdims=True)
