@@ -121,7 +121,11 @@ def terms(word: str, number: int) -> tuple[int, ...]:
 
 def counted(text: str, number: int) -> Counter[int]:
     """How often each term occurs in a text of a language."""
-    return Counter(chain.from_iterable(terms(word, number) for word in WORD.findall(text)))
+    found: Counter[int] = Counter()
+    for word, count in Counter(WORD.findall(text)).items():
+        for term in terms(word, number):
+            found[term] = found.get(term, 0) + count
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,9 @@ def encode(text: str, context: str = "", number: int | None = None) -> bytes:
     """A chunk's terms as they are stored: language and count (4 bytes each), hashes, then both counts of each, a byte each."""
     number = language(text) if number is None else number
     inside, above = counted(text, number), counted(context, number)
-    ids = list(inside | above)
-    head = np.array([number, len(ids)], "<u4").tobytes()
-    rows = (np.fromiter((min(part.get(i, 0), 255) for i in ids), np.uint8, len(ids)).tobytes() for part in (inside, above))
-    return b"".join((head, np.array(ids, "<u4").tobytes(), *rows))
+    ids = list(dict.fromkeys(chain(inside, above)))
+    rows = (bytes([min(part.get(i, 0), 255) for i in ids]) for part in (inside, above))
+    return b"".join((np.array([number, len(ids), *ids], "<u4").tobytes(), *rows))
 
 
 @dataclass(frozen=True, slots=True)
