@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,9 +40,8 @@ class ChunkFields(Mapping[str, Any]):
         self, id: str, document_id: str, source: str, title: str, heading: str, page: int | None, start: int, end: int
     ) -> None:
         self.id, self.page, self.start, self.end = id, page, start, end
-        self.document_id, self.source = sys.intern(document_id), sys.intern(source)
-        self.title, self.heading = sys.intern(title), sys.intern(heading)
-        self.folder = folder_of(source)
+        self.document_id, self.source, self.title, self.folder = _of_document(document_id, source, title)
+        self.heading = sys.intern(heading)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.__slots__:
@@ -55,9 +55,14 @@ class ChunkFields(Mapping[str, Any]):
         return len(self.__slots__)
 
 
+@lru_cache(1024)
+def _of_document(document_id: str, source: str, title: str) -> tuple[str, str, str, str | None]:
+    """What a document's chunks share, once in memory."""
+    return sys.intern(document_id), sys.intern(source), sys.intern(title), folder_of(source)
+
+
 def passage(index: str, rows: Snapshot, hit: Hit, text: str) -> Passage:
     """A chunk that was found; its text is what searches do not hold."""
-    at, key = rows.fields[hit.slot], rows.keys[hit.slot]
-    heading, place, page = tuple(json.loads(at["heading"])), (at["start"], at["end"]), at["page"]
-    found = hit.score, hit.similarity, hit.lexical
-    return Passage(key, at["document_id"], index, at["source"], at["title"], heading, text, *place, *found, page)
+    at, found = cast(ChunkFields, rows.fields[hit.slot]), (hit.score, hit.similarity, hit.lexical)
+    heading = tuple(json.loads(at.heading))
+    return Passage(at.id, at.document_id, index, at.source, at.title, heading, text, at.start, at.end, *found, at.page)

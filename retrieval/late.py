@@ -43,8 +43,7 @@ def scores(asked: Asked, weights: np.ndarray, stored: Sequence[bytes]) -> np.nda
     counts = np.array([len(pieces) * 8 // dimension for pieces in stored])
     if not counts.any() or not len(asked.pieces):
         return found
-    packed = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, dimension // 8)
-    bits = np.unpackbits(packed, axis=1).view(np.int8)
+    bits = np.unpackbits(np.frombuffer(b"".join(stored), np.uint8)).view(np.int8).reshape(-1, dimension)
     scale = np.abs(asked.pieces).max() / 127
     wanted = np.rint(asked.pieces / scale).astype(np.int8)
     # A bit is 0 or 1 and stands for -1 or 1.

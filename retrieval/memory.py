@@ -17,9 +17,8 @@ import numpy as np
 
 from retrieval import words
 from retrieval.codes import Codes, dots
+from retrieval.postings import K1, Gathered, Postings
 
-K1, B = 0.9, 0.4
-"""BM25's parameters; chosen on SciFact's train claims and WiCE, see docs/benchmarks.md."""
 ABOVE = 0.6
 """Weight of a term in the title and headings, a term in the text being 1."""
 DEAD = 0.3
@@ -29,12 +28,10 @@ CODED = 4096
 SIGNED, SHORT = 200_000, 40
 """Rows from which the signs of their vectors choose whose codes are compared, and of how many rows one is chosen: one of 30
 sentences, of 60,000, held 99.9 % of the ten nearest and 99.3 % of the forty."""
+COMMON = 2048
+"""Rows of a term from which it is asked whether it can matter."""
 BATCH = 4000
 """Rows taken over at once."""
-BLOCK = 1 << 20
-"""Postings weighed at once, so that what is needed for it stays small."""
-PART = 1 << 24
-"""Postings from which a part is left as it is: putting it in order again would hold up what has just been written."""
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
@@ -62,42 +59,8 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Postings:
-    """Which rows hold a term, and how much it weighs there. Sorted by term, then by row."""
-
-    terms: np.ndarray
-    starts: np.ndarray
-    slots: np.ndarray
-    counts: np.ndarray
-    impacts: np.ndarray
-
-    @classmethod
-    def build(cls, ids: np.ndarray, slots: np.ndarray, counts: np.ndarray, lengths: np.ndarray, average: float) -> Postings:
-        # By the lower and then by the upper half of a term: numbers of 16 bits are sorted without comparing them.
-        order = np.argsort(ids.astype(np.uint16), kind="stable")
-        order = order[np.argsort((ids >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
-        ids, slots, counts = ids[order], slots[order], counts[order]
-        del order
-        first = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1]))) if len(ids) else np.empty(0, np.int64)
-        impacts = np.empty(len(ids), np.float32)
-        for at in range(0, len(ids), BLOCK):
-            held = counts[at : at + BLOCK]
-            norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / max(average, 1.0)) * lengths[slots[at : at + BLOCK]]
-            impacts[at : at + BLOCK] = held * np.float32(K1 + 1) / (held + norm)
-        return cls(ids[first], np.append(first, len(ids)), slots, counts, impacts)
-
-    def joined(self, after: Postings, lengths: np.ndarray, average: float) -> Postings:
-        """Both as one; the other's rows come after these."""
-        ids = np.concatenate([np.repeat(each.terms, np.diff(each.starts)) for each in (self, after)])
-        slots, counts = np.concatenate((self.slots, after.slots)), np.concatenate((self.counts, after.counts))
-        return Postings.build(ids, slots, counts, lengths, average)
-
-    def span(self, term: int) -> tuple[int, int]:
-        at = int(np.searchsorted(self.terms, np.uint32(term)))
-        if at == len(self.terms) or self.terms[at] != term:
-            return 0, 0
-        return int(self.starts[at]), int(self.starts[at + 1])
+Spans = Sequence[tuple[float, Sequence[tuple[Postings, int, int]]]]
+"""Terms: how rare each is, and where its postings are."""
 
 
 @dataclass(frozen=True)
@@ -163,21 +126,21 @@ class Snapshot:
         top = highest(rough, count)
         return top.astype(np.int32) if picked is None else picked[top]
 
-    def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
-        """Inverse document frequency and postings of each term that occurs."""
+    def spans(self, terms: Sequence[int]) -> Spans:
+        """Inverse document frequency and postings of each term that occurs, the rarest first."""
         found = []
         for term in terms:
             parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
             count = sum(b - a for _, a, b in parts)
             if count:
                 found.append((_rarity(self.size, count), parts))
-        return found
+        return sorted(found, key=lambda each: -each[0])
 
     def rarity(self, term: int) -> float:
         """Inverse document frequency of a term, which need not occur."""
         return _rarity(self.size, sum(b - a for part in self.postings for a, b in (part.span(term),)))
 
-    def lexical(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]]) -> np.ndarray:
+    def lexical(self, spans: Spans) -> np.ndarray:
         """BM25 of every row."""
         scores = np.zeros(self.size, np.float32)
         for idf, parts in spans:
@@ -185,9 +148,9 @@ class Snapshot:
                 np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
         return scores
 
-    def lexical_of(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]], slots: np.ndarray) -> np.ndarray:
-        """BM25 of a few rows."""
-        scores = np.zeros(len(slots), np.float32)
+    def lexical_of(self, spans: Spans, slots: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray:
+        """BM25 of a few rows, or what these terms add to their scores."""
+        scores = np.zeros(len(slots), np.float32) if onto is None else onto
         slots = slots.astype(np.int32, copy=False)
         for idf, parts in spans:
             for part, a, b in parts:
@@ -195,6 +158,34 @@ class Snapshot:
                 at = np.minimum(np.searchsorted(held, slots), b - a - 1)
                 scores += np.float32(idf) * part.impacts[a + at] * (held[at] == slots)
         return scores
+
+    def worded(self, spans: Spans, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and BM25 of the `count` rows, of all or of those allowed, whose words fit best, best first.
+
+        What a common term can add is known before its many rows are gone through. Where that lifts no row that has none of the
+        rarer terms among the best, it is looked up for the rows that may be among them (Turtle and Flood 1995, MaxScore,
+        https://doi.org/10.1016/0306-4573(95)00020-H).
+        """
+        scores = np.zeros(self.size, np.float32)
+        left = np.cumsum([idf * (K1 + 1) for idf, _ in reversed(spans)])[::-1]
+        done, found = 0, None
+        for idf, parts in spans:
+            if done and sum(b - a for _, a, b in parts) > COMMON:
+                held = scores if allowed is None else scores * allowed
+                least = reached(held, count) - left[done]
+                if least > 0:
+                    found = np.flatnonzero(held >= least * (1 - 1e-6))  # what adding in 32 bits loses
+                    if len(found) <= max(COMMON, self.size // 64):
+                        break
+                    found = None
+            for part, a, b in parts:
+                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
+            done += 1
+        if found is None:
+            found = np.flatnonzero(scores > 0 if allowed is None else (scores > 0) & allowed)
+        fitting = self.lexical_of(spans[done:], found, scores[found])
+        top = best(fitting, count)
+        return found[top].astype(np.int32), fitting[top]
 
     def slot_of(self) -> dict[str, int]:
         """Slots of the live rows by key."""
@@ -208,16 +199,22 @@ def _rarity(rows: int, count: int) -> float:
     return math.log1p((max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
+def reached(scores: np.ndarray, count: int) -> float:
+    """A score that at least `count` rows reach, mostly not many more; found by the maxima of blocks. -inf where rows are few."""
+    width = len(scores) // (8 * count)
+    if width < 2:
+        return -np.inf
+    blocks = len(scores) // width
+    maxima = scores[: blocks * width].reshape(width, blocks).max(axis=0)
+    return float(np.partition(maxima, blocks - count)[blocks - count])
+
+
 def highest(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest scores in ascending order; of equal ones at the edge the first."""
     if count >= len(scores):
         return np.arange(len(scores))
-    # The highest of some blocks' maxima are a bound that most scores are under, so that only few need to be put in order.
-    found, width = np.arange(0), len(scores) // (8 * count)
-    if width > 1:
-        blocks = len(scores) // width
-        maxima = scores[: blocks * width].reshape(width, blocks).max(axis=0)
-        found = np.flatnonzero(scores >= np.partition(maxima, blocks - count)[blocks - count])
+    least = reached(scores, count)
+    found = np.flatnonzero(scores >= least) if np.isfinite(least) else np.arange(0)
     among = scores[found] if len(found) else scores
     edge = np.partition(among, len(among) - count)[len(among) - count]
     kept = np.flatnonzero(among >= edge)
@@ -287,9 +284,9 @@ class Memory:
             return self._snapshot
 
     def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
-        keys, fields, seqs = list(old.keys), list(old.fields), []
+        keys, fields, seqs = list(old.keys), list(old.fields), [old.seqs[: old.size]]
         matrix, at = old.matrix, old.size
-        ids, counts, sizes, lengths = [], [], [], [old.lengths[: old.size]]
+        gathered, lengths = Gathered(at), [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
         records = self._source.records(after)
         while batch := list(islice(records, BATCH)):
@@ -304,36 +301,21 @@ class Memory:
             matrix[at:end] = np.frombuffer(vectors, np.float32).reshape(len(batch), -1) if vectors else 0.0
             terms = words.decode_many([record.terms or b"" for record in batch])
             weights = terms.text + np.float32(ABOVE) * terms.context
-            ids.append(terms.ids)
-            counts.append(weights)
-            sizes.append(terms.sizes)
+            gathered.add(terms.sizes, terms.ids, weights)
             lengths.append(np.bincount(np.repeat(np.arange(len(batch)), terms.sizes), weights, len(batch)).astype(np.float32))
             for language, count in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
                 spoken[int(language)] = spoken.get(int(language), 0) + int(count)
             keys.extend(record.key for record in batch)
             fields.extend(record.fields for record in batch)
-            seqs.extend(record.seq for record in batch)
+            seqs.append(np.fromiter((record.seq for record in batch), np.int64, len(batch)))
             at = end
         length = np.concatenate(lengths)
         alive = np.concatenate((alive, np.ones(at - old.size, bool)))
         average = float(length.mean()) if len(length) else 0.0
-        postings = list(old.postings)
-        first = old.size
-        while ids:
-            until = int(np.searchsorted(np.cumsum([len(each) for each in ids]), PART)) + 1
-            count = np.concatenate(sizes[:until])
-            slots = np.repeat(np.arange(first, first + len(count), dtype=np.int32), count)
-            built = Postings.build(np.concatenate(ids[:until]), slots, np.concatenate(counts[:until]), length, average)
-            postings.append(built)
-            first += len(count)
-            del ids[:until], sizes[:until], counts[:until]
-        while len(postings) > 1 and len(postings[-2].slots) <= min(2 * len(postings[-1].slots), PART):
-            later, former = postings.pop(), postings.pop()
-            postings.append(former.joined(later, length, average))
-        numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
+        postings = gathered.onto(old.postings, length, average)
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
         live = int(alive.sum())
-        return Snapshot(at, live, keys, numbers, matrix, length, alive, fields, tuple(postings), languages, squares, codes)
+        return Snapshot(at, live, keys, np.concatenate(seqs), matrix, length, alive, fields, postings, languages, squares, codes)

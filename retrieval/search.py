@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval import late, words
 from retrieval.codes import dots
-from retrieval.memory import Snapshot, best
+from retrieval.memory import Snapshot, Spans
 from retrieval.rank import convex
 
 MODES = ("hybrid", "dense", "lexical")
@@ -110,25 +110,17 @@ def search(
     spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
     similar = vector if mode != "lexical" else None
     dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
-    bm25 = rows.lexical(spans) if spans else None
-    if bm25 is not None:
-        held = np.flatnonzero(bm25 > 0 if allowed is None else (bm25 > 0) & allowed).astype(np.int32)
-        worded = held[best(bm25[held], depth)]
-    else:
-        worded = _NOTHING[0]
+    worded, fitting = rows.worded(spans, depth, allowed) if spans else _NOTHING
     if mode == "dense":
         chosen, score = dense_slots, dense
-    elif mode == "lexical" or not len(dense_slots):
-        chosen, score = worded, bm25[worded] if bm25 is not None else _NOTHING[1]
-    elif similar is not None and not len(worded):
-        chosen, score = _fuse(rows, dense_slots, dense, worded, np.zeros(rows.size, np.float32), similar, fusion)
+    elif mode == "lexical" or similar is None or not len(dense_slots):
+        chosen, score = worded, fitting
     else:
-        assert bm25 is not None
-        assert similar is not None
-        chosen, score = _fuse(rows, dense_slots, dense, worded, bm25, similar, fusion)
-        order = np.argsort(-score, kind="stable")
-        chosen, score = chosen[order], score[order]
-        if asked is not None and pieces is not None and fusion == "convex":
+        chosen, score = _fuse(rows, (dense_slots, dense), (worded, fitting), spans, similar, fusion)
+        if len(worded):
+            order = np.argsort(-score, kind="stable")
+            chosen, score = chosen[order], score[order]
+        if len(worded) and asked is not None and pieces is not None and fusion == "convex":
             chosen, score = _compared(rows, query, asked, pieces, chosen, score)
     if collapse:
         keep = _distinct(rows, chosen[: 2 * k + 20], k)
@@ -138,10 +130,8 @@ def search(
         chosen, score = chosen[keep], score[keep]
     chosen, score = chosen[:k], score[:k]
     cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
-    if bm25 is not None:
-        scores = bm25[chosen]
-    else:
-        scores = rows.lexical_of(rows.spans(terms(query, rows.languages)) if query else [], chosen)
+    asked_for = spans if mode != "dense" or not query else rows.spans(terms(query, rows.languages))
+    scores = rows.lexical_of(asked_for, chosen)
     at_dense = {int(slot): i for i, slot in enumerate(dense_slots, 1)}
     at_lexical = {int(slot): i for i, slot in enumerate(worded, 1)}
     return [
@@ -176,25 +166,25 @@ def _dense(
 
 def _fuse(
     rows: Snapshot,
-    dense_slots: np.ndarray,
-    dense: np.ndarray,
-    worded: np.ndarray,
-    bm25: np.ndarray,
+    nearest: tuple[np.ndarray, np.ndarray],
+    worded: tuple[np.ndarray, np.ndarray],
+    spans: Spans,
     vector: np.ndarray,
     fusion: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
-    extra = worded[~np.isin(worded, dense_slots)]
-    chosen = np.concatenate((dense_slots, extra))
+    new = ~np.isin(worded[0], nearest[0])
+    extra = worded[0][new]
+    chosen = np.concatenate((nearest[0], extra))
     if fusion == "rrf":
         score = np.zeros(len(chosen))
         place = {int(slot): i for i, slot in enumerate(chosen)}
-        for ranking in (dense_slots, worded):
+        for ranking in (nearest[0], worded[0]):
             for rank, slot in enumerate(ranking, 1):
                 score[place[int(slot)]] += 1 / (RRF + rank)
         return chosen, score
-    similar = np.concatenate((dense, rows.similarities(vector, extra)))
-    return chosen, convex(similar, bm25[chosen])
+    similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
+    return chosen, convex(similar, np.concatenate((rows.lexical_of(spans, nearest[0]), worded[1][new])))
 
 
 def _compared(
