@@ -53,7 +53,8 @@ class Codes:
 
         wanted = np.packbits(vector > 0)[None]
         apart = simsimd.cdist(wanted, self.signs[: self.size], metric="hamming", dtype="bin8", out_dtype="float32")
-        return len(vector) - np.asarray(apart)[0]
+        alike = np.asarray(apart)[0]
+        return np.subtract(len(vector), alike, out=alike)
 
 
 def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from retrieval.tables import chunks, documents, indexes, metadata, pending, piec
 from retrieval.types import Document, Passage, SyncReport
 
 BATCH = 500
-"""Values of one `IN`."""
+"""Values of one `IN`, and rows read at once: these stay in the processor's cache until they are taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,7 @@ _RECORDS = (
     )
     .select_from(chunks.join(documents, documents.c.id == chunks.c.document_id).outerjoin(terms, terms.c.seq == chunks.c.seq))
     .order_by(chunks.c.seq)
-    .limit(4000)
+    .limit(BATCH)
 )
 
 
