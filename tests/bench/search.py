@@ -25,6 +25,7 @@ import numpy as np
 from retrieval import Indexes, words
 from retrieval.chunk import Chunk
 from retrieval.late import Asked
+from retrieval.memory import best
 from retrieval.search import search
 from retrieval.store import Prepared
 from retrieval.types import Document
@@ -78,7 +79,7 @@ def put(indexes: Indexes, rows: int, rng: np.random.Generator) -> None:
         source = f"part{at // 500 % 10}/{at}.md"
         texts = [" ".join(row) + "." for row in names[rng.choice(WORDS, (500, 140), p=odds / odds.sum())]]
         ids = [f"{at + i:032x}" for i in range(500)]
-        cut = [Chunk(text, at * 1000, at * 1000 + len(text), (f"s{at + i}",)) for i, text in enumerate(texts)]
+        cut = [Chunk(text, i * 1000, i * 1000 + len(text), (f"s{at + i}",)) for i, text in enumerate(texts)]
         document = Document(source, "main.default.bench", source, source, "", "text/markdown", "")
         terms = [words.encode(text, f"s{at + i}", 0) for i, text in enumerate(texts)]
         prepared = Prepared(document, 0, 0, "", "", cut, ids, [""] * 500, ids, terms)
@@ -137,7 +138,7 @@ def main() -> None:
 
         for mode in ("dense", "lexical", "hybrid"):
             told[mode] = timed(run(mode), both, warm=10)
-        exact = [set(np.argsort(-(rows.matrix[: rows.size] @ vector))[:10]) for vector in vectors]
+        exact = [set(best(rows.matrix[: rows.size] @ vector, 10)) for vector in vectors]
         nearest = lambda vector, count: indexes._vectors.query(row.id, vector, count)  # noqa: E731
         near = [
             {hit.slot for hit in search(rows, "", vector, 10, "dense", nearest=nearest, collapse=False)} for vector in vectors
@@ -145,9 +146,12 @@ def main() -> None:
         told["dense_recall@10"] = round(float(np.mean([len(a & b) / 10 for a, b in zip(exact, near, strict=True)])), 4)
         sources = [f"part{number}/{at}.md" for number in range(10) for at in range(number * 500, options.rows, 5000)]
         for share in (0.9, 0.1, 0.002):
+            column = "source"
             chosen = sources[: max(1, round(len(sources) * share))] if share >= 0.01 else sources[:1]
             extra = {"page": None} if share >= 0.01 else {}
-            where = {"source": chosen, **{k: v for k, v in extra.items() if v is not None}}
+            if len(chosen) > 1000:  # a list may not be longer
+                chosen, column = [f"part{number}" for number in range(round(share * 10))], "folder"
+            where = {column: chosen, **{k: v for k, v in extra.items() if v is not None}}
             if share < 0.01:
                 begins = sorted(f["start"] for f in rows.fields if f["source"] == chosen[0])
                 where["start <"] = begins[min(len(begins) - 1, max(1, int(options.rows * share)))]
