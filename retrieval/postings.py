@@ -93,11 +93,10 @@ class Gathered:
 
     def onto(self, parts: tuple[Postings, ...], lengths: np.ndarray, average: float) -> tuple[Postings, ...]:
         """These after the parts there were; small ones are joined, so that they stay few."""
-        found = list(parts)
-        found += [part.result().weighed(lengths, average) for part in self._parts]
+        weighed = [self._thread.submit(lambda part: part.result().weighed(lengths, average), part) for part in self._parts]
+        last = [Postings.build(*self._taken(), lengths, average)] if self._held else []
+        found = [*parts, *(part.result() for part in weighed), *last]
         self._thread.shutdown()
-        if self._held:
-            found.append(Postings.build(*self._taken(), lengths, average))
         while len(found) > 1 and len(found[-2].slots) <= min(2 * len(found[-1].slots), PART):
             later, former = found.pop(), found.pop()
             found.append(former.joined(later).weighed(lengths, average))
