@@ -36,14 +36,22 @@ def unmet(path: Path) -> list[str]:
             continue
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        installed = _installed(requirement.name)
+        if installed is None:
             missing.append(line)
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             missing.append(f"{line} (here: {installed})")
     return missing
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package here, or of another build of it: `xgboost-cpu` is what a model means by `xgboost`."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        builds = metadata.packages_distributions().get(name.replace("-", "_"), ())
+        return next((metadata.version(build) for build in builds if build.startswith(f"{name}-")), None)
 
 
 def wanted(path: Path) -> list[str]:
