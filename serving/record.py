@@ -15,6 +15,10 @@ from serving.entities import DEPLOYMENT, Entity
 from serving.traffic import Arms
 
 
+_DEFAULTS = {"scale_to_zero_enabled": False, "workload_type": "CPU"}
+"""What a served model has where its config does not say."""
+
+
 @dataclass
 class Record:
     """An endpoint and what runs for it."""
@@ -90,6 +94,7 @@ class Record:
                 state, message = ("FAILED", message or self.failure) if state != "READY" else ("FAILED", self.failure)
             entities.append(
                 {
+                    **(_DEFAULTS if "entity_name" in spec else {}),
                     **spec,
                     **({"entity_version": entity.version} if entity and entity.version else {}),
                     "creator": self.creator,
@@ -97,4 +102,11 @@ class Record:
                     "state": {"deployment": DEPLOYMENT[state], "deployment_state_message": message},
                 }
             )
-        return {**config, "served_entities": entities, "config_version": version}
+        models = [_as_model(entity) for entity in entities if "entity_name" in entity]
+        return {**config, "served_entities": entities, "served_models": models, "config_version": version}
+
+
+def _as_model(entity: Mapping[str, Any]) -> dict[str, Any]:
+    """A served entity in the words of the older field `served_models`, which some clients still read."""
+    renamed = {"entity_name": "model_name", "entity_version": "model_version"}
+    return {renamed.get(key, key): value for key, value in entity.items()}

@@ -64,4 +64,6 @@ def _item(output: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"type": "message", "role": "assistant", "content": text}
     if output.get("type") == "function_call":
         return {key: output[key] for key in ("type", "call_id", "name", "arguments")}
+    if output.get("type") == "function_call_output":
+        return {key: output[key] for key in ("type", "call_id", "output")}
     return None
