@@ -275,7 +275,7 @@ class Encoder:
         self._text = False
         self._failed = False
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, *, logprobs: Any = None, **more: Any) -> bytes:
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, /, *, logprobs: Any = None, **more: Any) -> bytes:
         told = {"content": logprobs, "refusal": None} if logprobs else None
         choices = [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}]
         return sse.data({**self._head, "choices": choices, **more})

@@ -27,7 +27,7 @@ class Encoder(chat.Encoder):
                 framed += sse.data({**self._head, "choices": [], "delta": message})
         return framed
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> bytes:
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, /, **more: Any) -> bytes:
         message = {"role": "assistant", "content": delta.get("content") or "", "id": f"msg_{self._call.request_id}"}
         ended = {"finish_reason": finish} if finish else {}
         return super()._chunk(delta, finish, delta=message, **ended, **more)
