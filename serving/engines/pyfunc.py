@@ -154,7 +154,7 @@ async def _answered(call: Call, model: Served, body: dict[str, Any], make: Any) 
 
 
 class _Calls:
-    """An agent's calls of tools. Those whose results follow are part of its answer, whole; the others are the client's to make."""
+    """An agent's calls of tools. Those whose results follow are part of its answer, whole; others are the client's to make."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

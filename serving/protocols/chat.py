@@ -289,9 +289,9 @@ class Encoder:
             case "response.created":
                 self._begin(body["response"])
                 return self._chunk({"role": "assistant", "content": "", "refusal": None})
-            case "response.output_item.added" if body["item"]["type"] == "function_call" and body["item"].get("status") == "completed":
-                return b""  # whole, with its result after it: an agent's own call
             case "response.output_item.added" if body["item"]["type"] == "function_call":
+                if body["item"].get("status") == "completed":
+                    return b""  # whole, with its result after it: an agent's own call
                 item, position = body["item"], len(self._calls)
                 self._calls[body["output_index"]] = position
                 function = {"name": item["name"], "arguments": ""}
