@@ -139,7 +139,7 @@ async def _run(command: list[str], note: Note) -> None:
     for line in lines[-40:]:
         note(line)
     if process.returncode:
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        errors = [line for line in lines if line.startswith("ERROR") and "Ignored the following" not in line] or lines
         raise LoadFailed(
             f"The model's requirements cannot be installed: {' '.join(errors[-3:])[:500]} "
             "Log it with versions that go together and can be had from here, or set `model_environments: server`."
