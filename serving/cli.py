@@ -167,7 +167,7 @@ class Workspace:
         """What a running server says of an endpoint or index that it does not know; None where it does, or none runs."""
         kind, _, name = securable.partition(":")
         path = {"endpoint": "/api/2.0/serving-endpoints/", "index": "/api/2.0/vector-search/indexes/"}.get(kind)
-        if path is None or not self.home.server():
+        if path is None or "*" in name or not self.home.server():
             return None
         with self.connect() as client:
             answer = client.get(path + quote(name, safe=""))
