@@ -79,14 +79,14 @@ def test_weights_are_shared_out_and_checkpoints_go_from_one_process_to_two_and_b
     assert told(several, "resumed", "step") == [6]
     [every], [here] = told(several, "started", "parameters"), told(several, "started", "held_parameters")
     assert here < 0.6 * every
-    assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss")[6:], rel=1e-4)
-    assert told(several, "evaluation", "log_loss")[-1] == pytest.approx(told(alone, "evaluation", "log_loss")[-1], rel=1e-3)
+    assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss")[6:], rel=5e-3)
+    assert told(several, "evaluation", "log_loss")[-1] == pytest.approx(told(alone, "evaluation", "log_loss")[-1], rel=5e-3)
     back = Runs(tmp_path / "finetune").create(recipe(made, training_duration="9ba", **given), tracking_uri=tracking(tmp_path))
     shutil.copytree(several.folder / "checkpoints", back.folder / "checkpoints")
     result = execute(back)
     back.set_state(status="COMPLETED", result=result)
     assert told(back, "resumed", "step") == [9]
-    assert result["metrics"]["log_loss"] == pytest.approx(alone.state()["result"]["metrics"]["log_loss"], rel=1e-3)
+    assert result["metrics"]["log_loss"] == pytest.approx(alone.state()["result"]["metrics"]["log_loss"], rel=5e-3)
 
 
 @pytest.mark.parametrize(
