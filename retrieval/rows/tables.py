@@ -77,8 +77,8 @@ class SourceTables:
     def behind(self, name: str, read_ms: int | None) -> float | None:
         """Seconds for which a table has had changes that who read it at `read_ms` did not see; 0 where it has none.
 
-        Of files their times tell, of an index over a folder its last sync. A database does not tell when it changed: of its table,
-        it is the seconds since it was read, which no change that was missed is older than. None for what is gone or was never read.
+        Of files their times tell, of an index over a folder its last sync. A database does not tell when it changed: of its
+        table it is the seconds since it was read, which no missed change is older than. None for what is gone or was never read.
         """
         place = self.place(name)
         if place is not None and "://" in place:
