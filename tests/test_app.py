@@ -138,6 +138,9 @@ def test_a_new_user_may_do_nothing_until_it_is_granted_and_nothing_once_revoked(
         refused = client.post("/v1/responses", json=body, headers=headers)
         assert refused.status_code == 403
         assert "smalti grants add user:alice endpoint:assistant" in refused.json()["error"]["message"]
+        misspelt = smalti("grants", "add", "user:alice", "endpoint:asistant", home=live.home)
+        assert misspelt.returncode == 0
+        assert "Did you mean 'assistant'?" in misspelt.stderr
         granted = json.loads(smalti("grants", "add", "user:alice", "endpoint:assistant", "--json", home=live.home).stdout)
         assert {row["securable"] for row in granted} == {"endpoint:assistant", "index:main.default.docs"}
         assert client.post("/v1/responses", json=body, headers=headers).json()["custom_outputs"]["abstained"] is False
