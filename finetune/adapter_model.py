@@ -15,6 +15,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 class AdapterModel(PythonModel):
     """Reads and gives Chat Completions."""
 
+    _skip_type_hint_validation = True  # MLflow's, as of its own chat models: it knows types of rows, and a chat is none
+
     def load_context(self, context: PythonModelContext) -> None:
         from peft import AutoPeftModelForCausalLM
         from transformers import AutoTokenizer

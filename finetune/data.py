@@ -18,6 +18,12 @@ SHOWN = 20
 SKEW = 20
 """How many times larger than the smallest class the largest may be without a warning."""
 
+_FORMATS = (
+    (b"PAR1", "Parquet", "Write its rows as JSON lines (pandas: to_json(orient='records', lines=True))."),
+    (b"\x1f\x8b", "compressed", "Unpack it first."),
+    (b"PK\x03\x04", "compressed", "Unpack it first."),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -186,8 +192,8 @@ def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mappi
         return
     if lines[0].startswith(b"\xef\xbb\xbf"):
         lines[0] = lines[0][3:]
-    if lines[0].startswith((b"\xff\xfe", b"\xfe\xff")):
-        problems.append(Problem("encoding", str(path), 1, None, "The file is UTF-16.", "Save it as UTF-8."))
+    if (told := _another_format(lines[0])) is not None:
+        problems.append(Problem(told[0], str(path), 1, None, *told[1:]))
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -202,6 +208,18 @@ def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mappi
         else:
             message = f"The line is a JSON {type(row).__name__}, not an object."
             problems.append(Problem("not_object", str(path), number, None, message, 'Write {"text": …, "label": …}.'))
+
+
+def _another_format(line: bytes) -> tuple[str, str, str] | None:
+    """What a file is whose first line is none of JSON lines: code, message and fix, once and not for each line."""
+    for mark, name, fix in _FORMATS:
+        if line.startswith(mark):
+            return "bad_json", f"The file is {name}, not JSON lines.", fix
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
+        return "encoding", "The file is UTF-16.", "Save it as UTF-8."
+    if line.strip() == b"[" or line.startswith(b"[{"):
+        return "bad_json", "The file is one JSON array, not JSON lines.", "Write its objects one a line."
+    return None
 
 
 def _undecodable(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> Problem:

@@ -38,6 +38,7 @@ def create(
     training_duration: str = "1ep",
     learning_rate: float | str = 5e-7,
     context_length: int | None = None,
+    data_prep_cluster_id: str | None = None,
     method: str = "full",
     **keys: Any,
 ) -> TrainingRun:
@@ -52,6 +53,7 @@ def create(
     task_type: CHAT_COMPLETION, INSTRUCTION_FINETUNE or CONTINUED_PRETRAIN.
     custom_weights_path: a folder to start from in the model's place.
     training_duration: `3ep`, `200ba`, `10Mtok`, or a number of epochs.
+    data_prep_cluster_id: taken and not needed; there is no cluster here.
     method: full, lora or dora.
     keys: further keys of the recipe.
 

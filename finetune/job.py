@@ -20,6 +20,7 @@ from finetune.schema import (
     EmbedRecipe,
     EncoderRecipe,
     LanguageRecipe,
+    LauncherRecipe,
     ReaderRecipe,
     Recipe,
     RerankRecipe,
@@ -27,6 +28,8 @@ from finetune.schema import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow import MlflowClient
 
     from finetune.runs import TrainingRun
@@ -61,11 +64,14 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     base = locate(recipe.base_model)
     facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
     facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
-    together = ranks.current()
+    together = ranks.current(recipe.launcher)
     device = _device()
     _use_threads(max(1, spec["threads"] // together.size))
     if together.rank:  # the first process tells, judges and registers; the others train with it
-        Loop(job.task(base, device), recipe, run.folder / "checkpoints", canceled=run.canceled, device=device).run()
+        loop = Loop(job.task(base, device), recipe, run.folder / "checkpoints", canceled=run.canceled, device=device)
+        loop.run()
+        if together.sharded:
+            loop.weights()
         return {}
     with quiet():
         tracker = Tracker(run, job, facts)
@@ -83,6 +89,8 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
         run.set_state(steps=loop.schedule.steps, device=device)
         tracker.emit("started", steps=loop.schedule.steps, threads=spec["threads"], device=device, **_sizes(task))
         progress = loop.run()
+        if together.sharded:
+            task = _whole(job, task, loop, base, device)
         trial = "parent_run_id" in spec
         judged = {"metrics": dict(progress.metrics)} if trial else job.judge(task, tracker.emit)
         result = {**judged, "steps": progress.step, "tokens": progress.tokens}
@@ -197,10 +205,27 @@ def _use_threads(count: int) -> None:
     torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler besides
 
 
+def _whole(job: Any, task: Any, loop: Loop, base: Path, device: str) -> Any:
+    """The task with all of its weights here: what comes after training is done by the first process alone."""
+    import torch
+
+    weights, task.model = loop.weights(), None
+    job.recipe = job.recipe.model_copy(update={"launcher": LauncherRecipe()})
+    found = job.task(base, device)
+    with torch.no_grad():
+        for name, parameter in found.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+    found.model.eval()
+    return found
+
+
 def _sizes(task: Any) -> dict[str, int]:
+    """Parameters in all, those that are trained, and those that this process holds."""
     parameters = list(task.model.parameters())
     trained = sum(p.numel() for group in task.groups() for p in group["params"])
-    return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained}
+    here = sum(ranks.held(p).numel() for p in parameters)
+    return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained, "held_parameters": here}
 
 
 __all__ = ["Emit", "Tracker", "Watch", "execute", "job_of"]

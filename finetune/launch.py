@@ -58,6 +58,11 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
         raise RecipeError("launcher: accelerate needs the package accelerate; torchrun needs nothing more.")
     if kind == "process" and recipe.launcher.processes > 1:
         raise RecipeError("launcher.processes: several processes take kind: torchrun, accelerate or ray.")
+    if recipe.launcher.strategy == "fsdp":
+        if kind == "process":
+            raise RecipeError("launcher.strategy: fsdp takes several processes: {kind: torchrun, processes: 2, strategy: fsdp}.")
+        if isinstance(recipe, LanguageRecipe) and recipe.method == "qlora":
+            raise RecipeError("launcher.strategy: weights of four bits are not shared out; take ddp, or method: lora.")
 
 
 def launch(run: TrainingRun) -> str:
@@ -140,7 +145,8 @@ def job(recipe: TrainedRecipe, file: Path) -> dict[str, Any]:
         raise RecipeError(
             f"launcher: {launcher.accelerator} is a machine of {each}: set processes: {each}, or another accelerator."
         )
-    local = "process" if each == 1 else f"{{kind: torchrun, processes: {each}}}"
+    strategy = f", strategy: {launcher.strategy}" if launcher.strategy != "ddp" else ""
+    local = "process" if each == 1 else f"{{kind: torchrun, processes: {each}{strategy}}}"
     words = ["python", "-m", "app", "finetune", "run", str(file), f"launcher={local}", "--tracking-uri", "databricks"]
     return {
         "experiment_name": recipe.name,

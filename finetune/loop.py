@@ -154,7 +154,7 @@ class Loop:
         import torch
 
         self.task, self.recipe, self.folder, self.emit, self.canceled, self.device = task, recipe, folder, emit, canceled, device
-        self.schedule, self.ranks = Schedule.of(recipe, task.lengths), ranks.current()
+        self.schedule, self.ranks = Schedule.of(recipe, task.lengths), ranks.current(recipe.launcher)
         self.progress = Progress(micro_batch=min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size))
         groups = task.groups()
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
@@ -224,7 +224,7 @@ class Loop:
         share = learning_rate_share(self.recipe, self.progress.step, self.schedule.steps)
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * share
-        total, batch = max(1, self.task.targets(batch)), self.ranks.part(batch)
+        total, whole, batch = max(1, self.task.targets(batch)), batch, self.ranks.part(batch)
         while True:
             size = self.progress.micro_batch
             try:
@@ -232,10 +232,12 @@ class Loop:
                 # CPU and GPU draw from generators of their own; this seeds both
                 torch.manual_seed((self.recipe.seed << 32) + self.progress.step + (self.ranks.rank << 24))
                 summed = 0.0
-                for start in range(0, len(batch), size):
+                for start in range(0, self.ranks.rows(whole), size):
+                    rows = batch[start : start + size]
                     with torch.autocast(self.device, torch.bfloat16, enabled=self._bf16):
-                        loss = self.task.loss(batch[start : start + size]) / total
-                    loss.backward()
+                        # a process without rows of its own keeps step with the others
+                        loss = self.task.loss(rows or whole[:1]) * (len(rows) > 0) / total
+                    (loss * self.ranks.weight).backward()
                     summed += float(loss.detach())
                 break
             except RuntimeError as error:
@@ -243,7 +245,8 @@ class Loop:
                     raise
                 self._shrink(size)
         summed = self.ranks.add(self._trained.values(), summed)
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm))
+        norm = torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm)
+        norm = float(ranks.whole(norm))
         if not (math.isfinite(summed) and math.isfinite(norm)):
             raise TrainingError(
                 f"Step {self.progress.step + 1}: the loss or its gradient is not a number. "
@@ -265,6 +268,8 @@ class Loop:
             raise TrainingError(
                 f"Step {self.progress.step + 1}: memory does not hold one row. Shorten the rows, or take a smaller model."
             ) from None
+        if self.ranks.sharded:  # the others are in the midst of the same pass, and cannot begin it again
+            raise TrainingError(f"Step {self.progress.step + 1}: memory ran out. Set micro_batch_size: {size // 2}.") from None
         self.optimizer.zero_grad()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -318,13 +323,17 @@ class Loop:
 
         with torch.no_grad():
             for name, parameter in self._trained.items():
-                parameter.copy_(tensors[name])
+                parameter.copy_(ranks.like(tensors[name], parameter))
 
     # ---- checkpoints
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole; where they are shared out, all processes ask for them together."""
+        return {name: ranks.whole(parameter.detach()).cpu() for name, parameter in self._trained.items()}
+
     def _checkpoint(self) -> None:
         self._saved = self.progress.step
-        if not self.ranks.rank:
+        if not self.ranks.rank or self.ranks.sharded:
             self._save()
         self.ranks.wait()
 
@@ -335,6 +344,12 @@ class Loop:
         for name, parameter in self._trained.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value
+        if self.ranks.sharded:  # one at a time, and kept by the process that writes
+            for name, tensor in tensors.items():
+                full = ranks.whole(tensor)
+                tensors[name] = full.new_empty(0) if self.ranks.rank else full.cpu()
+        if self.ranks.rank:
+            return
         state = {"progress": asdict(self.progress), "recipe": _identity(self.recipe)}
         checkpoint.save(self.folder, self.progress.step, tensors, state)
         self.emit("checkpoint", step=self.progress.step)
@@ -353,12 +368,12 @@ class Loop:
             parts.setdefault(kind, {})[name] = tensor
         self._load(parts["model"])
         for name, tensor in self._average.items():
-            tensor.copy_(parts["average"][name])
-        self._best = {name: tensor.to(self._trained[name].device) for name, tensor in parts.get("best", {}).items()}
+            tensor.copy_(ranks.like(parts["average"][name], tensor))
+        self._best = {name: ranks.like(tensor, self._trained[name]) for name, tensor in parts.get("best", {}).items()}
         for key, tensor in parts.get("optimizer", {}).items():
             slot, _, name = key.partition("/")
             parameter = self._trained[name]
-            self.optimizer.state[parameter][slot] = tensor.to(parameter.device)
+            self.optimizer.state[parameter][slot] = ranks.like(tensor, parameter)
         self._saved = found.step
         self.emit("resumed", step=found.step, steps=self.schedule.steps)
 

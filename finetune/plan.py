@@ -22,8 +22,8 @@ from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRe
 
 FLOAT = 4
 """Bytes of a weight, a gradient and each of AdamW's two averages: all are kept in fp32."""
-MEASURED = 4
-"""Steps that are timed, after one that is not."""
+WARM, MEASURED = 2, 4
+"""Steps that are not timed, and those after them that are."""
 LAST = 4
 """Of the tensors that are kept the last so many belong to the loss."""
 _ATTENTION = "smalti_shapes"
@@ -71,6 +71,8 @@ class Plan:
     """Of all of training: 6 a parameter and token, 4 where the base model's weights stay as they are."""
     seconds: float | None
     """Of training, from measured steps; None where it does not fit."""
+    evaluation_seconds: float | None
+    """Of all evaluations, from one that was made."""
     tokens_per_second: float | None
     cost: float | None
     knobs: tuple[Knob, ...] = field(default=())
@@ -93,7 +95,12 @@ class Plan:
         lines.append(f"parameters   {self.parameters:,}, of which {self.trained_parameters:,} ({share:.1%}) are trained")
         lines.append(f"training     {self.steps:,} steps, {self.tokens:,} tokens, {self.flops:.2e} operations")
         if self.seconds is not None:
-            lines.append(f"time         {self.seconds:,.0f} s at {self.tokens_per_second:,.0f} tokens/s, measured here")
+            lines.append(f"time         {self.seconds:,.0f} s of training at {self.tokens_per_second:,.0f} tokens/s")
+            if self.evaluation_seconds:
+                lines.append(f"{'':12} {self.evaluation_seconds:,.0f} s of evaluation")
+            lines.append(
+                f"{'':12} measured here: {MEASURED} steps after {WARM} to warm up; starting and registering are not in it"
+            )
         if self.cost is not None:
             lines.append(f"cost         {self.cost:,.2f}")
         lines += [f"instead      {k.change}: {_bytes(k.total)}, {'fits' if k.fits else 'does not fit yet'}" for k in self.knobs]
@@ -134,6 +141,7 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
         tokens=tokens,
         flops=float(each * parameters * tokens),
         seconds=None,
+        evaluation_seconds=None,
         tokens_per_second=None,
         cost=None,
         warnings=tuple(job.warnings),
@@ -142,10 +150,12 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
         return replace(made, knobs=tuple(_knobs(recipe, job, base, available)))
     if not measure:
         return made
-    seconds, seen = _timed(recipe, job.task(base, device), device)
+    seconds, seen, evaluation = _timed(recipe, job.task(base, device), device)
     whole = seconds / seen * tokens
-    cost = price_per_hour * whole / 3600 if price_per_hour else None
-    return replace(made, seconds=round(whole, 2), tokens_per_second=round(seen / seconds, 1), cost=cost)
+    judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
+    cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
+    rate = round(seen / seconds, 1)
+    return replace(made, seconds=round(whole, 2), evaluation_seconds=round(judged, 2), tokens_per_second=rate, cost=cost)
 
 
 def _size(recipe: TrainedRecipe, job: Any, base: Path) -> tuple[Memory, Any]:
@@ -219,22 +229,28 @@ def _register_attention() -> None:
     AttentionInterface.register(_ATTENTION, attention)
 
 
-def _timed(recipe: TrainedRecipe, task: Any, device: str) -> tuple[float, int]:
-    """Seconds and tokens of a few steps, spread over an epoch."""
+def _timed(recipe: TrainedRecipe, task: Any, device: str) -> tuple[float, int, float]:
+    """Seconds and tokens of a few steps, from the shortest batches to the longest, and the seconds of an evaluation."""
     import torch
 
     torch.set_num_threads(recipe.threads or threads.free())
     batches = epoch_batches(task.lengths, recipe.batch_size, recipe.seed, 0)
-    chosen: Sequence[list[int]] = [batches[i * len(batches) // (MEASURED + 1)] for i in range(MEASURED + 1)]
+    by_size = sorted(batches, key=lambda batch: sum(task.lengths[example] for example in batch))
+    chosen: Sequence[list[int]] = [by_size[(2 * i + 1) * len(by_size) // (2 * MEASURED)] for i in range(MEASURED)]
     with TemporaryDirectory() as folder:
         loop = Loop(task, recipe, Path(folder), device=device)
         task.model.train()
-        seconds = 0.0
-        for number, batch in enumerate(chosen):
-            began = time.perf_counter()
+        for _ in range(WARM):
+            loop._step(by_size[-1])
+        began = time.perf_counter()
+        for batch in chosen:
             loop._step(batch)
-            seconds += time.perf_counter() - began if number else 0.0
-    return seconds, sum(task.lengths[example] for batch in chosen[1:] for example in batch)
+        middle = time.perf_counter()
+        task.model.eval()
+        with torch.no_grad():
+            task.evaluate()
+        evaluation = time.perf_counter() - middle
+    return middle - began, sum(task.lengths[example] for batch in chosen for example in batch), evaluation
 
 
 def _knobs(recipe: TrainedRecipe, job: Any, base: Path, available: int) -> list[Knob]:

@@ -109,6 +109,8 @@ class LauncherRecipe(Strict):
     kind: Literal["process", "torchrun", "accelerate", "ray", "databricks"] = "process"
     processes: Annotated[int, Field(ge=1)] = 1
     """Each takes its part of every batch; what is learnt is what one process would learn. On GPUs one each."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: each holds the whole model; `fsdp`: weights, gradients and averages are shared out among them (FSDP2)."""
     accelerator: str = "GPU_1xH100"
     """Of `databricks`: type of machine, as `databricks air` names it."""
     environment: str = "4"

@@ -11,7 +11,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 32
 
@@ -181,7 +184,7 @@ def make() -> Any:
                 self.about |= joblib.load(files["fitted"])
 
         def predict(  # pyright: ignore[reportIncompatibleMethodOverride] - MLflow declares None
-            self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+            self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
         ) -> Any:
             return KINDS[self.about["kind"]](self.run, self.about, model_input)
 
@@ -189,6 +192,7 @@ def make() -> Any:
 
 
 if __name__ != "finetune.text_model":  # run by MLflow, from the model's folder
+    import pandas as pd  # MLflow looks the hints up here
     from mlflow.models import set_model
 
     set_model(make())

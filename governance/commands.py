@@ -143,6 +143,8 @@ def add_grant(
     """Allow a principal something; an agent's endpoint brings its index and its model."""
     rows = [grant.as_dict() for grant in context.obj.grants.grant(principal, securable, level)]
     context.obj.print_rows(rows, _GRANTS, as_json=as_json, empty="")
+    if told := context.obj.missing(rows[0]["securable"]):  # it may come later; a misspelt one never does
+        print(f"note: {told.rstrip('.')}. The grant counts once there is one of that name.", file=sys.stderr)
 
 
 @grants.command("list")

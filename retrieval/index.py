@@ -8,7 +8,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
-from retrieval.chunks import ChunkSource
+from retrieval.chunks import ChunkSource, passage
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
@@ -234,7 +233,7 @@ class Indexes:
             slots = slots[slots > at]
         keys = [rows.keys[slot] for slot in slots[:count]]
         found = self._store.passages(row.name, keys)
-        data = [_columns(found[key][1]) for key in keys if key in found]
+        data = [_columns(found[key]) for key in keys if key in found]
         return {"data": data, "last_primary_key": keys[-1] if keys else None}
 
     def document(self, name: str, document_id: str, groups: Groups = NOBODY) -> Document:
@@ -255,9 +254,9 @@ class Indexes:
         """A stored passage, without scores. Raises NotFound."""
         row = self._row(name)
         found = self._store.passages(row.name, [passage_id]).get(passage_id)
-        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found[1].source)}, groups):
+        if found is None or not self.guards.admits(row.name, {"folder": folder_of(found.source)}, groups):
             raise NotFound(f"index {row.name} has no passage {passage_id!r}: its document may have changed")
-        return found[1]
+        return found
 
     def get(self, name: str) -> IndexInfo:
         """Raises NotFound."""
@@ -277,8 +276,8 @@ class Indexes:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
         row = self._row(name)
-        for passage in self._store.rows(row.id, row.name):
-            yield _columns(passage)
+        for each in self._store.rows(row.id, row.name):
+            yield _columns(each)
 
     def close(self) -> None:
         """Closes Chroma and ends the converters. The engine and the encoder stay open."""
@@ -350,12 +349,12 @@ class Indexes:
                 asked=asked,
                 pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
             )
-            found = self._store.passages(row.name, [rows.keys[hit.slot] for hit in hits])
+            found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits])
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
-        keyed = [(hit, found[rows.keys[hit.slot]][1]) for hit in hits if rows.keys[hit.slot] in found]
-        return [replace(passage, score=hit.score, similarity=hit.similarity, lexical=hit.lexical) for hit, passage in keyed]
+        read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
+        return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
 
     def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
         def between(first: Passage, second: Passage) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.codes import dots
+
 VERSION = "1"
 """Raised when the same text may now give other pieces."""
 DEPTH = 50
@@ -36,20 +38,16 @@ def packed(states: np.ndarray) -> bytes:
 
 def scores(asked: Asked, weights: np.ndarray, stored: Sequence[bytes]) -> np.ndarray:
     """How well each passage holds what the question's pieces mean: the weighted mean of their best matches' cosines, about."""
-    import simsimd
-
     dimension = asked.pieces.shape[1]
     found = np.full(len(stored), -1.0, np.float32)
     counts = np.array([len(pieces) * 8 // dimension for pieces in stored])
     if not counts.any() or not len(asked.pieces):
         return found
-    packed = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, dimension // 8)
-    bits = np.unpackbits(packed, axis=1).view(np.int8)
+    bits = np.unpackbits(np.frombuffer(b"".join(stored), np.uint8)).view(np.int8).reshape(-1, dimension)
     scale = np.abs(asked.pieces).max() / 127
     wanted = np.rint(asked.pieces / scale).astype(np.int8)
-    dots = np.asarray(simsimd.cdist(wanted, bits, "dot", out_dtype="float32"))
     # A bit is 0 or 1 and stands for -1 or 1.
-    cosines = (2 * dots - wanted.sum(axis=1, dtype=np.int32)[:, None]) * np.float32(scale / np.sqrt(dimension))
+    cosines = (2 * dots(wanted, bits) - wanted.sum(axis=1, dtype=np.int32)[:, None]) * np.float32(scale / np.sqrt(dimension))
     filled = np.flatnonzero(counts)
     starts = np.concatenate(([0], np.cumsum(counts[filled])[:-1]))
     if not weights.sum() > 0:

@@ -10,27 +10,33 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from retrieval import words
-from retrieval.codes import Codes
+from retrieval.codes import Codes, dots
+from retrieval.postings import K1, Gathered, Postings
 
-K1, B = 0.9, 0.4
-"""BM25's parameters; chosen on SciFact's train claims and WiCE, see docs/benchmarks.md."""
 ABOVE = 0.6
 """Weight of a term in the title and headings, a term in the text being 1."""
 DEAD = 0.3
 """Share of dead rows at which a snapshot is built anew."""
 CODED = 4096
 """Rows from which the nearest are looked for among 8-bit codes; fewer vectors are compared at once."""
+SIGNED, SHORT = 200_000, 80
+"""Rows from which the signs of their vectors choose whose codes are compared, and of how many rows one is chosen. One of 100
+held 83, 94 and 98 % of the ten nearest of 4,000, 15,000 and 60,000 sentences: of more rows a smaller share is enough."""
+COMMON = 2048
+"""Rows of a term from which it is asked whether it can matter."""
+BATCH = 500
+"""Rows taken over at once: few enough to stay in the processor's cache."""
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A row of the truth: `seq` orders and names it; a changed row comes with a new one."""
 
     seq: int
@@ -52,31 +58,8 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Postings:
-    """Which rows hold a term, and how much it weighs there. Sorted by term, then by row."""
-
-    ids: np.ndarray
-    slots: np.ndarray
-    counts: np.ndarray
-    terms: np.ndarray
-    starts: np.ndarray
-    impacts: np.ndarray
-
-    @classmethod
-    def build(cls, ids: np.ndarray, slots: np.ndarray, counts: np.ndarray, lengths: np.ndarray, average: float) -> Postings:
-        order = np.argsort(ids, kind="stable")
-        ids, slots, counts = ids[order], slots[order], counts[order]
-        first = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1]))) if len(ids) else np.empty(0, np.int64)
-        norm = K1 * (1 - B + B * lengths[slots] / max(average, 1.0))
-        impacts = (counts * (K1 + 1) / (counts + norm)).astype(np.float32)
-        return cls(ids, slots, counts, ids[first], np.append(first, len(ids)), impacts)
-
-    def span(self, term: int) -> tuple[int, int]:
-        at = int(np.searchsorted(self.terms, np.uint32(term)))
-        if at == len(self.terms) or self.terms[at] != term:
-            return 0, 0
-        return int(self.starts[at]), int(self.starts[at + 1])
+Spans = Sequence[tuple[float, Sequence[tuple[Postings, int, int]]]]
+"""Terms: how rare each is, and where its postings are."""
 
 
 @dataclass(frozen=True)
@@ -107,61 +90,105 @@ class Snapshot:
 
     def similarities(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
         """Similarities of the rows' vectors: of `slots`, or of all. By distance d it is 1 / (1 + d²), as Databricks scores."""
-        dots = self.matrix[: self.size] @ vector if slots is None else self.matrix[slots] @ vector
+        vector = vector.astype(np.float32, copy=False)
+        found = dots(vector[None], self.matrix[: self.size] if slots is None else self.matrix[slots])[0]
         if self.squares is None:
-            return dots
+            return found
         squares = self.squares if slots is None else self.squares[slots]
-        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * dots, 0))
+        return 1 / (1 + np.maximum(squares + vector @ vector - 2 * found, 0))
 
     def nearest(self, vector: np.ndarray, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Slots and similarities of the `count` rows most similar to a vector, of all or of those allowed, best first."""
         slots = None if allowed is None else np.flatnonzero(allowed).astype(np.int32)
         if self.codes is not None and (self.size if slots is None else len(slots)) > SPARE * count:
-            # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
-            picked = slots is not None and len(slots) * 8 < self.size
-            rough = self.codes.dots(vector, slots if picked else None)
-            if self.squares is not None:
-                rough = 2 * rough - (self.squares if slots is None or not picked else self.squares[slots])
-            if allowed is not None and not picked:
-                rough[~allowed] = -np.inf
-            top = np.sort(np.argpartition(rough, len(rough) - SPARE * count)[len(rough) - SPARE * count :])
-            slots = slots[top] if slots is not None and picked else top.astype(np.int32)
+            slots = self._shortlist(self.codes, vector, SPARE * count, allowed, slots)
         scores = self.similarities(vector, slots)
         top = best(scores, count)
         return (top.astype(np.int32) if slots is None else slots[top]), scores[top]
 
-    def spans(self, terms: Sequence[int]) -> list[tuple[float, list[tuple[Postings, int, int]]]]:
-        """Inverse document frequency and postings of each term that occurs."""
+    def _shortlist(
+        self, codes: Codes, vector: np.ndarray, count: int, allowed: np.ndarray | None, slots: np.ndarray | None
+    ) -> np.ndarray:
+        """Slots of `count` rows among which the nearest are: of all, or of those allowed, whose slots are given."""
+        # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
+        picked = slots if slots is not None and len(slots) * 8 < self.size else None
+        if picked is None and self.size >= SIGNED and self.squares is None:
+            alike = codes.agreement(vector)
+            if allowed is not None:
+                alike[~allowed] = -np.inf
+            picked = highest(alike, max(self.size // SHORT, 4 * count)).astype(np.int32)
+        rough = codes.dots(vector, picked)
+        if self.squares is not None:
+            rough = 2 * rough - (self.squares if picked is None else self.squares[picked])
+        if allowed is not None and picked is None:
+            rough[~allowed] = -np.inf
+        top = highest(rough, count)
+        return top.astype(np.int32) if picked is None else picked[top]
+
+    def spans(self, terms: Sequence[int]) -> Spans:
+        """Inverse document frequency and postings of each term that occurs, the rarest first."""
         found = []
         for term in terms:
             parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
             count = sum(b - a for _, a, b in parts)
             if count:
                 found.append((_rarity(self.size, count), parts))
-        return found
+        return sorted(found, key=lambda each: -each[0])
 
     def rarity(self, term: int) -> float:
         """Inverse document frequency of a term, which need not occur."""
         return _rarity(self.size, sum(b - a for part in self.postings for a, b in (part.span(term),)))
 
-    def lexical(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]]) -> np.ndarray:
+    def lexical(self, spans: Spans) -> np.ndarray:
         """BM25 of every row."""
         scores = np.zeros(self.size, np.float32)
         for idf, parts in spans:
             for part, a, b in parts:
-                scores[part.slots[a:b]] += np.float32(idf) * part.impacts[a:b]
+                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
         return scores
 
-    def lexical_of(self, spans: Sequence[tuple[float, list[tuple[Postings, int, int]]]], slots: np.ndarray) -> np.ndarray:
-        """BM25 of a few rows."""
-        scores = np.zeros(len(slots), np.float32)
-        slots = slots.astype(np.int32, copy=False)
+    def lexical_of(self, spans: Spans, slots: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray:
+        """BM25 of a few rows, or what these terms add to their scores."""
+        scores = np.zeros(len(slots), np.float32) if onto is None else onto
+        order = np.argsort(slots, kind="stable")
+        slots = slots[order].astype(np.int32, copy=False)
         for idf, parts in spans:
             for part, a, b in parts:
                 held = part.slots[a:b]
-                at = np.minimum(np.searchsorted(held, slots), b - a - 1)
-                scores += np.float32(idf) * part.impacts[a + at] * (held[at] == slots)
+                first, last = np.searchsorted(slots, (held[0], held[-1] + 1))  # a part is of some of the rows
+                if first < last:
+                    wanted = slots[first:last]
+                    at = np.minimum(np.searchsorted(held, wanted), b - a - 1)
+                    scores[order[first:last]] += np.float32(idf) * part.impacts[a + at] * (held[at] == wanted)
         return scores
+
+    def worded(self, spans: Spans, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and BM25 of the `count` rows, of all or of those allowed, whose words fit best, best first.
+
+        What a common term can add is known before its many rows are gone through. Where that lifts no row that has none of the
+        rarer terms among the best, it is looked up for the rows that may be among them (Turtle and Flood 1995, MaxScore,
+        https://doi.org/10.1016/0306-4573(95)00020-H).
+        """
+        scores = np.zeros(self.size, np.float32)
+        left = np.cumsum([idf * (K1 + 1) for idf, _ in reversed(spans)])[::-1]
+        done, found = 0, None
+        for idf, parts in spans:
+            if done and sum(b - a for _, a, b in parts) > COMMON:
+                held = scores if allowed is None else scores * allowed
+                least = reached(held, count) - left[done]
+                if least > 0:
+                    found = np.flatnonzero(held >= least * (1 - 1e-6))  # what adding in 32 bits loses
+                    if len(found) <= max(COMMON, self.size // 64):
+                        break
+                    found = None
+            for part, a, b in parts:
+                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
+            done += 1
+        if found is None:
+            found = np.flatnonzero(scores > 0 if allowed is None else (scores > 0) & allowed)
+        fitting = self.lexical_of(spans[done:], found, scores[found])
+        top = best(fitting, count)
+        return found[top].astype(np.int32), fitting[top]
 
     def slot_of(self) -> dict[str, int]:
         """Slots of the live rows by key."""
@@ -175,16 +202,34 @@ def _rarity(rows: int, count: int) -> float:
     return math.log1p((max(rows - count, 0) + 0.5) / (count + 0.5))
 
 
+def reached(scores: np.ndarray, count: int) -> float:
+    """A score that at least `count` rows reach, mostly not many more; found by the maxima of blocks. -inf where rows are few."""
+    width = len(scores) // (8 * count)
+    if width < 2:
+        return -np.inf
+    blocks = len(scores) // width
+    maxima = scores[: blocks * width].reshape(width, blocks).max(axis=0)
+    return float(np.partition(maxima, blocks - count)[blocks - count])
+
+
+def highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` highest scores in ascending order; of equal ones at the edge the first."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    least = reached(scores, count)
+    found = np.flatnonzero(scores >= least) if np.isfinite(least) else np.arange(0)
+    among = scores[found] if len(found) else scores
+    edge = np.partition(among, len(among) - count)[len(among) - count]
+    kept = np.flatnonzero(among >= edge)
+    if len(kept) > count:  # so that a page follows the one before it
+        level = np.flatnonzero(among[kept] == edge)
+        kept = np.delete(kept, level[count - len(kept) :])
+    return found[kept] if len(found) else kept
+
+
 def best(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest finite scores, best first; equal ones in order."""
-    if count < len(scores):
-        part = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-        # Of equal scores at the edge the first rows are taken, so that a page follows the one before it.
-        edge = scores[part].min()
-        above = np.flatnonzero(scores > edge)
-        part = np.concatenate((above, np.flatnonzero(scores == edge)[: count - len(above)]))
-    else:
-        part = np.arange(len(scores))
+    part = highest(scores, count)
     part = part[np.argsort(-scores[part], kind="stable")]
     return part[np.isfinite(scores[part])]
 
@@ -242,43 +287,38 @@ class Memory:
             return self._snapshot
 
     def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
-        keys, fields, seqs = list(old.keys), list(old.fields), []
+        keys, fields, seqs = list(old.keys), list(old.fields), [old.seqs[: old.size]]
         matrix, at = old.matrix, old.size
-        ids, counts, sizes, lengths = [], [], [], []
+        gathered, lengths = Gathered(at), [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
-        for record in self._source.records(after):
-            if at == len(matrix):
+        records = self._source.records(after)
+        while batch := list(islice(records, BATCH)):
+            end = at + len(batch)
+            if end > len(matrix):
                 # Readers of the old snapshot keep the old block; rows past their size in a shared one are not theirs.
-                grown = np.empty((max(1024, len(matrix) * 3 // 2), self._dimension), np.float32)
+                grown = np.empty((max(1024, end, len(matrix) * 3 // 2), self._dimension), np.float32)
                 grown[:at] = matrix[:at]
                 matrix = grown
-            matrix[at] = np.frombuffer(record.vector, np.float32) if record.vector else 0.0
-            terms = words.decode(record.terms) if record.terms else None
-            if terms is not None:
-                ids.append(terms.ids)
-                counts.append(terms.text + np.float32(ABOVE) * terms.context)
-                spoken[terms.language] = spoken.get(terms.language, 0) + 1
-            sizes.append(len(terms.ids) if terms is not None else 0)
-            lengths.append(float(counts[-1].sum()) if terms is not None else 0.0)
-            keys.append(record.key)
-            fields.append(record.fields)
-            seqs.append(record.seq)
-            at += 1
-        lengths = np.concatenate((old.lengths[: old.size], np.array(lengths, np.float32)))
+            none = bytes(4 * self._dimension)
+            vectors = b"".join(record.vector or none for record in batch)
+            matrix[at:end] = np.frombuffer(vectors, np.float32).reshape(len(batch), -1) if vectors else 0.0
+            terms = words.decode_many([record.terms or b"" for record in batch])
+            weights = terms.text + np.float32(ABOVE) * terms.context
+            gathered.add(terms.sizes, terms.ids, weights)
+            lengths.append(np.bincount(np.repeat(np.arange(len(batch)), terms.sizes), weights, len(batch)).astype(np.float32))
+            for language, count in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
+                spoken[int(language)] = spoken.get(int(language), 0) + int(count)
+            keys.extend(record.key for record in batch)
+            fields.extend(record.fields for record in batch)
+            seqs.append(np.fromiter((record.seq for record in batch), np.int64, len(batch)))
+            at = end
+        length = np.concatenate(lengths)
         alive = np.concatenate((alive, np.ones(at - old.size, bool)))
-        average = float(lengths.mean()) if len(lengths) else 0.0
-        postings = list(old.postings)
-        if ids:
-            slots = np.repeat(np.arange(old.size, at, dtype=np.int32), sizes)
-            postings.append(Postings.build(np.concatenate(ids), slots, np.concatenate(counts), lengths, average))
-        while len(postings) > 1 and len(postings[-1].ids) * 2 >= len(postings[-2].ids):
-            b, a = postings.pop(), postings.pop()
-            joined = (np.concatenate((getattr(a, name), getattr(b, name))) for name in ("ids", "slots", "counts"))
-            postings.append(Postings.build(next(joined), next(joined), next(joined), lengths, average))
-        numbers = np.concatenate((old.seqs[: old.size], np.array(seqs, np.int64)))
+        average = float(length.mean()) if len(length) else 0.0
+        postings = gathered.onto(old.postings, length, average)
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
         live = int(alive.sum())
-        return Snapshot(at, live, keys, numbers, matrix, lengths, alive, fields, tuple(postings), languages, squares, codes)
+        return Snapshot(at, live, keys, np.concatenate(seqs), matrix, length, alive, fields, postings, languages, squares, codes)

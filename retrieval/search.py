@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import late, words
-from retrieval.memory import Snapshot, best
+from retrieval.codes import dots
+from retrieval.memory import Snapshot, Spans
 from retrieval.rank import convex
 
 MODES = ("hybrid", "dense", "lexical")
@@ -17,7 +18,7 @@ DEPTH = 100
 """Rows of each ranking that are fused."""
 RRF = 60
 """Cormack, Clarke and Büttcher 2009, https://doi.org/10.1145/1571941.1572114."""
-STORED = 200_000
+STORED = 4_000_000
 """Rows from which the nearest come from the vector store where nothing is filtered; fewer, or filtered ones, are scanned here."""
 MAX_QUERY = 4000
 """Characters of a question that are looked at."""
@@ -104,29 +105,22 @@ def search(
     if rows.live == 0:
         return []
     allowed = None if rows.whole and mask is None else rows.alive if mask is None else rows.alive & mask
-    depth = max(DEPTH, 2 * k)
+    # Where nothing is fused only what is given is needed, and what may be given in the place of a twin.
+    depth = max(DEPTH, 2 * k) if mode != "dense" else (5 if diversity else 2) * k + 20
     spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
     similar = vector if mode != "lexical" else None
     dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
-    bm25 = rows.lexical(spans) if spans else None
-    if bm25 is not None:
-        held = np.flatnonzero(bm25 > 0 if allowed is None else (bm25 > 0) & allowed).astype(np.int32)
-        worded = held[best(bm25[held], depth)]
-    else:
-        worded = _NOTHING[0]
+    worded, fitting = rows.worded(spans, depth, allowed) if spans else _NOTHING
     if mode == "dense":
         chosen, score = dense_slots, dense
-    elif mode == "lexical" or not len(dense_slots):
-        chosen, score = worded, bm25[worded] if bm25 is not None else _NOTHING[1]
-    elif similar is not None and not len(worded):
-        chosen, score = _fuse(rows, dense_slots, dense, worded, np.zeros(rows.size, np.float32), similar, fusion)
+    elif mode == "lexical" or similar is None or not len(dense_slots):
+        chosen, score = worded, fitting
     else:
-        assert bm25 is not None
-        assert similar is not None
-        chosen, score = _fuse(rows, dense_slots, dense, worded, bm25, similar, fusion)
-        order = np.argsort(-score, kind="stable")
-        chosen, score = chosen[order], score[order]
-        if asked is not None and pieces is not None and fusion == "convex":
+        chosen, score = _fuse(rows, (dense_slots, dense), (worded, fitting), spans, similar, fusion)
+        if len(worded):
+            order = np.argsort(-score, kind="stable")
+            chosen, score = chosen[order], score[order]
+        if len(worded) and asked is not None and pieces is not None and fusion == "convex":
             chosen, score = _compared(rows, query, asked, pieces, chosen, score)
     if collapse:
         keep = _distinct(rows, chosen[: 2 * k + 20], k)
@@ -136,10 +130,8 @@ def search(
         chosen, score = chosen[keep], score[keep]
     chosen, score = chosen[:k], score[:k]
     cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
-    if bm25 is not None:
-        scores = bm25[chosen]
-    else:
-        scores = rows.lexical_of(rows.spans(terms(query, rows.languages)) if query else [], chosen)
+    asked_for = spans if mode != "dense" or not query else rows.spans(terms(query, rows.languages))
+    scores = rows.lexical_of(asked_for, chosen)
     at_dense = {int(slot): i for i, slot in enumerate(dense_slots, 1)}
     at_lexical = {int(slot): i for i, slot in enumerate(worded, 1)}
     return [
@@ -174,25 +166,25 @@ def _dense(
 
 def _fuse(
     rows: Snapshot,
-    dense_slots: np.ndarray,
-    dense: np.ndarray,
-    worded: np.ndarray,
-    bm25: np.ndarray,
+    nearest: tuple[np.ndarray, np.ndarray],
+    worded: tuple[np.ndarray, np.ndarray],
+    spans: Spans,
     vector: np.ndarray,
     fusion: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
-    extra = worded[~np.isin(worded, dense_slots)]
-    chosen = np.concatenate((dense_slots, extra))
+    new = ~np.isin(worded[0], nearest[0])
+    extra = worded[0][new]
+    chosen = np.concatenate((nearest[0], extra))
     if fusion == "rrf":
         score = np.zeros(len(chosen))
         place = {int(slot): i for i, slot in enumerate(chosen)}
-        for ranking in (dense_slots, worded):
+        for ranking in (nearest[0], worded[0]):
             for rank, slot in enumerate(ranking, 1):
                 score[place[int(slot)]] += 1 / (RRF + rank)
         return chosen, score
-    similar = np.concatenate((dense, rows.similarities(vector, extra)))
-    return chosen, convex(similar, bm25[chosen])
+    similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
+    return chosen, convex(similar, np.concatenate((rows.lexical_of(spans, nearest[0]), worded[1][new])))
 
 
 def _compared(
@@ -230,13 +222,12 @@ def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:
     """Positions of rows that are not all but equal to one before them."""
     if len(slots) < 2 or not rows.matrix.shape[1]:
         return np.arange(len(slots))
+    block, lengths = rows.matrix[slots], rows.lengths[slots]
+    twins = np.triu((dots(block, block) >= TWIN) & (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0), 1)
+    if not twins.any():
+        return np.arange(len(slots))
     kept: list[int] = []
-    block = rows.matrix[slots]
-    lengths = rows.lengths[slots]
     for i in range(len(slots)):
-        if kept and len(kept) < k:
-            twin = (block[kept] @ block[i] >= TWIN) & (np.abs(lengths[kept] - lengths[i]) <= 0.05 * lengths[i])
-            if lengths[i] and twin.any():
-                continue
-        kept.append(i)
+        if not (0 < len(kept) < k and twins[kept, i].any()):
+            kept.append(i)
     return np.array(kept)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval.chunk import Chunk
-from retrieval.memory import Record
 from retrieval.tables import chunks, documents, indexes, metadata, pending, pieces, skipped, terms
 from retrieval.types import Document, Passage, SyncReport
 
 BATCH = 500
-"""Values of one `IN`."""
+"""Values of one `IN`, and rows read at once: these stay in the processor's cache until they are taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,17 +230,27 @@ class Store:
 
     # Chunks
 
-    def passages(self, index: str, ids: Sequence[str]) -> dict[str, tuple[int, Passage, bytes]]:
-        """Chunks by id, read in one statement: (seq, passage without scores, vector). Unknown ids are left out."""
+    def passages(self, index: str, ids: Sequence[str]) -> dict[str, Passage]:
+        """Chunks by id, read in one statement, without scores. Unknown ids are left out."""
         statement = _PASSAGES.where(chunks.c.id.in_(ids))
         with self.reading() as db:
-            return {row.id: (row.seq, _passage(index, row), row.vector) for row in db.execute(statement)}
+            return {row.id: _passage(index, row) for row in db.execute(statement)}
+
+    def texts(self, seqs: Sequence[int]) -> dict[int, str]:
+        """Texts of chunks by number. Those that are gone are left out."""
+        return self._picked(chunks.c.text, seqs)
 
     def pieces(self, seqs: Sequence[int]) -> list[bytes] | None:
         """Word pieces of some chunks; None where one has none: it was embedded without, or is gone."""
-        with self.reading() as db:
-            found = {row.seq: row.pieces for row in db.execute(sa.select(pieces).where(pieces.c.seq.in_(seqs)))}
+        found = self._picked(pieces.c.pieces, seqs)
         return [found[seq] for seq in seqs] if len(found) == len(seqs) else None
+
+    def _picked(self, column: sa.Column[Any], seqs: Sequence[int]) -> dict[int, Any]:
+        # Plain SQL: making the statement would take longer than reading the rows.
+        numbers = ",".join(str(int(seq)) for seq in seqs)
+        statement = f"SELECT seq, {column.name} FROM {column.table.name} WHERE seq IN ({numbers})"
+        with self.reading() as db:
+            return dict(db.exec_driver_sql(statement).fetchall()) if numbers else {}  # type: ignore[arg-type]
 
     def rows(self, index_id: int, index: str) -> Iterator[Passage]:
         """All chunks by source and place. Pages through, so that a long read holds nothing open."""
@@ -284,20 +293,14 @@ class Store:
             found = db.execute(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id).order_by(chunks.c.seq))
             return np.fromiter((row[0] for row in found), np.int64)
 
-    def records(self, index_id: int, after: int) -> Iterator[Record]:
-        """Chunks above a number, as searches hold them."""
+    def records(self, index_id: int, after: int) -> Iterator[Sequence[Any]]:
+        """Chunks above a number, a few thousand at a time: number, id, vector, terms, document, source, title, heading, place."""
         while True:
             with self.reading() as db:
                 rows = db.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()
             if not rows:
                 return
-            for row in rows:
-                values = row._asdict()
-                seq, vector, held = values.pop("seq"), values.pop("vector"), values.pop("terms")
-                for name in ("document_id", "source", "title", "heading"):
-                    values[name] = sys.intern(values[name])
-                values["folder"] = folder_of(values["source"])
-                yield Record(seq, row.id, vector, held, values)
+            yield rows
             after = rows[-1].seq
 
     # What was skipped
@@ -345,7 +348,6 @@ _PASSAGES = sa.select(
     chunks.c.start,
     chunks.c.end,
     chunks.c.page,
-    chunks.c.vector,
 ).join_from(chunks, documents, documents.c.id == chunks.c.document_id)
 
 
@@ -365,14 +367,14 @@ _RECORDS = (
     )
     .select_from(chunks.join(documents, documents.c.id == chunks.c.document_id).outerjoin(terms, terms.c.seq == chunks.c.seq))
     .order_by(chunks.c.seq)
-    .limit(4000)
+    .limit(BATCH)
 )
 
 
 def folder_of(source: str) -> str | None:
     """The first folder of a document's path; None for one that lies at the top."""
     first, slash, _ = source.partition("/")
-    return sys.intern(first) if slash else None
+    return intern(first) if slash else None
 
 
 def _passage(index: str, row: Any) -> Passage:

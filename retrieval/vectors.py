@@ -21,9 +21,9 @@ log = logging.getLogger("smalti.retrieval")
 
 HNSW = {
     "space": "cosine",
-    "ef_construction": 128,
-    "ef_search": 200,
-    "max_neighbors": 24,
+    "ef_construction": 100,
+    "ef_search": 400,
+    "max_neighbors": 16,
     "batch_size": 1000,
     "sync_threshold": 5000,
 }

@@ -6,6 +6,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -14,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the same text may now give other terms."""
 
 WORD = re.compile(r"\w+(?:[._\-/:@+]+\w+)*|\w+[+#]+")
@@ -108,7 +109,7 @@ def terms(word: str, number: int) -> tuple[int, ...]:
         elif lower.isalpha():
             found.append(fold(_stem(lower, number)))
             pieces = _CAMEL.split(part) if not part.isupper() and part != lower and part[1:] != lower[1:] else ()
-            if len(pieces) > 1:
+            if len(pieces) > 1 and min(map(len, pieces)) > 2:  # "getUser" is two words, "mRNA" and "iPhone" are one
                 found.append("=" + lower)
                 found.extend(fold(_stem(piece.lower(), number)) for piece in pieces)
         else:
@@ -120,7 +121,11 @@ def terms(word: str, number: int) -> tuple[int, ...]:
 
 def counted(text: str, number: int) -> Counter[int]:
     """How often each term occurs in a text of a language."""
-    return Counter(chain.from_iterable(terms(word, number) for word in WORD.findall(text)))
+    found: Counter[int] = Counter()
+    for word, count in Counter(WORD.findall(text)).items():
+        for term in terms(word, number):
+            found[term] = found.get(term, 0) + count
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +142,33 @@ def encode(text: str, context: str = "", number: int | None = None) -> bytes:
     """A chunk's terms as they are stored: language and count (4 bytes each), hashes, then both counts of each, a byte each."""
     number = language(text) if number is None else number
     inside, above = counted(text, number), counted(context, number)
-    ids = list(inside | above)
-    head = np.array([number, len(ids)], "<u4").tobytes()
-    rows = (np.fromiter((min(part.get(i, 0), 255) for i in ids), np.uint8, len(ids)).tobytes() for part in (inside, above))
-    return b"".join((head, np.array(ids, "<u4").tobytes(), *rows))
+    ids = list(dict.fromkeys(chain(inside, above)))
+    rows = (bytes([min(part.get(i, 0), 255) for i in ids]) for part in (inside, above))
+    return b"".join((np.array([number, len(ids), *ids], "<u4").tobytes(), *rows))
+
+
+@dataclass(frozen=True, slots=True)
+class ManyTerms:
+    """The terms of many chunks, one after the other: each chunk's language (-1: none) and how many, each term's counts."""
+
+    languages: np.ndarray
+    sizes: np.ndarray
+    ids: np.ndarray
+    text: np.ndarray
+    context: np.ndarray
+
+
+def decode_many(stored: Sequence[bytes]) -> ManyTerms:
+    """What `encode` made of many chunks; b"" stands for one without terms."""
+    sizes = np.fromiter(((len(each) - 8) // 6 if each else 0 for each in stored), np.int64, len(stored))
+    heads = np.fromiter((8 if each else 0 for each in stored), np.int64, len(stored))
+    # Which part of its chunk's record each byte is of: the head, the hashes, the counts in the text, those above it.
+    spans = np.stack((heads, 4 * sizes, sizes, sizes), 1).ravel()
+    parts = np.repeat(np.tile(np.arange(4, dtype=np.uint8), len(stored)), spans)
+    joined = np.frombuffer(b"".join(stored), np.uint8)
+    languages = np.full(len(stored), -1, np.int64)
+    languages[heads > 0] = joined[parts == 0].view("<u4")[::2]
+    return ManyTerms(languages, sizes, joined[parts == 1].view("<u4"), joined[parts == 2], joined[parts == 3])
 
 
 def decode(stored: bytes) -> Terms:

@@ -34,6 +34,7 @@ from serving import (
     management,
     mcp,
     oidc,
+    openapi,
     routes,
     secret_routes,
     volumes,
@@ -191,6 +192,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:
         app.include_router(room(platform, caller))
+    openapi.add(app, caller)
     app.include_router(databricks.fallback())
     app.state.pages = mount(app, page_services(platform, Api(app)))
     return app

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     import httpx
@@ -162,6 +163,16 @@ class Workspace:
             if made:
                 self.identity.revoke(made[0].id)
 
+    def missing(self, securable: str) -> str | None:
+        """What a running server says of an endpoint or index that it does not know; None where it does, or none runs."""
+        kind, _, name = securable.partition(":")
+        path = {"endpoint": "/api/2.0/serving-endpoints/", "index": "/api/2.0/vector-search/indexes/"}.get(kind)
+        if path is None or "*" in name or not self.home.server():
+            return None
+        with self.connect() as client:
+            answer = client.get(path + quote(name, safe=""))
+        return str(answer.json().get("message")) if answer.status_code == 404 else None
+
     @contextmanager
     def _own_server(self) -> Iterator[str]:
         import uvicorn
@@ -197,9 +208,12 @@ class Workspace:
         raise CommandError("The server for this command did not become ready; `smalti doctor` looks for the reason.")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Any:
     from rich.markup import escape
+    from rich.text import Text
 
     if value is None:
         return ""
+    if isinstance(value, Text):
+        return value
     return escape(", ".join(map(str, value)) if isinstance(value, list | tuple | set | frozenset) else str(value))

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -208,7 +209,8 @@ class ThreadRuns:
 
 def _located(run_id: str, thread_id: str | None) -> dict[str, str]:
     """Where clients read a run's ids."""
-    return {"content-location": (f"/threads/{thread_id}" if thread_id else "") + f"/runs/{run_id}"}
+    thread = f"/threads/{quote(thread_id, safe='')}" if thread_id else ""  # its client's choice: any characters
+    return {"content-location": f"{thread}/runs/{quote(run_id, safe='')}"}
 
 
 def _run(record: RunRecord) -> dict[str, Any]:

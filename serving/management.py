@@ -165,7 +165,9 @@ def router(
     handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("POST", "", create),
         ("POST", "/", create),  # as mlflow.deployments spells it
+        ("POST", "/pt", create),  # provisioned throughput: its units are kept, and mean nothing here
         ("PUT", "/{name}/config", update),
+        ("PUT", "/pt/{name}/config", update),
         ("DELETE", "/{name}", delete),
         ("PATCH", "/{name}/tags", tags),
         ("PATCH", "/{name}/notifications", notifications),

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from governance.call import Call, Event, unavailable
+from governance.call import Call, Event, bad_request, unavailable
 from serving.config import readable
 from serving.endpoint import EndpointTask
 from serving.entities import DEPLOYMENT, Entity
 from serving.traffic import Arms
+
+_DEFAULTS = {"scale_to_zero_enabled": False, "workload_type": "CPU"}
+"""What a served model has where its config does not say."""
 
 
 @dataclass
@@ -42,9 +45,12 @@ class Record:
         return self.pending is not None and self.failure is None
 
     def answer(self, call: Call) -> AsyncIterator[Event]:
-        """The engine of the endpoint: one entity answers, and is named. Raises `CallError` 503 while there is none."""
+        """The engine of the endpoint: one entity answers, and is named. Raises `CallError` where there is none: 503 while it is
+        coming, 400 where it only comes by an update, since clients go on trying for minutes at 503."""
         if self.arms is None:
             reason = self.failure or "it is being created"
+            if self.failure and not self.declared:
+                raise bad_request(f"Endpoint {self.name!r} is not ready, and will not be until it is updated: {reason}")
             raise unavailable(f"Endpoint {self.name!r} is not ready: {reason}", retry_after=None if self.failure else 5)
         return self.arms.answer(call)
 
@@ -90,6 +96,7 @@ class Record:
                 state, message = ("FAILED", message or self.failure) if state != "READY" else ("FAILED", self.failure)
             entities.append(
                 {
+                    **(_DEFAULTS if "entity_name" in spec else {}),
                     **spec,
                     **({"entity_version": entity.version} if entity and entity.version else {}),
                     "creator": self.creator,
@@ -97,4 +104,11 @@ class Record:
                     "state": {"deployment": DEPLOYMENT[state], "deployment_state_message": message},
                 }
             )
-        return {**config, "served_entities": entities, "config_version": version}
+        models = [_as_model(entity) for entity in entities if "entity_name" in entity]
+        return {**config, "served_entities": entities, "served_models": models, "config_version": version}
+
+
+def _as_model(entity: Mapping[str, Any]) -> dict[str, Any]:
+    """A served entity in the words of the older field `served_models`, which some clients still read."""
+    renamed = {"entity_name": "model_name", "entity_version": "model_version"}
+    return {renamed.get(key, key): value for key, value in entity.items()}

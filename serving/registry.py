@@ -52,7 +52,7 @@ class ModelVersion:
     Parameters
     ----------
     path: folder that holds its `MLmodel`.
-    task: its task (`llm/v1/chat` …); None for a model of rows.
+    task: its task (`llm/v1/chat` …), by its metadata or, for chat, its signature; None for a model of rows.
     loader: the MLflow flavor's loader, as `mlflow.sklearn`.
     inputs: columns of its signature (`name`, `type`), for its description.
     """
@@ -164,4 +164,12 @@ def _described(name: str, version: str, path: Path) -> ModelVersion:
         inputs = tuple(yaml.safe_load(signature)) if signature else ()
     except yaml.YAMLError:
         inputs = ()
+    if task is None and any(_is_conversation(column) for column in inputs):
+        task = "agent/v1/chat"
     return ModelVersion(name, version, path, task, str(flavor.get("loader_module")), inputs)
+
+
+def _is_conversation(column: Any) -> bool:
+    """Whether a column of a signature is the messages of a chat: LangChain's chat models are logged without a task."""
+    items = column.get("items") if isinstance(column, dict) and column.get("name") == "messages" else None
+    return isinstance(items, dict) and {"role", "content"} <= set(items.get("properties") or ())

@@ -337,6 +337,15 @@ class Face:
         )
         return Response(orjson.dumps(stored.response), media_type="application/json")
 
+    async def asked(self, http: HttpRequest) -> Response:
+        """`GET /v1/responses/{response_id}/input_items`: what a stored answer was given to, the oldest first."""
+        caller = await self.caller(http)
+        if self._journal is None:
+            raise CallError("Responses are not stored here.", status=404, code="RESOURCE_DOES_NOT_EXIST")
+        named = http.path_params["response_id"]
+        stored = await asyncio.to_thread(previous.find, self._journal, caller, named, param="response_id")
+        return Response(orjson.dumps(stored.input_items()), media_type="application/json")
+
     async def cancelled(self, http: HttpRequest) -> Response:
         """`POST /v1/responses/{response_id}/cancel`: stop a run in the background."""
         caller = await self.caller(http)
@@ -397,6 +406,7 @@ def router(face: Face) -> APIRouter:
         for path, decode in _PATHS.items():
             post(f"{prefix}/{path}", partial(decode, databricks=prefix != "/v1"))
         routes.add_route(prefix + "/responses/{response_id}", face.stored, methods=["GET"], include_in_schema=False)
+        routes.add_route(prefix + "/responses/{response_id}/input_items", face.asked, methods=["GET"], include_in_schema=False)
         routes.add_route(prefix + "/responses/{response_id}/cancel", face.cancelled, methods=["POST"], include_in_schema=False)
         routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)
         routes.add_route(prefix + "/models/{name:path}", face.model, methods=["GET"], include_in_schema=False)

@@ -162,7 +162,8 @@ class _Proxy:
             query = f"{query}&{more}" if query else more
         url = httpx.URL(f"http://localhost{quote(path, safe=_PLAIN)}" + (f"?{query}" if query else ""))
         try:
-            onward = self._server.client.build_request(request.method, url, headers=headers, content=content)
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # as they came: bytes
+            onward = self._server.client.build_request(request.method, url, headers=raw, content=content)
             upstream = await self._server.client.send(onward, stream=True, follow_redirects=False)
         except ClientDisconnect:
             return Response(status_code=499)

@@ -95,6 +95,12 @@ def router(catalog: Catalog, authorize: Authorize, principal: Callable[[str], st
         name = (await catalog.model(who, http.path_params["name"]))["name"]
         return {"privilege_assignments": await asyncio.to_thread(catalog.access.privileges, name)}
 
+    async def effective(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
+        held = await privileges(http, who, fields)
+        for each in held["privilege_assignments"]:
+            each["privileges"] = [{"privilege": name} for name in each["privileges"]]
+        return held
+
     async def grant(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
         name = (await catalog.model(who, http.path_params["name"]))["name"]
         await asyncio.to_thread(_change, catalog.access, who, name, fields, principal)
@@ -114,7 +120,7 @@ def router(catalog: Catalog, authorize: Authorize, principal: Callable[[str], st
         "models/{name}/versions": {"GET": versions},
         "models/{name}/versions/{version}": {"GET": version, "PATCH": update_version, "DELETE": delete_version},
         "permissions/function/{name}": {"GET": privileges, "PATCH": grant},
-        "effective-permissions/function/{name}": {"GET": privileges},
+        "effective-permissions/function/{name}": {"GET": effective},
     }.items():
         for method, work in answers.items():
             add(method, path, work)

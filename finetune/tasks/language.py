@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import ranks
 from finetune.packing import IGNORED, Pack, Tokens, pack, tensors
 from finetune.recipe import RecipeError
 from finetune.tasks.network import adapted
@@ -62,7 +63,7 @@ class LanguageTask:
             model = adapted(model, recipe.lora, recipe.method == "dora", str(folder), "CAUSAL_LM")
         self.model: Any = model
         if recipe.method != "qlora":  # four bits are where they are to stay
-            self.model.to(device)
+            self.model = ranks.place(model, device, recipe.launcher)
 
     @property
     def lengths(self) -> Sequence[int]:

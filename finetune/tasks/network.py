@@ -9,6 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune import ranks
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,11 +40,12 @@ class Reading:
         self.tokenizer.enable_truncation(recipe.max_length)
         torch.manual_seed(recipe.seed)
         with torch.device("meta") if device == "meta" else nullcontext():  # where only shapes are asked for
-            self.model: Any = build(folder, head, outputs, recipe.dropout, empty=device == "meta").to(device)
+            self.model: Any = build(folder, head, outputs, recipe.dropout, empty=device == "meta")
         if not recipe.train_embeddings:
             self.model.encoder.get_input_embeddings().requires_grad_(False)
         if recipe.method != "full":
             self.model.encoder = adapted(self.model.encoder, recipe.lora, recipe.method == "dora", str(folder))
+        self.model = ranks.place(self.model, device, recipe.launcher)
         self.pairs = int(getattr(self.model.encoder.config, "type_vocab_size", 0) or 0) > 1
         """Whether the encoder is told which of two texts a token belongs to."""
 

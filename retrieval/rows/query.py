@@ -15,7 +15,8 @@ from retrieval import search as searching
 from retrieval.ask import QUERY_TYPES
 from retrieval.errors import BadRequest
 from retrieval.guard import both
-from retrieval.memory import Postings, Snapshot
+from retrieval.memory import Snapshot
+from retrieval.postings import Postings
 from retrieval.rows import facets
 from retrieval.rows.rerank import DEPTH, Rerank, reranked
 from retrieval.rows.schema import Spec, key_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retrieval import words
-from retrieval.memory import K1, B
+from retrieval.postings import K1, B
 from retrieval.rank import convex
 
 log = logging.getLogger("smalti.retrieval")

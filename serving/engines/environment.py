@@ -36,14 +36,22 @@ def unmet(path: Path) -> list[str]:
             continue
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        installed = _installed(requirement.name)
+        if installed is None:
             missing.append(line)
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             missing.append(f"{line} (here: {installed})")
     return missing
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package here, or of another build of it: `xgboost-cpu` is what a model means by `xgboost`."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        builds = metadata.packages_distributions().get(name.replace("-", "_"), ())
+        return next((metadata.version(build) for build in builds if build.startswith(f"{name}-")), None)
 
 
 def wanted(path: Path) -> list[str]:
@@ -131,7 +139,7 @@ async def _run(command: list[str], note: Note) -> None:
     for line in lines[-40:]:
         note(line)
     if process.returncode:
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        errors = [line for line in lines if line.startswith("ERROR") and "Ignored the following" not in line] or lines
         raise LoadFailed(
             f"The model's requirements cannot be installed: {' '.join(errors[-3:])[:500]} "
             "Log it with versions that go together and can be had from here, or set `model_environments: server`."

@@ -75,11 +75,12 @@ def _as_chunk(given: Any) -> Mapping[str, Any]:
     if isinstance(given, str):
         return {"choices": [{"delta": {"content": given}}]}
     if isinstance(given, Mapping):
-        return (
-            given
-            if "choices" in given or "usage" in given
-            else {"choices": [{"delta": {"content": orjson.dumps(given).decode()}}]}
-        )
+        if "choices" in given or "usage" in given:
+            return given
+        messages = given.get("messages")  # the state of a graph: its last message is the answer
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        said = last.get("content") if isinstance(last, Mapping) else None
+        return {"choices": [{"delta": {"content": said if isinstance(said, str) else orjson.dumps(given).decode()}}]}
     raise CallError("The model's answer is no chat completion. Look at its log.", status=502)
 
 
@@ -144,10 +145,38 @@ async def _answered(call: Call, model: Served, body: dict[str, Any], make: Any) 
                 yield event
     if not started:
         raise CallError("The agent gave no answer.", status=502)
+    for event in reader.calls.ask():
+        yield event
     read, written = -(-len(orjson.dumps(body)) // 4), -(-len(answer.written) // 4)
     usage = reader.usage or {"input_tokens": read, "output_tokens": written}
     for event in answer.finish(usage=usage, custom_outputs=reader.custom_outputs):
         yield event
+
+
+class _Calls:
+    """An agent's calls of tools. Those whose results follow are part of its answer, whole; others are the client's to make."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._held: list[Mapping[str, Any]] = []
+
+    def hold(self, item: Mapping[str, Any]) -> None:
+        """A `function_call` item, of which it is not known yet whose it is."""
+        self._held.append(item)
+
+    def settle(self, item: Mapping[str, Any]) -> Iterator[Event]:
+        """A `function_call_output` item: what was called before it was called by the agent."""
+        for call in self._held:
+            yield from self._answer.item({"id": f"fc_{call.get('call_id')}", **call, "status": "completed"})
+        self._held = []
+        yield from self._answer.item({"id": f"fco_{item.get('call_id')}", "status": "completed", **item})
+
+    def ask(self) -> Iterator[Event]:
+        """What is held is the client's to call."""
+        for call in self._held:
+            yield from self._answer.call_tool(call.get("call_id") or "", call.get("name") or "")
+            yield from self._answer.arguments(call.get("arguments") or "")
+        self._held = []
 
 
 class _ResponsesReader:
@@ -156,6 +185,8 @@ class _ResponsesReader:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._streamed: set[str] = set()
+        self._annotated = False
+        self.calls = _Calls(answer)
         self.usage: Mapping[str, int] | None = None
         self.custom_outputs: Mapping[str, Any] | None = None
 
@@ -163,8 +194,12 @@ class _ResponsesReader:
         self.custom_outputs = given.get("custom_outputs") or self.custom_outputs
         match given.get("type"):
             case "response.output_text.delta":
+                yield from self.calls.ask()
                 self._streamed.add(str(given.get("item_id")))
                 yield from self._answer.write(given.get("delta") or "")
+            case "response.output_text.annotation.added" if isinstance(given.get("annotation"), Mapping):
+                self._annotated = True
+                yield from self._answer.annotate(given["annotation"])
             case "response.output_item.done":
                 yield from self._item(given.get("item") or {})
             case "error" | "response.failed":
@@ -182,14 +217,21 @@ class _ResponsesReader:
 
     def _item(self, item: Mapping[str, Any]) -> Iterator[Event]:
         match item.get("type"):
-            case "message" if str(item.get("id")) not in self._streamed:
+            case "message":
+                yield from self.calls.ask()
+                streamed = str(item.get("id")) in self._streamed
                 for part in item.get("content") or ():
-                    yield from self._answer.write(part.get("text") or part.get("refusal") or "")
-                    for annotation in part.get("annotations") or ():
+                    if not streamed:
+                        yield from self._answer.write(part.get("text") or part.get("refusal") or "")
+                    for annotation in () if self._annotated else part.get("annotations") or ():
                         yield from self._answer.annotate(annotation)
+                self._annotated = False
             case "function_call":
-                yield from self._answer.call_tool(item.get("call_id") or "", item.get("name") or "")
-                yield from self._answer.arguments(item.get("arguments") or "")
+                self.calls.hold(item)
+            case "function_call_output":
+                yield from self.calls.settle(item)
+            case str():
+                yield from self._answer.item(item)
 
 
 class _ChatAgentReader:
@@ -197,6 +239,7 @@ class _ChatAgentReader:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self.calls = _Calls(answer)
         self.usage: Mapping[str, int] | None = None
         self.custom_outputs: Mapping[str, Any] | None = None
 
@@ -208,5 +251,14 @@ class _ChatAgentReader:
                 "output_tokens": counts.get("completion_tokens") or 0,
             }
         for message in [given["delta"]] if given.get("delta") else given.get("messages") or ():
-            if message.get("role") == "assistant":
-                yield from self._answer.write(message.get("content") or "")
+            text = message.get("content") or ""
+            if message.get("role") == "tool":
+                output = {"type": "function_call_output", "call_id": message.get("tool_call_id") or "", "output": text}
+                yield from self.calls.settle(output)
+            elif message.get("role") == "assistant":
+                if text:
+                    yield from self.calls.ask()
+                    yield from self._answer.write(text)
+                for call in message.get("tool_calls") or ():
+                    named = {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+                    self.calls.hold({"type": "function_call", "call_id": call["id"], **named})

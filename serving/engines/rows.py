@@ -125,7 +125,9 @@ def _columns(payload: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str
         return table, next(iter(lengths.values()), 0)
     if not isinstance(value, list):
         raise Refused(f"{key!r} must be an array of rows.", key)
-    if value and not isinstance(value[0], Mapping):
+    if not value:
+        return {name: [] for name in names}, 0
+    if not isinstance(value[0], Mapping):
         if key == "dataframe_records":
             raise Refused("'dataframe_records' must be an array of objects, one a row.", key)
         if len(names) == 1 and not isinstance(value[0], list):

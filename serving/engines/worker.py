@@ -172,9 +172,16 @@ class Model:
         try:
             return self._predict(data, params)
         except (TypeError, ValueError) as error:
-            return self._missing(data, error) or error
+            return self._empty(data) or self._missing(data, error) or error
         except Exception as error:
             return error
+
+    def _empty(self, data: Any) -> Refused | None:
+        """What to tell of an error where there are no rows at all."""
+        columns = list(data.values()) if isinstance(data, dict) else [data]
+        if any(len(each) for each in columns):
+            return None
+        return Refused("The request has no rows, and the model needs at least one.")
 
     def _missing(self, data: Any, error: Exception) -> Refused | None:
         """What to tell of an error where values are missing: many models cannot do without; their signature does not say."""

@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -237,13 +237,18 @@ def called(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": item.get("call_id") or item["id"], "type": "function", "function": function}
 
 
+def asked(output: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The calls of an answer that the client is to make: an agent's own have their results beside them."""
+    settled = {item.get("call_id") for item in output if item.get("type") == "function_call_output"}
+    return [called(item) for item in output if item.get("type") in CALLS and item.get("call_id") not in settled]
+
+
 def finish_reason(response: Mapping[str, Any]) -> str:
     """Why the answer ended, in Chat's words."""
     if response.get("status") == "incomplete":
         reason = (response.get("incomplete_details") or {}).get("reason")
         return "content_filter" if reason == "content_filter" else "length"
-    asked = any(item.get("type") in CALLS for item in response.get("output") or ())
-    return "tool_calls" if asked else "stop"
+    return "tool_calls" if asked(response.get("output") or ()) else "stop"
 
 
 def annotation(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,7 +275,7 @@ class Encoder:
         self._text = False
         self._failed = False
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, *, logprobs: Any = None, **more: Any) -> bytes:
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, /, *, logprobs: Any = None, **more: Any) -> bytes:
         told = {"content": logprobs, "refusal": None} if logprobs else None
         choices = [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}]
         return sse.data({**self._head, "choices": choices, **more})
@@ -285,6 +290,8 @@ class Encoder:
                 self._begin(body["response"])
                 return self._chunk({"role": "assistant", "content": "", "refusal": None})
             case "response.output_item.added" if body["item"]["type"] == "function_call":
+                if body["item"].get("status") == "completed":
+                    return b""  # whole, with its result after it: an agent's own call
                 item, position = body["item"], len(self._calls)
                 self._calls[body["output_index"]] = position
                 function = {"name": item["name"], "arguments": ""}
@@ -337,7 +344,7 @@ class Encoder:
     def body(self, result: Mapping[str, Any]) -> bytes:
         message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
         texts: list[str] = []
-        calls: list[dict[str, Any]] = []
+        calls = asked(result.get("output") or ())
         told: list[Any] = []
         for item in result.get("output") or ():
             if item["type"] == "message":
@@ -346,8 +353,6 @@ class Encoder:
                     texts.append(part.get("text") or part.get("refusal") or "")
                     told += part.get("logprobs") or ()
                     message["annotations"] += [annotation(_moved(each, offset)) for each in part.get("annotations") or ()]
-            elif item["type"] in CALLS:
-                calls.append(called(item))
         if texts or not calls:
             message["content"] = "".join(texts)
         if calls:

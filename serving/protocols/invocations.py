@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from governance.call import Call, bad_request
-from serving.protocols import chat, completions, embeddings, responses, rows
+from serving.protocols import chat, chat_agent, completions, embeddings, responses, rows
 from serving.protocols.request import Encoder, Request, take
 
 
@@ -39,7 +39,8 @@ def decode(body: Mapping[str, Any], *, model: str, task: str | None) -> tuple[Re
         return request, lambda call: embeddings.Encoder(call, encoding=request.options["encoding"])
     if "messages" in body:
         request = chat.decode(body, model=model)
-        return request, lambda call: chat.Encoder(call, databricks=True)
+        encoder = chat_agent.Encoder if task == "agent/v2/chat" else chat.Encoder
+        return request, lambda call: encoder(call, databricks=True)
     if "input" in body:
         return responses.decode(body, model=model), lambda call: responses.Encoder(call, bare=True)
     if "prompt" in body:

@@ -28,12 +28,25 @@ class Previous:
     ----------
     response: the Response object as it was given.
     items: the conversation up to and with it, as input items.
+    asked: what of these the request brought.
     thread_id: the thread it belongs to, where it belongs to one.
     """
 
     response: Mapping[str, Any]
     items: list[dict[str, Any]]
     thread_id: str | None
+    asked: int = 0
+
+    def input_items(self) -> dict[str, Any]:
+        """The list that `GET /v1/responses/{response_id}/input_items` answers."""
+        held = self.items[: self.asked]
+        data = [{"id": f"{self.response['id']}_{position}", **item} for position, item in enumerate(held)]
+        for item in data:
+            if item.get("type", "message") == "message" and isinstance(item.get("content"), str):
+                kind = "output_text" if item.get("role") == "assistant" else "input_text"
+                item |= {"status": "completed", "content": [{"type": kind, "text": item["content"]}]}
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, **ends, "has_more": False}
 
 
 def find(journal: Journal, caller: Caller, response_id: str, *, param: str | None = "previous_response_id") -> Previous:
@@ -49,8 +62,9 @@ def find(journal: Journal, caller: Caller, response_id: str, *, param: str | Non
     request, response = _json(row["request"]), _json(row["response"])
     if request.get("store") is False or response.get("object") != "response" or response.get("id") != response_id:
         raise missing
-    items = [*(request.get("input") or ()), *(item for each in response.get("output") or () if (item := _item(each)))]
-    return Previous(response, items, row["thread_id"])
+    given = request.get("input") or []
+    items = [*given, *(item for each in response.get("output") or () if (item := _item(each)))]
+    return Previous(response, items, row["thread_id"], len(given))
 
 
 def _json(text: str | None) -> dict[str, Any]:
@@ -64,4 +78,6 @@ def _item(output: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"type": "message", "role": "assistant", "content": text}
     if output.get("type") == "function_call":
         return {key: output[key] for key in ("type", "call_id", "name", "arguments")}
+    if output.get("type") == "function_call_output":
+        return {key: output[key] for key in ("type", "call_id", "output")}
     return None

@@ -51,6 +51,7 @@ class Encoder:
         self._call = call
         self._open: str | None = None
         self._sources = 0
+        self._settled: set[int] = set()  # calls that the agent makes itself
 
     def event(self, event: Event) -> bytes:
         return b"".join(sse.data(part) for part in self._parts(event)) + (sse.DONE if event.terminal else b"")
@@ -70,6 +71,9 @@ class Encoder:
             self._sources += 1
             where = {"url": annotation.get("url") or "", "title": annotation.get("title") or ""}
             yield {"type": "source-url", "sourceId": f"source_{self._sources}", **where}
+        elif event.type == "response.output_item.added":
+            if data["item"]["type"] == "function_call" and data["item"].get("status") == "completed":
+                self._settled.add(data["output_index"])
         elif event.type == "response.output_item.done":
             item = data["item"]
             if item["type"] == "message":
@@ -77,7 +81,7 @@ class Encoder:
             elif item["type"] == "mcp_approval_request":
                 asked = {key: item[key] for key in ("id", "name", "arguments")}
                 yield {"type": "data-approval", "id": item["id"], "data": asked}
-            elif item["type"] == "function_call":
+            elif item["type"] == "function_call" and data["output_index"] not in self._settled:
                 called = {key: item[key] for key in ("call_id", "name", "arguments")}
                 yield {"type": "data-question", "id": item["call_id"], "data": called}
         elif event.terminal:

@@ -1,6 +1,6 @@
 """Do adapters lower the held-out loss as much as training all weights does?
 
-    python -m tests.bench.adapters --model FOLDER [--texts docs] [--steps 300] [--rank 64]
+    python -m tests.bench.adapters --model FOLDER [--texts docs] [--steps 300] [--rank 64] [--targets LAYERS]
 
 Continued pre-training (`cpt`) of a small language model on the Markdown of a folder, two of five files held out, by `full` and by
 `lora`, each with the best of three learning rates on half of the held-out files; what is told is measured on the other half.
@@ -33,7 +33,8 @@ def trained(base: Path, folder: Path, method: str, rate: float, options: argpars
         "learning_rate": rate,
         "schedule": "cosine",
     }
-    given |= {"context_length": 256, "batch_size": 8, "training_duration": f"{options.steps}ba", "lora": {"rank": options.rank}}
+    lora = {"rank": options.rank} | ({"targets": options.targets.split(",")} if options.targets else {})
+    given |= {"context_length": 256, "batch_size": 8, "training_duration": f"{options.steps}ba", "lora": lora}
     recipe = load_recipe(given)
     assert isinstance(recipe, LanguageRecipe)
     torch.manual_seed(0)
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=Path("docs"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--targets", help="layers with adapters, with commas; default: all linear ones but the head")
     options = parser.parse_args()
     import torch
 

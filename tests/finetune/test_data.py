@@ -107,3 +107,22 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert sample(rows, 3, 1) == sample(rows, 3, 1)
     assert len(sample(rows, 3, 1)) == 3
     assert sample(rows, None, 1) == list(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        (b"PAR1xxxx\nPAR1", "bad_json", "Parquet"),
+        (b"\x1f\x8b\x08\x00abc\n", "bad_json", "compressed"),
+        ('{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le"), "encoding", "UTF-16"),
+        (b'[\n {"text": "a", "label": "b"},\n {"text": "c", "label": "d"}\n]\n', "bad_json", "one JSON array"),
+    ],
+)
+def test_a_file_of_another_format_is_told_once(tmp_path: Path, content: bytes, code: str, says: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read_labelled(file)
+    [problem] = raised.value.problems
+    assert (problem.code, problem.line) == (code, 1)
+    assert says in problem.message

@@ -28,6 +28,7 @@ def test_a_run_is_begun_followed_and_cancelled(tmp_path: Path, monkeypatch: pyte
         training_duration="100kba",
         learning_rate="1e-3",
         context_length=64,
+        data_prep_cluster_id="0123-456789-abcdefgh",
         threads=1,
     )
     recipe = run.spec["recipe"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from app import cli
+from finetune.job import execute
 from finetune.launch import check, job, launch
 from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import Runs, TrainingRun
@@ -62,12 +64,38 @@ def test_two_processes_learn_what_one_learns(made: Path, tmp_path: Path) -> None
     assert [event["event"] for event in several.events()].count("completed") == 1
 
 
+def test_weights_are_shared_out_and_checkpoints_go_from_one_process_to_two_and_back(made: Path, tmp_path: Path) -> None:
+    given = {"micro_batch_size": 2, "ema": 0.5, "checkpoint_interval": "3ba"}
+    alone = trained(recipe(made, training_duration="9ba", **given), tmp_path)
+    shared = {"kind": "torchrun", "processes": 2, "strategy": "fsdp"}
+    several = Runs(tmp_path / "finetune").create(
+        recipe(made, training_duration="9ba", launcher=shared, **given), tracking_uri=tracking(tmp_path)
+    )
+    several.set_state(status="PENDING", started=0, first_event=0)
+    shutil.copytree(alone.folder / "checkpoints" / "step-00000006", several.folder / "checkpoints" / "step-00000006")
+    with several.lock():
+        status = launch(several)
+    assert status == "COMPLETED", several.state()
+    assert told(several, "resumed", "step") == [6]
+    [every], [here] = told(several, "started", "parameters"), told(several, "started", "held_parameters")
+    assert here < 0.6 * every
+    assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss")[6:], rel=1e-4)
+    assert told(several, "evaluation", "log_loss")[-1] == pytest.approx(told(alone, "evaluation", "log_loss")[-1], rel=1e-3)
+    back = Runs(tmp_path / "finetune").create(recipe(made, training_duration="9ba", **given), tracking_uri=tracking(tmp_path))
+    shutil.copytree(several.folder / "checkpoints", back.folder / "checkpoints")
+    result = execute(back)
+    back.set_state(status="COMPLETED", result=result)
+    assert told(back, "resumed", "step") == [9]
+    assert result["metrics"]["log_loss"] == pytest.approx(alone.state()["result"]["metrics"]["log_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"launcher": "ray"}, r"pip install 'ray\[train\]'"),
         ({"launcher": "databricks"}, "smalti finetune export"),
         ({"launcher": {"processes": 2}}, "kind: torchrun, accelerate or ray"),
+        ({"launcher": {"strategy": "fsdp"}}, "kind: torchrun, processes: 2, strategy: fsdp"),
         (
             {"task": "cpt", "method": "qlora", "data": {"train": "a"}, "base_model": "all-MiniLM-L6-v2"},
             "qlora needs .*bitsandbytes",

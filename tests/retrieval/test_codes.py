@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from retrieval.memory import CODED, Memory, Record
+from retrieval import memory as memory_module
+from retrieval.memory import CODED, Memory, Record, best, highest
 from retrieval.search import search
 
 RNG = np.random.default_rng(3)
@@ -27,8 +28,13 @@ class Rows:
             yield Record(i + 1, str(i), self.vectors[i].tobytes(), None, {})
 
 
+@pytest.mark.parametrize("signed", [CODED, 10**6])
 @pytest.mark.parametrize("distance", [False, True])
-def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(distance: bool) -> None:
+def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(
+    distance: bool, signed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_module, "SIGNED", signed)
+    monkeypatch.setattr(memory_module, "SHORT", 4)  # 48 signs tell less than 384
     source = Rows(CODED + 2000)
     if not distance:
         source.vectors /= np.linalg.norm(source.vectors, axis=1, keepdims=True)
@@ -57,3 +63,14 @@ def test_a_vector_of_zeros_is_no_trouble() -> None:
     source.vectors[5] = 0
     rows = Memory(source, 48).snapshot()
     assert len(search(rows, "", np.zeros(48, np.float32), 10, "dense", collapse=False)) == 10
+
+
+@pytest.mark.parametrize("distinct", [3, 10**6])
+@pytest.mark.parametrize("size", [1, 7, 400, 5003])
+def test_the_highest_of_equal_scores_are_the_first(size: int, distinct: int) -> None:
+    scores = RNG.integers(0, distinct, size).astype(np.float32)
+    scores[RNG.random(size) < 0.1] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    for count in (1, 10, 40, 399, size):
+        assert highest(scores, count).tolist() == sorted(order[:count].tolist())
+        assert best(scores, count).tolist() == [i for i in order[:count].tolist() if np.isfinite(scores[i])]

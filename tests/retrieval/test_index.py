@@ -20,6 +20,7 @@ from sqlalchemy import func, select
 
 from retrieval import BadRequest, Encoder, Indexes, NotFound, Progress, SourceError, full_name
 from retrieval import load as loading
+from retrieval import search as searching
 from retrieval.search import terms, tidy
 from retrieval.tables import chunks, pending
 
@@ -215,6 +216,18 @@ def test_modes_and_identifiers(indexes: Indexes, folder: Path, mode: str) -> Non
     assert len(indexes.search("docs", "glass", k=1, mode=mode)) == 1
     scores = [p.score for p in indexes.search("docs", "glass bread retries", k=10, mode=mode)]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_very_large_index_asks_chroma_for_the_nearest(indexes: Indexes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexes.add("docs", folder)
+    indexes.sync("docs")
+    scanned = indexes.search("docs", "who cuts tiles by hand?", mode="dense")
+    asked = []
+    query = indexes._vectors.query
+    monkeypatch.setattr(searching, "STORED", 0)
+    monkeypatch.setattr(indexes._vectors, "query", lambda *given: asked.append(given) or query(*given))
+    assert indexes.search("docs", "who cuts tiles by hand?", mode="dense") == scanned
+    assert asked
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,9 @@ def answers() -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from mlflow.utils import requirements_utils
+
+    requirements_utils._MODULES_TO_PACKAGES = {}  # else every file of every package is listed, for a warning
     save_all()
     import orjson
 

@@ -21,7 +21,7 @@ from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied, Resour
 from databricks.sdk.service import serving as s
 from openai import OpenAI
 
-from tests.live import ROOT, Live, environment, serving, start, wait_until
+from tests.live import ROOT, Live, environment, mlflow_store, serving, start, wait_until
 from tests.serving import models
 
 SOON = datetime.timedelta(seconds=60)
@@ -35,7 +35,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     docs.mkdir()
     (docs / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
     home = folder / "home"
-    home.mkdir()
+    mlflow_store(home)
     for name in ("chat", "agent", "chatagent", "dying"):
         (home / f"{name}.py").write_text(getattr(models, name.upper()))
     command = [sys.executable, "-c", models.REGISTER, str(home), "chat", "agent", "chatagent", "dying"]

@@ -18,9 +18,12 @@ from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
 from databricks.sdk.service import serving as s
 from openai import APIError, BadRequestError, NotFoundError, OpenAI
+from typer.testing import CliRunner
 
+from app import cli
+from serving.cli import CommandError
 from serving.settings import LocalModel, Settings, SettingsError
-from tests.live import Live, serving, smalti, wait_until
+from tests.live import Live, mlflow_store, serving, smalti, wait_until
 from tests.serving import vllm_double
 from tests.serving.tiny import TEMPLATE, make_adapter, make_model
 
@@ -31,6 +34,8 @@ import sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import mlflow, transformers
+from mlflow.utils import requirements_utils
+requirements_utils._MODULES_TO_PACKAGES = {}  # else every file of every package is listed, for a warning
 home, model, adapter = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
 client = mlflow.MlflowClient()
@@ -78,7 +83,7 @@ def live(folder: Path) -> Iterator[Live]:
     docs.mkdir()
     (docs / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
     home = folder / "home"
-    home.mkdir()
+    mlflow_store(home)
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-c", REGISTER, str(home), str(folder / "model"), str(folder / "warm")]
     made = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
@@ -268,19 +273,27 @@ def test_engines_are_installed_listed_and_removed(tmp_path: Path) -> None:
         wheel.writestr("vllm-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("vllm-9.9.dist-info/RECORD", "")
     home = tmp_path / "home"
+
+    def told(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli, ["--home", str(home), *arguments])
+        if isinstance(result.exception, CommandError):
+            return result.exception.code, str(result.exception)
+        return result.exit_code, result.stdout
+
     offline = ["--pip=--no-index", f"--pip=--find-links={tmp_path}"]
-    assert "No engines" in smalti("engines", "list", home=home).stdout
-    unknown = smalti("engines", "install", "other", home=home)
-    assert (unknown.returncode, "no engine 'other'" in unknown.stderr) == (2, True)
-    broken = smalti("engines", "install", "vllm", "--package", "vllm==1", *offline, home=home)
-    assert (broken.returncode, (home / "engines" / "vllm").exists()) == (1, False)
-    done = smalti("engines", "install", "vllm", *offline, "--json", home=home)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["version"] == "9.9"
-    assert subprocess.run([json.loads(done.stdout)["python"], "-c", "import vllm"], timeout=60).returncode == 0
-    assert "9.9" in smalti("engines", "list", home=home).stdout
-    again = smalti("engines", "install", "vllm", *offline, home=home)
-    assert (again.returncode, "smalti engines remove vllm" in again.stderr) == (2, True)
-    assert smalti("engines", "remove", "vllm", home=home).returncode == 0
+    assert "No engines" in told("engines", "list")[1]
+    code, message = told("engines", "install", "other")
+    assert (code, "no engine 'other'" in message) == (2, True)
+    assert told("engines", "install", "vllm", "--package", "vllm==1", *offline)[0] == 1
     assert not (home / "engines" / "vllm").exists()
-    assert smalti("engines", "remove", "vllm", home=home).returncode == 2
+    code, shown = told("engines", "install", "vllm", *offline, "--json")
+    assert code == 0, shown
+    made = json.loads(shown.splitlines()[-1])
+    assert made["version"] == "9.9"
+    assert subprocess.run([made["python"], "-c", "import vllm"], timeout=60).returncode == 0
+    assert "9.9" in told("engines", "list")[1]
+    code, message = told("engines", "install", "vllm", *offline)
+    assert (code, "smalti engines remove vllm" in message) == (2, True)
+    assert told("engines", "remove", "vllm")[0] == 0
+    assert not (home / "engines" / "vllm").exists()
+    assert told("engines", "remove", "vllm")[0] == 2

@@ -20,6 +20,7 @@ from governance.call import Call, Caller, CallError, CallRecord
 from serving.feedback import assessments
 from serving.tracing import Tracer
 from serving.tracking import MlflowServer
+from tests.live import mlflow_store
 
 PASSAGE = {
     "id": "p1",
@@ -39,6 +40,7 @@ class Site:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
+        mlflow_store(home)
         self.server = MlflowServer(home)
         self.tracer = Tracer(self.server)
         self.early = turn()

@@ -244,6 +244,11 @@ def test_the_page_works_in_a_browser(site: Site, alice: httpx.Client, chromium: 
     assert asked == set()  # nothing is fetched from outside
 
 
+def test_a_header_that_is_no_ascii_is_passed_on(alice: httpx.Client) -> None:
+    answer = alice.post("/v1/traces", headers={"x-mlflow-experiment-id": b"\xfed"}, json=None)
+    assert answer.json().get("error_code") == "TEMPORARILY_UNAVAILABLE" or answer.status_code < 500, answer.text
+
+
 def test_a_killed_child_comes_back(site: Site, alice: httpx.Client) -> None:
     starts, pid = site.server.starts, site.server.pid
     assert pid is not None

@@ -74,10 +74,28 @@ async def test_an_environment_is_made_once_and_without_the_server_s_packages(tmp
     assert "is ready" in told
     assert "is there already" in told
     root = worker_root(python)
-    assert sorted(path.name for path in root.rglob("*.py")) == ["rows.py", "worker.py"]
+    assert worker_root(sys.executable) == Path(environment.__file__).parents[2]
     command = [python, "-c", "import importlib.util as u; print([u.find_spec(n) is not None for n in ('tinything', 'numpy')])"]
     run = partial(subprocess.run, command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
     assert (await asyncio.to_thread(run)).stdout.strip() == "[True, False]"
+
+
+def test_the_worker_beside_an_environment_needs_no_more_of_this_project(tmp_path: Path) -> None:
+    root = worker_root(str(tmp_path / "bin" / "python"))
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    script = f"import sys; sys.path[:0] = {[str(root), *packages]}; from serving.engines import worker; print(worker.__file__)"
+    alone = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True)  # -S: no editable installs
+    assert alone.stdout.strip() == str(root / "serving/engines/worker.py"), alone.stderr
+
+
+def test_another_build_of_a_package_is_that_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("thing-cpu", "thing_of_others"):
+        info = tmp_path / f"{name.replace('-', '_')}-2.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1\n")
+        (info / "top_level.txt").write_text("thing\n" if name == "thing-cpu" else "unlike\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert unmet(model(tmp_path / "m", "thing==2.1", "thing<2", "unlike==2.1")) == ["thing<2 (here: 2.1)", "unlike==2.1"]
 
 
 async def test_requirements_that_cannot_be_had_are_told_and_leave_nothing(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ async def test_a_response_is_found_again_by_whom_it_was_given_to(tmp_path: Path)
         tool = {"type": "function", "name": "f", "parameters": {}}
         called = previous.find(made.journal, ann, await ask("call", payload={"tools": [tool]}))
         assert called.items[1] == {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": '{"city":"Rome"}'}
+        listed = called.input_items()
+        assert [item["content"] for item in listed["data"]] == [[{"type": "input_text", "text": "call"}]]
+        assert (listed["first_id"], listed["has_more"]) == (listed["last_id"], False)
         unstored = await ask("secret", payload={"store": False})
         for caller, response in ((ann, unstored), (ann, "resp_none"), (ann, "x" * 500), (Caller("bob"), found.response["id"])):
             with pytest.raises(CallError) as caught:
