@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +27,16 @@ ENCODER = "all-minilm-l6-v2"
 BUILT_IN = "smalti"
 """The endpoint that indexes over folders are on."""
 
+PAGE = 1000
+"""Rows that `export` asks for at once."""
+SHOWN = 160
+"""Characters of a text that a line shows."""
+
 _INDEXES = {"name": "Name", "path": "Folder", "documents": "Documents", "chunks": "Chunks"}
 _INDEXES |= {"status": "Status", "skipped": "Skipped"}
-_HITS = {"score": "Score", "source": "Source", "text": "Text"}
+_RANKS = {"dense": "ANN", "lexical": "FULL_TEXT"}
+RANKED = 100
+"""How deep a passage's place among the nearest vectors and the best words is looked for."""
 
 
 @index.command("add")
@@ -121,21 +129,59 @@ def query(
     mode: Annotated[str, typer.Option(help="HYBRID, ANN (vectors) or FULL_TEXT (words).")] = "HYBRID",
     as_json: Json = False,
 ) -> None:
-    """The passages that fit QUESTION best."""
+    """The passages that fit QUESTION best, with their places by vectors and by words, and its words marked."""
     body: dict[str, Any] = {"query_text": question, "num_results": k, "query_type": mode}
+    path = f"{SEARCH}/indexes/{name}"
     with context.obj.connect() as client:
-        over_rows = context.obj.check(client.get(f"{SEARCH}/indexes/{name}"))["endpoint_name"] != BUILT_IN
-        if not over_rows:
+        over = context.obj.check(client.get(path))
+        key, folder = over["primary_key"], over["endpoint_name"] == BUILT_IN
+        if folder:
             body["columns"] = ["id", "source", "text", "start", "end"]
-        found = context.obj.check(client.post(f"{SEARCH}/indexes/{name}/query", json=body))
-    names = [column["name"] for column in found["manifest"]["columns"]]
-    rows = [dict(zip(names, row, strict=True)) for row in found["result"]["data_array"]]
-    shown = _HITS
-    if over_rows:
-        shown = {"score": "Score"} | {column: column for column in names[:-1]}
+        rows = _found(context.obj, client, path, body)
+        for rank, kind in _RANKS.items() if mode.upper() == "HYBRID" and rows else ():
+            asked = body | {"columns": [key], "num_results": RANKED, "query_type": kind}
+            places = {row[key]: place for place, row in enumerate(_found(context.obj, client, path, asked), 1)}
+            for row in rows:
+                row[rank] = places.get(row.get(key))
+    ranks = {rank: rank.capitalize() for rank in _RANKS if rows and rank in rows[0]}
+    columns = (
+        ("source", "text")
+        if folder
+        else [column for column in rows[0] if column != "score" and column not in ranks]
+        if rows
+        else ()
+    )
+    shown = {"score": "Score"} | ranks | {column: column.capitalize() if folder else column for column in columns}
     if not as_json:
-        rows = [{what: _short(value) for what, value in row.items()} for row in rows]
+        rows = [{what: _short(value, question) for what, value in row.items()} for row in rows]
     context.obj.print_rows(rows, shown, as_json=as_json, empty="Nothing found.")
+
+
+def _found(work: Any, client: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    found = work.check(client.post(f"{path}/query", json=body))
+    names = [column["name"] for column in found["manifest"]["columns"]]
+    return [dict(zip(names, row, strict=True)) for row in found["result"]["data_array"]]
+
+
+@index.command("export")
+def export(
+    context: typer.Context,
+    name: Name,
+    file: Annotated[Path | None, typer.Argument(help="Where to write; default: standard output.")] = None,
+) -> None:
+    """Write all rows of NAME as JSON lines, in pages: passages with their place in the document, or rows without vectors."""
+    with context.obj.connect() as client, nullcontext(sys.stdout) if file is None else file.open("w", encoding="utf-8") as out:
+        count, last = 0, None
+        while True:
+            body = {"num_results": PAGE} | ({"last_primary_key": last} if last is not None else {})
+            found = context.obj.check(client.post(f"{SEARCH}/indexes/{name}/scan", json=body))
+            for entry in found["data"]:
+                row = {field["key"]: _plain(field["value"]) for field in entry["fields"]}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count, last = count + len(found["data"]), found["last_primary_key"]
+            if len(found["data"]) < PAGE:
+                break
+    typer.echo(f"{name}: {count:,} rows exported.", err=True)
 
 
 @index.command("table")
@@ -198,8 +244,32 @@ def drop(context: typer.Context, name: Name, as_json: Json = False) -> None:
         print(f"{done['name']} is gone.")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())[:160]
+def _short(value: Any, question: str) -> Any:
+    """A value in one line; of a text the part that holds most of the question's words, these marked."""
+    if not isinstance(value, str):
+        return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+    from rich.text import Text
+
+    from retrieval.words import STOPWORDS, WORD
+
+    text = " ".join(value.split())
+    wanted = {word.lower()[: max(4, len(word) - 2)] for word in WORD.findall(question) if word.lower() not in STOPWORDS}
+    places = [match for match in WORD.finditer(text) if any(match[0].lower().startswith(stem) for stem in wanted)]
+    inside = {at: sum(at <= other.start() < at + SHOWN for other in places) for at in (max(0, m.start() - 30) for m in places)}
+    start = max(inside, key=lambda at: inside[at]) if len(text) > SHOWN and inside else 0
+    start = text.rfind(" ", 0, start) + 1
+    line = Text(("… " if start else "") + text[start : start + SHOWN])
+    for match in places:
+        at = match.start() - start + 2 * bool(start)
+        if match.start() >= start:
+            line.stylize("bold", at, at + len(match[0]))
+    return line
+
+
+def _plain(value: dict[str, Any]) -> Any:
+    """A value as protobuf's JSON writes one of any type, see `retrieval.api.shapes.value`."""
+    ((kind, given),) = value.items()
+    return [_plain(each) for each in given["values"]] if kind == "list_value" else None if kind == "null_value" else given
 
 
 def _declare(work: Any, client: Any, name: str, place: str) -> dict[str, Any]:

@@ -163,6 +163,26 @@ def mail(data: bytes) -> Converted:
     return Converted(f"# {subject or 'Mail'}\n\n" + "\n".join(head) + "\n\n" + body.replace("\r\n", "\n").strip() + "\n", subject)
 
 
+def archived(data: bytes) -> Converted:
+    """A page saved with all it shows (MHTML, RFC 2557): its root document; frames and pictures are left out."""
+    import email
+    from email import policy
+
+    message: Any = email.message_from_bytes(data, policy=policy.default)
+    parts = [part for part in message.walk() if part.get_content_type() in ("text/html", "application/xhtml+xml")]
+    if not parts:
+        raise Unreadable("saved page holds no HTML")
+    start = message.get_param("start")
+    root = next((part for part in parts if start and part.get("content-id") == start), parts[0])
+    body = root.get_payload(decode=True) or b""
+    try:
+        charset = root.get_content_charset()
+        body = body.decode(charset, "replace").encode() if charset else body
+    except (LookupError, ValueError):
+        pass  # an encoding nobody knows: the page itself may tell
+    return html(body)
+
+
 def notebook(data: bytes) -> Converted:
     try:
         value = json.loads(decoded(data))
@@ -187,5 +207,6 @@ CONVERTERS: dict[str, Callable[[bytes], Converted]] = {
     "table": table,
     "json": json_text,
     "mail": mail,
+    "archived": archived,
     "notebook": notebook,
 }

@@ -29,6 +29,8 @@ MEDIA = {
     ".html": "text/html",
     ".htm": "text/html",
     ".xhtml": "text/html",
+    ".mhtml": "multipart/related",
+    ".mht": "multipart/related",
     ".pdf": "application/pdf",
     ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
@@ -52,10 +54,12 @@ CONVERTER = {
     "message/rfc822": "mail",
     "application/x-ipynb+json": "notebook",
     "text/html": "html",
+    "multipart/related": "archived",
     "application/pdf": "pdf",
     MEDIA[".docx"]: "docx",
     "text/x-rst": "rst",
 }
+PAGES = frozenset((".html", ".htm", ".xhtml"))
 OFFICE = {"docx": "Word document", "pptx": "PowerPoint document", "xlsx": "Excel workbook"}
 # What documentation folders hold beside documents: nobody expects these to be searched, so they are passed over in silence.
 QUIET = frozenset(
@@ -106,7 +110,8 @@ def walk(root: Path) -> Iterator[Found]:
     """Files under `root` (or `root` itself, a file), sorted; hidden ones and what no one searches are passed over.
 
     Symbolic links are not followed: a link inside the folder would double what it points to, one that leaves it would index
-    what its owner did not name. The root itself may be a link.
+    what its owner did not name. The root itself may be a link. The folder of pictures, scripts and frames that a browser puts
+    beside a page it saves (`page_files` beside `page.html`) is no documents either.
 
     Raises
     ------
@@ -116,7 +121,7 @@ def walk(root: Path) -> Iterator[Found]:
         if stat.S_ISREG(root.stat().st_mode):
             yield _found(root, root.name)
             return
-        top = sorted(os.scandir(root), key=lambda entry: entry.name)
+        top = _listed(root)
     except FileNotFoundError:
         raise SourceError(f"{root} does not exist: give the folder or file that holds the documents") from None
     except OSError as error:
@@ -145,13 +150,21 @@ def walk(root: Path) -> Iterator[Found]:
                     yield Found(source, Path(entry.path), reason="symbolic link that leads nowhere")
         elif entry.is_dir():
             try:
-                stack.append(iter(sorted(os.scandir(entry.path), key=lambda entry: entry.name)))
+                stack.append(iter(_listed(entry.path)))
             except OSError as error:
                 yield Found(source, Path(entry.path), reason=f"folder cannot be listed ({error.strerror})")
         elif not entry.is_file():
             yield Found(source, Path(entry.path), reason="not a regular file")
         elif Path(entry.name).suffix.lower() not in QUIET:
             yield _found(Path(entry.path), source)
+
+
+def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted, without the assets of saved pages."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    pages = {stem for entry in entries for stem, suffix in (os.path.splitext(entry.name),) if suffix.lower() in PAGES}
+    assets = {stem + ending for stem in pages for ending in ("_files", ".files")}
+    return [entry for entry in entries if entry.name not in assets]
 
 
 def _found(path: Path, source: str) -> Found:

@@ -15,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the same text may now give other terms."""
 
 WORD = re.compile(r"\w+(?:[._\-/:@+]+\w+)*|\w+[+#]+")
@@ -109,7 +109,7 @@ def terms(word: str, number: int) -> tuple[int, ...]:
         elif lower.isalpha():
             found.append(fold(_stem(lower, number)))
             pieces = _CAMEL.split(part) if not part.isupper() and part != lower and part[1:] != lower[1:] else ()
-            if len(pieces) > 1:
+            if len(pieces) > 1 and min(map(len, pieces)) > 2:  # "getUser" is two words, "mRNA" and "iPhone" are one
                 found.append("=" + lower)
                 found.extend(fold(_stem(piece.lower(), number)) for piece in pieces)
         else:

@@ -208,9 +208,12 @@ class Workspace:
         raise CommandError("The server for this command did not become ready; `smalti doctor` looks for the reason.")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Any:
     from rich.markup import escape
+    from rich.text import Text
 
     if value is None:
         return ""
+    if isinstance(value, Text):
+        return value
     return escape(", ".join(map(str, value)) if isinstance(value, list | tuple | set | frozenset) else str(value))

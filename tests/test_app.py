@@ -85,7 +85,7 @@ def test_commands_reach_the_running_server(live: Live) -> None:
     assert "[1] travel.md" in told.stdout
     found = json.loads(smalti("index", "query", "docs", "hotel", "--json", home=live.home).stdout)
     assert {"id", "source", "text"} <= set(found[0])
-    assert found[0]["source"] == "travel.md"
+    assert (found[0]["source"], found[0]["dense"], found[0]["lexical"]) == ("travel.md", 1, 1), "its places in both rankings"
     names = [row["name"] for row in json.loads(smalti("endpoints", "--json", home=live.home).stdout)]
     assert "assistant" in names
 
@@ -104,6 +104,12 @@ def test_an_index_is_added_synced_and_dropped(live: Live, tmp_path: Path) -> Non
     assert report["embedded"] == 0
     assert [item["source"] for item in report["skipped"]] == ["empty.md"]
     assert "notes" in smalti("index", "list", home=live.home).stdout
+    out = tmp_path / "notes.jsonl"
+    told = smalti("index", "export", "notes", str(out), home=live.home)
+    assert (told.returncode, "1 rows exported" in told.stderr) == (0, True), told.stderr
+    row = json.loads(out.read_text())
+    assert (row["source"], row["text"][: row["end"] - row["start"]]) == ("a.md", row["text"])
+    assert json.loads(smalti("index", "export", "notes", home=live.home).stdout) == row
     assert smalti("index", "drop", "notes", home=live.home).returncode == 0
     assert "main.default.notes" not in smalti("index", "list", "--json", home=live.home).stdout
 

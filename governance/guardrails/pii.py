@@ -32,7 +32,6 @@ class Finding:
 
 
 _RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
-_SPOT = re.compile(r"[0-9](?:[0-9 .\-/()]{6}|(?<=[A-Za-z][0-9]))")  # in ASCII, where a run begins that is looked at
 _GROUP = re.compile(r"\d+")
 _BETWEEN, _CLOSE = frozenset(" -./\u00a0"), frozenset(" -\u00a0")
 _CARDS = ("4-4-4-4", "4-6-5")
@@ -40,7 +39,7 @@ _KINDS = bytes(  # digits are 0, letters a, what may stand between digits -
     ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()" else " ")
     for code in range(128)
 ).ljust(256)
-_SIGNS = (b"0-0", b"0--0", b"0" * 7, b"a0")  # one of them is in whatever holds a run that is looked at
+_SPOT = re.compile(rb"0(?:[0-]{6}|(?<=a0))")  # in those kinds, where a run begins that is looked at
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
 _LETTERS = "A-Za-z\u00c0-\u1fff\u2c00-\u2dff"  # of scripts that put spaces between words
 _LETTER = re.compile(f"[{_LETTERS}]")
@@ -134,16 +133,14 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
     if not any(digit in text for digit in "0123456789"):
         return
     kinds = text.encode().translate(_KINDS)
-    if not any(sign in kinds for sign in _SIGNS):
-        return
-    spot = _SPOT.search(text)
+    spot = _SPOT.search(kinds)
     while spot:
         run = _RUN.match(text, spot.start())
         assert run is not None
         start, end = run.span()
         if end - start > 6 or (start and text[start - 1].isalpha()):
             yield start, end
-        spot = _SPOT.search(text, end)
+        spot = _SPOT.search(kinds, end)
 
 
 def distinct(found: list[Finding]) -> list[Finding]:

@@ -75,13 +75,19 @@ class SourceTables:
         return stamp(place)
 
     def behind(self, name: str, read_ms: int | None) -> float | None:
-        """Seconds for which a table of files has had changes that who read it at `read_ms` did not see; 0 where it has none.
+        """Seconds for which a table has had changes that who read it at `read_ms` did not see; 0 where it has none.
 
-        None where files do not tell: a database's table, files that are gone.
+        Of files their times tell, of an index over a folder its last sync. A database does not tell when it changed: of its
+        table it is the seconds since it was read, which no missed change is older than. None for what is gone or was never read.
         """
         place = self.place(name)
-        found = stamp(place) if place is not None and "://" not in place else None
-        if not found:
+        if place is not None and "://" in place:
+            return max(time.time() - read_ms / 1000, 0.0) if read_ms is not None else None
+        if place is None:
+            changed = self._folder_stamp(name)
+        else:
+            found = stamp(place)
+            changed = max(each[0] for each in found) / 1e9 if found else None
+        if not changed:
             return None
-        changed = max(each[0] for each in found) / 1e9
         return 0.0 if read_ms is not None and changed * 1000 <= read_ms else max(time.time() - changed, 0.0)

@@ -11,6 +11,7 @@ from typing import Any
 from nicegui.client import Client
 from nicegui.element import Element
 
+from serving.ui.pace import Pace
 from serving.ui.parts import Prose, button, how_answered, set_text, source_row, tag, thinking
 from serving.ui.turn import Ask, Turn
 
@@ -82,11 +83,16 @@ class AnswerView:
     """A drawn answer: prose that grows, then sources, thumbs and how it was answered."""
 
     def __init__(
-        self, client: Client, turn: Turn, rate: Rate, again: Callable[[], Any] | None, decide: Decide | None = None
+        self,
+        client: Client,
+        turn: Turn,
+        pace: Pace,
+        rate: Rate,
+        again: Callable[[], Any] | None,
+        decide: Decide | None = None,
     ) -> None:
         self.client, self.turn, self._rated, self._again, self._decide = client, turn, rate, again, decide
-        self._last = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._pace, self._last, self._asked = pace, 0.0, False
         self.box = tag("article", "answer", aria_label="Answer")
         with self.box:
             with tag("div", "answer-head"):
@@ -97,18 +103,21 @@ class AnswerView:
             self._tail = tag("div")
 
     def changed(self) -> None:
-        """Draw soon: at once if nothing was drawn for a while, else when the pause is over."""
-        if self._timer is None:
+        """Draw soon: at its next turn if nothing was drawn for a while, else when the pause is over."""
+        if not self._asked:
+            self._asked = True
             pause = self._last + FLUSH - time.monotonic()
             if pause <= 0:
-                self._draw()
+                self._pace.soon(self._turn)
             else:
-                self._timer = asyncio.get_running_loop().call_later(pause, self._draw)
+                asyncio.get_running_loop().call_later(pause, self._pace.soon, self._turn)
+
+    def _turn(self) -> None:
+        if self._asked:  # else all was drawn meanwhile
+            self._draw()
 
     def _draw(self, *, whole: bool = False) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._last = None, time.monotonic()
+        self._asked, self._last = False, time.monotonic()
         if self.client.is_deleted or self.box.is_deleted:
             return
         with self.client:

@@ -167,7 +167,9 @@ class ChatPage:
                 if message.role == "user":
                     self._draw_question(place)
                     continue
-                view = AnswerView(self.client, Turn.stored(message), self.rate, self._asker(place), self.decide)
+                view = AnswerView(
+                    self.client, Turn.stored(message), self.services.pace, self.rate, self._asker(place), self.decide
+                )
                 self.said[place].element = view.box
                 view.finish()
         self.client.run_javascript("smalti.pin()")
@@ -268,7 +270,7 @@ class ChatPage:
         """Draw an answer as it comes."""
         self.said.append(_Said("assistant", ""))
         said, asker = self.said[-1], self._asker(len(self.said) - 1)
-        view = AnswerView(self.client, answer.turn, self.rate, asker, self.decide)
+        view = AnswerView(self.client, answer.turn, self.services.pace, self.rate, asker, self.decide)
         said.element, self.running = view.box, answer
 
         def ended() -> None:

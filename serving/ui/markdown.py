@@ -107,9 +107,16 @@ def _parser() -> MarkdownIt:
     return parser
 
 
+_PROSE = re.compile(r"""^ {0,3}(?:[^\W\d_]|\*\*\w|\[\d+\]|["“„(‘'])""")
+"""A line that stays part of a paragraph, whatever comes behind: no list, heading, fence or rule begins so."""
+_LONG, _OPEN = 240, 60
+"""Characters of a paragraph above which its beginning is settled, and those at its end that stay open."""
+
+
 @dataclass(slots=True)
 class Blocks:
-    """A growing answer as top-level blocks of HTML. While text streams only the last block is parsed again.
+    """A growing answer as top-level blocks of HTML. While text streams only the last block is parsed again, and of a
+    paragraph only its end; what a settled beginning and a later end would have said together is drawn with the whole.
 
     `update` returns the first block that changed; everything from there is new.
     """
@@ -117,8 +124,21 @@ class Blocks:
     html: list[str] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
     """Line at which each block starts."""
+    _text: str = ""
+    _known: int = 0
+    """Sources there were."""
+    _settled: str = ""
+    """HTML of the beginning of the last paragraph."""
+    _tail: str | None = None
+    """Markdown of its end; None where the last block is no paragraph, or a new block may begin."""
 
     def update(self, text: str, sources: Mapping[int, Source], *, whole: bool = False) -> int:
+        more = text[len(self._text) :]
+        open_ = self._tail is not None and self._known == len(sources) and text.startswith(self._text)
+        before, self._text, self._known = self._tail, text, len(sources)
+        if open_ and before is not None and not whole and "\n" not in more and "\r" not in more:
+            self._grow(before + more, sources)
+            return len(self.html) - 1
         keep = 0 if whole or not self.html else len(self.html) - 1
         first_line = self._starts[keep] if keep else 0
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -132,7 +152,25 @@ class Blocks:
             return keep
         self.html[keep:] = html
         self._starts[keep:] = [first_line + start for start in starts]
+        plain = bool(html) and html[-1].startswith("<p>") and _PROSE.match(lines[-1]) is not None
+        self._settled, self._tail = "", "\n".join(lines[self._starts[-1] :]) if plain else None
         return keep
+
+    def _grow(self, tail: str, sources: Mapping[int, Source]) -> None:
+        """Draw the last paragraph with an end that has grown."""
+        parser, env = _parser(), {"sources": sources}
+        cut = tail.rfind(" ", 0, -_OPEN) + 1 if len(tail) > _LONG else 0
+        if cut and _closed(tail[:cut]):
+            self._settled += parser.renderInline(tail[:cut], env)
+            tail = tail[cut:]
+        self._tail = tail
+        self.html[-1] = f"<p>{self._settled}{parser.renderInline(tail, env)}</p>\n"
+
+
+def _closed(text: str) -> bool:
+    """Whether nothing that was begun in it seems to go on behind it."""
+    even = all(text.count(mark) % 2 == 0 for mark in "*_~`")
+    return even and text.count("[") == text.count("]") and text.count("(") == text.count(")") and not {"<", "\\"} & set(text)
 
 
 def render(lines: list[str], sources: Mapping[int, Source]) -> tuple[list[str], list[int]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from governance.call import Call, Caller, Event
 from serving.ui.api import Api
+from serving.ui.pace import Pace
 from serving.ui.running import Answers
 from serving.ui.uploads import Uploads
 
@@ -165,6 +166,7 @@ class UiServices:
     files: documents of conversations; None where they take none.
     uploads: files that were handed to pages and not taken yet.
     answers: those that are coming; they outlive their pages.
+    pace: turns at drawing them.
     session_ttl: seconds a browser stays signed in.
     """
 
@@ -180,4 +182,5 @@ class UiServices:
     files: ThreadFiles | None = None
     uploads: Uploads = field(default_factory=Uploads)
     answers: Answers = field(default_factory=Answers)
+    pace: Pace = field(default_factory=Pace)
     session_ttl: float = 7 * 24 * 3600.0

@@ -8,6 +8,8 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from pathlib import Path
 
 import docx
@@ -111,7 +113,7 @@ def test_broken_docx_and_a_bomb(tmp_path: Path, workers: Workers, monkeypatch: p
         convert.docx(bomb.getvalue())
 
 
-def test_html_is_its_main_text(tmp_path: Path, workers: Workers) -> None:
+def test_html_is_its_root_document(tmp_path: Path, workers: Workers) -> None:
     path = tmp_path / "page.html"
     body = "".join(f"<p>Paragraph {i} explains how the furnace is heated and for how long it holds.</p>" for i in range(6))
     path.write_text(
@@ -239,6 +241,32 @@ def test_folder_walk(tmp_path: Path) -> None:
     }
     with pytest.raises(SourceError, match="does not exist"):
         list(walk(root / "missing"))
+
+
+def test_a_saved_page_is_one_document_without_its_assets(tmp_path: Path) -> None:
+    (tmp_path / "page_files").mkdir()
+    (tmp_path / "notes_files").mkdir()
+    (tmp_path / "page.html").write_text("<p>A page.</p>")
+    (tmp_path / "page_files" / "frame.html").write_text("<p>An advertisement.</p>")
+    (tmp_path / "notes_files" / "kept.md").write_text("no page is called notes")
+    assert [found.source for found in walk(tmp_path)] == ["notes_files/kept.md", "page.html"]
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_a_page_saved_in_one_file_is_its_root_document(tmp_path: Path, workers: Workers, charset: str) -> None:
+    whole = MIMEMultipart("related", type="text/html")
+    said = "Fugenmörtel füllt die Lücken zwischen den Kacheln und härtet zwei Tage."
+    meta = f'<meta http-equiv="Content-Type" content="text/html; charset={charset}"><title>Mörtel</title>'
+    page = f"<html><head>{meta}</head><body><p>{said}</p></body></html>"
+    for text, kind in ((page, "html"), ("body {color: red}", "css"), ("<p>An advertisement.</p>", "html")):
+        whole.attach(MIMEText(text, kind, charset))
+    path = tmp_path / "page.mhtml"
+    path.write_bytes(whole.as_bytes())
+    found = load(next(walk(path)), workers)
+    assert found is not None
+    assert (said in found.text, found.title, "advertisement" in found.text) == (True, "Mörtel", False)
+    path.write_bytes(b"no page at all")
+    assert "holds no HTML" in refusal(path, workers)
 
 
 def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:

@@ -131,6 +131,24 @@ async def test_a_row_at_fault_is_left_out_alone_and_named(api: Any, indexes: Ind
     assert "lag_seconds" in status, "that the table was changed since is told"
 
 
+async def test_lag_is_told_of_a_database_and_of_a_folder_too(indexes: Indexes, tmp_path: Path, monkeypatch: Any) -> None:
+    tables = indexes.over_rows.tables
+    tables.add("main.default.t", place("sql", tmp_path))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text("# Tiles\n\nTiles are set in mortar.\n")
+    indexes.add("pages", docs)
+    indexes.sync("pages")
+    read = int(time.time() * 1000)
+    assert tables.behind("main.default.t", None) is None, "it was never read"
+    assert tables.behind("main.default.pages", read) == 0
+    assert tables.behind("main.default.nowhere", read) is None
+    clock = time.time() + 90
+    monkeypatch.setattr("retrieval.rows.tables.time.time", lambda: clock)
+    assert tables.behind("main.default.t", read) == pytest.approx(90, abs=5), "no change that was missed is older"
+    assert tables.behind("main.default.pages", 1) == pytest.approx(90, abs=5)
+
+
 def test_what_is_no_table_is_refused_with_a_reason(tmp_path: Path) -> None:
     for where, said in (
         (str(tmp_path / "none-*.jsonl"), "no file is named"),

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from governance.call import bad_request
 from serving.ui.console.charts import COLOURS, band, plot
-from serving.ui.console.frame import ConsolePage, choice, form, stamp
+from serving.ui.console.endpoints import shares_of
+from serving.ui.console.frame import ConsolePage, choice, field, form, stamp
 from serving.ui.console.tables import table
 from serving.ui.parts import tag
 
@@ -32,14 +33,19 @@ class ExperimentsPage(ConsolePage):
     def open(self, asked: Mapping[str, str]) -> None:
         self.chosen = asked.get("name")
 
-    async def load(self) -> tuple[Sequence[Row], Row | None]:
-        await self.who()
+    async def load(self) -> tuple[Sequence[Row], Row | None, Mapping[str, Sequence[str]]]:
+        who = await self.who()
+        served = {
+            str(each["name"]): list(shares_of(each))
+            for each in await self.data.endpoints(who)
+            if each.get("permission_level") == "CAN_MANAGE"
+        }
         found = (await self.api("GET", AT))["experiments"]
         one = await self.api("GET", f"{AT}/{quote(self.chosen, safe='')}") if self.chosen else None
-        return found, one
+        return found, one, {name: arms for name, arms in served.items() if len(arms) > 1}
 
-    def draw(self, loaded: tuple[Sequence[Row], Row | None]) -> None:
-        found, chosen = loaded
+    def draw(self, loaded: tuple[Sequence[Row], Row | None, Mapping[str, Sequence[str]]]) -> None:
+        found, chosen, served = loaded
         self.head(
             "Experiments",
             "Which arm real traffic shows to be better. They may be watched all day: the intervals hold at every look.",
@@ -58,8 +64,38 @@ class ExperimentsPage(ConsolePage):
             }
             for each in found
         ]  # fmt: skip
-        empty = "No experiment on an endpoint you manage. Begin one: smalti experiments create NAME ENDPOINT"
+        empty = "No experiment on an endpoint you manage. One takes an endpoint that serves two entities or more."
         table("All experiments", empty, columns, rows, key="name", opens="name", on_open=self._open)
+        if served:
+            self._new(served)
+
+    def _new(self, served: Mapping[str, Sequence[str]]) -> None:
+        async def create(given: Mapping[str, str]) -> None:
+            names = served.get(given.get("endpoint", ""), ())
+            asked: dict[str, Any] = {key: given.get(key, "").strip() for key in ("name", "endpoint", "mode", "sticky", "metric")}
+            if given.get("shares") == "even" and names:
+                even, rest = divmod(100, len(names))
+                asked["arms"] = [
+                    {"served_entity_name": name, "traffic_percentage": even + (i < rest)} for i, name in enumerate(names)
+                ]
+            await self.who()
+            self.chosen = (await self.api("POST", AT, json=asked))["name"]
+            self.go(name=self.chosen)
+
+        with tag("section", "panel-section", id="new-experiment", aria_label="Begin an experiment"):
+            with tag("div", "section-head"):
+                tag("h2", text="Begin an experiment")
+                tag("p", text="It ends by itself where an arm makes more errors.")
+            with form("Begin", self.doing(create, "The experiment has begun."), "wide-form"):
+                field("Name", "name", required=True, maxlength=63)
+                choice("Endpoint", "endpoint", [(name, f"{name}: {', '.join(arms)}") for name, arms in served.items()])
+                choice("Shares", "shares", [("even", "even"), ("now", "as traffic is split now")])
+                choice("What is dealt", "sticky", [("thread", "conversations"), ("user", "users"), ("request", "requests")])
+                field("Decided by", "metric", value="user_feedback", required=True, maxlength=64, list="metrics")
+                choice("Mode", "mode", [(each, each) for each in ("fixed", "shadow", "track-and-stop")])
+            with tag("datalist", id="metrics"):
+                for name in ("user_feedback", "latency_ms", "ttfb_ms", "cost", "error", "turns", "retry", "abandoned"):
+                    tag("option", value=name)
 
     async def _open(self, name: str) -> None:
         self.chosen = name

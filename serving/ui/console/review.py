@@ -44,10 +44,14 @@ class ReviewPage(ConsolePage):
     def open(self, asked: Mapping[str, str]) -> None:
         self.chosen, self.item = asked.get("queue"), asked.get("item")
 
-    async def load(self) -> tuple[Sequence[Row], Opened | None]:
-        await self.who()
+    async def load(self) -> tuple[Sequence[Row], Opened | None, Sequence[str]]:
+        managed = [
+            str(each["name"])
+            for each in await self.data.endpoints(await self.who())
+            if each.get("permission_level") == "CAN_MANAGE" and str(each["task"]).startswith(("agent/", "llm/v1/chat"))
+        ]
         queues = (await self.api("GET", AT))["queues"]
-        return queues, await self._opened(f"{AT}/{quote(self.chosen, safe='')}") if self.chosen else None
+        return queues, await self._opened(f"{AT}/{quote(self.chosen, safe='')}") if self.chosen else None, managed
 
     async def _opened(self, at: str) -> Opened:
         queue = await self.api("GET", at)
@@ -59,8 +63,8 @@ class ReviewPage(ConsolePage):
         call = await self.data.call(await self.who(), request) if isinstance(request, str) else None
         return Opened(queue, item, items, agreement, call)
 
-    def draw(self, loaded: tuple[Sequence[Row], Opened | None]) -> None:
-        queues, opened = loaded
+    def draw(self, loaded: tuple[Sequence[Row], Opened | None, Sequence[str]]) -> None:
+        queues, opened, managed = loaded
         self.head("Review", "Answers that people judge, and what most of them say as a dataset.")
         if opened is not None:
             self._queue(opened)
@@ -75,8 +79,33 @@ class ReviewPage(ConsolePage):
             }
             for each in queues
         ]  # fmt: skip
-        empty = "No queue for you to review. Make one: smalti eval review create NAME ENDPOINT --label correct:boolean"
+        empty = "No queue for you to review. Whoever manages an endpoint makes one for its answers."
         table("All queues", empty, columns, rows, key="name", opens="name", on_open=self._open)
+        if managed:
+            self._new(managed)
+
+    def _new(self, managed: Sequence[str]) -> None:
+        async def create(given: Mapping[str, str]) -> None:
+            asked = {
+                "name": given.get("name", "").strip(), "endpoint": given.get("endpoint", ""),
+                "labels": [label_of(each) for each in given.get("labels", "").split(",") if each.strip()],
+                "reviewers": [each.strip() for each in given.get("reviewers", "").split(",") if each.strip()],
+                "instruction": given.get("instruction", "").strip(),
+            }  # fmt: skip
+            await self.who()
+            self.chosen, self.item = (await self.api("POST", AT, json=asked))["name"], None
+            self.go(queue=self.chosen)
+
+        with tag("section", "panel-section", id="new-queue", aria_label="Make a queue"):
+            with tag("div", "section-head"):
+                tag("h2", text="Make a queue")
+                tag("p", text="A label is a name and its kind: boolean, numeric, text, text_list, or choices as kind|rude.")
+            with form("Make", self.doing(create, "The queue is made. Add answers to it."), "wide-form"):
+                field("Name", "name", required=True, maxlength=64)
+                choice("Endpoint", "endpoint", [(name, name) for name in managed])
+                field("Labels, by comma", "labels", required=True, value="correct:boolean", maxlength=2000)
+                field("Reviewers, by comma", "reviewers", placeholder="user:ann, group:legal", maxlength=2000)
+                field("What they are told", "instruction", maxlength=2000)
 
     async def _open(self, name: str, item: str | None = None) -> None:
         self.chosen, self.item = name, item
@@ -250,6 +279,14 @@ class ReviewPage(ConsolePage):
             ui.notify(f"{rows:,} rows{left}.", position="bottom")
 
         await self.doing(download)()
+
+
+def label_of(text: str) -> dict[str, Any]:
+    """A label as a queue takes it, of `name:kind` or `name:one|two`. Other kinds are refused by the API."""
+    name, _, kind = (part.strip() for part in text.partition(":"))
+    options = [each.strip() for each in kind.split("|") if each.strip()]
+    given = {"type": "categorical", "options": options} if len(options) > 1 else {"type": kind or "boolean"}
+    return {"name": name, "input": given}
 
 
 def titled(label: Row) -> str:

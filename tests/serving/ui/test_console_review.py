@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import expect
@@ -90,6 +91,26 @@ def test_answers_are_judged_one_after_the_other_and_become_a_dataset(console, li
     expect(detail.get_by_role("progressbar")).to_have_accessible_name(
         "1 of 4 answers of assistant reviewed, 2 reviews each; 2 by you"
     )
+
+
+def test_a_queue_is_made_filled_and_deleted(console, live):
+    page = console("/console/review")
+    new = page.locator("#new-queue")
+    new.get_by_label("Name").fill("tone of voice")
+    new.get_by_label("Endpoint").select_option("assistant")
+    new.get_by_label(re.compile("^Labels")).fill("correct:boolean, tone: kind|rude")
+    new.get_by_role("button", name="Make").click()
+    expect(page.get_by_role("alert")).to_contain_text("name")  # no blanks in a name
+    new.get_by_label("Name").fill("tone")
+    new.get_by_role("button", name="Make").click()
+    detail = page.locator(".detail")
+    expect(detail.locator(".empty-state").first).to_contain_text("No answer is in this queue yet")
+    with live.client() as client:
+        made = client.get(f"{AT}/tone").json()
+        assert [each["input"]["type"] for each in made["labels"]] == ["boolean", "categorical"]
+    detail.get_by_role("button", name="Delete the queue").click()
+    detail.get_by_role("alertdialog").get_by_role("button", name="Delete the queue").click()
+    expect(detail).to_have_count(0)
 
 
 def test_a_reviewer_judges_and_manages_nothing(console, live, queue):

@@ -86,6 +86,22 @@ def test_an_experiment_says_who_wins_and_is_promoted_and_rolled_back(console, li
         assert {each["served_entity_name"]: each["traffic_percentage"] for each in routes}["old"] == 100
 
 
+def test_an_experiment_is_begun_in_the_console(console, live, arms):
+    page = console("/console/experiments")
+    new = page.locator("#new-experiment")
+    new.get_by_label("Name").fill("again")
+    new.get_by_label("What is dealt").select_option("request")
+    new.get_by_label("Decided by").fill("latency_ms")
+    new.get_by_role("button", name="Begin").click()
+    detail = page.locator(".detail")
+    expect(detail.locator("h2").first).to_have_text("again")
+    expect(detail.locator(".status").first).to_have_text("RUNNING")
+    with live.client() as client:
+        made = client.get(f"{EXPERIMENTS}/again").json()
+        assert [arm["traffic_percentage"] for arm in made["arms"]] == [50, 50]
+        client.post(f"{EXPERIMENTS}/again/rollback", json={}).raise_for_status()
+
+
 def test_a_split_is_changed_in_place(console, live, arms):
     page = console("/console/endpoints?name=quotes")
     detail = page.locator(".detail")

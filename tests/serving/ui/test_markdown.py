@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from serving.ui.markdown import Blocks
+from serving.ui.markdown import Blocks, render
 from serving.ui.turn import Source
 
 SOURCES = {
@@ -123,3 +123,23 @@ def test_a_citation_that_arrives_late_is_drawn():
     blocks.update("One.[1]\n\nTwo.", {})
     assert blocks.update("One.[1]\n\nTwo.", SOURCES, whole=True) == 0
     assert 'class="cite' in blocks.html[0]
+
+
+def test_a_paragraph_that_grows_by_its_end_reads_as_it_does_whole():
+    text = "Tiles of **glass** and `stone` [1] are set, with *care* and (where asked) [a link](https://example.com/x). " * 8
+    text += "\n\n- one `a\n- two\n\nAnd an <b>end</b> with **two words** in it. " + "More of it. " * 40
+    blocks, source = Blocks(), {1: Source(1, "T", "/documents/i/d")}
+    for end in range(3, len(text) + 3, 3):
+        blocks.update(text[:end], source)
+    shown = [html.strip().replace(" </p>", "</p>") for html in blocks.html]
+    assert shown == [html.strip() for html in render(text.split("\n"), source)[0]]
+
+
+def test_what_begins_as_a_paragraph_may_still_become_something_else():
+    blocks = Blocks()
+    for text in ("1", "1.", "1. one", "1. one\n", "1. one\n\nTitle", "1. one\n\nTitle\n", "1. one\n\nTitle\n---\n"):
+        blocks.update(text, {})
+    assert [html[:4] for html in blocks.html] == ["<ol>", "<h2>"]
+    for payload in ("Say ", "Say <img src=x onerror=1> " * 20):
+        blocks.update(payload, {}, whole=payload == "Say ")
+    assert "<img" not in "".join(blocks.html)
