@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 _DASHES = frozenset(
     "\u058a\u05be\u1400\u1806\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u207b\u208b\u2212\u2e3a\u2e3b\u2e40\u301c\u30a0\ufe58"
@@ -18,19 +21,6 @@ _DASHES = frozenset(
 )
 
 
-class _Plain(dict[int, int]):
-    """For `str.translate`: digits of any script as ASCII's, dashes as a hyphen, the blank of braille as a space."""
-
-    def __missing__(self, code: int) -> int:
-        char = chr(code)
-        digit = unicodedata.decimal(char, None)
-        plain = 48 + digit if digit is not None else 45 if char in _DASHES else 32 if code == 0x2800 else code
-        if code < 0x3000:
-            self[code] = plain
-        return plain
-
-
-_PLAIN = _Plain()
 _ALIKE = {  # in either case
     **dict(zip("аеорсухіјѕһԁԛԝӏցհոսօοναικρյ", "aeopcyxijshdqwlghnuoovaikpj", strict=True)),
     **dict(zip("АВЕКМНОРСТУХІЈЅԚԜӀΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTYXIJSQWIABEZHIKMNOPTYX", strict=True)),
@@ -43,7 +33,7 @@ _FOLDED_LATIN = str.maketrans(  # where case does not count, a small letter may 
         **{char: plain for char, plain in _ALIKE.items() if char.islower()},
     }
 )
-_LIKE = re.compile("[\u0131\u0251\u0261\u0370-\u052f\u0561-\u0587]")
+_LIKE = frozenset(map(chr, [0x131, 0x251, 0x261, *range(0x370, 0x530), *range(0x561, 0x588)]))
 _RUN_OF_WORD = re.compile(r"\w+")
 _LATIN_IN = re.compile(r"[A-Za-z0-9]")
 
@@ -56,10 +46,15 @@ _OVERLAYS = "\u0305\u0320-\u0322\u0332-\u0338\u033f\u0346-\u034a\u035c-\u0362\u0
 _INVISIBLE = re.compile(f"[{_UNSEEN}\u0300-\u036f{_OVERLAYS}]")
 _INVISIBLE_IN_WORDS = re.compile(f"[{_UNSEEN}{_OVERLAYS}]")
 
-_ESCAPE = r"\\u00[2-7][0-9A-Fa-f]"
-_ESCAPED = re.compile(_ESCAPE)
-_ODD = re.compile(rf"[^\x00-\x7f]|{_ESCAPE}")
-_ODD_WORDS = re.compile(rf"[^\x00-\x7f]|\s|{_ESCAPE}")  # and all that may be, or stand beside, a run of spaces
+_ESCAPED = re.compile(r"\\u00([2-7][0-9A-Fa-f])")
+_RUN_OF_SPACES = re.compile(r"\s\s+|[^\S ]")
+_SPACES = frozenset("\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f")
+_MIXED = re.compile(r"[A-Za-z0-9][^\WA-Za-z0-9]|[^\WA-Za-z0-9][A-Za-z0-9]")
+_KINDS = bytes(97 if chr(code).isalnum() else 111 if chr(code) in "?_" else 45 for code in range(128)) + bytes(128)
+_FEW = 48  # characters to replace, one after the other; of more, each of the text is looked at
+
+_Spans = list[tuple[int, int, int]]
+"""Begin and end of what was replaced by another number of characters, and that number; in order."""
 
 
 def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
@@ -68,44 +63,112 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
     For `words` case and runs of spaces count no more, and combining marks do.
     """
     escaped = "\\" in text and "\\u00" in text  # the first look is many times as quick
-    if not escaped and text.isascii() and not (words and _oddly_spaced(text)):
+    plain = text.isascii()
+    if not escaped and plain and not (words and _oddly_spaced(text)):
         return (text.casefold() if words else text), None
-    if not text.isascii():
-        text = text.translate(_PLAIN)
-        text = _latin(text, _LATIN) if words else text  # as long as capitals can be told from small letters
-    if not words and not escaped and unicodedata.is_normalized("NFKC", text) and not _INVISIBLE.search(text):
-        return _latin(text, _LATIN), None
-    folded: list[str] = []
-    origin: list[int] = []
-    invisible = _INVISIBLE_IN_WORDS if words else _INVISIBLE
-    last, spaced = 0, False
-    for odd in (_ODD_WORDS if words else _ODD).finditer(text):
-        place, char = odd.start(), odd[0]
-        if place > last:
-            folded.append(text[last:place].casefold() if words else text[last:place])
-            origin.extend(range(last, place))
-            spaced = False
-        last = odd.end()
-        if len(char) > 1:
-            char = chr(int(char[2:], 16))
-        elif ord(char) > 127:
-            if invisible.match(char):
-                continue
-            char = unicodedata.normalize("NFKD" if words else "NFKC", char)
-        if words:
-            char = char.casefold()
-            if char.isspace():
-                if spaced:
-                    continue
-                char, spaced = " ", True
-            else:
-                spaced = char[-1:] == " " if char else spaced
-        folded.append(char)
-        origin.extend([place] * len(char))
-    if last < len(text):
-        folded.append(text[last:].casefold() if words else text[last:])
-        origin.extend(range(last, len(text)))
-    return _latin("".join(folded), _FOLDED_LATIN if words else _LATIN), origin
+    seen = set(text)
+    odd = set() if plain else {char for char in seen if char > "\x7f"}
+    if digits := {char: plainer for char in odd if (plainer := _plain(char)) != char}:
+        text = _replaced(text, digits)
+        odd = (odd - digits.keys()) | set(digits.values())
+        escaped = escaped or ("\\" in text and "\\u00" in text)
+    if words and odd & _LIKE:
+        text = _latin(text, _LATIN)  # as long as capitals can be told from small letters
+    steps: list[Callable[[], _Spans]] = []
+    changed = {char: form for char in odd if (form := _form(char, words)) != char}
+    if escaped or any(len(form) != 1 for form in changed.values()):
+        steps.append(partial(_spans, text, changed))
+    if escaped:
+        text = _unescaped(text, changed)
+    elif changed:
+        text = _replaced(text, changed)
+    if words:
+        text = text.casefold()  # of letters of ASCII: all else is folded, and keeps its length
+        if "  " in text or seen & _SPACES:
+            steps.append(partial(_runs_of_spaces, text))
+            text = _RUN_OF_SPACES.sub(" ", text)
+    if _LIKE & odd.union(*changed.values()):
+        text = _latin(text, _FOLDED_LATIN if words else _LATIN)
+    return text, _Origin(len(text), steps) if steps else None
+
+
+class _Origin(Sequence[int]):
+    """Where each character of a folded text came from, worked out when first asked: most texts hold nothing forbidden."""
+
+    def __init__(self, size: int, steps: list[Callable[[], _Spans]]) -> None:
+        self._size, self._steps = size, steps
+        self._replaced: list[tuple[list[int], _Spans]] | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(self._size))]
+        place = range(self._size)[place]
+        if self._replaced is None:
+            self._replaced = [_begins(step()) for step in reversed(self._steps)]
+        for begins, spans in self._replaced:
+            last = bisect_right(begins, place) - 1
+            if last >= 0:
+                start, end, size = spans[last]
+                beyond = place - begins[last] - size
+                place = start if beyond < 0 else end + beyond
+        return place
+
+
+def _begins(spans: _Spans) -> tuple[list[int], _Spans]:
+    """Where each span's replacement begins in the text made."""
+    begins, shift = [], 0
+    for start, end, size in spans:
+        begins.append(start + shift)
+        shift += size - (end - start)
+    return begins, spans
+
+
+def _spans(text: str, changed: Mapping[str, str]) -> _Spans:
+    found = [(place, place + 1, len(form)) for place, char in enumerate(text) if len(form := changed.get(char, char)) != 1]
+    return sorted([*found, *((m.start(), m.end(), 1) for m in _ESCAPED.finditer(text))])
+
+
+def _runs_of_spaces(text: str) -> _Spans:
+    return [(m.start(), m.end(), 1) for m in _RUN_OF_SPACES.finditer(text)]
+
+
+def _replaced(text: str, changed: Mapping[str, str]) -> str:
+    """The text with what each character is changed to."""
+    if len(changed) > _FEW or any(part in changed for form in changed.values() for part in form):
+        return "".join([changed.get(char, char) for char in text])
+    for char, form in changed.items():
+        text = text.replace(char, form)
+    return text
+
+
+def _unescaped(text: str, changed: Mapping[str, str]) -> str:
+    """As `_replaced`, and with what JSON's escapes stand for; these are not read again."""
+    parts, last = [], 0
+    for escape in _ESCAPED.finditer(text):
+        parts += [_replaced(text[last : escape.start()], changed), chr(int(escape[1], 16))]
+        last = escape.end()
+    return "".join([*parts, _replaced(text[last:], changed)])
+
+
+@lru_cache(maxsize=4096)
+def _plain(char: str) -> str:
+    """A digit of any script as ASCII's, a dash as a hyphen, the blank of braille as a space."""
+    digit = unicodedata.decimal(char, None)
+    return str(digit) if digit is not None else "-" if char in _DASHES else " " if char == "\u2800" else char
+
+
+@lru_cache(maxsize=32768)
+def _form(char: str, words: bool) -> str:
+    """What a character beyond ASCII is compared as."""
+    if (_INVISIBLE_IN_WORDS if words else _INVISIBLE).match(char):
+        return ""
+    if not words:
+        return unicodedata.normalize("NFKC", char)
+    folded = unicodedata.normalize("NFKD", char).casefold()
+    return "".join(" " if each.isspace() else each for each in folded)
 
 
 def end_of(place: int, text: str) -> int:
@@ -116,7 +179,8 @@ def end_of(place: int, text: str) -> int:
 
 def _latin(text: str, table: dict[int, str]) -> str:
     """With Latin letters for those that look like them, in words that are not wholly of another script."""
-    if not _LIKE.search(text):
+    kinds = text.encode("ascii", "replace").translate(_KINDS)  # most texts have no such word, and this look is quick
+    if not (b"ao" in kinds or b"oa" in kinds) or not _MIXED.search(text):
         return text
     return _RUN_OF_WORD.sub(lambda word: word[0].translate(table) if _LATIN_IN.search(word[0]) else word[0], text)
 

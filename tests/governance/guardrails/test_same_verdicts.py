@@ -71,12 +71,13 @@ def slow_fold(text: str, *, words: bool = False) -> tuple[str, list[int]]:
             char, width = chr(int(escape[1], 16)), 6
         elif ord(char) > 127:
             char = "" if invisible.match(char) else unicodedata.normalize("NFKD" if words else "NFKC", char)
-        if words and char:
-            char = char.casefold()
-            if char.isspace():
-                char = "" if folded and folded[-1] == " " else " "
-        folded.extend(char)
-        origin.extend([place] * len(char))
+        for each in char.casefold() if words else char:
+            if words and each.isspace():
+                if folded and folded[-1] == " ":
+                    continue
+                each = " "
+            folded.append(each)
+            origin.append(place)
         place += width
     table = fold._ALIKE if not words else {chr(code): char for code, char in fold._FOLDED_LATIN.items()}
     return re.sub(r"\w+", lambda word: latin(word[0], table), "".join(folded)), origin
