@@ -48,7 +48,7 @@ class Who(Protocol):
 class Asked(BaseModel):
     """A recipe, keys of it to set, and the files it names, by name."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", regex_engine="python-re")  # the other engine takes 10 MB for this pattern
 
     recipe: dict[str, Any]
     overrides: list[str] = []
