@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+LOWEST := $(VENV)/lowest
 DOCS ?= docs
 PORT ?= 8000
 
@@ -16,8 +17,9 @@ help:  ## say what can be made
 run: $(STAMP)  ## install if needed, then serve DOCS (default: docs/) on PORT (default: 8000)
 	@exec $(BIN)/smalti serve --docs "$(DOCS)" --port $(PORT)
 
-test: $(DEV_STAMP) chromium servers  ## install if needed, then run all tests
+test: $(DEV_STAMP) $(LOWEST) chromium servers  ## install if needed, then run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not browser"
+	PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pytest -n auto --dist loadfile $(GRAPHS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser  # apart: Playwright keeps an event loop of its own
 
 check: $(DEV_STAMP) lint test  ## ruff, pyright, import-linter, tests
@@ -49,6 +51,14 @@ $(STAMP): pyproject.toml constraints.txt
 $(DEV_STAMP): $(STAMP)
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The graphs' tests run twice: on what is installed, the newest, and on the lowest LangGraph that pyproject.toml allows.
+GRAPHS := $(addprefix tests/agents/test_,approvals.py builders.py graphs.py memory.py runtime.py)
+
+$(LOWEST): tests/agents/lowest.txt $(DEV_STAMP)
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r $<
 	@touch $@
 
 # The tests drive a real browser; Debian and Ubuntu machines get one, others are told.
