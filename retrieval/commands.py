@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from retrieval.progress import progress_bar
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Name = Annotated[str, typer.Argument(help="Name of the index; `docs` is short for `main.default.docs`.")]
@@ -365,36 +366,3 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['unchanged']} unchanged; {report['chunks']} chunks, {report['embedded']} embedded in {report['seconds']:.1f} s"
     )
     return "\n".join([line, *(f"skipped {item['source']}: {item['reason']}" for item in report["skipped"])])
-
-
-class ProgressBar:
-    """A progress bar on standard error; silent for machines and where standard error is no terminal."""
-
-    def __init__(self, silent: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("files, {task.fields[chunks]} chunks"))
-        quiet = silent or not console.is_terminal
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet)
-        self._task = self._bar.add_task("", total=None, chunks=0, visible=False)
-        self._bar.start()
-
-    def show(self, told: dict[str, Any]) -> None:
-        """Draw a sync's progress: `done` of `total` files, `chunks` so far."""
-        self._bar.update(self._task, completed=told["done"], total=told["total"] or None, chunks=told["chunks"], visible=True)
-
-    def stop(self) -> None:
-        """Take the bar away; safe to call again."""
-        self._bar.stop()
-
-
-@contextmanager
-def progress_bar(silent: bool = False) -> Iterator[ProgressBar]:
-    """A progress bar for the length of a block."""
-    bar = ProgressBar(silent)
-    try:
-        yield bar
-    finally:
-        bar.stop()

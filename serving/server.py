@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.commands import progress_bar, summary
+from retrieval.commands import summary
+from retrieval.progress import progress_bar
 from serving.cli import CommandError, Workspace
 from serving.state import owned
 

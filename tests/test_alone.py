@@ -11,7 +11,7 @@ import httpx
 from tests.live import smalti, start, stop
 
 HEAVY = {"langgraph", "langchain_core", "langsmith", "httpx", "mcp", "onnxruntime", "tokenizers", "nicegui", "sklearn", "scipy"}
-HEAVY |= {"mlflow", "chromadb", "torch", "transformers", "pandas", "duckdb"}
+HEAVY |= {"rich", "mlflow", "chromadb", "torch", "transformers", "pandas", "duckdb"}
 
 
 def test_a_gateway_alone_loads_what_it_is_asked_for_and_no_more(tmp_path: Path) -> None:
