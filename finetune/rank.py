@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -34,5 +35,20 @@ def train(folder: Path) -> int:
     return 0
 
 
+def main() -> None:
+    """End as `train` says.
+
+    A process done early must not abort: an autograd thread that asks for the interpreter while that is taken down ends its
+    process by a signal, and the launcher then ends the others. So the later ones, who have nothing left to write, leave without
+    taking it down; the first one, whose exit hooks matter, is the last to end and ends like any other.
+    """
+    code = train(Path(sys.argv[1]))
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(train(Path(sys.argv[1])))
+    main()
