@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import pairs, texts
-from finetune.base_model import locate
+from finetune.base_model import base_of
 from finetune.data import Problem, Row, scan_labelled, split_problems
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
 from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
@@ -178,7 +178,7 @@ def _count_longer(recipe: ReadingRecipe, candidates: Sequence[str]) -> int:
         return 0
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(locate(recipe.base_model) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(base_of(recipe) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ready = heapq.nlargest(COUNTED, candidates, key=len)
@@ -199,7 +199,7 @@ def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> int:
 def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None) -> int:
     from finetune.tasks.language import load_tokenizer
 
-    tokenizer = load_tokenizer(locate(recipe.base_model), recipe.chat_template)
+    tokenizer = load_tokenizer(base_of(recipe), recipe.chat_template)
     _tokenizer(recipe, tokenizer, problems)
     train = find(recipe.data.train)
     rows, trained = _file(recipe, train, tokenizer, problems, find_pii, {})
@@ -209,7 +209,7 @@ def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None)
 
 
 def _tokenizer(recipe: LanguageRecipe, tokenizer: Any, problems: Findings) -> None:
-    folder = str(locate(recipe.base_model))
+    folder = str(base_of(recipe))
     if tokenizer.eos_token_id is None:
         told = ("The tokenizer has no token that ends a text.", "Set eos_token in its tokenizer_config.json.")
         problems.append(Problem("no_eos", folder, None, None, *told))
