@@ -1,5 +1,5 @@
-"""What memory a training step holds at most: it is made on tensors that have shapes and no content, forward and backward, and what
-is there at once is added up. So checkpointing, precision, adapters and attention count as they are, without a formula.
+"""What memory a training step holds at most: it is made on tensors that have shapes and no content, forward and backward, and
+what is there at once is added up. So checkpointing, precision, adapters and attention count as they are, without a formula.
 """
 
 from __future__ import annotations

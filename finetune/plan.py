@@ -140,7 +140,7 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
 
 
 def checkpoints(recipe: TrainedRecipe, job: Any, base: Path, device: str) -> bool:
-    """What `gradient_checkpointing` comes to here; memory is only counted where a rough bound does not show that there is plenty."""
+    """What `gradient_checkpointing` comes to here; memory is counted where a rough bound does not show that there is plenty."""
     if recipe.gradient_checkpointing != "auto":
         return recipe.gradient_checkpointing
     available = _free()

@@ -296,8 +296,8 @@ class LanguageRecipe(TrainedRecipe):
     """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
     task: Literal["cpt", "sft-chat", "sft-instruct", "dpo"]
     precision: Literal["fp32", "bf16", "bf16-true", "auto"] = "fp32"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """As elsewhere; `bf16-true` keeps the weights in bf16 too. Adapters beside them stay fp32; where all weights are trained, they
-    are rounded at random, up or down, so that steps smaller than their last digit add up (https://arxiv.org/abs/2010.06192)."""
+    """As elsewhere; `bf16-true` keeps the weights in bf16 too. Adapters beside them stay fp32; where all weights are trained,
+    they are rounded at random, up or down, so that steps smaller than their last digit add up (https://arxiv.org/abs/2010.06192)."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"] = "auto"
     """What computes attention, by transformers' names; `auto` is PyTorch's own (`sdpa`) for models that it serves. That is flash
     attention where a sequence is one text; where several share one, flash_attention_2 (package flash-attn, GPUs) and

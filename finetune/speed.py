@@ -71,8 +71,8 @@ COMPILED: dict[str, Any] = {}
 def operations(model: Any, trained: int) -> tuple[int, int]:
     """Floating-point operations of a training step for each token, by the usual convention, and its factor.
 
-    6 a weight, or 4 where the base model's own stay as they are: their gradients are not computed. A table of word vectors that is
-    only looked up is left out; so are attention's own, which grow with the length, and what checkpointing computes again.
+    6 a weight, or 4 where the base model's own stay as they are: their gradients are not computed. A table of word vectors that
+    is only looked up is left out; so are attention's own, which grow with the length, and what checkpointing computes again.
 
     Parameters
     ----------
