@@ -215,3 +215,16 @@ def test_a_step_on_a_gpu(made: Path, tmp_path: Path) -> None:
         loop = Loop(job_of(recipe).task(made / "llama", "cuda"), recipe, tmp_path, device="cuda")
         loop.task.model.train()
         assert loop._step([0, 1, 2, 3])[0] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_the_benchmark_for_gpus_works_and_says_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.bench.finetune_gpu import CASES, main
+
+    assert main(["--tiny", "--steps", "1"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["case"] for each in told] == list(CASES)
+    assert [each["convention"][:2] for each in told] == ["4N", "6N", "6N"]
+    assert not any(each["met"] for each in told)
+    if not torch.cuda.is_available():
+        assert main([]) == 2
+        assert "SKIPPED" in capsys.readouterr().err
