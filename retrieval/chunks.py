@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from retrieval.memory import Record, Snapshot
+from retrieval.memory import Page, Snapshot
 from retrieval.search import Hit
 from retrieval.store import Store, folder_of
 from retrieval.types import Passage
@@ -25,10 +25,10 @@ class ChunkSource:
     def seqs(self) -> np.ndarray:
         return self._store.seqs(self._index_id)
 
-    def records(self, after: int) -> Iterator[Record]:
-        for page in self._store.records(self._index_id, after):
-            for seq, key, vector, terms, *place in page:
-                yield Record(seq, key, vector, terms, ChunkFields(key, *place))
+    def pages(self, after: int) -> Iterator[Page]:
+        for rows in self._store.records(self._index_id, after):
+            seqs, keys, vectors, terms, *place = zip(*rows, strict=True)
+            yield Page(seqs, keys, vectors, terms, list(map(ChunkFields, keys, *place)))
 
 
 class ChunkFields(Mapping[str, Any]):
