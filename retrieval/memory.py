@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -34,6 +35,34 @@ SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
 
+class Fields(Protocol):
+    """The columns of rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, slot: int) -> Mapping[str, Any]:
+        """A row's columns by name."""
+        ...
+
+    def column(self, name: str) -> Sequence[Any]:
+        """A column of all rows; None where a row has none."""
+        ...
+
+    def joined(self, parts: Sequence[Any]) -> Self:
+        """These and others of their kind, as new ones."""
+        ...
+
+
+class Bodies(list[Mapping[str, Any]], Fields):
+    """Columns, row by row."""
+
+    def column(self, name: str) -> list[Any]:
+        return [body.get(name) for body in self]
+
+    def joined(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> Bodies:
+        return Bodies(chain(self, *parts))
+
+
 class Page(NamedTuple):
     """Rows of the truth, column by column. A number in `seqs` orders and names a row; a changed row comes with a new one."""
 
@@ -41,7 +70,8 @@ class Page(NamedTuple):
     keys: Sequence[str]
     vectors: Sequence[bytes | None]
     terms: Sequence[bytes | None]
-    fields: Sequence[Mapping[str, Any]]
+    fields: Any
+    """Of the class that the `Memory` is given, or what it joins."""
 
 
 class Source(Protocol):
@@ -71,7 +101,7 @@ class Snapshot:
     matrix: np.ndarray
     lengths: np.ndarray
     alive: np.ndarray
-    fields: list[Mapping[str, Any]]
+    fields: Fields
     postings: tuple[Postings, ...]
     languages: tuple[int, ...]
     """Languages the rows are in, the commonest first."""
@@ -240,10 +270,11 @@ class Memory:
     source: where the rows are.
     dimension: of the vectors; 0 where rows have none.
     distance: compare by distance instead of cosine: the vectors need not have unit length.
+    fields: how the rows' columns are held.
     """
 
-    def __init__(self, source: Source, dimension: int, *, distance: bool = False) -> None:
-        self._source, self._dimension, self._distance = source, dimension, distance
+    def __init__(self, source: Source, dimension: int, *, distance: bool = False, fields: Callable[[], Fields] = Bodies) -> None:
+        self._source, self._dimension, self._distance, self._fields = source, dimension, distance, fields
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -277,7 +308,7 @@ class Memory:
                 np.empty((len(live), self._dimension), np.float32),
                 np.empty(0, np.float32),
                 np.empty(0, bool),
-                [],
+                self._fields(),
                 (),
                 (),
             )
@@ -285,7 +316,8 @@ class Memory:
             return self._snapshot
 
     def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
-        keys, fields, seqs = list(old.keys), list(old.fields), [old.seqs[: old.size]]
+        keys, seqs = list(old.keys), [old.seqs[: old.size]]
+        parts: list[Any] = []
         matrix, at = old.matrix, old.size
         gathered, lengths = Gathered(at), [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
@@ -307,7 +339,7 @@ class Memory:
             for language, rows in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
                 spoken[int(language)] = spoken.get(int(language), 0) + int(rows)
             keys.extend(page.keys)
-            fields.extend(page.fields)
+            parts.append(page.fields)
             seqs.append(np.array(page.seqs, np.int64))
             at = end
         length = np.concatenate(lengths)
@@ -318,7 +350,7 @@ class Memory:
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
-        live = int(alive.sum())
+        live, fields = int(alive.sum()), old.fields.joined(parts)
         return Snapshot(at, live, keys, np.concatenate(seqs), matrix, length, alive, fields, postings, languages, squares, codes)
 
 

@@ -58,8 +58,8 @@ class _Source:
                 page = db.execute(statement.where(c.seq > after)).all()
             if not page:
                 return
-            *columns, bodies = zip(*page, strict=True)
-            yield Page(*columns, [json.loads(body) for body in bodies])
+            seqs, keys, vectors, terms, bodies = zip(*page, strict=True)
+            yield Page(seqs, keys, vectors, terms, [json.loads(body) for body in bodies])
             after = page[-1].seq
 
 
