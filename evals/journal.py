@@ -165,11 +165,16 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         os.close(handle)
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """A folder's journals by when their evaluations began; a gate adds a line to an old one, which does not make it new."""
+    return sorted(folder.glob("*.jsonl"), key=lambda path: (path.name[:15], path.stat().st_mtime_ns), reverse=True)
+
+
 def find_journal(folder: Path, name: str) -> Path:
     """The journal that `name` means: a path, an MLflow run's id, or `latest` in the folder. Raises `EvaluationError`."""
     if (path := Path(name)).is_file():
         return path
-    journals = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    journals = newest_first(folder)
     if name == "latest" and journals:
         return journals[0]
     wanted = f'"run_id": "{name}"'.encode()

@@ -31,24 +31,28 @@ ROWS = [
         judged={"tone": {"value": "yes", "rationale": "kind"}, "broken": {"error": "ZeroDivisionError"}},
     ),
     RowResult(Row("error", "Down?"), Prediction(error="503 & more")),
+    RowResult(Row("rude", "Rude?"), Prediction("Go away", latency_ms=5), judged={"tone": {"value": "no", "rationale": "harsh"}}),
+    RowResult(Row("mood", "Mood?"), Prediction("Hm", latency_ms=5), judged={"mood": {"value": "grey"}, "length": {"value": 31}}),
 ]
 
 
 def test_failures_come_first_with_all_that_is_known_of_them() -> None:
     text = page(evaluation(*ROWS), "http://127.0.0.1/t/{trace_id}")
-    order = [text.index(name) for name in ("2 rows went wrong", "503 &amp; more", "tr-1", "1 rows went right", "Right?")]
+    order = [text.index(name) for name in ("3 rows went wrong", "503 &amp; more", "tr-1", "Rude?", "2 rows went right", "Right?")]
     assert order == sorted(order)
     for part in (
         "facts</span> yes",
         "The &lt;b&gt;passage",
         "kind",
-        "ZeroDivisionError",
+        "broken failed on 1 rows: ZeroDivisionError",
+        "mood: grey 1",
         "href='http://127.0.0.1/t/tr-1'",
         "<svg",
     ):
         assert part in text
     assert "<script" not in text
     assert not re.search(r"(src|href)=['\"]?https?://(?!127)", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+    assert ">length</text>" not in text, "a length is no share, so it is not drawn among them"
     HTMLParser().feed(text)
 
 
