@@ -67,8 +67,8 @@ class Decision:
     @property
     def outcome(self) -> Outcome:
         outcomes = {condition.outcome for condition in self.conditions}
-        worst: tuple[Outcome, ...] = ("broken", "failed", "inconclusive")
-        return next((outcome for outcome in worst if outcome in outcomes), "passed")
+        worst: tuple[Outcome, ...] = ("broken", "failed", "inconclusive", "passed")
+        return next(outcome for outcome in worst if outcome in outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -96,8 +96,6 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     drawings.append(("Latency", plots.histogram(latencies, "milliseconds")))
     found = classes(evaluation.results)
     if found is not None:
-        means = {"precision": found.macro_precision, "recall": found.macro_recall, "F1": found.macro_f1}
-        yield "<p>" + ", ".join(f"macro {name} {value:.3f}" for name, value in means.items()) + "</p>"
         drawings.append(("Confusion matrix", plots.confusion(found.labels, found.confusion)))
         drawings.append(("Calibration", plots.calibration(found.calibration)))
     for caption, drawing in drawings:

@@ -202,7 +202,7 @@ def failure_of(result: RowResult) -> Failure | None:
             return failure("scorer", f"{name} says something", str(said["error"]))
     if row.unanswerable and not prediction.abstained:
         return failure("invented", "to abstain", prediction.text)
-    if prediction.abstained and not row.unanswerable and row.expectations():
+    if prediction.abstained and not row.unanswerable and scores.get("abstention_accuracy") is not None:
         return failure("refused", facts or sources or "an answer", prediction.text)
     if scores.get("mrr") == 0:
         return failure("source", sources, ", ".join(prediction.sources) or "no sources")
@@ -252,12 +252,13 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
             Text(f"{name} failed on {count} rows, which are not in its value: {scorer_error(evaluation, name)}", style="red")
         )
 
+    classical = all(result.row.inputs is not None for result in evaluation.results)
     table = Table("Metric", box=None, pad_edge=False)
     for column in ("Value", "95 % interval", "n"):
         table.add_column(column, justify="right")
     table.add_column("What it says", style="dim")
     for name, estimate in evaluation.estimates.items():
-        if not estimate.n and name not in _ALWAYS:
+        if not estimate.n and (name not in _ALWAYS or classical):
             continue
         words = described(name).words if estimate.n else "no row has what it needs"
         interval = (
