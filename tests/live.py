@@ -77,9 +77,15 @@ def mlflow_store(home: Path) -> None:
 
 
 def start(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Live:
-    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready."""
+    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready.
+
+    Without `docs` and `cwd` it starts where no documents are: to index those of this repository takes longer than most tests.
+    """
+    if cwd is None:
+        cwd = ROOT if docs else home.parent / f"{home.name}-cwd"
+        cwd.mkdir(parents=True, exist_ok=True)
     given = ["--config", str(config)] if config else []
     command = [sys.executable, "-m", "app", *given, "serve", "--json", "--port", str(port)]
     command += ["--docs", str(docs)] if docs else []
@@ -113,7 +119,7 @@ def stop(live: Live) -> None:
 
 @contextmanager
 def serving(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Iterator[Live]:
     """A server for the length of a block."""
     live = start(home, docs, port=port, config=config, cwd=cwd, **more)
