@@ -150,7 +150,7 @@ def evaluate(
                 classical = any(row.inputs is not None for row in dataset) or "classif" in task
                 path = f"/serving-endpoints/{endpoint}/invocations" if classical else "/v1/responses"
                 headers = {"Authorization": client.headers["Authorization"]}
-                evaluation = asyncio.run(asked(str(client.base_url), headers, path, _identity(work, client)))
+                evaluation = asyncio.run(asked(str(client.base_url), headers, path, _identity(work, client, endpoint)))
     results = check(evaluation, gates)
     if as_json:
         work.print_json(to_json(evaluation, results))
@@ -177,20 +177,12 @@ def find_scorer(text: str) -> Any:
     return scorer
 
 
-def _identity(work: Any, client: httpx.Client) -> dict[str, Any]:
-    """What makes this server's answers: its code, its settings, its endpoints (models, prompts) and its indexes, by hash."""
-    from evals.cache import code_digest, digest
+def _identity(work: Any, client: httpx.Client, endpoint: str) -> dict[str, Any]:
+    from evals.identity import identity
 
-    rooms = Path(__file__).resolve().parent.parent
-    endpoints = work.check(client.get("/api/2.0/serving-endpoints"))
+    endpoints = work.check(client.get("/api/2.0/serving-endpoints")).get("endpoints", ())
     indexes = work.check(client.get("/api/2.0/smalti/indexes")).get("indexes", ())
-    kept = ("name", "documents", "chunks", "encoder", "synced_at")
-    return {
-        "code": code_digest({room: rooms / room for room in ("agents", "retrieval", "serving", "governance")}),
-        "settings": digest(work.settings.model_dump(mode="json")),
-        "endpoints": digest(endpoints),
-        "indexes": digest([{key: index.get(key) for key in kept} for index in indexes]),
-    }
+    return identity(endpoint, endpoints, indexes, work.settings.model_dump(mode="json"))
 
 
 @evals.command("compare")
