@@ -9,17 +9,15 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
-
-import aiohttp
 
 from governance.call import TERMINAL, Call, CallError, Event, unavailable
 from serving.engines import anthropic
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body, prompt_body
+from serving.engines.pool import Answer as Response
 from serving.engines.transport import BREAKS, MAX_VECTORS, Timeouts, Transport
 from serving.engines.upstream import ModelSettingError, Upstream, parse_chat_model
 from serving.protocols.request import present
@@ -76,12 +74,13 @@ class ExternalChat:
                 if streamed or event.type in _READ:
                     yield event
             async with contextlib.aclosing(self._http.chunks(response)) as chunks:
-                async for chunk in chunks:
-                    if error := chunk.get("error"):
-                        raise self._failed(error)
-                    for event in reader.read(chunk):
-                        if streamed or event.type in _READ:
-                            yield event
+                async for several in chunks:
+                    for chunk in several:
+                        if error := chunk.get("error"):
+                            raise self._failed(error)
+                        for event in reader.read(chunk):
+                            if streamed or event.type in _READ:
+                                yield event
             finished = reader.finish is not None
         except TimeoutError:
             raise unavailable(f"The model at {host} stopped sending. Send the request again.", status=504) from None
@@ -108,7 +107,7 @@ class ExternalChat:
         options = {"include_usage": True} if self._usage_option else None
         return present({**body, "model": model, "stream": True, "stream_options": options})
 
-    async def _send(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _send(self, body: dict[str, Any]) -> Response:
         """The upstream's accepted response, its body unread."""
         for _ in (1, 2):
             response = await self._http.open("POST", self._path, body)
@@ -129,8 +128,7 @@ class ExternalChat:
         try:
             if response.status != 200:
                 raise self._http.refused(response, await self._http.error_text(response), self._model)
-            async with asyncio.timeout(self._http.timeouts.between):
-                body = await self._http.json(response, MAX_VECTORS)
+            body = await self._http.json(response, MAX_VECTORS)
             rows = sorted(body["data"], key=lambda row: row.get("index", 0))
             vectors = [[float(number) for number in row["embedding"]] for row in rows]
         except TimeoutError:
@@ -162,6 +160,8 @@ class ExternalChat:
             raise self._http.refused(response, await self._http.error_text(response), None)
         try:
             self._model = str((await self._http.json(response))["data"][0]["id"])
+        except TimeoutError:
+            raise unavailable(f"The model at {self.upstream.host} stopped sending. Send the request again.", status=504) from None
         except BREAKS as error:
             raise self._http.broken(error) from error
         except (LookupError, TypeError):
