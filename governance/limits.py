@@ -129,20 +129,29 @@ class Limits:
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, ...], _Window] = {}
 
-    def reserve(self, caller: Caller, endpoint: str, size: int = 0, output_tokens: int | None = None) -> Reservation:
+    def reserve(
+        self,
+        caller: Caller,
+        endpoint: str,
+        size: int = 0,
+        output_tokens: int | None = None,
+        *,
+        policy: AiGatewayConfig | None = None,
+    ) -> Reservation:
         """Take one call and its estimated tokens from every limit that applies, or from none.
 
         Parameters
         ----------
         size: bytes of the request; four make a token.
         output_tokens: the most the answer may have; None where the request does not say.
+        policy: the endpoint's, where it was looked up for this call already.
 
         Raises
         ------
         CallError: 429 that names the limit, with `retry_after`. LeaseNeeded: a budget must be asked for in the database first, or
             a shared minute in Redis.
         """
-        policy = self.policies.get(endpoint)
+        policy = policy or self.policies.get(endpoint)
         given = max(math.ceil(size / 4), 1)
         if policy is None or not (policy.rules or policy.budgets):
             return Reservation(self, [], given, 0)

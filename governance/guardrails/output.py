@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from governance.call import STEP, Call, Event
+from governance.call import STEP, TERMINAL, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import ROWS, STRUCTURE, json_text, strings_of, vector, walk
+from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, json_text, strings_of, vector, walk
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
@@ -71,7 +71,7 @@ class Shield:
         if kind.endswith("annotation.added"):
             return self._annotation(event)
         ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
-        if event.terminal:
+        if kind in TERMINAL:
             body = "result" if kind == "result" else "response"
             inner = data.get(body, data)
             if self._call.task in ROWS:
@@ -158,9 +158,18 @@ class Shield:
         told = [Event(first.type, {**first.data, "delta": whole})] if parts else []
         return [*self._flush(), *told, Event(event.type, {**event.data, "arguments": whole})]
 
+    def _found_in(self, text: str) -> list[Finding]:
+        """What is forbidden in a text, which may be one that has left in pieces already."""
+        for hold in self._texts:
+            if hold.arrived == len(text) and hold.gone == hold.arrived and hold.text == text:
+                return hold.found
+        return self.rules.find(text)
+
     def _checked(self, text: str) -> str:
         """For texts that go to the client: refused or masked."""
-        found = self.rules.find(text)
+        if not text:
+            return text
+        found = self._found_in(text)
         if refused := self.rules.blocking(found):
             raise refused
         self._other += found
@@ -172,9 +181,11 @@ class Shield:
 
     def _guarded(self, value: Any) -> Any:
         """A body of an event: its texts checked, and annotations at the places where their words now are."""
-        if isinstance(value, Mapping):
+        if isinstance(value, str):
+            return self._checked(value)
+        if isinstance(value, OBJECT):
             if value.get("type") == "output_text" and isinstance(value.get("text"), str):
-                found = self.rules.find(value["text"])
+                found = self._found_in(value["text"])
                 rest = {key: self._guarded(item) for key, item in value.items() if key not in ("text", "type", "annotations")}
                 notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
                 if refused := self.rules.blocking(found):
@@ -185,7 +196,7 @@ class Shield:
                 key: item if key in _ADDRESSES and isinstance(item, str) else self._keyed(key, item)
                 for key, item in value.items()
             }
-        return walk(value, self._checked, _ADDRESSES) if not isinstance(value, list | tuple) else self._items(value)
+        return self._items(value) if isinstance(value, (list, tuple)) else value
 
     def _keyed(self, key: str, value: Any) -> Any:
         if isinstance(value, str):
@@ -202,7 +213,7 @@ class Shield:
 
     def _body(self, body: Any) -> Any:
         """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
-        if not isinstance(body, Mapping) or (body.get("object") != "response" and "output" not in body):
+        if not isinstance(body, OBJECT) or (body.get("object") != "response" and "output" not in body):
             return self._guarded(body)
         guarded = {key: self._guarded(item) for key, item in body.items() if key in _GENERATED}
         citations = (guarded.get("custom_outputs") or {}).get("citations")
@@ -213,9 +224,9 @@ class Shield:
             self.sent = "".join(
                 part.get("text") or ""
                 for item in guarded.get("output") or ()
-                if isinstance(item, Mapping)
+                if isinstance(item, OBJECT)
                 for part in item.get("content") or ()
-                if isinstance(part, Mapping)
+                if isinstance(part, OBJECT)
             )
         return {**body, **guarded}
 

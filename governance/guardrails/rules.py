@@ -142,13 +142,22 @@ class Hold:
         """Characters of the original text that have come."""
         self.gone = 0
         """Characters of the original text that were let go of, or replaced."""
+        self._pieces: list[str] = []
         self._context = ""
         self._buffer = ""
         self._open = False  # all that is held is one unfinished word
 
+    @property
+    def text(self) -> str:
+        """The original text that has come."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
     def push(self, piece: str) -> str:
         """More text; gives what may leave now."""
         self.arrived += len(piece)
+        self._pieces.append(piece)
         self._buffer += piece
         if self._open and len(self._buffer) < MAX_TOKEN and not _NEWS.search(piece):
             return ""

@@ -16,6 +16,8 @@ ROWS = frozenset({"predict", "classify", "embeddings"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
 _OPENS = ("{", "[", '"')
+OBJECT = (dict, Mapping)
+"""For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
 
 def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
@@ -27,7 +29,7 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
     for item in given if isinstance(given, list) else ():
         if isinstance(item, str):
             found.append(item)
-        elif isinstance(item, Mapping):
+        elif isinstance(item, OBJECT):
             if not everything and item.get("role", "user") != "user":
                 continue
             for said in (item.get("content"), item.get("output")):
@@ -62,7 +64,7 @@ def walk(
         if key == "image_url" and _IMAGE.match(value):
             return value
         return json_text(value, each) if key in ("arguments", "output") else each(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, OBJECT):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
         return {

@@ -14,7 +14,7 @@ def test_an_answer_that_says_nothing_is_still_one_message() -> None:
 
 def test_created_stays_as_it_was_when_the_answer_grows() -> None:
     answer = Answer(Call("m", "chat", {"metadata": {"a": "b"}}))
-    created = next(answer.start())
+    created = answer.start()[0]
     list(answer.write("x"))
     completed = list(answer.finish(metadata={"c": "d"}))[-1]
     assert created.data["response"]["output"] == []
