@@ -188,14 +188,14 @@ class Limits:
             now = self._clock()
             tick = int(now * _TICKS)
             picked: list[tuple[str, tuple[str, ...], _Window]] = []
-            room = DEFAULT_OUTPUT_TOKENS
+            room, counted = DEFAULT_OUTPUT_TOKENS, False
             for metric, rules in policy.rules:
                 need = 1 if metric == "calls" else given + (output_tokens or 0)
                 for alternatives in rules.applying(caller):
                     key, window, left = self._pick(endpoint, metric, alternatives, need, now, tick)
                     picked.append((metric, key, window))
                     if metric == "tokens":
-                        room = min(room, left)
+                        room, counted = min(room, left), True
             estimate = given + (room if output_tokens is None else output_tokens)
             charges = []
             for metric, key, window in picked:
@@ -203,7 +203,7 @@ class Limits:
                 charges.append((key, window.add(tick, amount), amount))
             if len(self._windows) > _MANY_WINDOWS:
                 self._sweep(tick)
-        return Reservation(self, charges, given, estimate if any(metric == "tokens" for metric, _, _ in picked) else 0)
+        return Reservation(self, charges, given, estimate if counted else 0)
 
     def _pick(
         self, endpoint: str, metric: str, alternatives: list[tuple[int, str, str]], need: int, now: float, tick: int

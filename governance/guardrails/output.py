@@ -18,6 +18,7 @@ _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
+_OF_TEXT = ("text", "type", "annotations")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
 
 
@@ -170,6 +171,8 @@ class Shield:
         if not text:
             return text
         found = self._found_in(text)
+        if not found:
+            return text
         if refused := self.rules.blocking(found):
             raise refused
         self._other += found
@@ -186,25 +189,25 @@ class Shield:
         if isinstance(value, OBJECT):
             if value.get("type") == "output_text" and isinstance(value.get("text"), str):
                 found = self._found_in(value["text"])
-                rest = {key: self._guarded(item) for key, item in value.items() if key not in ("text", "type", "annotations")}
+                rest = {key: self._guarded(item) for key, item in value.items() if item and key not in _OF_TEXT}
                 notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
-                if refused := self.rules.blocking(found):
-                    raise refused
-                self._other += found
+                if found:
+                    if refused := self.rules.blocking(found):
+                        raise refused
+                    self._other += found
                 return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
-            return {
-                key: item if key in _ADDRESSES and isinstance(item, str) else self._keyed(key, item)
-                for key, item in value.items()
-            }
+            made: dict[Any, Any] = {}
+            for key, item in value.items():
+                if isinstance(item, str):
+                    if key == "arguments":
+                        item = json_text(item, self._checked)
+                    elif key not in _ADDRESSES:
+                        item = self._checked(item)
+                elif item:
+                    item = self._guarded(item)
+                made[key] = item
+            return made
         return self._items(value) if isinstance(value, (list, tuple)) else value
-
-    def _keyed(self, key: str, value: Any) -> Any:
-        if isinstance(value, str):
-            if key in _ADDRESSES:
-                return value
-            if key == "arguments":
-                return json_text(value, self._checked)
-        return self._guarded(value)
 
     def _items(self, value: Sequence[Any]) -> Any:
         if vector(value):

@@ -133,8 +133,6 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
     if not any(digit in text for digit in "0123456789"):
         return
     kinds = text.encode().translate(_KINDS)
-    if b"a0" not in kinds and b"0000000" not in kinds.replace(b"-", b"0"):  # most digits are those of years and small numbers
-        return
     spot = _SPOT.search(kinds)
     while spot:
         run = _RUN.match(text, spot.start())

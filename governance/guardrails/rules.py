@@ -59,6 +59,7 @@ class Rules:
                     self._by_word.setdefault(run[0], []).append(entry)
             grouped = {entry[2] for entries in self._by_word.values() for entry in entries}
             self._keywords = [entry for entry in self._keywords if entry[2] not in grouped]
+        self._leads = tuple({first for first, _, _ in self._keywords})
 
     @property
     def any(self) -> bool:
@@ -84,9 +85,12 @@ class Rules:
         return None
 
     def _words(self, text: str) -> list[Finding]:
-        if text.isascii() and "\\u00" not in text:  # spaces change no keyword's first word, so that most texts need no more
-            lower = text.lower()
-            if not self._by_word and not any(first in lower for first, _, _ in self._keywords):
+        if not self._by_word and text.isascii() and ("\\" not in text or "\\u00" not in text):
+            lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
+            for first in self._leads:
+                if first in lower:
+                    break
+            else:
                 return []
         folded, origin = fold(text, words=True)
         found = []
