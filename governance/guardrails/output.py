@@ -223,6 +223,9 @@ class Shield:
         if citations and self._texts and self._texts[0].found:
             shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
             guarded["custom_outputs"] = {**guarded["custom_outputs"], "citations": shifted}
+        if not self.arguments:  # of an answer that came whole
+            items = [item for item in guarded.get("output") or () if isinstance(item, OBJECT)]
+            self.arguments = [item["arguments"] for item in items if isinstance(item.get("arguments"), str)]
         if not self.sent:
             self.sent = "".join(
                 part.get("text") or ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from governance.guardrails.fold import end_of, fold
+from governance.guardrails.fold import end_of, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
 
 KEYWORD = "KEYWORD"
@@ -93,7 +93,15 @@ class Rules:
             else:
                 return []
         folded, origin = fold(text, words=True)
-        found = []
+        found = self._matches(folded)
+        if (seen := passing(folded)) is not None:
+            for each in self._matches(seen):
+                if passes(folded[each.start : each.end], seen[each.start : each.end]):
+                    found.append(each)
+        return found if origin is None else [_moved(each, origin, text) for each in found]
+
+    def _matches(self, folded: str) -> list[Finding]:
+        found: list[Finding] = []
         likely = self._keywords
         if self._by_word:
             present = self._by_word.keys() & set(_WORD.findall(folded))
@@ -101,7 +109,7 @@ class Rules:
         for first, pattern, _ in likely:
             if first in folded:
                 found += [Finding(m.start(), m.end(), KEYWORD) for m in pattern.finditer(folded)]
-        return found if origin is None else [_moved(each, origin, text) for each in found]
+        return found
 
     def open_from(self, text: str) -> int:
         """Where in `text` begins what more text could make forbidden, or change; its length where nothing is open."""
@@ -110,9 +118,11 @@ class Rules:
         held = start if origin is None else (origin[start] if start < len(origin) else len(text))
         if self._beginnings:
             folded, origin = fold(text, words=True)
-            for place in range(max(0, len(folded) - self._longest), len(folded)):
-                if folded[place] in self._firsts and folded[place:] in self._beginnings:
-                    return min(held, place if origin is None else origin[place])
+            for looked in filter(None, (folded, passing(folded))):
+                for place in range(max(0, len(looked) - self._longest), len(looked)):
+                    if looked[place] in self._firsts and looked[place:] in self._beginnings:
+                        held = min(held, place if origin is None else origin[place])
+                        break
         return held
 
 
