@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from governance.call import Call, CallError, Engine, Event, Single
+from governance.call import TERMINAL, Call, CallError, Engine, Event, Single
 from governance.resilience import Candidate, first_to_answer
 from serving.endpoint import answered_by
 
@@ -183,14 +183,16 @@ class _Named:
     async def _several(self, events: Any) -> AsyncIterator[Event]:
         name = self.name
         try:
-            async with aclosing(events):
-                async for event in events:
-                    if event.terminal or event.type == "response.created":
-                        event = Event(event.type, {**event.data, "served_entity_name": name})
-                    yield event
+            async for event in events:
+                kind = event.type
+                if kind in TERMINAL or kind == "response.created":
+                    event = Event(kind, {**event.data, "served_entity_name": name})
+                yield event
         except CallError as error:
             error.served_entity_name = name
             raise
+        finally:
+            await events.aclose()
 
 
 def arms(
