@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.agent import Agent
 from agents.approvals import Waiting
+from agents.branches import Branch
 from agents.tables import ONCE, Thread
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Run:
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
     waiting: Waiting | None = None
+    before: tuple[str | None, Sequence[Branch]] | None = None
+    """The last checkpoint of its thread and the branches that had been left, to which it can be taken back."""
+    undone: bool = False
+    """It was told to stop as if it had never been."""
 
     @property
     def once(self) -> bool:
