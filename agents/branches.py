@@ -207,7 +207,8 @@ class Branches:
         if head is not None and head.key != state.key:
             await asyncio.to_thread(self.leave, thread_id, head, state.held.checkpoint_id if state.whole else "-")
         config = configured(thread_id, state.held.checkpoint_id)
-        await graph.aupdate_state(config, {"messages": overwritten(graph, settle(list(state.messages)))}, as_node="__start__")
+        said: list[Any] = list(state.messages)
+        await graph.aupdate_state(config, {"messages": overwritten(graph, settle(said))}, as_node="__start__")
 
 
 def configured(thread_id: str, checkpoint_id: str | None = None) -> RunnableConfig:

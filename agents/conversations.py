@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from langgraph.store.base import BaseStore
     from sqlalchemy import Engine
 
+    from agents.agent import Agent
     from agents.checkpoints import Saver
     from agents.history import Turn
 
@@ -46,6 +47,8 @@ class Conversations:
         self._runs: dict[str, Run] = {}
         self.on_delete: list[Callable[[str, str], object]] = []
         """Called, in a thread, with the id and the owner of a thread that was deleted."""
+        self.agents: dict[str, Agent | None] = {}
+        """Those that answer on threads, by their endpoints' names; None for one that is made when it is first called."""
 
     async def open(self) -> Saver:
         """Open the checkpoints in the running loop; done by itself at the first threaded run."""

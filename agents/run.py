@@ -37,6 +37,10 @@ class ThreadBusy(Exception):
     """The thread has a run going; one at a time."""
 
 
+class NothingAsked(ValueError):
+    """There is nothing to answer."""
+
+
 class RunLimit(Exception):
     """A run took more time or steps than its agent may."""
 

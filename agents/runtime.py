@@ -16,7 +16,7 @@ from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of
 from agents.conversations import Conversations
 from agents.edits import NotAnUpdate, apply
 from agents.kept import kept
-from agents.run import DONE, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.run import DONE, NothingAsked, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
 from agents.tables import MAX_ID, ONCE, Thread
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "Agent",
     "NotAnUpdate",
     "NotAsked",
+    "NothingAsked",
     "Part",
     "RunLimit",
     "Runtime",
@@ -96,10 +97,10 @@ class Runtime(Conversations):
         ThreadBusy: another run is going on it.
         NotAsked: a decision answers no open question of the owner's.
         RunLimit: the run took too long, or too many steps.
-        ValueError: there is no message, or nothing new in a resent history.
+        NothingAsked: there is no message, or nothing new in a resent history, or nothing to answer again.
         """
         if not messages and not decisions and not (again and thread_id):
-            raise ValueError("there is no message to answer; send at least one user message")
+            raise NothingAsked("there is no message to answer; send at least one user message")
         run_id = run_id or uuid4().hex
         config: RunnableConfig = {
             "recursion_limit": agent.step_limit,
@@ -181,7 +182,7 @@ class Runtime(Conversations):
                     if any(message.type == "tool" for message in new):
                         new = unanswered(new, await messages_of(saver, thread_id))
                     if not new:
-                        raise ValueError("there is nothing new after the last assistant message; send a user message")
+                        raise NothingAsked("there is nothing new after the last assistant message; send a user message")
                 # The ids tell later which run a message belongs to.
                 run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
                 given = None if again else {"messages": run.new}
@@ -210,7 +211,7 @@ class Runtime(Conversations):
         return run
 
     async def _target(self, saver: Saver, thread: Thread, state: str | None, again: bool) -> State | None:
-        """The state to go back to; None where the thread goes on from where it stands. Raises StateNotFound, ValueError."""
+        """The state to go back to; None where the thread goes on from where it stands. Raises StateNotFound, NothingAsked."""
         if state is None and not again:
             return None
         history = await self.branches.history(saver, thread.id, asked(thread))
@@ -218,10 +219,10 @@ class Runtime(Conversations):
         if not again:
             return None if found is history.head else found
         if found is None or not found.open:
-            raise ValueError("there is nothing to answer in this state; name an earlier one, or send a message")
+            raise NothingAsked("there is nothing to answer in this state; name an earlier one, or send a message")
         if found is history.head:
             if thread.waiting:
-                raise ValueError("a person is asked in this state; send the decision")
+                raise NothingAsked("a person is asked in this state; send the decision")
             if await unfinished(saver, thread.id):
                 return None
         return history.asked(found)
@@ -316,8 +317,8 @@ class Runtime(Conversations):
         self,
         agent: Agent,
         values: Mapping[str, Any],
-        *,
         thread_id: str,
+        *,
         owner: str,
         run_id: str,
         state: str | None = None,
@@ -349,6 +350,17 @@ class Runtime(Conversations):
         finally:
             del self._runs[thread_id]
 
+    async def rested(self, thread_id: str) -> None:
+        """Until no run goes on a thread."""
+        while (run := self._runs.get(thread_id)) is not None and run.task is not None:
+            await asyncio.wait([run.task])
+
+    async def halt(self, thread_id: str) -> None:
+        """Stop what runs on a thread."""
+        if run := self._runs.get(thread_id):
+            self._stop(run)
+            await self.rested(thread_id)
+
     def undo(self, thread_id: str, run_id: str) -> bool:
         """Have a run, once it is stopped, leave its thread as it was before; whether it goes on here and can."""
         run = self._runs.get(thread_id)
@@ -357,13 +369,17 @@ class Runtime(Conversations):
         run.undone = True
         return True
 
+    async def forget_branches(self, thread_id: str, owner: str) -> None:
+        """Keep of a thread the branch alone on which it stands; raises ThreadNotFound."""
+        found = await self.snapshot(thread_id, owner)
+        await asyncio.to_thread(self.branches.put, thread_id, ())
+        if not self.busy(thread_id):
+            await prune(await self.open(), thread_id, waiting=found.waiting is not None)
+
     async def delete(self, thread_id: str, owner: str) -> None:
         """Stop what runs on a thread and remove it; raises ThreadNotFound."""
         await self.thread(thread_id, owner)
-        if run := self._runs.get(thread_id):
-            self._stop(run)
-            if run.task is not None:
-                await asyncio.wait([run.task])
+        await self.halt(thread_id)
         saver = await self.open()
         await saver.adelete_thread(thread_id)
         await self._kept(saver, thread_id).clear()

@@ -38,18 +38,27 @@ class Snapshot:
         return Waiting.from_json(self.thread.waiting) if self.thread.waiting else None
 
     def interrupts(self) -> list[dict[str, Any]]:
-        """What is asked, in LangGraph's shape: `{"id", "value"}` for each interrupt."""
+        """What is asked, in LangGraph's shape: `{"id", "value"}` for each interrupt.
+
+        An approval's value is LangChain's `HITLRequest` too (https://docs.langchain.com/oss/python/langchain/human-in-the-loop).
+        """
         found: dict[str, Any] = {}
         for ask in self.waiting.asks if self.waiting else ():
             if ask.approval:
-                found.setdefault(ask.interrupt, {"type": APPROVAL, "calls": []})["calls"].append(_asked(ask))
+                _request(found.setdefault(ask.interrupt, {"type": APPROVAL, "calls": []}), ask)
             else:
                 found[ask.interrupt] = dict(ask.arguments)
         return [{"id": name, "value": value} for name, value in found.items()]
 
 
-def _asked(ask: Ask) -> dict[str, Any]:
-    return {"id": ask.id, "name": ask.name, "arguments": dict(ask.arguments)}
+def _request(value: dict[str, Any], ask: Ask) -> None:
+    """Add a call that asks for approval to its interrupt's value."""
+    arguments = dict(ask.arguments)
+    value["calls"].append({"id": ask.id, "name": ask.name, "arguments": arguments})
+    value.setdefault("action_requests", []).append({"name": ask.name, "args": arguments})
+    configs = value.setdefault("review_configs", [])
+    if all(config["action_name"] != ask.name for config in configs):
+        configs.append({"action_name": ask.name, "allowed_decisions": ["approve", "edit", "reject"]})
 
 
 async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread, asked: Sequence[BaseMessage] = ()) -> Snapshot:
