@@ -120,6 +120,9 @@ class History:
             raise StateNotFound(f"this thread has no state '{state_id[:80]}'; its history lists those that there are")
         return found
 
+    def has(self, state: State) -> bool:
+        return state.key in self._by_key
+
     def asked(self, state: State) -> State:
         """The state itself where it ends with what a person or a tool said, else the nearest before it that does."""
         while state.parent is not None and state.held.messages[state.depth - 1].type == "ai":

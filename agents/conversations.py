@@ -90,6 +90,11 @@ class Conversations:
         run = self._runs.get(thread_id)
         return run is not None and not run.ending
 
+    async def rested(self, thread_id: str) -> None:
+        """Until no run goes on a thread."""
+        while (run := self._runs.get(thread_id)) is not None and run.task is not None:
+            await asyncio.wait([run.task])
+
     async def snapshot(self, thread_id: str, owner: str) -> Snapshot:
         """How a thread stands, once its last run is at rest; raises ThreadNotFound."""
         await self.thread(thread_id, owner)

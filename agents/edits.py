@@ -35,8 +35,6 @@ async def apply(graph: CompiledStateGraph, thread_id: str, values: Mapping[str, 
     ------
     NotAnUpdate: the graph has no such value or node, or what is given is none.
     """
-    from langgraph.errors import EmptyInputError, InvalidUpdateError
-
     nodes = [name for name in graph.nodes if not name.startswith("__")]
     if as_node is not None and as_node not in (*nodes, "__start__", "__end__"):
         raise NotAnUpdate(f"'{as_node[:80]}' is no node of this graph; it has {', '.join(nodes)}")
@@ -52,7 +50,7 @@ async def apply(graph: CompiledStateGraph, thread_id: str, values: Mapping[str, 
         given = {}
     try:
         await _written(graph, thread_id, given or None, as_node)
-    except (InvalidUpdateError, EmptyInputError, ValueError, TypeError) as error:
+    except Exception as error:  # a graph's own reducers and edges may raise anything
         raise NotAnUpdate(f"the graph does not take this: {str(error)[:300]}") from None
 
 

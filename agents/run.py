@@ -28,6 +28,9 @@ The first part of a run is `((), "started", run_id)`."""
 whose: ContextVar[str | None] = ContextVar("smalti_whose", default=None)
 """The user whom the run in this context answers."""
 
+Stood = tuple[str | None, "Sequence[Branch]"]
+"""Where a thread stood: its last checkpoint (None: there was none), and the branches that had been left."""
+
 
 class ThreadNotFound(Exception):
     """There is no such thread, or it is another owner's."""
@@ -59,8 +62,8 @@ class Run:
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
     waiting: Waiting | None = None
-    before: tuple[str | None, Sequence[Branch]] | None = None
-    """The last checkpoint of its thread and the branches that had been left, to which it can be taken back."""
+    before: Stood | None = None
+    """To where its thread can be taken back."""
     undone: bool = False
     """It was told to stop as if it had never been."""
 

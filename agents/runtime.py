@@ -16,7 +16,7 @@ from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of
 from agents.conversations import Conversations
 from agents.edits import NotAnUpdate, apply
 from agents.kept import kept
-from agents.run import DONE, NothingAsked, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.run import DONE, NothingAsked, Part, Run, RunLimit, Stood, ThreadBusy, ThreadNotFound, asked, parts, running, whose
 from agents.tables import MAX_ID, ONCE, Thread
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Runtime(Conversations):
             else:
                 if target is not None or not again:
                     await self._recover(agent, saver, thread)
-                run.before = (await last_of(saver, thread_id), await asyncio.to_thread(self.branches.left, thread_id))
+                run.before = await self._stands(saver, thread_id)
                 if target is not None:
                     await self.branches.go_back(agent.threaded(saver), saver, thread_id, target)
                 new: list[BaseMessage] = []
@@ -263,8 +263,7 @@ class Runtime(Conversations):
         except asyncio.CancelledError:
             await asyncio.wait([noted])  # a thread cannot be stopped, and must not note this after its end
             if run.undone and run.before:
-                await take_back(saver, run.thread.id, run.before[0])
-                await asyncio.to_thread(self.branches.put, run.thread.id, run.before[1])
+                await self._take_back(saver, run.thread.id, run.before)
             else:
                 await self._settle(graph, saver, run, config, "cancelled")
         except Exception as error:
@@ -339,21 +338,33 @@ class Runtime(Conversations):
             target = await self._target(saver, run.thread, state, again=False)
             if target is not None or run.thread.running or as_node == "__end__":
                 await self._recover(agent, saver, run.thread)
+            stood = await self._stands(saver, thread_id)
             if target is not None:
                 await self.branches.go_back(graph, saver, thread_id, target)
-            if values or as_node not in (None, "__end__"):
-                await apply(graph, thread_id, values, as_node, run_id)
+            before = (await self.branches.history(saver, thread_id)).head
+            try:
+                if values or as_node not in (None, "__end__"):
+                    await apply(graph, thread_id, values, as_node, run_id)
+            except NotAnUpdate:
+                if target is not None:
+                    await self._take_back(saver, thread_id, stood)
+                    await self._rest(saver, run, agent)
+                raise
+            now = await self.branches.history(saver, thread_id)
+            if before is not None and not now.has(before):  # messages were replaced or removed: as it was, it stays a branch
+                await asyncio.to_thread(self.branches.leave, thread_id, before, "-")
             await self._rest(saver, run, agent)
-            head = (await self.branches.history(saver, thread_id)).head
-            if head is not None and head.open and head.messages[-1].type == "ai":
+            if (head := now.head) is not None and head.open and head.messages[-1].type == "ai":
                 await self._dangling(thread_id)
         finally:
             del self._runs[thread_id]
 
-    async def rested(self, thread_id: str) -> None:
-        """Until no run goes on a thread."""
-        while (run := self._runs.get(thread_id)) is not None and run.task is not None:
-            await asyncio.wait([run.task])
+    async def _take_back(self, saver: Saver, thread_id: str, stood: Stood) -> None:
+        await take_back(saver, thread_id, stood[0])
+        await asyncio.to_thread(self.branches.put, thread_id, stood[1])
+
+    async def _stands(self, saver: Saver, thread_id: str) -> Stood:
+        return await last_of(saver, thread_id), await asyncio.to_thread(self.branches.left, thread_id)
 
     async def halt(self, thread_id: str) -> None:
         """Stop what runs on a thread."""

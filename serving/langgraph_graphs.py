@@ -58,7 +58,7 @@ class Graphs:
             try:
                 return getattr(graph, what)()
             except Exception:  # types of a graph's own that pydantic knows no schema of
-                return None
+                return _MESSAGES if "messages" in graph.channels else None
 
         taken, given = await asyncio.to_thread(lambda: (made("get_input_jsonschema"), made("get_output_jsonschema")))
         return {"graph_id": name, "input_schema": taken, "output_schema": given, "state_schema": given, **_NONE}

@@ -125,10 +125,10 @@ class States:
         """Another thread with the same states."""
         return reply(await self._threads.copied(http.path_params["thread_id"], caller))
 
-    async def begun(self, thread_id: str, caller: Caller) -> dict[str, Any]:
-        """The values of a thread on which a run has begun, with what it was asked."""
+    async def begun(self, thread_id: str, caller: Caller) -> dict[str, Any] | None:
+        """The values of a thread on which a run has begun, with what it was asked; None where that has ended already."""
         found = await self._runtime.snapshot(thread_id, caller.principal)
-        return dict(found.values)
+        return dict(found.values) if self._runtime.busy(thread_id) else None
 
     async def _of(self, http: Request, caller: Caller) -> _Told:
         thread_id = http.path_params["thread_id"]
