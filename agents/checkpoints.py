@@ -138,7 +138,7 @@ async def rewritten(saver: Saver, config: RunnableConfig, names: Sequence[str], 
     assert saved is not None, "branches that can be gone back to are kept"
     others = {name: value for name, value in saved.checkpoint["channel_values"].items() if name not in names}
     before: dict[str, Any] = dict(saved.checkpoint["channel_versions"])
-    new = {name: saver.get_next_version(before.get(name), None) for name in names if name in values}
+    new: Any = {name: saver.get_next_version(before.get(name), None) for name in names if name in values}
     versions = {name: version for name, version in before.items() if name not in names}  # without one, nothing was ever written
     checkpoint: Any = {**saved.checkpoint, "id": str(uuid6(clock_seq=-2))}
     checkpoint |= {"channel_values": {**others, **values}, "channel_versions": {**versions, **new}}

@@ -171,7 +171,7 @@ async def test_what_a_graph_keeps_beside_its_messages_is_gone_back_to(runtime: R
     def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
         async def count(state: Counting) -> dict:
             turns, said = state.get("turns", 0) + 1, state["messages"][-1].text
-            return {"messages": [AIMessage(f"{turns} {state['names']}")], "turns": turns, "names": [said]}
+            return {"messages": [AIMessage(f"{turns} {state.get('names')}")], "turns": turns, "names": [said]}
 
         return StateGraph(Counting).add_node("count", count).add_edge(START, "count").compile(checkpointer=checkpointer)
 
@@ -235,7 +235,7 @@ async def test_one_who_is_asked_and_goes_another_way(runtime: Runtime) -> None:
 
 async def test_an_invented_result_of_a_call_that_was_stopped_is_left_out(runtime: Runtime, search: Any) -> None:
     agent = Agent("a", react.build, ScriptedModel(replies=[paying(5), "Well then."]), None, tools=[Bank().tool()])
-    more = {"thread_id": "t", "owner": "ann"}
+    more: dict[str, Any] = {"thread_id": "t", "owner": "ann"}
     [part async for part in runtime.stream(agent, [HumanMessage("pay")], **more)]
     invented = [ToolMessage("Successfully handled tool call.", tool_call_id="c0"), HumanMessage("no")]
     [part async for part in runtime.stream(agent, invented, **more)]
