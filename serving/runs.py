@@ -245,7 +245,7 @@ def _response(events: Sequence[Event]) -> dict[str, Any] | None:
 
 
 def _queued(call: Call) -> dict[str, Any]:
-    event = next(iter(Answer(call).start()))
+    event = Answer(call).start()[0]
     return {**event.data["response"], "status": "queued"}
 
 
