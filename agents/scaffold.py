@@ -6,6 +6,7 @@ in a text becomes the project's name.
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,15 @@ def create(name: str, template: str, parent: Path) -> list[Path]:
         path.write_text(source.read_text("utf-8").replace("{{name}}", name), "utf-8")
         made.append(path)
     return made
+
+
+def first_question(dataset: Path) -> str | None:
+    """What the first row of an evaluation asks; None where there is none to read."""
+    try:
+        with dataset.open(encoding="utf-8") as rows:
+            return str(json.loads(rows.readline())["question"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _offered(template: str) -> Path:

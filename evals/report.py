@@ -188,7 +188,7 @@ def failure_of(result: RowResult) -> Failure | None:
     return None
 
 
-def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10) -> RenderableType:
+def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10, metrics: bool = True) -> RenderableType:
     """The evaluation for a rich console: metrics with intervals, gates, the worst `limit` rows, where to look further."""
     from rich.console import Group
     from rich.table import Table
@@ -213,7 +213,8 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
             else (f"{_number(name, estimate.low)} – {_number(name, estimate.high)}")
         )
         table.add_row(name, _number(name, estimate.value), interval, str(estimate.n), words)
-    parts.append(table)
+    if metrics:
+        parts.append(table)
 
     for result in gates:
         mark = Text("passed " if result.passed else "failed ", style="green" if result.passed else "bold red")
@@ -226,8 +227,10 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
         for failure in worst:
             rows.add_row(*(Text(_short(text)) for text in (failure.kind, failure.question, failure.expected, failure.got)))
         parts.append(rows)
-    run = evaluation.link or f"run {evaluation.run_id}, experiment {evaluation.experiment_id}"
-    parts.append(Text(f"MLflow: {run}\nAll rows: {evaluation.journal}", style="dim"))
+    if evaluation.run_id:
+        run = evaluation.link or f"run {evaluation.run_id}, experiment {evaluation.experiment_id}"
+        parts.append(Text(f"MLflow: {run}", style="dim"))
+    parts.append(Text(f"All rows: {evaluation.journal}", style="dim"))
     return Group(*parts)
 
 
