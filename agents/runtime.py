@@ -14,7 +14,7 @@ from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
 from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
 from agents.kept import Kept, kept
-from agents.run import DONE, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.run import DONE, AgentChanged, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, waits, whose
 from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import MAX_ID, ONCE, Thread, Threads
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agents.checkpoints import Saver
     from agents.history import Turn
 
-__all__ = ["STOPPED", "Agent", "NotAsked", "Part", "RunLimit", "Runtime", "ThreadBusy", "ThreadNotFound"]
+__all__ = ["STOPPED", "Agent", "AgentChanged", "NotAsked", "Part", "RunLimit", "Runtime", "ThreadBusy", "ThreadNotFound"]
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ class Runtime:
         ThreadNotFound: the thread is another owner's.
         ThreadBusy: another run is going on it.
         NotAsked: a decision answers no open question of the owner's.
+        AgentChanged: it does, but the agent's graph has changed since it was asked; what waited is dropped.
         RunLimit: the run took too long, or too many steps.
         ValueError: there is no message, or nothing new in a resent history.
         """
@@ -186,10 +187,18 @@ class Runtime:
             raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
         run = self._runs[thread_id] = Run(thread, run_id, [])  # no await between the check and this
         try:
+            graph = self._with_store(agent.threaded(saver))
             here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
             if decisions:
                 waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
                 given: Any = Command(resume=waiting.resume(decisions))
+                if not waits(await graph.aget_state(here, subgraphs=True)):
+                    await self._recover(agent, saver, thread)
+                    await self._rest(saver, run, agent)
+                    raise AgentChanged(
+                        f"{agent.name} was changed after it had asked this: the step that waited is no longer in its graph. "
+                        "What it asked for was not done; ask it again"
+                    )
             else:
                 await self._recover(agent, saver, thread)
                 new = fresh(messages) if await known(saver, thread_id) else list(messages)
@@ -198,7 +207,7 @@ class Runtime:
                 # The ids tell later which run a message belongs to.
                 run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
                 given = {"messages": run.new}
-            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
+            run.task = asyncio.create_task(self._execute(agent, graph, run, saver, given, here))
         except BaseException:
             del self._runs[thread_id]
             raise
@@ -231,9 +240,10 @@ class Runtime:
             if run.task is not None:
                 run.task.cancel()
 
-    async def _execute(self, agent: Agent, run: Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
+    async def _execute(
+        self, agent: Agent, graph: CompiledStateGraph, run: Run, saver: Saver, given: Any, config: RunnableConfig
+    ) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
-        graph = self._with_store(agent.threaded(saver))
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         whose.set(run.thread.owner)
         outcome: Any = DONE

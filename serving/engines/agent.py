@@ -45,7 +45,7 @@ def agent_engine(
     """
 
     async def run(call: Call) -> AsyncIterator[Event]:
-        from agents.runtime import NotAsked, RunLimit, ThreadBusy, ThreadNotFound
+        from agents.runtime import AgentChanged, NotAsked, RunLimit, ThreadBusy, ThreadNotFound
 
         if len(call.payload.get("input") or ()) > _MANY:  # 5,000 messages take half a second: not on the loop
             messages = await asyncio.to_thread(items_to_langchain, call.payload)
@@ -84,6 +84,8 @@ def agent_engine(
             raise not_found(str(error)) from None
         except RunLimit as error:
             raise CallError(str(error), status=504, code="DEADLINE_EXCEEDED") from None
+        except AgentChanged as error:
+            raise CallError(f"{error}.", status=409, code="RESOURCE_CONFLICT") from None
         except ThreadBusy as error:
             raise CallError(str(error), status=409, code="RESOURCE_CONFLICT", retry_after=1) from None
         finally:

@@ -74,6 +74,25 @@ def test_without_a_model_they_say_so(builder: Callable, search: Any) -> None:
         builder(None, search)
 
 
+async def test_a_call_with_broken_arguments_is_told_to_the_model(runtime: Runtime, search: Any) -> None:
+    wrong = AIMessage(
+        "", invalid_tool_calls=[{"name": "weather", "args": "{bad json}", "id": "w1", "error": "", "type": "invalid_tool_call"}]
+    )
+    for builder, replies in (
+        (react.build, [wrong, calls(("weather", {"city": "Rome"})), "It rains."]),
+        (plan_execute.build, ["1. look", wrong, calls(("weather", {"city": "Rome"})), "rain", "It rains."]),
+    ):
+        model = ScriptedModel(replies=list(replies))
+        asking = StructuredTool.from_function(lambda city: f"rain in {city}", name="weather", description="w")
+        state, said, _ = await run(
+            runtime, Agent("a", builder, model, None, tools=[asking]), "And the weather?", builder.__module__
+        )
+        assert said == "It rains."
+        told = [message.content for message in state["messages"] if message.type == "tool"]
+        assert "not a JSON object; it was not called" in told[0]
+        assert told[1] == "rain in Rome"
+
+
 async def test_plan_execute_works_the_plan_off(runtime: Runtime, search: Any) -> None:
     model = ScriptedModel(
         replies=[
