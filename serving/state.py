@@ -126,7 +126,13 @@ def open_database(url: str) -> Engine:
         @event.listens_for(engine, "connect")
         def _(connection: Any, _record: Any) -> None:
             cursor = connection.cursor()
-            for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            for pragma in (
+                "busy_timeout=30000",
+                "journal_mode=WAL",
+                "synchronous=NORMAL",
+                "wal_autocheckpoint=8000",
+                "foreign_keys=ON",
+            ):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
