@@ -6,6 +6,7 @@ in a text becomes the project's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from importlib import metadata
@@ -46,7 +47,10 @@ def create(name: str, template: str, parent: Path) -> list[Path]:
             continue
         path = target / source.relative_to(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source.read_text("utf-8").replace("{{name}}", name), "utf-8")
+        content = source.read_bytes()
+        with contextlib.suppress(UnicodeDecodeError):  # a picture, a PDF: as it is
+            content = content.decode().replace("{{name}}", name).encode()
+        path.write_bytes(content)
         made.append(path)
     return made
 

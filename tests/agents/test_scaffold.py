@@ -68,6 +68,7 @@ def test_what_cannot_be_made(tmp_path: Path) -> None:
 def test_a_package_offers_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "agent.py").write_text("# {{name}}\n")
+    (tmp_path / "theirs" / "logo.png").write_bytes(b"\x89PNG\xff")
     (tmp_path / "their_templates.py").write_text(f"from pathlib import Path\nfolder = Path({str(tmp_path / 'theirs')!r})\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     good = metadata.EntryPoint("theirs", "their_templates:folder", GROUP)
@@ -78,5 +79,6 @@ def test_a_package_offers_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {"theirs", "broken", "rag"} <= set(templates())
     create("mine", "theirs", tmp_path)
     assert (tmp_path / "mine" / "agent.py").read_text() == "# mine\n"
+    assert (tmp_path / "mine" / "logo.png").read_bytes() == b"\x89PNG\xff"
     with pytest.raises(TemplateError, match="does not load"):
         create("other", "broken", tmp_path)
