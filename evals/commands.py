@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 BAD_INPUT = 2
-"""Exit status when the dataset or a gate cannot be read; 1 is a gate that failed."""
+"""Exit status when the dataset or a gate cannot be read; 1 is a gate that failed, `evals.report.BROKEN` infrastructure."""
 
 
 class _OrRun(TyperGroup):
@@ -35,11 +35,11 @@ evals = typer.Typer(
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with 1."""
+    """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with `BROKEN`."""
     from evals.data import DatasetError
     from evals.journal import EvaluationError
     from evals.judges import JudgeError
-    from evals.report import GateError
+    from evals.report import BROKEN, GateError
 
     try:
         yield
@@ -48,7 +48,7 @@ def refusing() -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from None
     except EvaluationError as error:
         typer.echo(f"smalti: {error}", err=True)
-        raise typer.Exit(BAD_INPUT if error.journal is None else 1) from None
+        raise typer.Exit(BAD_INPUT if error.journal is None else BROKEN) from None
 
 
 @evals.command("run")
@@ -92,7 +92,7 @@ def evaluate(
     from evals.report import GateError, check, exit_code, parse_gate, render, to_json
 
     work = context.obj
-    with refusing():
+    with refusing(), judging():  # a judge may choose its model when it is made
         scorers = [find_scorer(text) for text in scorer or ()]
         if groundedness:
             from evals.groundedness import Groundedness
@@ -193,7 +193,8 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Decide whether an evaluation is good enough: exit status 0 it is, 1 it is not, 3 its rows cannot tell, 2 bad input."""
+    """Decide whether an evaluation is good enough: exit status 0 it is, 1 it is not, 2 bad input, 3 its rows cannot tell, 4 rows
+    or scores are missing."""
     from evals import gate as gates
     from evals.journal import find_journal, read_journal
 
@@ -250,6 +251,6 @@ def report(
     work = context.obj
     with refusing():
         evaluation = read_journal(find_journal(work.home.path / "evals", run))
-    base = f"http://{work.settings.host}:{work.settings.port}/mlflow"
-    out.write_text(page(evaluation, f"{base}/#/traces/{{trace_id}}"), encoding="utf-8")
+    place = f"http://{work.settings.host}:{work.settings.port}/mlflow/#/experiments/{evaluation.experiment_id or 0}"
+    out.write_text(page(evaluation, f"{place}/traces?selectedEvaluationId={{trace_id}}"), encoding="utf-8")
     typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,26 +73,14 @@ def evaluate_here(
     work: Any, client: httpx.Client, endpoint: str, dataset: Dataset, given: Mapping[str, Any], *, protocol: str = "responses"
 ) -> Evaluation:
     """Ask an endpoint of the server that `client` is connected to. Raises what `work.check` raises, where there is none."""
+    from evals.identity import identity
+
     found = work.check(client.get(f"/api/2.0/serving-endpoints/{endpoint}"))
     task = str(found.get("task") or "")
     classical = any(row.inputs is not None for row in dataset) or "classif" in task
     path = f"/serving-endpoints/{endpoint}/invocations" if classical else "/v1/responses"
     headers = {"Authorization": client.headers["Authorization"]}
-    known = identity(work, client)
-    return evaluate_at(str(client.base_url), headers, endpoint, dataset, given, protocol=protocol, path=path, identity=known)
-
-
-def identity(work: Any, client: httpx.Client) -> dict[str, Any]:
-    """What makes this server's answers: its code, its settings, its endpoints (models, prompts) and its indexes, by hash."""
-    from evals.cache import code_digest, digest
-
-    rooms = Path(__file__).resolve().parent.parent
-    endpoints = work.check(client.get("/api/2.0/serving-endpoints"))
+    endpoints = work.check(client.get("/api/2.0/serving-endpoints")).get("endpoints", ())
     indexes = work.check(client.get("/api/2.0/smalti/indexes")).get("indexes", ())
-    kept = ("name", "documents", "chunks", "encoder", "synced_at")
-    return {
-        "code": code_digest({room: rooms / room for room in ("agents", "retrieval", "serving", "governance")}),
-        "settings": digest(work.settings.model_dump(mode="json")),
-        "endpoints": digest(endpoints),
-        "indexes": digest([{key: index.get(key) for key in kept} for index in indexes]),
-    }
+    known = identity(endpoint, endpoints, indexes, work.settings.model_dump(mode="json"))
+    return evaluate_at(str(client.base_url), headers, endpoint, dataset, given, protocol=protocol, path=path, identity=known)

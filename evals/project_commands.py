@@ -22,27 +22,31 @@ def project_test(
     record: Annotated[bool, typer.Option("--record/--no-record", help="Record the evaluations in MLflow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; pytest's lines go to standard error.")] = False,
 ) -> None:
-    """Run the project here: its tests by pytest, then its `evaluations`. Exit status 0: all passed; 1: not; 2: nothing to run."""
+    """Run the project here: its tests by pytest, then its `evaluations`. Exit status 0: all passed; 1: not; 2: nothing
+    to run; 4: an evaluation could not be measured."""
+    from evals.judges import judging
+
     work = context.obj
-    with refusing():
+    with refusing(), judging():  # a judge may choose its model when it is made
         wanted = [_declared(work.settings, each) for each in work.settings.evaluations]
     tests = _pytest(as_json)
     if tests is None and not wanted:
         typer.echo("smalti: there are neither tests (test_*.py) nor evaluations (smalti.yaml) here", err=True)
         raise typer.Exit(BAD_INPUT)
-    found, passed = [], tests is None or tests["passed"]
+    found, status = [], 0 if tests is None or tests["passed"] else 1
     if wanted:
         with work.connect() as client:
             for asked in wanted:
-                told, good = _evaluate(work, client, asked, record=record, as_json=as_json)
+                told, ended = _evaluate(work, client, asked, record=record, as_json=as_json)
                 found.append(told)
-                passed = passed and good
+                status = max(status, ended)
+    passed = status == 0
     if as_json:
         work.print_json({"passed": passed, "tests": tests, "evaluations": found})
     else:
         typer.secho("passed" if passed else "failed", fg="green" if passed else "red", bold=True)
     if not passed:
-        raise typer.Exit(1)
+        raise typer.Exit(status)
 
 
 def _declared(settings: Any, declared: Any) -> dict[str, Any]:
@@ -71,8 +75,8 @@ def _pytest(quiet: bool) -> dict[str, Any] | None:
     return None if done.returncode == NO_TESTS else {**counts, "passed": done.returncode == 0, "exit_status": done.returncode}
 
 
-def _evaluate(work: Any, client: Any, asked: dict[str, Any], *, record: bool, as_json: bool) -> tuple[dict[str, Any], bool]:
-    """One evaluation asked anew, printed for people; as JSON, and whether it passed."""
+def _evaluate(work: Any, client: Any, asked: dict[str, Any], *, record: bool, as_json: bool) -> tuple[dict[str, Any], int]:
+    """One evaluation asked anew, printed for people; as JSON, and its exit status."""
     from evals.judges import judging
     from evals.local import evaluate_here, options
     from evals.report import check, exit_code, render, to_json
@@ -85,4 +89,4 @@ def _evaluate(work: Any, client: Any, asked: dict[str, Any], *, record: bool, as
         from rich.console import Console
 
         Console().print(render(evaluation, results, metrics=False))
-    return to_json(evaluation, results), exit_code(evaluation, results) == 0
+    return to_json(evaluation, results), exit_code(evaluation, results)
