@@ -15,6 +15,7 @@ import typer
 from agents.commands import agents, dev, new
 from evals.commands import evals
 from evals.dataset_commands import dataset
+from evals.project_commands import project_test
 from evals.review_commands import review
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
@@ -186,6 +187,7 @@ cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit, new, dev):
     cli.command()(command)
+cli.command("test")(project_test)
 
 
 @cli.callback()
