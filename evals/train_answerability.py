@@ -3,8 +3,8 @@
 FOLDER holds the English test sample of NoMIRACL (`en.relevant.jsonl`, `en.non_relevant.jsonl`,
 https://github.com/project-miracl/nomiracl, Thakur et al. 2024): 250 questions whose ten passages hold the answer, and 250 others.
 Validation is by folds of questions, three times over, with threshold and calibration found within each fold's training part;
-`hallucination` and `error` are the benchmark's words: the share of unanswerable questions called answerable, and of answerable ones
-called unanswerable.
+`hallucination` and `error` are the benchmark's words: the share of unanswerable questions called answerable, and of answerable
+ones called unanswerable.
 
 The collection lists the passages of answerable questions by relevance and the others' shuffled, so a model that reads their
 order is right far more often here and learns nothing: passages are taken as a set.

@@ -61,7 +61,7 @@ def test_the_model_that_is_shipped_says_what_it_reached() -> None:
     validation = json.loads((Path(__file__).parents[2] / "evals" / "answerability.json").read_text())["validation"]["nomiracl-en"]
     assert validation["accuracy"] >= 0.76
     assert validation["hallucination"] <= 0.25
-    assert validation["error"] <= 0.22
+    assert validation["error"] <= 0.2
 
 
 def test_training_makes_a_model_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
