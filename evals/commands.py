@@ -68,6 +68,9 @@ def evaluate(
     groundedness: Annotated[
         bool, typer.Option("--groundedness", help="Score how far the quoted passages support each answer, without an LLM.")
     ] = False,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Score whether summaries change what their passages say, without an LLM.")
+    ] = False,
     answerability: Annotated[
         bool, typer.Option("--answerability", help="Score whether the passages hold an answer to the question, without an LLM.")
     ] = False,
@@ -98,6 +101,10 @@ def evaluate(
             from evals.groundedness import Groundedness
 
             scorers.append(Groundedness(work.encoder.embed))
+        if faithfulness:
+            from evals.faithfulness import Faithfulness
+
+            scorers.append(Faithfulness(work.encoder.read))
         if answerability:
             from evals.answerability import Answerability
 
