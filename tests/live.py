@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -76,18 +77,44 @@ def mlflow_store(home: Path) -> None:
     (home / "mlflow.db").chmod(0o600)
 
 
+def models() -> Path:
+    """A folder for the encoder and the classifiers that servers make at their first start, shared by all tests on a machine.
+
+    The names of the files tell what they were made of, so that those of another version are not used.
+    """
+    where = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    kept = Path(tempfile.gettempdir()) / f"smalti-tests-models-{where}-{os.getuid()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    return kept
+
+
+def _lend(source: Path, target: Path) -> None:
+    """What a folder of models has and the other lacks; each file is there whole or not at all."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if (target / file.name).exists() or file.suffix not in (".onnx", ".json"):
+            continue
+        scratch = target / f".{file.name}.{os.getpid()}"
+        shutil.copyfile(file, scratch)
+        scratch.replace(target / file.name)
+
+
 def start(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Live:
-    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready."""
+    """Start a server in `cwd`, beside its state where none is given, and wait until it has told that it is ready.
+
+    A server that is told of no documents serves the folder `docs` of where it is started: this project's take seconds to index.
+    """
     given = ["--config", str(config)] if config else []
     command = [sys.executable, "-m", "app", *given, "serve", "--json", "--port", str(port)]
     command += ["--docs", str(docs)] if docs else []
     if more.get("SMALTI_MLFLOW") == "true" and not home.exists():
         mlflow_store(home)
+    _lend(models(), home / "models")
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
     env = environment(home, PYTHONPATH=str(ROOT)) | more
-    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    process = subprocess.Popen(command, cwd=cwd or home.parent, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     log.close()
@@ -95,6 +122,7 @@ def start(
         process.wait(10)
         raise RuntimeError(f"the server ended with {process.returncode}: {Path(log.name).read_text()}")
     told = json.loads(line)
+    _lend(home / "models", models())
     return Live(told["url"], home, process, told)
 
 
@@ -113,7 +141,7 @@ def stop(live: Live) -> None:
 
 @contextmanager
 def serving(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Iterator[Live]:
     """A server for the length of a block."""
     live = start(home, docs, port=port, config=config, cwd=cwd, **more)

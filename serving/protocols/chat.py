@@ -18,6 +18,7 @@ from serving.protocols.request import (
     MAX_ITEMS,
     Request,
     choice,
+    chosen,
     describe,
     named,
     number,
@@ -44,14 +45,14 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     options = take(body, "stream_options", dict) or {}
     include_usage = take(options, "include_usage", bool, path="stream_options.")
     effort = take(body, "reasoning_effort", str)
-    text_format = response_format(body)
+    text_format, offered = response_format(body), tools(body)
     limit = number(body, "max_completion_tokens", 1, 10_000_000, kind=int)
     limit = limit if limit is not None else number(body, "max_tokens", 1, 10_000_000, kind=int)
     payload = {
         "model": name,
         "input": [item for position, message in enumerate(messages) for item in _items(message, f"messages[{position}]")],
-        "tools": tools(body),
-        "tool_choice": tool_choice(body),
+        "tools": offered,
+        "tool_choice": chosen(tool_choice(body), offered),
         "parallel_tool_calls": take(body, "parallel_tool_calls", bool),
         "text": {"format": text_format} if text_format else None,
         "max_output_tokens": limit,

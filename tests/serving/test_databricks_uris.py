@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +16,7 @@ from databricks.sdk.service.catalog import PermissionsChange, Privilege
 from databricks.sdk.service.workspace import AclPermission
 
 from tests.live import Live, serving, smalti, wait_until
+from tests.programs import Programs
 from tests.serving.upstream import KEY, Upstream
 
 MODEL = "main.default.doubler"
@@ -175,15 +174,20 @@ def client_of(live: Live, key: str) -> WorkspaceClient:
     return WorkspaceClient(config=Config(host=live.url, token=key, auth_type="pat", retry_timeout_seconds=5))
 
 
-def run(script: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
-    """Run a client's program; gives the words of its last line."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DATABRICKS_", "SMALTI_"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *arguments],
-        cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if "://" not in line][-1].split()
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def run(programs: Programs) -> Run:
+    """Runs a client's program; gives the words of its last line."""
+
+    def ran(script: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DATABRICKS_", "SMALTI_"))}
+        done = programs.run(script, *arguments, folder=folder, environment=clean | environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if "://" not in line][-1].split()
+
+    return ran
 
 
 def databricks(live: Live) -> dict[str, str]:
@@ -192,26 +196,26 @@ def databricks(live: Live) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tracked(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def tracked(live: Live, run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run and a trace that were logged under the `databricks` URI."""
     return run(TRACKED, tmp_path_factory.mktemp("tracked"), **databricks(live))
 
 
 @pytest.fixture(scope="module")
-def model(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def model(live: Live, run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Logged model and run of version 1 of `MODEL`, registered under the `databricks-uc` URI."""
     return run(LOGGED, tmp_path_factory.mktemp("logged"), **databricks(live))
 
 
 @pytest.mark.timeout(300)
-def test_both_uris_see_the_same(live: Live, tracked: list[str], model: list[str], tmp_path: Path) -> None:
+def test_both_uris_see_the_same(live: Live, run: Run, tracked: list[str], model: list[str], tmp_path: Path) -> None:
     other = run(OPEN, tmp_path, *tracked, MLFLOW_TRACKING_URI=live.url, MLFLOW_TRACKING_TOKEN=live.key)
     assert run(BACK, tmp_path, *other, **databricks(live)) == ["seen"]
 
 
 @pytest.mark.timeout(300)
 def test_a_registered_model_is_deployed_with_a_secret(
-    live: Live, workspace: WorkspaceClient, model: list[str], tmp_path: Path
+    live: Live, run: Run, workspace: WorkspaceClient, model: list[str], tmp_path: Path
 ) -> None:
     workspace.secrets.create_scope("models")
     workspace.secrets.put_secret("models", "token", string_value="s3cret-of-the-test")
