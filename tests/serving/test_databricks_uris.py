@@ -419,7 +419,22 @@ def test_experiments_and_the_older_registry_through_the_sdk(workspace: Workspace
     assert found.info is not None
     assert (found.info.artifact_uri or "").startswith("dbfs:/databricks/mlflow-tracking/")
     assert sorted(str(each.path) for each in workspace.experiments.list_artifacts(run_id=tracked[0])) == ["nested", "note.txt"]
+    assert "/Users/ann/work" in [each.name for each in workspace.experiments.search_experiments()]
+    number = found.info.experiment_id or ""
+    held = workspace.experiments.get_permissions(number).access_control_list or []
+    assert [(each.group_name, len(each.all_permissions or [])) for each in held] == [("users", 1)]
+    with pytest.raises(BadRequest, match="all who have a key"):
+        workspace.experiments.set_permissions(number)
+    own = workspace.experiments.create_experiment("/Users/ann/short").experiment_id or ""
+    for start in (1_000, 2_000, 3_000):
+        workspace.experiments.create_run(experiment_id=own, start_time=start)
+    assert workspace.experiments.delete_runs(own, 2_000).runs_deleted == 2
+    left = workspace.experiments.search_runs(experiment_ids=[own])
+    assert [each.info.start_time for each in left if each.info] == [3_000]
     workspace.model_registry.create_model("flat", description="of one level")
+    flat = workspace.model_registry.get_model("flat").registered_model_databricks
+    assert flat is not None
+    assert (flat.name, flat.description) == ("flat", "of one level")
     assert "flat" in [each.name for each in workspace.model_registry.list_models()]
     workspace.model_registry.delete_model("flat")
 
@@ -463,3 +478,55 @@ def test_secrets(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient) -
         assert "päss".encode() not in file.read_bytes()
     secrets.delete_scope("team")
     assert "team" not in [each.name for each in secrets.list_scopes()]
+
+
+def test_catalogs_schemas_and_what_is_in_them_are_those_that_one_may_see(
+    workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]
+) -> None:
+    assert "main" in [each.name for each in workspace.catalogs.list()]
+    assert "main.default" in [each.full_name for each in workspace.schemas.list("main")]
+    assert [each.full_name for each in workspace.tables.list("main", "default")] == ["main.default.docs"]
+    assert workspace.tables.exists("main.default.docs").table_exists
+    assert workspace.metastores.summary().metastore_id == workspace.metastores.current().metastore_id
+    assert list(workspace.connections.list()) == []
+    workspace.registered_models.create(catalog_name="other", schema_name="s", name="m")
+    assert [each.full_name for each in workspace.schemas.list("other")] == ["other.s"]
+    assert workspace.catalogs.get("other").name == "other"
+    assert [each.name for each in ann.catalogs.list()] == ["main"]
+    assert list(ann.tables.list("main", "default")) == []
+    for missing in (
+        lambda: ann.catalogs.get("other"),
+        lambda: ann.schemas.get("other.s"),
+        lambda: workspace.catalogs.get("none"),
+    ):
+        with pytest.raises(NotFound):
+            missing()
+    workspace.registered_models.delete("other.s.m")
+
+
+def test_tokens_are_for_oneself_and_no_longer_good_than_what_made_them(live: Live, workspace: WorkspaceClient) -> None:
+    with live.client() as client:
+        wanted = {"name": "tess", "ttl": 600, "scopes": ["endpoint:assistant"]}
+        tess = client_of(live, client.post("/api/2.0/smalti/keys", json=wanted).json()["key"])
+    made = tess.tokens.create(comment="mine", lifetime_seconds=10_000)
+    assert made.token_info is not None
+    assert made.token_value is not None
+    assert (made.token_info.expiry_time or 0) - (made.token_info.creation_time or 0) <= 600_000
+    assert "mine" in [each.comment for each in tess.tokens.list()]
+    assert "mine" not in [each.comment for each in workspace.tokens.list()]
+    with pytest.raises(PermissionDenied):
+        tess.token_management.list()
+    used = client_of(live, made.token_value)
+    assert used.current_user.me().user_name == "tess"
+    with pytest.raises(PermissionDenied, match="good for endpoint:assistant only"):
+        used.experiments.get_experiment("0")
+    with pytest.raises(NotFound):
+        workspace.tokens.delete(made.token_info.token_id or "")
+    tess.tokens.delete(made.token_info.token_id or "")
+    with pytest.raises(PermissionDenied, match="revoked"):
+        used.current_user.me()
+    parent = next(each for each in workspace.token_management.list() if each.created_by_username == "tess")
+    second = client_of(live, tess.tokens.create().token_value or "")
+    workspace.token_management.delete(parent.token_id or "")
+    with pytest.raises(PermissionDenied, match="revoked"):
+        second.current_user.me()  # it ended with the key that made it
