@@ -43,6 +43,7 @@ from serving import (
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
 from serving import unity_catalog_names as names
+from serving import unity_catalog_prompts as prompts
 from serving.compress import Compressed
 from serving.direct import Direct
 from serving.engines.index import refused
@@ -195,6 +196,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
+        app.include_router(prompts.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
         signed_in = authorize(platform.identity)
         app.include_router(tracking_databricks.router(server, access, caller))

@@ -89,6 +89,35 @@ client.delete_registered_model("main.default.renamed")
 print(info.model_id, info.run_id)
 """
 
+PROMPTED = """
+import mlflow
+from mlflow import MlflowClient
+client, name = MlflowClient(), "main.default.greeting"
+made = mlflow.genai.register_prompt(name=name, template="Hello {{who}}", commit_message="first", tags={"team": "blue"})
+assert made.version == 1
+chat = [{"role": "user", "content": "Hi {{who}}"}]
+assert mlflow.genai.register_prompt(name=name, template=chat).version == 2
+assert mlflow.genai.load_prompt(f"prompts:/{name}/1").format(who="Ann") == "Hello Ann"
+assert mlflow.genai.load_prompt(f"prompts:/{name}/2").template == chat
+mlflow.genai.set_prompt_alias(name, "prod", 1)
+found = mlflow.genai.load_prompt(f"prompts:/{name}@prod")
+assert (found.version, found.commit_message, found.aliases, found.tags["team"]) == (1, "first", ["prod"], "blue"), found
+client.set_prompt_version_tag(name, 1, "checked", "yes")
+assert client.get_prompt_version(name, 1).tags["checked"] == "yes"
+assert [each.name for each in mlflow.genai.search_prompts("catalog = 'main' AND schema = 'default'")] == [name]
+assert list(mlflow.genai.search_prompts("catalog = 'main' AND schema = 'other'")) == []
+assert sorted(int(each.version) for each in client.search_prompt_versions(name)) == [1, 2]
+assert name not in [each.name for each in client.search_registered_models()]
+mlflow.genai.delete_prompt_alias(name, "prod")
+client.delete_prompt_version(name, "2")
+print("prompted")
+"""
+
+READ = """
+import mlflow
+assert mlflow.genai.load_prompt("prompts:/main.default.greeting/1").format(who="Bob") == "Hello Bob"
+print("read")
+"""
 OPEN = """
 import sys
 import mlflow
@@ -530,3 +559,22 @@ def test_tokens_are_for_oneself_and_no_longer_good_than_what_made_them(live: Liv
     workspace.token_management.delete(parent.token_id or "")
     with pytest.raises(PermissionDenied, match="revoked"):
         second.current_user.me()  # it ended with the key that made it
+
+
+def test_prompts_of_unity_catalog_are_those_of_the_tracking_server_and_nobodys_until_granted(
+    live: Live, run: Run, ann: WorkspaceClient, tmp_path: Path
+) -> None:
+    assert run(PROMPTED, tmp_path, **databricks(live)) == ["prompted"]
+    assert run(READ, tmp_path, MLFLOW_TRACKING_URI=live.url, MLFLOW_TRACKING_TOKEN=live.key) == ["read"]
+    at = "/api/2.0/mlflow/unity-catalog/prompts"
+    with pytest.raises(PermissionDenied):
+        ann.api_client.do("GET", f"{at}/main.default.greeting/versions/1")
+    found = ann.api_client.do("POST", f"{at}/search", body={"catalog_schema": {"catalog_name": "main", "schema_name": "default"}})
+    assert found == {"prompts": []}
+    with live.client() as client:
+        bad = {"prompt_version": {"template": "no JSON"}}
+        assert client.post(f"{at}/main.default.greeting/versions", json=bad).json()["error_code"] == "BAD_REQUEST"
+        assert client.get(f"{at}/flat").status_code == 400
+        assert client.get(f"{at}/main.default.none").status_code == 404
+        assert client.delete(f"{at}/main.default.greeting/versions/1").status_code == 200
+        assert client.delete(f"{at}/main.default.greeting").status_code == 200
