@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
-from retrieval.chunks import ChunkSource, passage
+from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
@@ -301,7 +301,8 @@ class Indexes:
             report = SyncReport(**{**values, "skipped": tuple(Skipped(**s) for s in values["skipped"])})
         skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
         times = row.created_at, row.synced_at
-        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error)
+        held = f"{self._store.last(row.id)}-{chunks}"
+        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error, held)
 
     def _stamp(self, name: str) -> float | None:
         row = self._store.index(name)
@@ -373,7 +374,8 @@ class Indexes:
         with self._lock:
             found = self._memories.get(index_id)
             if found is None:
-                found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
+                source = ChunkSource(self._store, index_id)
+                found = self._memories[index_id] = Memory(source, self.encoder.dimension, fields=ChunkFields)
             return found
 
 
