@@ -62,6 +62,8 @@ class Run:
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
     waiting: Waiting | None = None
+    ends_with: frozenset[str] | None = None
+    """The values it ended with, by name; None where it was stopped."""
     before: Stood | None = None
     """To where its thread can be taken back."""
     undone: bool = False

@@ -18,6 +18,7 @@ from agents.edits import NotAnUpdate, apply
 from agents.kept import kept
 from agents.run import DONE, NothingAsked, Part, Run, RunLimit, Stood, ThreadBusy, ThreadNotFound, asked, parts, running, whose
 from agents.tables import MAX_ID, ONCE, Thread
+from agents.values import lasting
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -285,6 +286,7 @@ class Runtime(Conversations):
             if interrupts := chunk.get("__interrupt__"):  # kept before anyone hears of it
                 run.waiting = waiting_of(run.id, interrupts)
                 await asyncio.to_thread(self.table.end, run.thread.id, agent.name, run.waiting.to_dict())
+            run.ends_with = frozenset(chunk)
             run.ending = True
         elif mode == "custom" and isinstance(chunk, Mapping):
             run.said += str(chunk.get("delta") or "")
@@ -306,6 +308,8 @@ class Runtime(Conversations):
             await saver.adelete_thread(run.thread.id)
             await asyncio.to_thread(self.table.delete, run.thread.id, run.thread.owner)
             return
+        if (names := lasting(agent.threaded(saver))) and (run.ends_with is None or not run.ends_with.isdisjoint(names)):
+            await self.branches.note(agent.threaded(saver), saver, run.thread.id)
         kept_branches = await asyncio.to_thread(self.branches.kept, run.thread.id)
         await prune(saver, run.thread.id, waiting=run.waiting is not None, kept=kept_branches)
         if run.waiting is None:
@@ -395,6 +399,7 @@ class Runtime(Conversations):
         await saver.adelete_thread(thread_id)
         await self._kept(saver, thread_id).clear()
         await asyncio.to_thread(self.branches.put, thread_id, ())
+        await asyncio.to_thread(self.branches.values(saver, thread_id).delete)
         await asyncio.to_thread(self.table.delete, thread_id, owner)
         for told in self.on_delete:
             await asyncio.to_thread(told, thread_id, owner)
