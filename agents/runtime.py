@@ -16,7 +16,22 @@ from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of
 from agents.conversations import Conversations
 from agents.edits import NotAnUpdate, apply
 from agents.kept import kept
-from agents.run import DONE, NothingAsked, Part, Run, RunLimit, Stood, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.run import (
+    DONE,
+    AgentChanged,
+    NothingAsked,
+    Part,
+    Run,
+    RunLimit,
+    Stood,
+    ThreadBusy,
+    ThreadNotFound,
+    asked,
+    parts,
+    running,
+    waits,
+    whose,
+)
 from agents.tables import MAX_ID, ONCE, Thread
 from agents.values import lasting
 
@@ -30,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STOPPED",
     "Agent",
+    "AgentChanged",
     "NotAnUpdate",
     "NotAsked",
     "NothingAsked",
@@ -97,6 +113,7 @@ class Runtime(Conversations):
         StateNotFound: it has no such state.
         ThreadBusy: another run is going on it.
         NotAsked: a decision answers no open question of the owner's.
+        AgentChanged: it does, but the agent's graph has changed since it was asked; what waited is dropped.
         RunLimit: the run took too long, or too many steps.
         NothingAsked: there is no message, or nothing new in a resent history, or nothing to answer again.
         """
@@ -164,6 +181,7 @@ class Runtime(Conversations):
         run = await self._claim(thread_id, owner, run_id, (questions(messages) or [""])[0], agent)
         thread = run.thread
         try:
+            graph = self._with_store(agent.threaded(saver))
             here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
             target = await self._target(saver, thread, state, again)
             if decisions:
@@ -171,12 +189,19 @@ class Runtime(Conversations):
                     raise NotAsked("the state that is named asks nobody; the thread has gone on since")
                 waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
                 given: Any = Command(resume=waiting.resume(decisions))
+                if not waits(await graph.aget_state(here, subgraphs=True)):
+                    await self._recover(agent, saver, thread)
+                    await self._rest(saver, run, agent)
+                    raise AgentChanged(
+                        f"{agent.name} was changed after it had asked this: the step that waited is no longer in its graph. "
+                        "What it asked for was not done; ask it again"
+                    )
             else:
                 if target is not None or not again:
                     await self._recover(agent, saver, thread)
                 run.before = await self._stands(saver, thread_id)
                 if target is not None:
-                    await self.branches.go_back(agent.threaded(saver), saver, thread_id, target)
+                    await self.branches.go_back(graph, saver, thread_id, target)
                 new: list[BaseMessage] = []
                 if not again:
                     new = fresh(messages) if await known(saver, thread_id) else list(messages)
@@ -187,7 +212,7 @@ class Runtime(Conversations):
                 # The ids tell later which run a message belongs to.
                 run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
                 given = None if again else {"messages": run.new}
-            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
+            run.task = asyncio.create_task(self._execute(agent, graph, run, saver, given, here))
         except BaseException:
             del self._runs[thread_id]
             raise
@@ -247,9 +272,10 @@ class Runtime(Conversations):
             if run.task is not None:
                 run.task.cancel()
 
-    async def _execute(self, agent: Agent, run: Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
+    async def _execute(
+        self, agent: Agent, graph: CompiledStateGraph, run: Run, saver: Saver, given: Any, config: RunnableConfig
+    ) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
-        graph = self._with_store(agent.threaded(saver))
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         whose.set(run.thread.owner)
         outcome: Any = DONE
