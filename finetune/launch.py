@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,12 @@ ENDED = ("COMPLETED", "FAILED", "CANCELED")
 _EXTRAS = ("local", "finetune")
 
 
-def check(recipe: TrainedRecipe | AutoRecipe) -> None:
-    """Whether the recipe can be begun here: its base model is there, and what its method and launcher need.
+def check(recipe: TrainedRecipe | AutoRecipe, files: Collection[str] = ()) -> None:
+    """Whether the recipe can be begun here: its base model and files are there, and what its method and launcher need.
+
+    Parameters
+    ----------
+    files: names of those that come with the recipe.
 
     Raises
     ------
@@ -38,14 +43,12 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
     """
     from finetune.base_model import base_of, locate
 
-    for key in ("train", "eval"):
-        if (file := getattr(recipe.data, key)) is not None and not find(file).exists():  # type: ignore[attr-defined]
-            raise RecipeError(f"data.{key}: there is no {file}, neither in this folder nor beside the rooms.")
     if isinstance(recipe, AutoRecipe):
         if recipe.data.text_column:
             locate(recipe.base_model)
         if importlib.util.find_spec("flaml") is None:
             raise RecipeError("model: auto needs the packages of the extra auto: pip install 'smalti[auto]'.")
+        _check_files(recipe, files)
         return
     base_of(recipe)
     if isinstance(recipe, LanguageRecipe):
@@ -72,6 +75,14 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
             raise RecipeError("launcher.strategy: fsdp takes several processes: {kind: torchrun, processes: 2, strategy: fsdp}.")
         if isinstance(recipe, LanguageRecipe) and recipe.method == "qlora":
             raise RecipeError("launcher.strategy: weights of four bits are not shared out; take ddp, or method: lora.")
+    _check_files(recipe, files)
+
+
+def _check_files(recipe: TrainedRecipe | AutoRecipe, files: Collection[str]) -> None:
+    data: Any = recipe.data  # type: ignore[union-attr]
+    for key, file in (("train", data.train), ("eval", data.eval)):
+        if file is not None and str(file) not in files and not find(file).exists():
+            raise RecipeError(f"data.{key}: there is no {file}, neither in this folder nor beside the rooms.")
 
 
 def _check_language(recipe: LanguageRecipe) -> None:

@@ -155,7 +155,7 @@ def router(
         if not isinstance(recipe, STARTED):
             raise refuse(400, f"task {recipe.task}, method {recipe.method} trains in seconds by `smalti finetune run`; not here.")
         try:
-            check(recipe)
+            check(recipe, wanted.files)
         except RecipeError as error:
             raise refuse(400, str(error)) from None
         if sum(run.state()["status"] in ACTIVE for run in runs.list()) >= MAX_ACTIVE:

@@ -66,6 +66,7 @@ class LanguageTask:
             model = adapted(model, recipe.lora, recipe.method == "dora", str(folder), "CAUSAL_LM")
         self.model: Any = model
         self._plain = head.plain(model)
+        self._casting = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
         if recipe.method != "qlora":  # four bits are where they are to stay
             self.model = ranks.place(model, device, recipe.launcher)
 
@@ -106,6 +107,7 @@ class LanguageTask:
         import torch
 
         written = []
+        self._cast(True)
         for prompt in self.recipe.eval_prompts:
             begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
             ids = torch.tensor([[*begin, *self.tokenizer.encode(prompt, add_special_tokens=False)]], device=self.device)
@@ -128,6 +130,7 @@ class LanguageTask:
 
     def _learnt(self, packs: Sequence[Pack], make: Any) -> tuple[Any, torch.Tensor]:
         """What `make` (of `finetune.head`) gives for the tokens that are learnt, and the number of the pack of each of these."""
+        import torch
         from torch.nn.functional import cross_entropy
 
         given = tensors(packs, self._pad, self._length)
@@ -138,6 +141,8 @@ class LanguageTask:
         # Without a mask and without a cache, or transformers would join the texts of a sequence.
         asked = dict(zip(given, moved, strict=True)) | {"attention_mask": None, "use_cache": False}
 
+        self._cast(not torch.is_autocast_enabled(torch.device(self.device).type))
+
         def learnt(states: torch.Tensor) -> torch.Tensor:
             return states.flatten(0, 1).index_select(0, flat)
 
@@ -146,6 +151,11 @@ class LanguageTask:
             return cross_entropy(logits, labels, reduction="sum" if make is head.summed else "none"), rows
         with head.instead_of_logits(self.model, lambda states, *weights: make(learnt(states), *weights, labels)):
             return self.model(**asked).logits, rows
+
+    def _cast(self, own: bool) -> None:
+        """Whether adapters put their inputs into their own precision; autocast would put them back, and both would be kept."""
+        for module in self._casting:
+            module.cast_input_dtype_enabled = own
 
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the device; a GPU takes it from pinned memory, while what was asked of it before still runs."""

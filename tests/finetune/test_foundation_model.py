@@ -85,7 +85,7 @@ def test_what_cannot_be_begun_is_told_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SMALTI_HOME", str(tmp_path / "home"))
     base, rows = llama(tmp_path / "base"), tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "1+1=", "response": "2"}) + "\n")
-    given = {"model": str(base), "train_data_path": str(rows), "task_type": "INSTRUCTION_FINETUNE", "eval_prompts": "1+"}
+    given = {"model": str(base), "train_data_path": str(rows), "task_type": "INSTRUCTION_FINETUNE", "context_length": 64}
     with pytest.raises(RecipeError, match=told):
         fm.create(**given | changes)
     assert fm.list() == []
