@@ -18,8 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.schema import CreateColumn
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised whenever a table gains or loses a column, or rows a meaning. Older state is upgraded in place after a copy is kept."""
 
 
@@ -214,6 +215,7 @@ def _alone(engine: Engine) -> Iterator[None]:
 
 
 def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -> None:
+    from governance.hourly import fill_limited
     from serving.ownership import to_principals
 
     older = found is not None and found < SCHEMA_VERSION
@@ -233,6 +235,8 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
         with engine.begin() as connection:
             if found is not None and found < 4:
                 to_principals(connection)
+            if found is not None and found < 5:
+                fill_limited(connection)
             connection.execute(text("DELETE FROM smalti_schema"))
             connection.execute(text("INSERT INTO smalti_schema (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
 
@@ -244,5 +248,7 @@ def _add_columns(engine: Engine, metadata: MetaData) -> None:
             present = {column["name"] for column in seen.get_columns(table.name)}
             for column in table.columns:
                 if column.name not in present:
-                    kind = column.type.compile(engine.dialect)
-                    connection.execute(text(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {kind}'))
+                    made = f'"{column.name}" {column.type.compile(engine.dialect)}'  # older rows have nothing there
+                    if column.server_default is not None:
+                        made = str(CreateColumn(column).compile(dialect=engine.dialect))
+                    connection.execute(text(f'ALTER TABLE "{table.name}" ADD COLUMN {made}'))

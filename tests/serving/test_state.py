@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sqlalchemy import inspect, text
 
+from governance.hourly import read
 from governance.journal import Journal
 from governance.tables import metadata
 from serving.state import SCHEMA_VERSION, open_database, upgrade
@@ -59,4 +60,26 @@ def test_an_index_that_came_later_is_made_in_a_state_from_before_it(tmp_path: Pa
         connection.execute(text("DROP INDEX inference_table_by_requester"))
     upgrade(engine, [metadata])
     assert "inference_table_by_requester" in {each["name"] for each in inspect(engine).get_indexes("inference_table")}
+    engine.dispose()
+
+
+def test_limits_hit_before_they_were_counted_are_counted_by_the_upgrade(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    upgrade(engine, [metadata])
+    row = {"request_time": 1_800_000_000_000_000_000, "endpoint_name": "assistant", "task": "agent", "requester": "ann"}
+    with Journal(engine, tmp_path / "journal", interval=None) as journal:
+        for number, status in enumerate((200, 429, 429, 403)):
+            journal.append({"databricks_request_id": f"r{number}", **row, "status_code": status})
+        journal.ingest()
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE usage_hourly DROP COLUMN limited"))
+        connection.execute(text("UPDATE smalti_schema SET version = 4"))
+    upgrade(engine, [metadata])
+    with Journal(engine, tmp_path / "journal", interval=None) as journal:
+        journal.append({"databricks_request_id": "later", **row, "status_code": 429})
+        journal.ingest()
+    (everyone,) = read(engine, since="2027-01-01T00")
+    (hers,) = read(engine, since="2027-01-01T00", requester="ann")
+    for counted in (everyone, hers):
+        assert (counted["requests"], counted["refused"], counted["limited"]) == (5, 4, 3)
     engine.dispose()
