@@ -146,19 +146,19 @@ def fill_limited(connection: Connection) -> None:
     table, hour = inference_table.c, func.substr(inference_table.c.request_time, 1, 13).label("at")
     inner = case((table.parent_request_id.is_(None), 0), else_=1).label("inner")
     groups = (func.coalesce(table.requester, EVERYONE).label("who"), hour, table.endpoint_name.label("name"), inner)
-    counted = select(*groups, func.count().label("count")).where(table.status_code == LIMITED).group_by(*groups)
+    counted = select(*groups, func.count().label("hits")).where(table.status_code == LIMITED).group_by(*groups)
     totals: dict[tuple[Any, ...], int] = {}
     for row in connection.execute(counted):
         for who in {EVERYONE, row.who}:
             key = (who, row.at, row.name, row.inner)
-            totals[key] = totals.get(key, 0) + row.count
+            totals[key] = totals.get(key, 0) + row.hits
     if totals:
-        names = ("who", "at", "name", "inner", "count")
+        names = ("who", "at", "name", "inner", "hits")
         of = hourly.c
         one = (of.requester == bindparam("who")) & (of.hour == bindparam("at")) & (of.endpoint == bindparam("name"))
         one &= (of.inner_call == bindparam("inner")) & (of.band == NO_BAND)
-        values = [dict(zip(names, (*key, count), strict=True)) for key, count in totals.items()]
-        connection.execute(update(hourly).where(one).values(limited=bindparam("count")), values)
+        values: list[dict[str, Any]] = [dict(zip(names, (*key, count), strict=True)) for key, count in totals.items()]
+        connection.execute(update(hourly).where(one).values(limited=bindparam("hits")), values)
 
 
 def read(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +220,7 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
 
     older = found is not None and found < SCHEMA_VERSION
     if older and engine.dialect.name == "sqlite" and engine.url.database:
-        with engine.begin() as connection:
-            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-        shutil.copy2(engine.url.database, f"{engine.url.database}.v{found}.bak")
+        _copy(engine, f"{engine.url.database}.v{found}.bak")
     for metadata in metadatas:
         metadata.create_all(engine)
         if older:
@@ -239,6 +237,18 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
                 fill_limited(connection)
             connection.execute(text("DELETE FROM smalti_schema"))
             connection.execute(text("INSERT INTO smalti_schema (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
+
+
+def _copy(engine: Engine, target: str) -> None:
+    """The database as a file of its own, by SQLite itself.
+
+    A process that opens and closes the file by other means drops the locks that SQLite holds on it: the next command to close the
+    database would then take its write-ahead log away from the server (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+    with engine.connect() as connection, closing(sqlite3.connect(target)) as kept:
+        held: Any = connection.connection.driver_connection
+        held.backup(kept)
 
 
 def _add_columns(engine: Engine, metadata: MetaData) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from sqlalchemy import inspect, text
@@ -83,3 +85,31 @@ def test_limits_hit_before_they_were_counted_are_counted_by_the_upgrade(tmp_path
     for counted in (everyone, hers):
         assert (counted["requests"], counted["refused"], counted["limited"]) == (5, 4, 3)
     engine.dispose()
+
+
+def test_a_command_beside_an_upgraded_server_leaves_it_its_log(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    upgrade(engine, [metadata])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE smalti_schema SET version = 3"))
+    upgrade(engine, [metadata])
+    count = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); print(c.execute('SELECT count(*) FROM audit_log').fetchone()[0])"
+    )
+
+    def beside() -> str:
+        command = [sys.executable, "-c", f"{count}; c.close()", f"{tmp_path}/smalti.db"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    for written in range(2):
+        assert beside() == str(written)
+        with engine.begin() as connection:
+            entry = "INSERT INTO audit_log (time, actor, action, subject) VALUES ('', '', '', '')"
+            connection.execute(text(entry))
+    assert beside() == "2"
+    assert (tmp_path / "smalti.db-wal").exists()
+    engine.dispose()
+    kept = open_database(f"sqlite:///{tmp_path}/smalti.db.v3.bak")
+    with kept.connect() as connection:
+        assert connection.execute(text("SELECT version FROM smalti_schema")).scalar() == 3
+    kept.dispose()

@@ -44,6 +44,11 @@ def band(name: str, points: Sequence[tuple[Any, float | None, float | None, floa
     ]
 
 
+def shortened(name: str, most: int = 26) -> str:
+    """A name as a legend has room for it, by its beginning and its end."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
+
+
 def plot(
     title: str,
     label: str,
@@ -54,6 +59,7 @@ def plot(
     x: str = "value",
     x_name: str = "",
     zero: bool = False,
+    whole: bool = True,
 ) -> None:
     """A figure with its caption.
 
@@ -63,6 +69,7 @@ def plot(
     categories: names of the columns; without them `x` is the kind of the x axis (`value`, `time`).
     empty: said in place of a chart where it is given.
     zero: a line is drawn there.
+    whole: counts and the like, so that no gridline stands between two whole numbers; over categories only.
     """
     with tag("figure", "plot"):
         tag("figcaption", text=title)
@@ -86,7 +93,7 @@ def plot(
             "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
             "yAxis": {
                 "type": "value", "axisLabel": _TEXT, "splitLine": {"lineStyle": {"color": "var(--line)"}},
-                **({"minInterval": 1} if categories is not None else {"scale": not zero}),
+                **({"minInterval": 1 if whole else 0} if categories is not None else {"scale": not zero}),
             },
         }  # fmt: skip
         if legend:

@@ -78,7 +78,9 @@ class EndpointsPage(ConsolePage):
         with self.detail:
             with tag("div", "section-head"):
                 tag("h2", text=name)
-                tag("a", "link", "Its calls in the journal", href=f"/console/journal?endpoint={name}")
+                with tag("div", "head-tools"):
+                    tag("a", "link", "Its numbers", href=f"/console?endpoint={name}")
+                    tag("a", "link", "Its calls in the journal", href=f"/console/journal?endpoint={name}")
             update = (endpoint.get("state") or {}).get("config_update")
             if update == "IN_PROGRESS":
                 tag("p", "hint", "A change is under way; what stands here answers until it is done.", role="status")
