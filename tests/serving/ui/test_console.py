@@ -7,7 +7,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.serving.ui.world import ARTIFACTS
+from tests.serving.ui.test_accessible import axe
+from tests.serving.ui.world import ARTIFACTS, XSS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -158,12 +159,16 @@ def test_keys_and_grants_are_made_and_taken_back(console, live):
     expect(direct).to_contain_text("endpoint:assistant")
     expect(mine).to_have_count(2)  # the index that the agent reads came with it
     expect(page.locator("#audit")).to_contain_text("grants.set")
+    budget = page.locator("#budgets tbody tr", has_text="all-minilm-l6-v2")
+    expect(budget).to_contain_text(f"user group {XSS[1]}")  # as text
+    expect(budget).to_contain_text("500 calls")
     page.locator("#audit tbody .cell-link", has_text="grants.set").first.click()
     expect(page.locator("#audit .payload").last).to_contain_text('"user:carol": "CAN_QUERY"')
     pictures(page, "access")
     direct.locator(".cell-link", has_text="Remove").click()
     expect(mine).to_have_count(0)
     page.locator("#keys tbody tr", has_text="carol").locator(".cell-link").click()
+    assert not (wrong := axe(page, "access, with a change and a question open")), "\n".join(wrong)
     page.get_by_role("button", name="Revoke", exact=True).click()
     expect(page.locator("#keys tbody tr", has_text="carol")).to_contain_text("revoked")
     with live.client() as client:

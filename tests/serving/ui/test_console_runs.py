@@ -203,7 +203,8 @@ def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(c
 def evaluations(live, tmp_path_factory):
     """Two evaluations of one dataset, the second better; and what they asked about is hostile."""
     folder = tmp_path_factory.mktemp("evals")
-    data = folder / "questions.jsonl"
+    data = folder / XSS[1] / "questions.jsonl"
+    data.parent.mkdir()
     questions = [f"Question {i} {XSS[i % len(XSS)]}" for i in range(24)]
     data.write_text("".join(json.dumps({"question": q, "expected_facts": [f"fact {i}"]}) + "\n" for i, q in enumerate(questions)))
 
@@ -234,6 +235,8 @@ def test_an_evaluation_shows_what_went_wrong_and_is_compared(console, live, eval
     expect(detail.locator(".grid").last).to_contain_text("facts missing")
     detail.get_by_role("button", name="Compare").click()
     expect(detail.locator(".verdict")).to_contain_text("assistant is better in contains")
+    expect(detail.locator(".plot figcaption").first).to_have_text("Scores over time")
+    expect(detail.locator(".facts")).to_contain_text(XSS[1])  # the dataset's folder, as text
     pictures(page, "evaluations")
     assert not (wrong := both(page, "evaluations")), "\n".join(wrong)
     with page.context.expect_page() as opened:
