@@ -132,7 +132,7 @@ def evaluate(
                 reuse=not fresh,
                 progress=not as_json,
                 verbose=verbose,
-                ui=f"http://{work.settings.host}:{work.settings.port}/mlflow",
+                ui=_mlflow(work),
             )
 
     import asyncio  # costs every other command 20 ms
@@ -272,6 +272,12 @@ def gate(
         raise typer.Exit(code)
 
 
+def _mlflow(work: Any) -> str:
+    """Where MLflow's pages are: with the running server, or where one would be."""
+    running = work.home.server()
+    return f"{running['url'] if running else f'http://{work.settings.host}:{work.settings.port}'}/mlflow"
+
+
 def _numbers(option: str, texts: list[str] | None) -> dict[str, float]:
     from evals.report import GateError
 
@@ -298,6 +304,5 @@ def report(
     work = context.obj
     with refusing():
         evaluation = read_journal(find_journal(work.home.path / "evals", run))
-    base = f"http://{work.settings.host}:{work.settings.port}/mlflow"
-    out.write_text(page(evaluation, f"{base}/#/traces/{{trace_id}}"), encoding="utf-8")
+    out.write_text(page(evaluation, f"{_mlflow(work)}/#/traces/{{trace_id}}"), encoding="utf-8")
     typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

@@ -86,10 +86,11 @@ def plot(
             rule = {"silent": True, "symbol": "none", "label": {"show": False}, "data": [{"yAxis": 0}]}
             made[-1]["markLine"] = {**rule, "lineStyle": {"color": "var(--ink)", "type": "solid", "width": 1}}
         named = [each["name"] for each in made if "name" in each]
+        right = 34 if categories is None and x == "time" else 14  # half of a time stands beyond the end
         legend = len(named) > 1 or len(made) > len(named)
         options: Options = {
             "animation": False, "series": made, "xAxis": below,
-            "grid": {"left": 8, "right": 14, "top": 34 if legend else 14, "bottom": 22 if x_name else 4, "containLabel": True},
+            "grid": {"left": 8, "right": right, "top": 34 if legend else 14, "bottom": 22 if x_name else 4, "containLabel": True},
             "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
             "yAxis": {
                 "type": "value", "axisLabel": _TEXT, "splitLine": {"lineStyle": {"color": "var(--line)"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePath
@@ -20,6 +21,8 @@ from serving.ui.report import report_url
 AT = "/api/2.0/smalti/evaluations"
 EVERY = 3.0
 """Seconds between looks at an evaluation that is going on."""
+RECORDED = 600
+"""Seconds after its beginning in which an evaluation may yet be recorded in MLflow."""
 _SHOWN = ("hit@5", "contains", "fact_recall", "accuracy", "abstention_recall", "latency_p95_ms")
 _KINDS = {
     "error": "no answer", "invented": "answered, should have declined", "refused": "declined, should have answered",
@@ -54,10 +57,10 @@ class EvaluationsPage(ConsolePage):
         self.head("Evaluations", "How good the answers are, on questions whose answers are known.")
         if chosen is not None:
             self.watched = tag("section", "detail tile", aria_label="Evaluation")
-            self._listed, self._rows = found, chosen["rows"]
+            self._listed, self._seen = found, _state(chosen)
             with self.watched:
                 self._one(chosen)
-            if chosen["rows"] < chosen["expected_rows"]:
+            if self._going(chosen):
                 ui.timer(EVERY, self._look, immediate=False)
         measured = [name for name in _SHOWN if any(each["metrics"].get(name) is not None for each in found)]
         columns = [
@@ -83,22 +86,28 @@ class EvaluationsPage(ConsolePage):
         self.client.run_javascript("smalti.to('.detail')")
 
     async def _look(self) -> None:
-        """Draw an evaluation that is going on again where it went on; once it has all rows, the whole page."""
+        """Draw an evaluation that is going on again where it went on; once it is recorded, the whole page."""
         try:
             await self.who()
             each = await self.api("GET", f"{AT}/{quote(self.chosen or '', safe='')}")
         except CallError as error:
             self.tell(error)
             return
-        if self.watched.is_deleted or each["id"] != self.chosen or each["rows"] == self._rows:
+        if self.watched.is_deleted or each["id"] != self.chosen or _state(each) == self._seen:
             return
-        if each["rows"] >= each["expected_rows"]:
+        if not self._going(each):
             await self.show()
             return
-        self._rows = each["rows"]
+        self._seen = _state(each)
         self.watched.clear()
         with self.watched:
             self._one(each)
+
+    def _going(self, each: Row) -> bool:
+        """Whether more may come: rows, and after them what MLflow calls it."""
+        begun = datetime.fromisoformat(each["started"]).timestamp()
+        unrecorded = self.data.mlflow and not each["run_id"] and time.time() - begun < RECORDED
+        return each["rows"] < each["expected_rows"] or unrecorded
 
     def _one(self, each: Row) -> None:
         alike = [other for other in self._listed if other["sha256"] == each["sha256"]]
@@ -219,6 +228,10 @@ class EvaluationsPage(ConsolePage):
             for item in found["differences"]
         ]  # fmt: skip
         table("Differences", "No score is in both.", columns, rows, key="score")
+
+
+def _state(each: Row) -> tuple[Any, ...]:
+    return each["rows"], each["run_id"], each["gate"]
 
 
 def courses(alike: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float]]]]:
