@@ -93,9 +93,15 @@ class AccessPage(ConsolePage):
             empty = "Nobody but administrators may call anything yet."
             table("Grants", empty, columns, rows, key="id", opens="remove", on_open=remove)
             with form("Grant", self.doing(self._grant, "The grant is in force.")):
-                field("Who (user:NAME, group:NAME, service_principal:NAME)", "principal", required=True, maxlength=300)
+                field(
+                    "Who",
+                    "principal",
+                    required=True,
+                    maxlength=300,
+                    placeholder="user:NAME, group:NAME or service_principal:NAME",
+                )
                 choice("May", "level", [(level, level) for level in LEVELS], "CAN_QUERY")
-                field("On (endpoint:NAME, index:NAME)", "securable", required=True, maxlength=500)
+                field("On", "securable", required=True, maxlength=500, placeholder="endpoint:NAME or index:NAME")
 
     async def _grant(self, given: Mapping[str, str]) -> None:
         try:

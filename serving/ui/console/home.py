@@ -53,14 +53,10 @@ class HomePage(ConsolePage):
         else:
             self._links(self.only in known)
         self._figures(seen.total)
-        with tag("div", "charts"):
-            self._requests(seen)
-            self._latency(seen)
-            self._tokens(seen)
-            self._cost(seen)
-            self._feedback(seen)
-            if self.only is None:
-                self._endpoints(seen)
+        if seen.total.requests or seen.total.rated:
+            self._charts(seen)
+        else:
+            tag("p", "hint empty-state quiet-time", "No calls in this time. Ask something in the chat, or look further back.")
         columns = [
             ("name", "Endpoint"), ("state", "State"), ("requests", "Requests"), ("errors", "Errors"), ("limited", "Limits hit"),
             ("refused", "Refused"), ("tokens", "Tokens"), ("cost", "Cost $"), ("p50", "p50 ms"), ("p95", "p95 ms"),
@@ -137,6 +133,16 @@ class HomePage(ConsolePage):
             _figure("Latency p50", p50, "1", f"p95 {p95}" if total.bands else "")
             helpful = f"{total.helpful / total.rated:.0%}" if total.rated else "–"
             _figure("Helpful", helpful, "4", f"of {compact(total.rated)} rated" if total.rated else "")
+
+    def _charts(self, seen: Overview) -> None:
+        with tag("div", "charts"):
+            self._requests(seen)
+            self._latency(seen)
+            self._tokens(seen)
+            self._cost(seen)
+            self._feedback(seen)
+            if self.only is None:
+                self._endpoints(seen)
 
     def _requests(self, seen: Overview) -> None:
         total = seen.total
