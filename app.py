@@ -249,6 +249,8 @@ def _expected(error: Exception) -> bool:
 
 def _say(error: Exception) -> None:
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}."
     print(f"smalti: {message}", file=sys.stderr)
 
 

@@ -91,7 +91,10 @@ def html(data: bytes) -> Converted:
     if not text or not text.strip():
         text = _markdown(tree)
     if not text.strip():
-        raise Unreadable("HTML has no text")
+        parser: Any = lxml_html.HTMLParser()
+        lxml_html.document_fromstring(data or b"<p></p>", parser=parser)
+        deep = any("depth" in entry.message for entry in parser.error_log)
+        raise Unreadable("HTML is nested too deeply, all its text lies below 256 levels" if deep else "HTML has no text")
     return Converted(text.strip() + "\n", title)
 
 

@@ -106,14 +106,14 @@ def one_of(rows: Snapshot, column: str, wanted: Sequence[str]) -> np.ndarray:
 def _column(rows: Snapshot, name: str) -> _Column:
     found = rows.cache.get(("column", name))
     if found is None:
-        found = rows.cache[("column", name)] = _Column([fields.get(name) for fields in rows.fields[: rows.size]])
+        found = rows.cache[("column", name)] = _Column(rows.fields.column(name))
     return found
 
 
 class _Column:
     """A column's values as codes of its distinct ones: every comparison runs over few values, then over small numbers."""
 
-    def __init__(self, values: list[Any]) -> None:
+    def __init__(self, values: Sequence[Any]) -> None:
         numbers: dict[Any, int] = {}
         codes = np.empty(len(values), np.int32)
         self._distinct: list[Any] = []

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine, Row
 from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
-from retrieval.chunks import ChunkSource, passage
+from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.gather import merged
@@ -373,7 +373,8 @@ class Indexes:
         with self._lock:
             found = self._memories.get(index_id)
             if found is None:
-                found = self._memories[index_id] = Memory(ChunkSource(self._store, index_id), self.encoder.dimension)
+                source = ChunkSource(self._store, index_id)
+                found = self._memories[index_id] = Memory(source, self.encoder.dimension, fields=ChunkFields)
             return found
 
 

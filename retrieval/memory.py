@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -30,20 +31,47 @@ SIGNED, SHORT = 200_000, 80
 held 83, 94 and 98 % of the ten nearest of 4,000, 15,000 and 60,000 sentences: of more rows a smaller share is enough."""
 COMMON = 2048
 """Rows of a term from which it is asked whether it can matter."""
-BATCH = 500
-"""Rows taken over at once: few enough to stay in the processor's cache."""
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
 
-class Record(NamedTuple):
-    """A row of the truth: `seq` orders and names it; a changed row comes with a new one."""
+class Fields(Protocol):
+    """The columns of rows."""
 
-    seq: int
-    key: str
-    vector: bytes | None
-    terms: bytes | None
-    fields: Mapping[str, Any]
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, slot: int) -> Mapping[str, Any]:
+        """A row's columns by name."""
+        ...
+
+    def column(self, name: str) -> Sequence[Any]:
+        """A column of all rows; None where a row has none."""
+        ...
+
+    def joined(self, parts: Sequence[Any]) -> Self:
+        """These and others of their kind, as new ones."""
+        ...
+
+
+class Bodies(list[Mapping[str, Any]], Fields):
+    """Columns, row by row."""
+
+    def column(self, name: str) -> list[Any]:
+        return [body.get(name) for body in self]
+
+    def joined(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> Bodies:
+        return Bodies(chain(self, *parts))
+
+
+class Page(NamedTuple):
+    """Rows of the truth, column by column. A number in `seqs` orders and names a row; a changed row comes with a new one."""
+
+    seqs: Sequence[int]
+    keys: Sequence[str]
+    vectors: Sequence[bytes | None]
+    terms: Sequence[bytes | None]
+    fields: Any
+    """Of the class that the `Memory` is given, or what it joins."""
 
 
 class Source(Protocol):
@@ -53,8 +81,8 @@ class Source(Protocol):
         """Numbers of the rows that are there now, ascending."""
         ...
 
-    def records(self, after: int) -> Iterator[Record]:
-        """Rows with a number above `after`, ascending."""
+    def pages(self, after: int) -> Iterator[Page]:
+        """Rows with a number above `after`, ascending; a few hundred at once, so that they stay in the processor's cache."""
         ...
 
 
@@ -73,7 +101,7 @@ class Snapshot:
     matrix: np.ndarray
     lengths: np.ndarray
     alive: np.ndarray
-    fields: list[Mapping[str, Any]]
+    fields: Fields
     postings: tuple[Postings, ...]
     languages: tuple[int, ...]
     """Languages the rows are in, the commonest first."""
@@ -242,10 +270,11 @@ class Memory:
     source: where the rows are.
     dimension: of the vectors; 0 where rows have none.
     distance: compare by distance instead of cosine: the vectors need not have unit length.
+    fields: how the rows' columns are held.
     """
 
-    def __init__(self, source: Source, dimension: int, *, distance: bool = False) -> None:
-        self._source, self._dimension, self._distance = source, dimension, distance
+    def __init__(self, source: Source, dimension: int, *, distance: bool = False, fields: Callable[[], Fields] = Bodies) -> None:
+        self._source, self._dimension, self._distance, self._fields = source, dimension, distance, fields
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -279,7 +308,7 @@ class Memory:
                 np.empty((len(live), self._dimension), np.float32),
                 np.empty(0, np.float32),
                 np.empty(0, bool),
-                [],
+                self._fields(),
                 (),
                 (),
             )
@@ -287,30 +316,31 @@ class Memory:
             return self._snapshot
 
     def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
-        keys, fields, seqs = list(old.keys), list(old.fields), [old.seqs[: old.size]]
+        keys, seqs = list(old.keys), [old.seqs[: old.size]]
+        parts: list[Any] = []
         matrix, at = old.matrix, old.size
         gathered, lengths = Gathered(at), [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
-        records = self._source.records(after)
-        while batch := list(islice(records, BATCH)):
-            end = at + len(batch)
+        for page in _ahead(self._source.pages(after)):
+            count = len(page.keys)
+            end = at + count
             if end > len(matrix):
                 # Readers of the old snapshot keep the old block; rows past their size in a shared one are not theirs.
                 grown = np.empty((max(1024, end, len(matrix) * 3 // 2), self._dimension), np.float32)
                 grown[:at] = matrix[:at]
                 matrix = grown
             none = bytes(4 * self._dimension)
-            vectors = b"".join(record.vector or none for record in batch)
-            matrix[at:end] = np.frombuffer(vectors, np.float32).reshape(len(batch), -1) if vectors else 0.0
-            terms = words.decode_many([record.terms or b"" for record in batch])
+            vectors = b"".join([vector or none for vector in page.vectors])
+            matrix[at:end] = np.frombuffer(vectors, np.float32).reshape(count, -1) if vectors else 0.0
+            terms = words.decode_many([held or b"" for held in page.terms])
             weights = terms.text + np.float32(ABOVE) * terms.context
             gathered.add(terms.sizes, terms.ids, weights)
-            lengths.append(np.bincount(np.repeat(np.arange(len(batch)), terms.sizes), weights, len(batch)).astype(np.float32))
-            for language, count in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
-                spoken[int(language)] = spoken.get(int(language), 0) + int(count)
-            keys.extend(record.key for record in batch)
-            fields.extend(record.fields for record in batch)
-            seqs.append(np.fromiter((record.seq for record in batch), np.int64, len(batch)))
+            lengths.append(np.bincount(np.repeat(np.arange(count), terms.sizes), weights, count).astype(np.float32))
+            for language, rows in zip(*np.unique(terms.languages[terms.languages >= 0], return_counts=True), strict=True):
+                spoken[int(language)] = spoken.get(int(language), 0) + int(rows)
+            keys.extend(page.keys)
+            parts.append(page.fields)
+            seqs.append(np.array(page.seqs, np.int64))
             at = end
         length = np.concatenate(lengths)
         alive = np.concatenate((alive, np.ones(at - old.size, bool)))
@@ -320,5 +350,14 @@ class Memory:
         squares = np.einsum("ij,ij->i", matrix[:at], matrix[:at]) if self._distance else None
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
-        live = int(alive.sum())
+        live, fields = int(alive.sum()), old.fields.joined(parts)
         return Snapshot(at, live, keys, np.concatenate(seqs), matrix, length, alive, fields, postings, languages, squares, codes)
+
+
+def _ahead(pages: Iterator[Page]) -> Iterator[Page]:
+    """The pages, each read by another thread while the one before it is taken over."""
+    with ThreadPoolExecutor(1, thread_name_prefix="smalti-pages") as reader:
+        coming = reader.submit(next, pages, None)
+        while (page := coming.result()) is not None:
+            coming = reader.submit(next, pages, None)
+            yield page

@@ -294,7 +294,7 @@ class Store:
             return np.fromiter((row[0] for row in found), np.int64)
 
     def records(self, index_id: int, after: int) -> Iterator[Sequence[Any]]:
-        """Chunks above a number, a few thousand at a time: number, id, vector, terms, document, source, title, heading, place."""
+        """Chunks above a number, a few hundred at a time: number, id, vector, terms, document, source, title, heading, place."""
         while True:
             with self.reading() as db:
                 rows = db.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()

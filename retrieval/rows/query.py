@@ -172,7 +172,8 @@ def _within(rows: Snapshot, index: RowIndex, columns: Sequence[str]) -> Snapshot
     if found is None:
         ids, counts, sizes = [], [], []
         lengths = np.zeros(rows.size, np.float32)
-        for slot, fields in enumerate(rows.fields[: rows.size]):
+        for slot in range(rows.size):
+            fields = rows.fields[slot]
             terms = words.decode(words.encode(" ".join(str(fields[name]) for name in key[1] if fields.get(name))))
             ids.append(terms.ids)
             counts.append(terms.text.astype(np.float32))
@@ -191,7 +192,7 @@ def scan(store: RowStore, name: str, count: int, after: str | None, seen: Seen) 
     rows, spec = store.snapshot(index), index.spec
     order = rows.cache.get("order")
     if order is None:
-        order = sorted((_sortable(rows.fields[i].get(spec.primary_key)), int(i)) for i in np.flatnonzero(rows.alive))
+        order = sorted((_sortable(rows.fields[i].get(spec.primary_key)), i) for i in map(int, np.flatnonzero(rows.alive)))
         rows.cache["order"] = order
     at = 0
     if after is not None:

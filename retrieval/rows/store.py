@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from retrieval.errors import AlreadyExists, BadRequest, NotFound
-from retrieval.memory import Memory, Record, Snapshot
+from retrieval.memory import Memory, Page, Snapshot
 from retrieval.rows.schema import Spec
 from retrieval.tables import row_indexes, row_reports, rows
 
@@ -50,16 +50,16 @@ class _Source:
             found = db.execute(sa.select(rows.c.seq).where(rows.c.index_id == self._id).order_by(rows.c.seq))
             return np.fromiter((row[0] for row in found), np.int64)
 
-    def records(self, after: int) -> Iterator[Record]:
+    def pages(self, after: int) -> Iterator[Page]:
         c = rows.c
-        statement = sa.select(c.seq, c.key, c.vector, c.terms, c.body).where(c.index_id == self._id).order_by(c.seq).limit(4000)
+        statement = sa.select(c.seq, c.key, c.vector, c.terms, c.body).where(c.index_id == self._id).order_by(c.seq).limit(BATCH)
         while True:
             with self._engine.connect() as db:
                 page = db.execute(statement.where(c.seq > after)).all()
             if not page:
                 return
-            for row in page:
-                yield Record(row.seq, row.key, row.vector, row.terms, json.loads(row.body))
+            seqs, keys, vectors, terms, bodies = zip(*page, strict=True)
+            yield Page(seqs, keys, vectors, terms, [json.loads(body) for body in bodies])
             after = page[-1].seq
 
 

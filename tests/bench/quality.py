@@ -23,7 +23,7 @@ import numpy as np
 
 from retrieval import Encoder, words
 from retrieval.late import Asked
-from retrieval.memory import Memory, Record
+from retrieval.memory import Memory, Page
 from retrieval.search import Hit, search
 
 WAYS = {
@@ -92,16 +92,14 @@ class Held:
     """A collection as searches hold it."""
 
     def __init__(self, docs: Mapping[str, tuple[str, str]], vectors: np.ndarray) -> None:
-        self._rows = [
-            Record(i, key, vector.tobytes(), words.encode(text, title), {})
-            for i, ((key, (title, text)), vector) in enumerate(zip(docs.items(), vectors, strict=True), 1)
-        ]
+        held = [words.encode(text, title) for title, text in docs.values()]
+        self._page = Page(range(1, len(docs) + 1), list(docs), [each.tobytes() for each in vectors], held, [{}] * len(docs))
 
     def seqs(self) -> np.ndarray:
-        return np.arange(1, len(self._rows) + 1)
+        return np.array(self._page.seqs)
 
-    def records(self, after: int) -> Iterator[Record]:
-        return iter(self._rows[after:])
+    def pages(self, after: int) -> Iterator[Page]:
+        yield self._page
 
 
 def gain(order: list[str], right: set[str]) -> float:

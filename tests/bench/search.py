@@ -153,7 +153,9 @@ def main() -> None:
                 chosen, column = [f"part{number}" for number in range(round(share * 10))], "folder"
             where = {column: chosen, **{k: v for k, v in extra.items() if v is not None}}
             if share < 0.01:
-                begins = sorted(f["start"] for f in rows.fields if f["source"] == chosen[0])
+                begins = sorted(
+                    b for a, b in zip(rows.fields.column("source"), rows.fields.column("start"), strict=True) if a == chosen[0]
+                )
                 where["start <"] = begins[min(len(begins) - 1, max(1, int(options.rows * share)))]
             told[f"filtered_{share:.1%}"] = {
                 "dense": timed(run("dense", filters=where), both, warm=10),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval import memory as memory_module
-from retrieval.memory import CODED, Memory, Record, best, highest
+from retrieval.memory import CODED, Memory, Page, best, highest
 from retrieval.search import search
 
 RNG = np.random.default_rng(3)
@@ -23,9 +23,11 @@ class Rows:
     def seqs(self) -> np.ndarray:
         return np.array([i + 1 for i in range(len(self.vectors)) if i not in self.gone])
 
-    def records(self, after: int) -> Iterator[Record]:
-        for i in range(after, len(self.vectors)):
-            yield Record(i + 1, str(i), self.vectors[i].tobytes(), None, {})
+    def pages(self, after: int) -> Iterator[Page]:
+        for at in range(after, len(self.vectors), 500):
+            part = range(at, min(at + 500, len(self.vectors)))
+            vectors = [self.vectors[i].tobytes() for i in part]
+            yield Page([i + 1 for i in part], [str(i) for i in part], vectors, [None] * len(part), [{}] * len(part))
 
 
 @pytest.mark.parametrize("signed", [CODED, 10**6])

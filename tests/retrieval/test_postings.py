@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval import memory, postings, words
-from retrieval.memory import Memory, Record, best
+from retrieval.memory import Memory, Page, best
 
 RNG = np.random.default_rng(11)
 
@@ -22,17 +22,16 @@ class Texts:
     def seqs(self) -> np.ndarray:
         return np.array([i + 1 for i in range(len(self.texts)) if i not in self.gone])
 
-    def records(self, after: int) -> Iterator[Record]:
-        for i in range(after, len(self.texts)):
-            if i not in self.gone:
-                held = words.encode(self.texts[i], f"w{i % 7}q", 0) if i % 50 else None
-                yield Record(i + 1, str(i), None, held, {})
+    def pages(self, after: int) -> Iterator[Page]:
+        for at in range(after, len(self.texts), 500):
+            part = [i for i in range(at, min(at + 500, len(self.texts))) if i not in self.gone]
+            held = [words.encode(self.texts[i], f"w{i % 7}q", 0) if i % 50 else None for i in part]
+            yield Page([i + 1 for i in part], [str(i) for i in part], [None] * len(part), held, [{}] * len(part))
 
 
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> Texts:
     monkeypatch.setattr(postings, "PART", 5000)
-    monkeypatch.setattr(memory, "BATCH", 500)
     monkeypatch.setattr(memory, "COMMON", 64)
     return Texts(3000)
 
