@@ -70,19 +70,72 @@ async def messages_of(saver: Saver, thread_id: str) -> list[BaseMessage]:
     return list(saved.checkpoint["channel_values"].get("messages") or []) if saved else []
 
 
-async def prune(saver: Saver, thread_id: str, *, waiting: bool = False) -> None:
-    """Keep a thread's last checkpoint alone: it holds all that was said. What subgraphs keep is needed only while one waits."""
+async def prune(saver: Saver, thread_id: str, *, waiting: bool = False, kept: Sequence[str] = ()) -> None:
+    """Keep a thread's last checkpoint, which holds all that was said, and `kept`, those that hold branches which were left.
+
+    What subgraphs keep is needed only while one waits.
+    """
     if not _in_file(saver):
-        return await postgres.prune(saver, thread_id, waiting=waiting)
+        return await postgres.prune(saver, thread_id, waiting=waiting, kept=kept)
     last = "(SELECT MAX(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '')"
+    old = f"checkpoint_ns = '' AND checkpoint_id < {last} AND checkpoint_id NOT IN ({', '.join('?' * len(kept))})"
     within = "" if waiting else " OR checkpoint_ns != ''"
     async with saver.lock:
         for table in ("checkpoints", "writes"):
             await saver.conn.execute(
-                f"DELETE FROM {table} WHERE thread_id = ? AND ((checkpoint_ns = '' AND checkpoint_id < {last}){within})",
-                (thread_id, thread_id),
+                f"DELETE FROM {table} WHERE thread_id = ? AND (({old}){within})", (thread_id, thread_id, *kept)
             )
         await saver.conn.commit()
+
+
+async def last_of(saver: Saver, thread_id: str) -> str | None:
+    """The id of a thread's last checkpoint."""
+    saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
+    return saved.checkpoint["id"] if saved else None
+
+
+async def unfinished(saver: Saver, thread_id: str) -> list[str]:
+    """The nodes that a thread's graph would run next."""
+    saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
+    return next_of(saved.checkpoint["channel_values"]) if saved else []
+
+
+def next_of(values: Mapping[str, Any]) -> list[str]:
+    """The nodes that a checkpoint leads to, by its channels."""
+    return [name.removeprefix(_LEADS_TO) for name in values if name.startswith(_LEADS_TO)]
+
+
+_LEADS_TO = "branch:to:"
+"""Begins the name of the channel by which LangGraph starts a node."""
+
+
+async def take_back(saver: Saver, thread_id: str, last: str | None) -> None:
+    """Drop the checkpoints of a thread that came after `last`; None drops all."""
+    if last is None:
+        return await saver.adelete_thread(thread_id)
+    if not _in_file(saver):
+        return await postgres.take_back(saver, thread_id, last)
+    async with saver.lock:
+        for table in ("checkpoints", "writes"):
+            await saver.conn.execute(
+                f"DELETE FROM {table} WHERE thread_id = ? AND (checkpoint_id > ? OR checkpoint_ns != '')", (thread_id, last)
+            )
+        await saver.conn.execute("DELETE FROM writes WHERE thread_id = ? AND checkpoint_id = ?", (thread_id, last))
+        await saver.conn.commit()
+
+
+async def copy(saver: Saver, thread_id: str, to: str) -> None:
+    """Have another thread hold the same checkpoints."""
+    found = [saved async for saved in saver.alist({"configurable": {"thread_id": thread_id}})]
+    for saved in sorted(found, key=lambda each: each.checkpoint["id"]):
+        namespace = saved.config.get("configurable", {}).get("checkpoint_ns", "")
+        config: RunnableConfig = {"configurable": {"thread_id": to, "checkpoint_ns": namespace}}
+        here = await saver.aput(config, saved.checkpoint, saved.metadata, saved.checkpoint["channel_versions"])
+        by_task: dict[str, list[tuple[str, Any]]] = {}
+        for task, channel, value in saved.pending_writes or ():
+            by_task.setdefault(task, []).append((channel, value))
+        for task, writes in by_task.items():
+            await saver.aput_writes(here, writes, task)
 
 
 async def settle(

@@ -32,6 +32,16 @@ def fresh(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return list(messages[last + 1 :])
 
 
+def unanswered(new: Sequence[BaseMessage], said: Sequence[Any]) -> list[BaseMessage]:
+    """What is new without results of tool calls that have theirs: a client may invent some for calls that a person stopped."""
+    answered: set[str] = set()
+    for message in said:
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        answered -= {call_id for call_id, _ in _calls(message)}
+    return [m for m in new if not (isinstance(m, ToolMessage) and m.tool_call_id in answered)]
+
+
 def settle(messages: Sequence[AnyMessage], unanswered: str = UNANSWERED) -> list[AnyMessage]:
     """The history with every tool call answered at its place, by an error where no result came, and no stray result.
 

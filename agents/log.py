@@ -117,6 +117,11 @@ class RunLog:
             last = connection.execute(select(func.max(run_events.c.seq)).where(run_events.c.run_id == run_id)).scalar()
         return 0 if last is None else last + 1
 
+    def delete(self, run_id: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(run_events).where(run_events.c.run_id == run_id))
+            connection.execute(delete(runs).where(runs.c.id == run_id))
+
     def forget(self, before: float) -> int:
         """Remove runs that ended before a time, and tell how many."""
         old = select(runs.c.id).where(runs.c.updated < before, runs.c.status != RUNNING)

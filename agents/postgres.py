@@ -5,6 +5,7 @@ Source: https://reference.langchain.com/python/langgraph.checkpoint.postgres
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,22 +47,37 @@ async def known(saver: AsyncPostgresSaver, thread_id: str) -> bool:
         return await found.fetchone() is not None
 
 
-async def prune(saver: AsyncPostgresSaver, thread_id: str, *, waiting: bool = False) -> None:
-    """Keep a thread's last checkpoint alone, and of the values it is made of those that it names."""
+async def prune(saver: AsyncPostgresSaver, thread_id: str, *, waiting: bool = False, kept: Sequence[str] = ()) -> None:
+    """Keep a thread's last checkpoint alone, and `kept`, and of the values they are made of those that they name."""
     last = "(SELECT MAX(checkpoint_id) FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = '')"
     within = "" if waiting else " OR checkpoint_ns != ''"
     async with _pool(saver).connection() as connection, connection.transaction():
         for table in ("checkpoint_writes", "checkpoints"):
             await connection.execute(
-                f"DELETE FROM {table} WHERE thread_id = %s AND ((checkpoint_ns = '' AND checkpoint_id < {last}){within})",
-                (thread_id, thread_id),
+                f"DELETE FROM {table} WHERE thread_id = %s AND ((checkpoint_ns = '' AND checkpoint_id < {last} "
+                f"AND NOT checkpoint_id = ANY(%s)){within})",
+                (thread_id, thread_id, list(kept)),
             )
-        await connection.execute(
-            "DELETE FROM checkpoint_blobs b WHERE b.thread_id = %s AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE "
-            "c.thread_id = b.thread_id AND c.checkpoint_ns = b.checkpoint_ns "
-            "AND c.checkpoint -> 'channel_versions' ->> b.channel = b.version)",
-            (thread_id,),
-        )
+        await connection.execute(_UNNAMED, (thread_id,))
+
+
+async def take_back(saver: AsyncPostgresSaver, thread_id: str, last: str) -> None:
+    """Drop the checkpoints of a thread that came after `last`."""
+    async with _pool(saver).connection() as connection, connection.transaction():
+        for table in ("checkpoint_writes", "checkpoints"):
+            await connection.execute(
+                f"DELETE FROM {table} WHERE thread_id = %s AND (checkpoint_id > %s OR checkpoint_ns != '')", (thread_id, last)
+            )
+        await connection.execute("DELETE FROM checkpoint_writes WHERE thread_id = %s AND checkpoint_id = %s", (thread_id, last))
+        await connection.execute(_UNNAMED, (thread_id,))
+
+
+_UNNAMED = (
+    "DELETE FROM checkpoint_blobs b WHERE b.thread_id = %s AND NOT EXISTS (SELECT 1 FROM checkpoints c WHERE "
+    "c.thread_id = b.thread_id AND c.checkpoint_ns = b.checkpoint_ns "
+    "AND c.checkpoint -> 'channel_versions' ->> b.channel = b.version)"
+)
+"""Values that no checkpoint of a thread names any more."""
 
 
 def _pool(saver: AsyncPostgresSaver) -> Any:

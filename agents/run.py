@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.agent import Agent
 from agents.approvals import Waiting
+from agents.branches import Branch
 from agents.tables import ONCE, Thread
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ The first part of a run is `((), "started", run_id)`."""
 whose: ContextVar[str | None] = ContextVar("smalti_whose", default=None)
 """The user whom the run in this context answers."""
 
+Stood = tuple[str | None, "Sequence[Branch]"]
+"""Where a thread stood: its last checkpoint (None: there was none), and the branches that had been left."""
+
 
 class ThreadNotFound(Exception):
     """There is no such thread, or it is another owner's."""
@@ -34,6 +38,10 @@ class ThreadNotFound(Exception):
 
 class ThreadBusy(Exception):
     """The thread has a run going; one at a time."""
+
+
+class NothingAsked(ValueError):
+    """There is nothing to answer."""
 
 
 class RunLimit(Exception):
@@ -54,6 +62,10 @@ class Run:
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
     waiting: Waiting | None = None
+    before: Stood | None = None
+    """To where its thread can be taken back."""
+    undone: bool = False
+    """It was told to stop as if it had never been."""
 
     @property
     def once(self) -> bool:

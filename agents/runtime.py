@@ -4,66 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
-from agents.checkpoints import STOPPED, close_saver, known, messages_of, open_saver, prune, settle
-from agents.kept import Kept, kept
-from agents.run import DONE, Part, Run, RunLimit, ThreadBusy, ThreadNotFound, asked, parts, running, whose
-from agents.snapshot import Snapshot, snapshot_of
-from agents.tables import MAX_ID, ONCE, Thread, Threads
+from agents.branches import State, StateNotFound
+from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of, prune, settle, take_back, unfinished
+from agents.conversations import Conversations
+from agents.edits import NotAnUpdate, apply
+from agents.kept import kept
+from agents.run import DONE, NothingAsked, Part, Run, RunLimit, Stood, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.tables import MAX_ID, ONCE, Thread
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
     from langgraph.graph.state import CompiledStateGraph
-    from langgraph.store.base import BaseStore
-    from sqlalchemy import Engine
 
     from agents.checkpoints import Saver
-    from agents.history import Turn
 
-__all__ = ["STOPPED", "Agent", "NotAsked", "Part", "RunLimit", "Runtime", "ThreadBusy", "ThreadNotFound"]
+__all__ = [
+    "STOPPED",
+    "Agent",
+    "NotAnUpdate",
+    "NotAsked",
+    "NothingAsked",
+    "Part",
+    "RunLimit",
+    "Runtime",
+    "StateNotFound",
+    "ThreadBusy",
+    "ThreadNotFound",
+]
 
 log = logging.getLogger(__name__)
 
 NOT_APPROVED = "A person was asked to approve this call and said something else; it was not run."
 
 
-class Runtime:
-    """Executes agents; keeps threads in the database and what was said on them in LangGraph's checkpoints.
-
-    Parameters
-    ----------
-    engine: database of the thread table.
-    checkpoints: file of the checkpoints (SQLite), or URL of the PostgreSQL database that holds them.
-    types: classes beyond ours that agents keep in their state, allowed to be read back from a checkpoint.
-    store: gives what is remembered across threads, handed to graphs that were compiled without a store of their own.
-    """
-
-    def __init__(
-        self, engine: Engine, checkpoints: Path | str, *, types: Sequence[type] = (), store: Callable[[], BaseStore] | None = None
-    ) -> None:
-        self.table, self._engine = Threads(engine), engine
-        self.store = store
-        self._place, self._types = checkpoints, tuple(types)
-        self._saver: Saver | None = None
-        self._opening = asyncio.Lock()
-        self._runs: dict[str, Run] = {}
-        self.on_delete: list[Callable[[str, str], object]] = []
-        """Called, in a thread, with the id and the owner of a thread that was deleted."""
-
-    async def open(self) -> Saver:
-        """Open the checkpoints in the running loop; done by itself at the first threaded run."""
-        async with self._opening:
-            if self._saver is None:
-                self._saver = await open_saver(self._place, self._types)
-            return self._saver
+class Runtime(Conversations):
+    """Executes agents on threads; parameters as for `Conversations`."""
 
     async def close(self) -> None:
         """Stop what runs, leave its threads usable, close the checkpoints."""
@@ -86,6 +69,8 @@ class Runtime:
         run_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         decisions: Mapping[str, Decision] | None = None,
+        state: str | None = None,
+        again: bool = False,
     ) -> AsyncGenerator[Part, None]:
         """Run an agent; yields LangGraph's stream parts, the final state last as `((), "values", state)`.
 
@@ -102,17 +87,20 @@ class Runtime:
         run_id: request id of this run; its messages can be found by it.
         metadata: kept with the checkpoint, handed to the graph's callbacks.
         decisions: what a person said to a run that asked, by the question's id; goes on with that run.
+        state: of the thread's `history`, where to go on from; what came after it stays as a branch. None is where it stands.
+        again: nothing is said; what stands there last is answered, anew if it was before.
 
         Raises
         ------
         ThreadNotFound: the thread is another owner's.
+        StateNotFound: it has no such state.
         ThreadBusy: another run is going on it.
         NotAsked: a decision answers no open question of the owner's.
         RunLimit: the run took too long, or too many steps.
-        ValueError: there is no message, or nothing new in a resent history.
+        NothingAsked: there is no message, or nothing new in a resent history, or nothing to answer again.
         """
-        if not messages and not decisions:
-            raise ValueError("there is no message to answer; send at least one user message")
+        if not messages and not decisions and not (again and thread_id):
+            raise NothingAsked("there is no message to answer; send at least one user message")
         run_id = run_id or uuid4().hex
         config: RunnableConfig = {
             "recursion_limit": agent.step_limit,
@@ -136,7 +124,7 @@ class Runtime:
             finally:
                 whose.set(outer)
             return
-        run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions)
+        run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions, state, again)
         try:
             await asyncio.sleep(0)  # the task has begun: from now on it settles the thread however it ends
             while (part := await run.queue.get()) is not DONE:
@@ -164,15 +152,50 @@ class Runtime:
         run_id: str,
         config: RunnableConfig,
         decisions: Mapping[str, Decision] | None,
+        state: str | None,
+        again: bool,
     ) -> Run:
         from langgraph.types import Command
 
-        from agents.history import fresh, questions
+        from agents.history import fresh, questions, unanswered
 
+        saver = await self.open()
+        run = await self._claim(thread_id, owner, run_id, (questions(messages) or [""])[0], agent)
+        thread = run.thread
+        try:
+            here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
+            target = await self._target(saver, thread, state, again)
+            if decisions:
+                if target is not None:
+                    raise NotAsked("the state that is named asks nobody; the thread has gone on since")
+                waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
+                given: Any = Command(resume=waiting.resume(decisions))
+            else:
+                if target is not None or not again:
+                    await self._recover(agent, saver, thread)
+                run.before = await self._stands(saver, thread_id)
+                if target is not None:
+                    await self.branches.go_back(agent.threaded(saver), saver, thread_id, target)
+                new: list[BaseMessage] = []
+                if not again:
+                    new = fresh(messages) if await known(saver, thread_id) else list(messages)
+                    if any(message.type == "tool" for message in new):
+                        new = unanswered(new, await messages_of(saver, thread_id))
+                    if not new:
+                        raise NothingAsked("there is nothing new after the last assistant message; send a user message")
+                # The ids tell later which run a message belongs to.
+                run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
+                given = None if again else {"messages": run.new}
+            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
+        except BaseException:
+            del self._runs[thread_id]
+            raise
+        return run
+
+    async def _claim(self, thread_id: str, owner: str, run_id: str, title: str, agent: Agent) -> Run:
+        """The thread, made if there is none, with this run on it and no other. Raises ThreadNotFound, ThreadBusy."""
         if not thread_id or len(thread_id) > MAX_ID:
             raise ThreadNotFound(f"a thread id has 1 to {MAX_ID} characters; this one has {len(thread_id)}")
-        saver = await self.open()
-        title = (questions(messages) or [""])[0]
         claim = (self.table.claim, thread_id, owner)
         thread = await asyncio.to_thread(*claim, title=title, agent=agent.name)
         while (going := self._runs.get(thread_id)) is not None and thread is not None:
@@ -185,24 +208,24 @@ class Runtime:
         if thread_id in self._runs:
             raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
         run = self._runs[thread_id] = Run(thread, run_id, [])  # no await between the check and this
-        try:
-            here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
-            if decisions:
-                waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
-                given: Any = Command(resume=waiting.resume(decisions))
-            else:
-                await self._recover(agent, saver, thread)
-                new = fresh(messages) if await known(saver, thread_id) else list(messages)
-                if not new:
-                    raise ValueError("there is nothing new after the last assistant message; send a user message")
-                # The ids tell later which run a message belongs to.
-                run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
-                given = {"messages": run.new}
-            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
-        except BaseException:
-            del self._runs[thread_id]
-            raise
         return run
+
+    async def _target(self, saver: Saver, thread: Thread, state: str | None, again: bool) -> State | None:
+        """The state to go back to; None where the thread goes on from where it stands. Raises StateNotFound, NothingAsked."""
+        if state is None and not again:
+            return None
+        history = await self.branches.history(saver, thread.id, asked(thread))
+        found = history.head if state is None else history.find(state)
+        if not again:
+            return None if found is history.head else found
+        if found is None or not found.open:
+            raise NothingAsked("there is nothing to answer in this state; name an earlier one, or send a message")
+        if found is history.head:
+            if thread.waiting:
+                raise NothingAsked("a person is asked in this state; send the decision")
+            if await unfinished(saver, thread.id):
+                return None
+        return history.asked(found)
 
     async def _recover(self, agent: Agent, saver: Saver, thread: Thread) -> None:
         """Settle a thread whose run was killed with its process, or waits for a person who said something else."""
@@ -216,14 +239,6 @@ class Runtime:
         else:
             return
         await keep.clear()
-
-    def _with_store(self, graph: CompiledStateGraph) -> CompiledStateGraph:
-        if graph.store is None and self.store is not None:
-            graph.store = self.store()
-        return graph
-
-    def _kept(self, saver: Saver, thread_id: str) -> Kept:
-        return Kept(self._engine, thread_id, saver.serde)
 
     def _stop(self, run: Run) -> None:
         if not run.ending:
@@ -247,7 +262,10 @@ class Runtime:
                     run.queue.put_nowait(part)
         except asyncio.CancelledError:
             await asyncio.wait([noted])  # a thread cannot be stopped, and must not note this after its end
-            await self._settle(graph, saver, run, config, "cancelled")
+            if run.undone and run.before:
+                await self._take_back(saver, run.thread.id, run.before)
+            else:
+                await self._settle(graph, saver, run, config, "cancelled")
         except Exception as error:
             outcome = error
             await self._settle(graph, saver, run, config, "failed")
@@ -288,69 +306,95 @@ class Runtime:
             await saver.adelete_thread(run.thread.id)
             await asyncio.to_thread(self.table.delete, run.thread.id, run.thread.owner)
             return
-        await prune(saver, run.thread.id, waiting=run.waiting is not None)
+        kept_branches = await asyncio.to_thread(self.branches.kept, run.thread.id)
+        await prune(saver, run.thread.id, waiting=run.waiting is not None, kept=kept_branches)
         if run.waiting is None:
             await self._kept(saver, run.thread.id).clear()
             await asyncio.to_thread(self.table.end, run.thread.id, agent.name)
 
-    async def threads(self, owner: str, *, limit: int = 200) -> Sequence[Thread]:
-        """The owner's threads, the last used first."""
-        return await asyncio.to_thread(self.table.list, owner, limit)
+    async def update(
+        self,
+        agent: Agent,
+        values: Mapping[str, Any],
+        thread_id: str,
+        *,
+        owner: str,
+        run_id: str,
+        state: str | None = None,
+        as_node: str | None = None,
+    ) -> None:
+        """Write values into the state of a thread, or of an earlier state of it, from which it then goes on.
 
-    async def thread(self, thread_id: str, owner: str) -> Thread:
-        """One thread; raises ThreadNotFound."""
-        found = await asyncio.to_thread(self.table.find, thread_id, owner)
-        if found is None:
-            raise ThreadNotFound(f"there is no thread '{thread_id}' of yours")
-        return found
+        A question to a person that is open there is no longer asked. `values` and `as_node` are those of `agents.edits.apply`.
 
-    async def create(self, thread_id: str, owner: str, tags: Mapping[str, Any] | None = None) -> Thread:
-        """A thread on which nothing was said yet, or the owner's one of this id; raises ThreadNotFound where it is another's."""
-        found = await asyncio.to_thread(self.table.claim, thread_id, owner, title="", agent="")
-        if found is None:
-            raise ThreadNotFound(f"thread '{thread_id}' is not yours")
-        if tags:
-            await asyncio.to_thread(self.table.tag, thread_id, tags)
-        return found
+        Raises
+        ------
+        ThreadNotFound, ThreadBusy, StateNotFound, NotAnUpdate.
+        """
+        saver = await self.open()
+        run = await self._claim(thread_id, owner, run_id, "", agent)
+        graph = agent.threaded(saver)
+        try:
+            target = await self._target(saver, run.thread, state, again=False)
+            if target is not None or run.thread.running or as_node == "__end__":
+                await self._recover(agent, saver, run.thread)
+            stood = await self._stands(saver, thread_id)
+            if target is not None:
+                await self.branches.go_back(graph, saver, thread_id, target)
+            before = (await self.branches.history(saver, thread_id)).head
+            try:
+                if values or as_node not in (None, "__end__"):
+                    await apply(graph, thread_id, values, as_node, run_id)
+            except NotAnUpdate:
+                if target is not None:
+                    await self._take_back(saver, thread_id, stood)
+                    await self._rest(saver, run, agent)
+                raise
+            now = await self.branches.history(saver, thread_id)
+            if before is not None and not now.has(before):  # messages were replaced or removed: as it was, it stays a branch
+                await asyncio.to_thread(self.branches.leave, thread_id, before, "-")
+            await self._rest(saver, run, agent)
+            if (head := now.head) is not None and head.open and head.messages[-1].type == "ai":
+                await self._dangling(thread_id)
+        finally:
+            del self._runs[thread_id]
 
-    def busy(self, thread_id: str) -> bool:
-        """Whether a run is going on a thread."""
+    async def _take_back(self, saver: Saver, thread_id: str, stood: Stood) -> None:
+        await take_back(saver, thread_id, stood[0])
+        await asyncio.to_thread(self.branches.put, thread_id, stood[1])
+
+    async def _stands(self, saver: Saver, thread_id: str) -> Stood:
+        return await last_of(saver, thread_id), await asyncio.to_thread(self.branches.left, thread_id)
+
+    async def halt(self, thread_id: str) -> None:
+        """Stop what runs on a thread."""
+        if run := self._runs.get(thread_id):
+            self._stop(run)
+            await self.rested(thread_id)
+
+    def undo(self, thread_id: str, run_id: str) -> bool:
+        """Have a run, once it is stopped, leave its thread as it was before; whether it goes on here and can."""
         run = self._runs.get(thread_id)
-        return run is not None and not run.ending
+        if run is None or run.id != run_id or run.ending or run.before is None:
+            return False
+        run.undone = True
+        return True
 
-    async def snapshot(self, thread_id: str, owner: str) -> Snapshot:
-        """How a thread stands, once its last run is at rest; raises ThreadNotFound."""
-        await self.thread(thread_id, owner)
-        if (run := self._runs.get(thread_id)) is not None and run.ending and run.task is not None:
-            await asyncio.wait([run.task])
-        return await snapshot_of(await self.open(), await self.thread(thread_id, owner))
-
-    async def turns(self, thread_id: str, owner: str) -> list[Turn]:
-        """What was said on a thread, oldest first; raises ThreadNotFound."""
-        from agents.history import turns_of
-
-        thread = await self.thread(thread_id, owner)
-        messages = await messages_of(await self.open(), thread_id)
-        if thread.running:
-            there = {message.id for message in messages}
-            messages += [message for message in asked(thread) if message.id not in there]
-        return turns_of(messages)
-
-    async def rename(self, thread_id: str, owner: str, title: str) -> None:
-        """Give a thread another title; raises ThreadNotFound."""
-        if not await asyncio.to_thread(self.table.rename, thread_id, owner, title):
-            raise ThreadNotFound(f"there is no thread '{thread_id}' of yours")
+    async def forget_branches(self, thread_id: str, owner: str) -> None:
+        """Keep of a thread the branch alone on which it stands; raises ThreadNotFound."""
+        found = await self.snapshot(thread_id, owner)
+        await asyncio.to_thread(self.branches.put, thread_id, ())
+        if not self.busy(thread_id):
+            await prune(await self.open(), thread_id, waiting=found.waiting is not None)
 
     async def delete(self, thread_id: str, owner: str) -> None:
         """Stop what runs on a thread and remove it; raises ThreadNotFound."""
         await self.thread(thread_id, owner)
-        if run := self._runs.get(thread_id):
-            self._stop(run)
-            if run.task is not None:
-                await asyncio.wait([run.task])
+        await self.halt(thread_id)
         saver = await self.open()
         await saver.adelete_thread(thread_id)
         await self._kept(saver, thread_id).clear()
+        await asyncio.to_thread(self.branches.put, thread_id, ())
         await asyncio.to_thread(self.table.delete, thread_id, owner)
         for told in self.on_delete:
             await asyncio.to_thread(told, thread_id, owner)

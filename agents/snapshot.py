@@ -6,14 +6,16 @@ The shape of messages is that of LangChain's `model_dump`, which LangGraph's cli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from agents.approvals import APPROVAL, Ask, Waiting
+from agents.checkpoints import next_of
 from agents.tables import Thread
 
 if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
     from langgraph.checkpoint.base import BaseCheckpointSaver
 
 _OURS = frozenset({"offset", "plan", "notes"})
@@ -28,34 +30,53 @@ class Snapshot:
     values: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_id: str = ""
     created: str | None = None
+    next: Sequence[str] = ()
+    """The nodes that its graph would run next."""
 
     @property
     def waiting(self) -> Waiting | None:
         return Waiting.from_json(self.thread.waiting) if self.thread.waiting else None
 
     def interrupts(self) -> list[dict[str, Any]]:
-        """What is asked, in LangGraph's shape: `{"id", "value"}` for each interrupt."""
+        """What is asked, in LangGraph's shape: `{"id", "value"}` for each interrupt.
+
+        An approval's value is LangChain's `HITLRequest` too (https://docs.langchain.com/oss/python/langchain/human-in-the-loop).
+        """
         found: dict[str, Any] = {}
         for ask in self.waiting.asks if self.waiting else ():
             if ask.approval:
-                found.setdefault(ask.interrupt, {"type": APPROVAL, "calls": []})["calls"].append(_asked(ask))
+                _request(found.setdefault(ask.interrupt, {"type": APPROVAL, "calls": []}), ask)
             else:
                 found[ask.interrupt] = dict(ask.arguments)
         return [{"id": name, "value": value} for name, value in found.items()]
 
 
-def _asked(ask: Ask) -> dict[str, Any]:
-    return {"id": ask.id, "name": ask.name, "arguments": dict(ask.arguments)}
+def _request(value: dict[str, Any], ask: Ask) -> None:
+    """Add a call that asks for approval to its interrupt's value."""
+    arguments = dict(ask.arguments)
+    value["calls"].append({"id": ask.id, "name": ask.name, "arguments": arguments})
+    value.setdefault("action_requests", []).append({"name": ask.name, "args": arguments})
+    configs = value.setdefault("review_configs", [])
+    if all(config["action_name"] != ask.name for config in configs):
+        configs.append({"action_name": ask.name, "allowed_decisions": ["approve", "edit", "reject"]})
 
 
-async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread) -> Snapshot:
-    """The thread's last checkpoint."""
+async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread, asked: Sequence[BaseMessage] = ()) -> Snapshot:
+    """The thread's last checkpoint, with what its run was asked."""
     saved = await saver.aget_tuple({"configurable": {"thread_id": thread.id}})
     if saved is None:
-        return Snapshot(thread)
+        return Snapshot(thread, {"messages": plain(asked)} if asked else {})
     channels = saved.checkpoint["channel_values"]
-    values = {key: plain(value) for key, value in channels.items() if key not in _OURS and not key.startswith(("__", "branch:"))}
-    return Snapshot(thread, values, saved.checkpoint["id"], saved.checkpoint["ts"])
+    values = told(channels)
+    if asked:
+        there = {message.id for message in channels.get("messages") or ()}
+        values["messages"] = [*values.get("messages", ()), *(plain(m) for m in asked if m.id not in there)]
+    return Snapshot(thread, values, saved.checkpoint["id"], saved.checkpoint["ts"], tuple(next_of(channels)))
+
+
+def told(channels: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's channels tell people and programs."""
+    return {key: plain(value) for key, value in channels.items() if key not in _OURS and not key.startswith(("__", "branch:"))}
 
 
 def plain(value: Any) -> Any:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from uuid import uuid4
+
+from typing_extensions import TypedDict  # on Python 3.11, pydantic makes a schema of no other
 
 from retrieval.types import Passage
 

@@ -86,6 +86,16 @@ thread_metadata = Table(
     Column("data", Text, nullable=False),  # JSON: a client's own tags
 )
 
+thread_branches = Table(
+    "thread_branches",
+    metadata,
+    Column("thread_id", String(200), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("checkpoint_id", String(64), nullable=False),  # empty where nothing of it is kept by itself
+    Column("leaf", String(32), nullable=False),
+)
+"""Branches of threads that were left by going on from an earlier state, in the order in which they were."""
+
 memories = Table(
     "memories",
     metadata,
@@ -99,6 +109,8 @@ memories = Table(
 )
 """What users are remembered by, across threads."""
 
+MAX_BRANCHES = 30
+"""Branches that are kept of a thread; each holds all that was said on it."""
 MAX_ID = 200
 TITLE_CHARS = 80
 ONCE = "run:"

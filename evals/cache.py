@@ -19,9 +19,13 @@ from evals.data import Prediction, Row
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of a value's JSON, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    """The SHA-256 of a value's JSON, whatever the order of its keys; that of a set's members differs from process to process."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def code_digest(folders: Mapping[str, Path]) -> str:

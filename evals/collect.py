@@ -96,6 +96,8 @@ def from_traces(traces: Iterable[Any], *, redact: Redact | None = None) -> list[
     for trace in traces:
         human = [each for each in trace.info.assessments or () if each.source and each.source.source_type == "HUMAN"]
         human = [each for each in human if getattr(each, "valid", True) is not False]
+        if all("mlflow.assessment.sourceRunId" in (each.metadata or {}) for each in human):
+            continue  # an evaluation's trace carries the expectations that its dataset had: nobody has looked at that answer
         root = next((span for span in trace.data.spans if span.parent_id is None), None)
         asked = asked_of(root.inputs) if human and root else None
         if not asked or root is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import httpx
 
 BAD_INPUT = 2
-"""Exit status when the dataset or a gate cannot be read; 1 is a gate that failed."""
+"""Exit status when the dataset or a gate cannot be read; 1 is a gate that failed, `evals.report.BROKEN` infrastructure."""
 
 
 class _OrRun(TyperGroup):
@@ -38,11 +38,11 @@ evals = typer.Typer(
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with 1."""
+    """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with `BROKEN`."""
     from evals.data import DatasetError
     from evals.journal import EvaluationError
     from evals.judges import JudgeError
-    from evals.report import GateError
+    from evals.report import BROKEN, GateError
 
     try:
         yield
@@ -51,7 +51,7 @@ def refusing() -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from None
     except EvaluationError as error:
         typer.echo(f"smalti: {error}", err=True)
-        raise typer.Exit(BAD_INPUT if error.journal is None else 1) from None
+        raise typer.Exit(BAD_INPUT if error.journal is None else BROKEN) from None
 
 
 @evals.command("run")
@@ -98,7 +98,7 @@ def evaluate(
     from evals.run import evaluate as run
 
     work = context.obj
-    with refusing():
+    with refusing(), judging():  # a judge may choose its model when it is made
         scorers = [find_scorer(text) for text in scorer or ()]
         if groundedness:
             from evals.groundedness import Groundedness
@@ -150,7 +150,7 @@ def evaluate(
                 classical = any(row.inputs is not None for row in dataset) or "classif" in task
                 path = f"/serving-endpoints/{endpoint}/invocations" if classical else "/v1/responses"
                 headers = {"Authorization": client.headers["Authorization"]}
-                evaluation = asyncio.run(asked(str(client.base_url), headers, path, _identity(work, client)))
+                evaluation = asyncio.run(asked(str(client.base_url), headers, path, _identity(work, client, endpoint)))
     results = check(evaluation, gates)
     if as_json:
         work.print_json(to_json(evaluation, results))
@@ -177,20 +177,12 @@ def find_scorer(text: str) -> Any:
     return scorer
 
 
-def _identity(work: Any, client: httpx.Client) -> dict[str, Any]:
-    """What makes this server's answers: its code, its settings, its endpoints (models, prompts) and its indexes, by hash."""
-    from evals.cache import code_digest, digest
+def _identity(work: Any, client: httpx.Client, endpoint: str) -> dict[str, Any]:
+    from evals.identity import identity
 
-    rooms = Path(__file__).resolve().parent.parent
-    endpoints = work.check(client.get("/api/2.0/serving-endpoints"))
+    endpoints = work.check(client.get("/api/2.0/serving-endpoints")).get("endpoints", ())
     indexes = work.check(client.get("/api/2.0/smalti/indexes")).get("indexes", ())
-    kept = ("name", "documents", "chunks", "encoder", "synced_at")
-    return {
-        "code": code_digest({room: rooms / room for room in ("agents", "retrieval", "serving", "governance")}),
-        "settings": digest(work.settings.model_dump(mode="json")),
-        "endpoints": digest(endpoints),
-        "indexes": digest([{key: index.get(key) for key in kept} for index in indexes]),
-    }
+    return identity(endpoint, endpoints, indexes, work.settings.model_dump(mode="json"))
 
 
 @evals.command("compare")
@@ -241,7 +233,8 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Decide whether an evaluation is good enough: exit status 0 it is, 1 it is not, 3 its rows cannot tell, 2 bad input."""
+    """Decide whether an evaluation is good enough: exit status 0 it is, 1 it is not, 2 bad input, 3 its rows cannot tell, 4 rows
+    or scores are missing."""
     from evals import gate as gates
     from evals.journal import find_journal, read_journal
 
@@ -304,5 +297,6 @@ def report(
     work = context.obj
     with refusing():
         evaluation = read_journal(find_journal(work.home.path / "evals", run))
-    out.write_text(page(evaluation, f"{_mlflow(work)}/#/traces/{{trace_id}}"), encoding="utf-8")
+    place = f"{_mlflow(work)}/#/experiments/{evaluation.experiment_id or 0}"
+    out.write_text(page(evaluation, f"{place}/traces?selectedEvaluationId={{trace_id}}"), encoding="utf-8")
     typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

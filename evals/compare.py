@@ -78,7 +78,9 @@ def compare_runs(
     if old.sha256 != new.sha256:
         raise EvaluationError(f"{old.dataset} and {new.dataset} differ (sha256); evaluate both on the same file")
     extra = {name for result in (*old.results, *new.results) for name in result.judged}
-    keys = {metric.key: metric for metric in metrics_of(extra).values() if metric.key != "abstention_precision"}
+    keys = {
+        metric.key: metric for metric in metrics_of(extra).values() if metric.key != "abstention_precision" and not metric.whole
+    }
     for name in scores or ():
         if name not in keys:
             raise EvaluationError(f"{name!r} cannot be compared row by row; choose from {', '.join(keys)}")

@@ -22,6 +22,8 @@ A dataset is a UTF-8 file with one JSON object a line:
 | `unanswerable` | the documents hold no answer, so that abstaining is right |
 
 `group` names what rows have in common (a source document), for standard errors; without it the first expected source does.
+MLflow's own shape, `{"inputs": {"question": "…"}, "expectations": {"expected_response": "…"}}`, is read too.
+
 `id` names a row; without it the id is made from the row's content, so it stays the same when lines move. Other keys are kept as
 `metadata`, unless they look like a misspelling of one of these.
 """
@@ -59,13 +61,14 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question with what is expected of its answer. `line` is its line in the dataset file."""
+    """One question with what is expected of its answer. `line` is its line in the dataset file; `unanswerable` is None where the
+    dataset does not say."""
 
     id: str
     question: str
     expected_facts: tuple[str, ...] = ()
     expected_sources: tuple[str, ...] = ()
-    unanswerable: bool = False
+    unanswerable: bool | None = None
     line: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     expected_answer: str = ""
@@ -140,6 +143,13 @@ class Prediction:
     cost: float | None = None
     label: str | float | None = None
     probabilities: Mapping[str, float] | None = None
+
+    @property
+    def said(self) -> str:
+        """A classifier's label as text: 2.0 is the label 2."""
+        if self.label is None:
+            return self.text
+        return str(int(self.label) if isinstance(self.label, float) and self.label.is_integer() else self.label)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Prediction:
@@ -230,6 +240,7 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
     if not isinstance(value, dict):
         raise wrong(f"is {_kind(value)}, not an object", 'write an object such as {"question": "…"}')
 
+    value = _unfolded(value)
     for key in value.keys() - set(KEYS):
         if close := difflib.get_close_matches(key.lower(), KEYS[1:], n=1, cutoff=0.8):
             raise wrong("is not a known key", f"did you mean {close[0]!r}?", key)
@@ -278,9 +289,7 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
         target = str(target).lower()
 
     unanswerable = value.get("unanswerable")
-    if unanswerable is None:
-        unanswerable = False
-    if not isinstance(unanswerable, bool):
+    if not isinstance(unanswerable, bool | None):
         raise wrong(f"is {_kind(unanswerable)}, not true or false", 'write "unanswerable": true or leave it out', "unanswerable")
     if unanswerable and lists["expected_facts"]:
         raise wrong("is true in a row that also has expected_facts", "remove one of the two", "unanswerable")
@@ -288,7 +297,7 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
     row_id = value.get("id")
     if row_id is None:
         wanted = [item for item in (*texts.values(), schema, list(tools or ()), inputs, target) if item]
-        content = json.dumps([question, *map(list, lists.values()), unanswerable, *wanted], ensure_ascii=False)
+        content = json.dumps([question, *map(list, lists.values()), bool(unanswerable), *wanted], ensure_ascii=False)
         base = hashlib.sha256(content.encode()).hexdigest()[:12]
         row_id, copy = base, 1
         while row_id in lines_of:  # the same row again: base-2, base-3 …
@@ -304,6 +313,18 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
         row_id, question, lists["expected_facts"], lists["expected_sources"], unanswerable, number, metadata, **texts,
         expected_schema=schema, expected_tools=tools, inputs=inputs, target=target,
     )  # fmt: skip
+
+
+def _unfolded(value: dict[str, Any]) -> dict[str, Any]:
+    """A row in MLflow's shape, `{"inputs": {"question": …}, "expectations": {…}}`, as one of ours; others as they are."""
+    expected, inputs = value.get("expectations"), value.get("inputs")
+    if not isinstance(expected, dict):
+        return value
+    named = {"expected_answer" if key == "expected_response" else key: item for key, item in expected.items()}
+    row = {**named, **{key: item for key, item in value.items() if key != "expectations"}}
+    if isinstance(inputs, dict) and inputs.keys() == {"question"} and "question" not in value:
+        row["question"] = row.pop("inputs")["question"]
+    return row
 
 
 def _check_schema(schema: Any, wrong: Any) -> None:

@@ -133,9 +133,14 @@ def generate_dataset(
             parts = [part for item in work.check(answer)["output"] if item["type"] == "message" for part in item["content"]]
             return "".join(part.get("text", "") for part in parts)
 
-        asked = ask if model else None
-        rows = asyncio.run(generate(passages, count, share=unanswerable, seed=seed, ask=asked, embed=work.encoder.embed))
+        asked, failures = ask if model else None, []
+        made = generate(passages, count, share=unanswerable, seed=seed, ask=asked, embed=work.encoder.embed, failures=failures)
+        rows = asyncio.run(made)
     _write(work, out, rows, append, as_json)
+    if failures:
+        typer.echo(f"smalti: {model} failed on {len(failures)} passages, such as: {failures[0]}", err=True)
+    if len(rows) < count:
+        typer.echo(f"smalti: {count} rows were asked for, and {len(passages)} passages gave {len(rows)}", err=True)
 
 
 @dataset.command("mirror")

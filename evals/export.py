@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 import sys
 import time
@@ -62,7 +61,7 @@ def export(request: Mapping[str, Any], report: Report = lambda line: None) -> di
             lost = f"{len(missing)} of {len(rows)} rows are missing from run {run_id}"
             raise RuntimeError(f"{lost} after {ATTEMPTS} attempts{reason}")
         mlflow.log_metrics({**_means(rows), **request["metrics"]})
-        _keep_journal(client, run, request)
+        _keep_files(client, run, request)
     return {"run_id": run_id, "experiment_id": experiment_id, "rows": len(wanted)}
 
 
@@ -245,18 +244,20 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return means
 
 
-def _keep_journal(client: Any, run: Any, request: Mapping[str, Any]) -> None:
-    """Put the journal among the run's artifacts, as `rows.jsonl`."""
+def _keep_files(client: Any, run: Any, request: Mapping[str, Any]) -> None:
+    """Put the journal among the run's artifacts, as `rows.jsonl`, and the drawings beside it."""
+    files = {"rows.jsonl": Path(request["journal"]).read_text(encoding="utf-8"), **request.get("drawings", {})}
     location = urlsplit(run.info.artifact_uri)
     proxied = location.scheme == "mlflow-artifacts" and not request["tracking_uri"].startswith("http")
-    if proxied and request["artifact_root"]:
+    if not proxied:
+        for name, text in files.items():
+            client.log_text(run.info.run_id, text, name)
+    elif request["artifact_root"]:
         # The server keeps what it calls mlflow-artifacts:/… under its artifact folder; without the server we go there directly.
         target = Path(request["artifact_root"]) / unquote(location.path).lstrip("/")
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(request["journal"], target / "rows.jsonl")
-    elif not proxied:
-        with open(request["journal"], encoding="utf-8") as file:
-            client.log_text(run.info.run_id, file.read(), "rows.jsonl")
+        for name, text in files.items():
+            (target / name).write_text(text, encoding="utf-8")
 
 
 def main() -> int:

@@ -1,9 +1,10 @@
-"""Gates: may the candidate replace the baseline? Passed, failed, or inconclusive with the number of rows that would tell.
+"""Gates: may the candidate replace the baseline? Passed, failed, inconclusive with the number of rows that would tell, or broken.
 
 A candidate passes where it is shown to be no worse than the baseline by more than a margin: the one-sided 95 % lower bound of the
 paired difference lies above -margin. Every condition must hold, so the chance to pass a candidate that is worse in one of them
 stays below 5 % without a correction for their number (Berger 1982). Where the bound lies below but the difference does not, the
-rows cannot tell, and that is no pass either.
+rows cannot tell, and that is no pass either. Where rows are missing or unanswered, or a scorer failed, the infrastructure is at
+fault and nothing is known of the answers: the gate is broken.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from xml.etree import ElementTree
 from evals.compare import MINIMUM, both_scored, lower_is_better
 from evals.journal import Evaluation, EvaluationError, append
 from evals.paired import paired, quantile_ratio
-from evals.report import GateError, check, parse_gate
+from evals.report import BROKEN, GateError, check, parse_gate, scorer_error
 from evals.scorers import described, metrics_of
 
-Outcome = Literal["passed", "failed", "inconclusive"]
-EXIT: dict[Outcome, int] = {"passed": 0, "failed": 1, "inconclusive": 3}
+Outcome = Literal["passed", "failed", "inconclusive", "broken"]
+EXIT: dict[Outcome, int] = {"passed": 0, "failed": 1, "inconclusive": 3, "broken": BROKEN}
 KEYS = ("min", "max", "margins", "ratios", "why")
 
 
@@ -56,7 +57,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The conditions' outcomes; the whole fails where one does, and passes where all do."""
+    """The conditions' outcomes; the whole is broken where one is, fails where one does, and passes where all do."""
 
     candidate: Evaluation
     baseline: Evaluation | None
@@ -66,7 +67,8 @@ class Decision:
     @property
     def outcome(self) -> Outcome:
         outcomes = {condition.outcome for condition in self.conditions}
-        return "failed" if "failed" in outcomes else "inconclusive" if "inconclusive" in outcomes else "passed"
+        worst: tuple[Outcome, ...] = ("broken", "failed", "inconclusive", "passed")
+        return next(outcome for outcome in worst if outcome in outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -102,6 +104,8 @@ def load_criteria(path: Path) -> Criteria:
 def gate(candidate: Evaluation, baseline: Evaluation | None, criteria: Criteria) -> Decision:
     """Hold a candidate against criteria. Raises `GateError` for criteria that cannot be held, `EvaluationError` for datasets
     that differ."""
+    if not (criteria.min or criteria.max or criteria.margins or criteria.ratios):
+        raise GateError("there is nothing to hold the evaluation against; give --min, --max, --margin, --ratio or --criteria")
     if (criteria.margins or criteria.ratios) and baseline is None:
         raise GateError("margins and ratios need a baseline; give one with --baseline")
     if baseline is not None and baseline.sha256 != candidate.sha256:
@@ -112,7 +116,9 @@ def gate(candidate: Evaluation, baseline: Evaluation | None, criteria: Criteria)
     gates += [parse_gate(f"{name}={bound}", "max", extra) for name, bound in criteria.max.items()]
     for result in check(candidate, gates):
         reason = result.reason or f"{result.value:.4g}"
-        conditions.append(Condition(str(result.gate), "passed" if result.passed else "failed", reason))
+        conditions.append(
+            Condition(str(result.gate), "broken" if result.broken else "passed" if result.passed else "failed", reason)
+        )
     if baseline is not None:
         known = {metric.key for metric in metrics_of(extra).values()}
         for name, margin in criteria.margins.items():
@@ -122,8 +128,6 @@ def gate(candidate: Evaluation, baseline: Evaluation | None, criteria: Criteria)
                 raise GateError(f"margin for {name!r}: {margin:g} is not above 0")
             conditions.append(_margin(name, margin, baseline, candidate))
         conditions += [_ratio(name, ratio, baseline, candidate) for name, ratio in criteria.ratios.items()]
-    if not conditions:
-        raise GateError("there is nothing to hold the evaluation against; give --min, --max, --margin or --criteria")
     return Decision(candidate, baseline, criteria, tuple(conditions))
 
 
@@ -131,15 +135,17 @@ def _whole(who: str, evaluation: Evaluation) -> list[Condition]:
     """Numbers that were not measured on the whole dataset pass nothing."""
     missing, errors = evaluation.expected_rows - evaluation.rows, len(evaluation.errors)
     failed = sum(evaluation.scorer_errors.values())
+    first = next(iter(evaluation.scorer_errors), None)
+    such = f", such as {first}: {scorer_error(evaluation, first)}" if first else ""
     rows = f"{evaluation.rows} of {evaluation.expected_rows} rows"
     return [
-        Condition(f"{who}: every row is there", "failed" if missing else "passed", rows),
+        Condition(f"{who}: every row is there", "broken" if missing else "passed", rows),
         Condition(
             f"{who}: no infrastructure errors",
-            "failed" if errors else "passed",
+            "broken" if errors else "passed",
             f"{errors} rows without an answer" + (f", such as: {evaluation.errors[0].prediction.error}" if errors else ""),
         ),
-        Condition(f"{who}: no scorer failed", "failed" if failed else "passed", f"{failed} failures"),
+        Condition(f"{who}: no scorer failed", "broken" if failed else "passed", f"{failed} failures{such}"),
     ]
 
 
@@ -196,7 +202,7 @@ def store(decision: Decision) -> None:
 
 def to_markdown(decision: Decision) -> str:
     """The decision as Markdown, for a pull request."""
-    marks = {"passed": "✅", "failed": "❌", "inconclusive": "❔"}
+    marks = {"passed": "✅", "failed": "❌", "inconclusive": "❔", "broken": "💥"}
     lines = [f"## Evaluation gate: {decision.outcome}", "", "| | condition | found |", "|---|---|---|"]
     for condition in decision.conditions:
         cells = (condition.name, condition.reason)
@@ -209,14 +215,15 @@ def to_markdown(decision: Decision) -> str:
 
 
 def to_junit(decision: Decision) -> str:
-    """The decision as JUnit XML: a test case for each condition; inconclusive is a failure of its own type."""
-    failures = sum(condition.outcome != "passed" for condition in decision.conditions)
+    """The decision as JUnit XML: a test case for each condition; inconclusive is a failure of its own type, broken an error."""
+    outcomes = [condition.outcome for condition in decision.conditions]
+    failures, errors = outcomes.count("failed") + outcomes.count("inconclusive"), outcomes.count("broken")
     suite = ElementTree.Element(
         "testsuite",
         name=f"evaluation of {decision.candidate.endpoint}",
         tests=str(len(decision.conditions)),
         failures=str(failures),
-        errors="0",
+        errors=str(errors),
         skipped="0",
     )
     for condition in decision.conditions:
@@ -224,6 +231,7 @@ def to_junit(decision: Decision) -> str:
         if condition.outcome == "passed":
             ElementTree.SubElement(case, "system-out").text = condition.reason
         else:
-            ElementTree.SubElement(case, "failure", type=condition.outcome, message=condition.reason)
+            kind = "error" if condition.outcome == "broken" else "failure"
+            ElementTree.SubElement(case, kind, type=condition.outcome, message=condition.reason)
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"

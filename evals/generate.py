@@ -6,6 +6,7 @@ and names its passage's source; rows of one source are one group.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -17,6 +18,9 @@ from evals.support import Embed, sentences, words
 
 Ask = Callable[[str], Awaitable[str]]
 """`await ask(prompt)`: a language model's answer."""
+
+AT_ONCE = 4
+"""Passages that a language model is shown at the same time."""
 
 SAME_WORDS, SAME_MEANING = 0.8, 0.92
 """Two questions are one when so much of their words (Jaccard), or their embeddings' cosine, is the same."""
@@ -119,23 +123,34 @@ def distinct(rows: Sequence[dict[str, Any]], embed: Embed | None = None) -> list
 
     Templates put the same words around different subjects, so meaning is compared among a model's questions alone.
     """
-    kept: list[dict[str, Any]] = []
-    seen: list[frozenset[str]] = []
-    for row in rows:
-        own = frozenset(word.text for word in words(row["question"]))
-        if own and not any(len(own & other) >= SAME_WORDS * len(own | other) for other in seen):
-            kept.append(row)
-            seen.append(own)
-    if embed is None or not kept:
-        return kept
-    vectors = embed([row["question"] for row in kept])
-    free = [row["made_by"] == "model" for row in kept]
-    chosen: list[int] = []
-    for place in range(len(kept)):
-        near = [float(vectors[place] @ vectors[other]) for other in chosen if free[place] and free[other]]
-        if not near or max(near) < SAME_MEANING:
-            chosen.append(place)
-    return [kept[place] for place in chosen]
+    return _Distinct(embed).new(rows)
+
+
+class _Distinct:
+    """Questions met so far; `new` gives those of further rows that none of them asks."""
+
+    def __init__(self, embed: Embed | None) -> None:
+        self._embed = embed
+        self._words: list[frozenset[str]] = []
+        self._meanings: list[Any] = []
+
+    def new(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        kept: list[dict[str, Any]] = []
+        for row in rows:
+            own = frozenset(word.text for word in words(row["question"]))
+            if own and not any(len(own & other) >= SAME_WORDS * len(own | other) for other in self._words):
+                kept.append(row)
+                self._words.append(own)
+        free = [row for row in kept if row["made_by"] == "model"]
+        if self._embed is None or not free:
+            return kept
+        again = set()
+        for row, vector in zip(free, self._embed([row["question"] for row in free]), strict=True):
+            if any(float(vector @ other) >= SAME_MEANING for other in self._meanings):
+                again.add(row["question"])
+            else:
+                self._meanings.append(vector)
+        return [row for row in kept if row["question"] not in again]
 
 
 async def generate(
@@ -146,19 +161,22 @@ async def generate(
     seed: int = 0,
     ask: Ask | None = None,
     embed: Embed | None = None,
+    failures: list[BaseException] | None = None,
 ) -> list[dict[str, Any]]:
     """So many rows at most, spread over the sources, the same for the same passages and seed.
 
     Parameters
     ----------
     passages: of the index. count: rows wanted. share: of them that have no answer, 0 to 1.
-    ask: a language model in place of the templates; one passage after another is shown to it.
+    ask: a language model in place of the templates; it is shown `AT_ONCE` passages at a time.
     embed: tells questions that mean the same.
+    failures: gets what `ask` raised; the passages in question give no row.
 
     Raises
     ------
-    ValueError: `count` or `share` is out of range.
+    ValueError: `count` or `share` is out of range. What `ask` raises, where it answers nothing at all.
     """
+    failures = [] if failures is None else failures
     if count < 1 or not 0 <= share <= 1:
         raise ValueError(f"count {count} or share {share} is out of range: give at least 1 row and a share from 0 to 1")
     draw = random.Random(seed)
@@ -173,14 +191,19 @@ async def generate(
             row = next(made)
             names.setdefault(row["question"], row)
         return found + list(names.values())
-    found: list[dict[str, Any]] = []
-    for passage in spread:
-        found = distinct([*found, *await by_model(passage, ask)], embed)
-        answerable = [row for row in found if not row.get("unanswerable")]
-        if len(answerable) >= count - without and len(found) - len(answerable) >= without:
+    answered, others, seen = [], [], _Distinct(embed)
+    for start in range(0, len(spread), AT_ONCE):
+        if len(answered) >= count - without and len(others) >= without:
             break
-    answerable = [row for row in found if not row.get("unanswerable")]
-    return answerable[: count - without] + [row for row in found if row.get("unanswerable")][:without]
+        shown = spread[start : start + AT_ONCE]
+        said = await asyncio.gather(*(by_model(passage, ask) for passage in shown), return_exceptions=True)
+        failed = [each for each in said if isinstance(each, BaseException)]
+        if len(failed) == len(said) and not answered:
+            raise failed[0]
+        failures.extend(failed)
+        for row in seen.new([row for each in said if not isinstance(each, BaseException) for row in each]):
+            (others if row.get("unanswerable") else answered).append(row)
+    return answered[: count - without] + others[:without]
 
 
 def _spread(passages: Sequence[Mapping[str, Any]], draw: random.Random) -> Iterator[Mapping[str, Any]]:

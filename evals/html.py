@@ -10,7 +10,7 @@ from evals import plots
 from evals.classical import classes
 from evals.data import RowResult
 from evals.journal import Evaluation
-from evals.report import failure_of, failures
+from evals.report import failure_of, failures, scorer_error, words_said
 from evals.scorers import described
 
 MAX_ROWS = 2_000
@@ -64,7 +64,7 @@ def _head(evaluation: Evaluation) -> str:
     if evaluation.errors:
         said.append(f"<span class='bad'>{len(evaluation.errors)} infrastructure errors, which are in no metric</span>")
     for name, count in evaluation.scorer_errors.items():
-        said.append(f"<span class='bad'>{escape(name)} failed on {count} rows</span>")
+        said.append(f"<span class='bad'>{escape(name)} failed on {count} rows: {escape(scorer_error(evaluation, name))}</span>")
     said.append(f"dataset sha256 {evaluation.sha256[:12]}")
     if evaluation.run_id:
         said.append(f"MLflow run {escape(evaluation.run_id)}")
@@ -80,6 +80,8 @@ def _metrics(evaluation: Evaluation) -> Iterator[str]:
             numbers = "".join(f"<td class='n'>{cell}" for cell in cells)
             yield f"<tr><td>{escape(name)}{numbers}<td class='dim'>{escape(described(name).words)}</tr>"
     yield "</table>"
+    for name, counts in words_said(evaluation).items():
+        yield f"<p>{escape(name)}: {escape(', '.join(f'{said} {count}' for said, count in counts.items()))}</p>"
 
 
 def _figures(evaluation: Evaluation) -> Iterator[str]:
@@ -87,14 +89,13 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
         (name, item.value, item.low, item.high, "")
         for name, item in evaluation.estimates.items()
         if described(name).bounded and item.value is not None and item.low is not None and item.high is not None
+        if item.low >= 0 and item.high <= 1
     ]
     drawings = [("Values with 95 % intervals", plots.intervals(bounded, zero=False))]
     latencies = [value for result in evaluation.results if (value := result.scores.get("latency_ms")) is not None]
     drawings.append(("Latency", plots.histogram(latencies, "milliseconds")))
     found = classes(evaluation.results)
     if found is not None:
-        means = {"precision": found.macro_precision, "recall": found.macro_recall, "F1": found.macro_f1}
-        yield "<p>" + ", ".join(f"macro {name} {value:.3f}" for name, value in means.items()) + "</p>"
         drawings.append(("Confusion matrix", plots.confusion(found.labels, found.confusion)))
         drawings.append(("Calibration", plots.calibration(found.calibration)))
     for caption, drawing in drawings:

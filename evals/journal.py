@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def read_journal(path: str | Path) -> Evaluation:
         sha256=head["sha256"],
         expected_rows=head["rows"],
         results=tuple(results),
-        estimates=summarize(result.scores for result in results),
+        estimates=estimate(results),
         journal=path,
         run_id=run.get("run_id", ""),
         experiment_id=run.get("experiment_id", ""),
@@ -165,11 +165,26 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         os.close(handle)
 
 
+def estimate(results: Sequence[RowResult]) -> dict[str, Estimate]:
+    """Every metric of scored rows, those of all rows at once too."""
+    found = summarize(result.scores for result in results)
+    if any(result.row.target is not None for result in results):
+        from evals.classical import overall
+
+        found |= overall(results)
+    return found
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """A folder's journals by when their evaluations began; a gate adds a line to an old one, which does not make it new."""
+    return sorted(folder.glob("*.jsonl"), key=lambda path: (path.name[:15], path.stat().st_mtime_ns), reverse=True)
+
+
 def find_journal(folder: Path, name: str) -> Path:
     """The journal that `name` means: a path, an MLflow run's id, or `latest` in the folder. Raises `EvaluationError`."""
     if (path := Path(name)).is_file():
         return path
-    journals = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    journals = newest_first(folder)
     if name == "latest" and journals:
         return journals[0]
     wanted = f'"run_id": "{name}"'.encode()

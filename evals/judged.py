@@ -31,12 +31,19 @@ class RowScorer(Protocol):
 def named(scorer: RowScorer) -> str:
     """What a scorer is, for the cache: its name, class, settings and code, so that a changed one answers anew."""
     dump = getattr(scorer, "model_dump", None)
-    settings = dump() if dump else getattr(scorer, "fingerprint", "")
+    settings = _ordered(dump()) if dump else getattr(scorer, "fingerprint", "")
     try:
         code = inspect.getsource(type(scorer))
     except (OSError, TypeError):
         code = ""
     return digest([scorer.name, type(scorer).__qualname__, settings, code, *asks(scorer)])
+
+
+def _ordered(settings: Any) -> Any:
+    """MLflow lists what a scorer needs from a set, so in another order in each process."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: sorted(each) if key == "required_columns" else _ordered(each) for key, each in settings.items()}
 
 
 async def judge(

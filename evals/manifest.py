@@ -1,6 +1,7 @@
 """A dataset's manifest: what it is, as a file beside it, so that numbers of one version are never taken for those of another.
 
-`questions.jsonl` is sealed by `questions.jsonl.manifest.json`. A dataset that was edited since is refused.
+`questions.jsonl` is sealed by `questions.jsonl.manifest.json`. A dataset that was edited since is refused. What was sealed
+stays: a manifest is written once, read-only, and its lineage lists the versions before it.
 """
 
 from __future__ import annotations
@@ -31,16 +32,23 @@ def seal(dataset: Path, *, version: str, licence: str = "", lineage: Sequence[st
 
     Raises
     ------
-    DatasetError: the dataset cannot be used, or this version of it is sealed with other content.
+    DatasetError: the dataset cannot be used, or this version of it is sealed with other content or another licence, lineage or
+        description.
     """
     from evals.data import load_dataset
 
     loaded = load_dataset(dataset, sealed=False)
     path, held = manifest_path(dataset), read(dataset)
-    if held is not None and held["version"] == version and held["sha256"] != loaded.sha256:
+    before = [] if held is None else [each for each in held.get("lineage", ()) if each.startswith(f"{dataset.name}@")]
+    if held is not None and held["version"] == version and held["sha256"] == loaded.sha256:
+        for key, value in {"licence": licence, "lineage": set(lineage), "description": description}.items():
+            if value and value != held.get(key) and not (isinstance(value, set) and value <= set(held.get(key) or ())):
+                raise DatasetError(dataset, f"version {version} is sealed with another {key}", "give it a new --version")
+        return held
+    if held is not None:
+        before.append(f"{dataset.name}@{held['version']} sha256:{held['sha256']}")
+    if any(each.startswith(f"{dataset.name}@{version} sha256:") and not each.endswith(loaded.sha256) for each in before):
         raise DatasetError(dataset, f"version {version} is sealed with other content", "give the edited file a new --version")
-    moved = held is not None and held["version"] != version
-    before = [f"{dataset.name}@{held['version']} sha256:{held['sha256']}"] if held is not None and moved else []
     made = {
         "file": dataset.name,
         "sha256": loaded.sha256,
@@ -53,6 +61,7 @@ def seal(dataset: Path, *, version: str, licence: str = "", lineage: Sequence[st
     }
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.chmod(0o444)
     os.replace(partial, path)
     return made
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from evals.journal import Evaluation
+from evals.judged import numeric
+from evals.judges import BASE_URL, MODEL
 from evals.scorers import described, metrics_of
 from evals.stats import Estimate
 
@@ -16,6 +20,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from evals.data import RowResult
+
+
+BROKEN = 4
+"""Exit status where infrastructure, not the answers, is at fault: rows are missing or unanswered, or a scorer failed."""
 
 
 class GateError(ValueError):
@@ -36,12 +44,15 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A gate, the metric's value, and whether it passed; `reason` says in words why it failed ("" when it passed)."""
+    """A gate, the metric's value, and whether it passed; `reason` says in words why it failed ("" when it passed).
+
+    `broken`: the metric was not measured on every row, so that nothing is known of the answers."""
 
     gate: Gate
     value: float | None
     passed: bool
     reason: str = ""
+    broken: bool = False
 
 
 def parse_gate(text: str, kind: Literal["min", "max"] = "min", scorers: Sequence[str] = ()) -> Gate:
@@ -93,19 +104,24 @@ def check(evaluation: Evaluation, gates: Sequence[Gate]) -> list[GateResult]:
             reasons.append(f"{missing} of {evaluation.expected_rows} rows are missing")
         if errors:
             reasons.append(f"{errors} of {evaluation.rows} rows had errors")
+        broken = bool(reasons)
         if estimate.value is None:
             reasons.append(f"no row has what {gate.metric} needs (n = 0)")
         elif estimate.value < gate.bound if gate.kind == "min" else estimate.value > gate.bound:
             side = "below" if gate.kind == "min" else "above"
             reasons.append(f"{_number(gate.metric, estimate.value)} is {side} {gate.bound:g}")
-        results.append(GateResult(gate, estimate.value, not reasons, "; ".join(reasons)))
+        results.append(GateResult(gate, estimate.value, not reasons, "; ".join(reasons), broken))
     return results
 
 
 def exit_code(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> int:
-    """0, or 1 when a gate failed or when no row at all could be answered."""
-    failed = any(not result.passed for result in gates)
-    return int(failed or len(evaluation.errors) == evaluation.rows)
+    """0; 1 when a gate failed; `BROKEN` when one was not measured on every row, no row was answered, or a scorer never worked."""
+    judged = Counter(name for result in evaluation.results for name in result.judged)
+    useless = any(count == judged[name] for name, count in evaluation.scorer_errors.items())
+    if useless or len(evaluation.errors) == evaluation.rows:
+        return BROKEN
+    failed = [result for result in gates if not result.passed]
+    return BROKEN if any(result.broken for result in failed) else int(bool(failed))
 
 
 def to_json(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> dict[str, Any]:
@@ -125,7 +141,9 @@ def to_json(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> dict[st
         "experiment_id": evaluation.experiment_id,
         "link": evaluation.link,
         "journal": str(evaluation.journal),
-        "gates": [{**asdict(r.gate), "value": r.value, "passed": r.passed, "reason": r.reason} for r in gates],
+        "gates": [
+            {**asdict(r.gate), "value": r.value, "passed": r.passed, "reason": r.reason, "broken": r.broken} for r in gates
+        ],
         "passed": exit_code(evaluation, gates) == 0,
         **evaluation.metrics,
     }
@@ -133,7 +151,8 @@ def to_json(evaluation: Evaluation, gates: Sequence[GateResult] = ()) -> dict[st
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that went wrong, in words: `kind` is error, invented, refused, source or facts."""
+    """A row that went wrong, in words: `kind` is error, scorer, invented, refused, source, facts, another expectation's metric or
+    the name of a further scorer that said no."""
 
     kind: str
     id: str
@@ -145,7 +164,7 @@ class Failure:
 _ALWAYS = ("hit@5", "contains", "abstention_recall")
 """Metrics that are shown even where no row has what they need, so that their lack is seen."""
 _WRONG = ("exact_match", "pattern", "json_schema", "tool_calls", "route", "accuracy")
-_KINDS = ("error", "invented", "refused", "source", "facts", *_WRONG)
+_KINDS = ("error", "scorer", "invented", "refused", "source", "facts", *_WRONG)
 
 
 _EXPECTED = {
@@ -155,11 +174,17 @@ _EXPECTED = {
 
 
 def failures(evaluation: Evaluation, limit: int | None = 10) -> list[Failure]:
-    """The worst rows first: errors, then answers to unanswerable questions, refusals of answerable ones, sources that were not
-    retrieved, facts missing from the answer (fewest facts first), then whatever else was expected."""
+    """The worst rows first: errors, scorers that failed, then answers to unanswerable questions, refusals of answerable ones,
+    sources that were not retrieved, facts missing from the answer (fewest facts first), whatever else was expected, and what
+    further scorers said no to."""
     found = [(failure, result) for result in evaluation.results if (failure := failure_of(result))]
-    found.sort(key=lambda pair: (_KINDS.index(pair[0].kind), *(pair[1].scores.get(key) or 0.0 for key in ("fact_recall", "f1"))))
-    return [failure for failure, _ in found[:limit]]
+
+    def rank(pair: tuple[Failure, RowResult]) -> tuple[float, ...]:
+        kind, scores = pair[0].kind, pair[1].scores
+        place = _KINDS.index(kind) if kind in _KINDS else len(_KINDS)
+        return (place, *(scores.get(key) or 0.0 for key in ("fact_recall", "f1")))
+
+    return [failure for failure, _ in sorted(found, key=rank)[:limit]]
 
 
 def failure_of(result: RowResult) -> Failure | None:
@@ -172,9 +197,12 @@ def failure_of(result: RowResult) -> Failure | None:
 
     if prediction.error is not None:
         return failure("error", facts or sources or "an answer", prediction.error)
-    if row.unanswerable:
-        return None if prediction.abstained else failure("invented", "to abstain", prediction.text)
-    if prediction.abstained:
+    for name, said in result.judged.items():
+        if said.get("error"):
+            return failure("scorer", f"{name} says something", str(said["error"]))
+    if row.unanswerable and not prediction.abstained:
+        return failure("invented", "to abstain", prediction.text)
+    if prediction.abstained and not row.unanswerable and scores.get("abstention_accuracy") is not None:
         return failure("refused", facts or sources or "an answer", prediction.text)
     if scores.get("mrr") == 0:
         return failure("source", sources, ", ".join(prediction.sources) or "no sources")
@@ -185,7 +213,28 @@ def failure_of(result: RowResult) -> Failure | None:
             wanted = row.target if key == "accuracy" else getattr(row, _EXPECTED[key])
             got = {"tool_calls": ", ".join(prediction.tools or ()), "route": prediction.route}.get(key, prediction.text)
             return failure(key, ", ".join(wanted) if isinstance(wanted, tuple) else str(wanted), got)
+    for name, said in result.judged.items():
+        if isinstance(said.get("value"), str | bool) and numeric(said) == 0:
+            return failure(name, "yes", str(said.get("rationale") or said["value"]))
     return None
+
+
+def scorer_error(evaluation: Evaluation, name: str) -> str:
+    """What a further scorer failed with first, in one line; for a judge without an endpoint, also how to give it one."""
+    said = next(result.judged[name] for result in evaluation.results if result.judged.get(name, {}).get("error"))
+    problem = _short(str(said["error"]), 300)
+    keyless = "api_key" in problem.lower().replace(" ", "_") and MODEL not in os.environ
+    return f"{problem}; LLM judges ask the endpoint that {MODEL} and {BASE_URL} name" if keyless else problem
+
+
+def words_said(evaluation: Evaluation) -> dict[str, dict[str, int]]:
+    """Of further scorers that say words other than yes and no: how often each was said, by their names."""
+    found: dict[str, Counter[str]] = {}
+    for result in evaluation.results:
+        for name, said in result.judged.items():
+            if isinstance(said.get("value"), str) and numeric(said) is None:
+                found.setdefault(name, Counter())[said["value"]] += 1
+    return {name: dict(counts.most_common(10)) for name, counts in sorted(found.items())}
 
 
 def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10) -> RenderableType:
@@ -198,13 +247,18 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
     parts: list[RenderableType] = [Text(head, style="bold")]
     if evaluation.errors:
         parts.append(Text(f"{len(evaluation.errors)} rows had errors and are in no metric", style="red"))
+    for name, count in evaluation.scorer_errors.items():
+        parts.append(
+            Text(f"{name} failed on {count} rows, which are not in its value: {scorer_error(evaluation, name)}", style="red")
+        )
 
+    classical = all(result.row.inputs is not None for result in evaluation.results)
     table = Table("Metric", box=None, pad_edge=False)
     for column in ("Value", "95 % interval", "n"):
         table.add_column(column, justify="right")
     table.add_column("What it says", style="dim")
     for name, estimate in evaluation.estimates.items():
-        if not estimate.n and name not in _ALWAYS:
+        if not estimate.n and (name not in _ALWAYS or classical):
             continue
         words = described(name).words if estimate.n else "no row has what it needs"
         interval = (
@@ -214,6 +268,8 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
         )
         table.add_row(name, _number(name, estimate.value), interval, str(estimate.n), words)
     parts.append(table)
+    for name, counts in words_said(evaluation).items():
+        parts.append(Text(f"{name}: " + ", ".join(f"{_short(said, 40)} {count}" for said, count in counts.items())))
 
     for result in gates:
         mark = Text("passed " if result.passed else "failed ", style="green" if result.passed else "bold red")
@@ -226,8 +282,8 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
         for failure in worst:
             rows.add_row(*(Text(_short(text)) for text in (failure.kind, failure.question, failure.expected, failure.got)))
         parts.append(rows)
-    run = evaluation.link or f"run {evaluation.run_id}, experiment {evaluation.experiment_id}"
-    parts.append(Text(f"MLflow: {run}\nAll rows: {evaluation.journal}", style="dim"))
+    run = evaluation.link or (evaluation.run_id and f"run {evaluation.run_id}, experiment {evaluation.experiment_id}")
+    parts.append(Text((f"MLflow: {run}\n" if run else "") + f"All rows: {evaluation.journal}", style="dim"))
     return Group(*parts)
 
 

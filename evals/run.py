@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from evals.cache import Cache
+from evals.classical import drawings
 from evals.data import Dataset, Prediction, Row, RowResult, load_dataset
-from evals.journal import Evaluation, EvaluationError, open_journal, read_journal, score_all
+from evals.journal import Evaluation, EvaluationError, estimate, open_journal, read_journal, score_all
 from evals.judged import RowScorer, judge
-from evals.stats import summarize
+from evals.scorers import described
 
 __all__ = ["Evaluation", "EvaluationError", "Predict", "Prediction", "evaluate", "read_journal"]
 
@@ -93,7 +94,7 @@ async def evaluate(
                 finally:
                     judged.close()
         results, _ = await asyncio.to_thread(score_all, results)
-        estimates = await asyncio.to_thread(summarize, [result.scores for result in results])
+        estimates = await asyncio.to_thread(estimate, results)
         evaluation = Evaluation(
             endpoint=name,
             dataset=str(dataset.path),
@@ -211,6 +212,7 @@ def _request(
         "artifact_root": str(artifact_root.absolute()) if artifact_root else None,
         "run_name": f"{evaluation.endpoint} {Path(evaluation.dataset).name}",
         "journal": str(evaluation.journal.absolute()),
+        "drawings": drawings(evaluation.results),
         "params": {
             "endpoint": evaluation.endpoint,
             "dataset": evaluation.dataset,
@@ -223,7 +225,7 @@ def _request(
         "metrics": {
             "rows": evaluation.rows,
             "errors": len(evaluation.errors),
-            **{name: value for name, value in evaluation.metrics.items() if name.startswith("latency_p") and value is not None},
+            **{name: value for name, value in evaluation.metrics.items() if _of_all(name) and value is not None},
         },
         "rows": [
             {
@@ -235,6 +237,11 @@ def _request(
             for result in evaluation.results
         ],
     }
+
+
+def _of_all(name: str) -> bool:
+    """Whether a metric is no mean of the rows' scores."""
+    return described(name).whole or described(name).kind == "latency"
 
 
 def _child_environment() -> dict[str, str]:

@@ -68,7 +68,9 @@ def router(folder: Path, *, caller: Callable[..., Any], refuse: Callable[[int, s
 
     @routes.get("", dependencies=[Depends(owner)])
     def listing() -> dict[str, Any]:
-        paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)[:LISTED]
+        from evals.journal import newest_first
+
+        paths = newest_first(folder)[:LISTED]
         return {"evaluations": [found for path in paths if (found := summary(path))]}
 
     @routes.get("/compare", dependencies=[Depends(owner)])

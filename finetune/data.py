@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ SHOWN = 20
 SKEW = 20
 """How many times larger than the smallest class the largest may be without a warning."""
 
+_BOM = b"\xef\xbb\xbf"
 _FORMATS = (
     (b"PAR1", "Parquet", "Write its rows as JSON lines (pandas: to_json(orient='records', lines=True))."),
     (b"\x1f\x8b", "compressed", "Unpack it first."),
@@ -108,6 +110,7 @@ def scan_labelled(
     """The rows that can be used; what is wrong with the others goes to `problems`."""
     rows: list[Row] = []
     seen: dict[str, Row] = {}
+    spelled = Spellings(str(path), label, problems)
     known = {text, label, *ignore}
     for number, row in json_lines(path, problems):
         if not _columns(str(path), number, row, text, label, known, problems):
@@ -118,6 +121,7 @@ def scan_labelled(
             fix = f"Did you mean {near[0]!r}?" if near else f"Use one of: {', '.join(sorted(labels))}."
             problems.append(Problem("unknown_label", str(path), number, label, f"{found.label!r} is not a label.", fix))
             continue
+        spelled.look(row[label], number)
         first = seen.setdefault(_normal(found.text), found)
         if first is found:
             rows.append(found)
@@ -132,6 +136,31 @@ def scan_labelled(
     bad = any(problem.severity == "error" and problem.file == str(path) for problem in problems)
     problems.extend(_spread(str(path), label, Counter(row.label for row in rows), bad))
     return tuple(rows)
+
+
+class Spellings:
+    """Tells of labels that are nearly another one, by case or blanks, or that are numbers where others are texts."""
+
+    def __init__(self, file: str, column: str, problems: list[Problem]) -> None:
+        self._file, self._column, self._problems = file, column, problems
+        self._first: dict[str, tuple[Any, int]] = {}
+        self._kind: tuple[bool, int] | None = None
+
+    def look(self, label: Any, line: int) -> None:
+        """Look at a row's label."""
+        known, where = self._first.setdefault(_normal(str(label)), (label, line))
+        if str(known) != str(label):
+            told = f"{str(label)!r} is nearly {str(known)!r} of line {where}, and would be a label of its own."
+            self._tell("similar_label", line, told, "Write both alike.")
+        number = not isinstance(label, str)
+        self._kind = self._kind or (number, line)
+        if number != self._kind[0]:
+            one, other = ("a number", "a text") if number else ("a text", "a number")
+            told = f"The label is {one} here, and {other} in line {self._kind[1]}."
+            self._tell("mixed_labels", line, told, "Write all as texts, or all as numbers.")
+
+    def _tell(self, code: str, line: int, message: str, fix: str) -> None:
+        self._problems.append(Problem(code, self._file, line, self._column, message, fix, "warning"))
 
 
 def check_split(train: Labelled, train_file: Path, evaluation: Labelled, eval_file: Path, column: str = "text") -> None:
@@ -185,13 +214,18 @@ def _normal(text: str) -> str:
 def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Lines (from 1) that hold a JSON object; what is wrong with the others goes to `problems`."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         fix = "Give the path of a JSON-lines file."
         problems.append(Problem("unreadable", str(path), None, None, f"It cannot be read ({error.strerror}).", fix))
         return
-    if lines[0].startswith(b"\xef\xbb\xbf"):
+    lines = content.split(b"\n")
+    if lines[0].startswith(_BOM):
         lines[0] = lines[0][3:]
+    if len(lines) == 1 and b"\r" in lines[0].strip():
+        told = ("Its lines end in CR alone, which JSON lines do not.", "Save it with line ends of LF or CRLF.")
+        problems.append(Problem("line_ends", str(path), 1, None, *told))
+        return
     if (told := _another_format(lines[0])) is not None:
         problems.append(Problem(told[0], str(path), 1, None, *told[1:]))
         return
@@ -204,10 +238,46 @@ def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mappi
             problems.append(_undecodable(str(path), number, line, error))
             continue
         if isinstance(row, dict):
-            yield number, row
+            if line.count(b'":') != _keys(row) and (twice := _twice(line)) is not None:
+                message = f"The key {twice!r} stands in it twice, and only the last would be read."
+                problems.append(Problem("duplicate_key", str(path), number, twice, message, "Keep the right one."))
+            else:
+                yield number, row
         else:
             message = f"The line is a JSON {type(row).__name__}, not an object."
             problems.append(Problem("not_object", str(path), number, None, message, 'Write {"text": …, "label": …}.'))
+
+
+def _keys(row: Mapping[str, Any]) -> int:
+    """How many keys there are in it and in all objects within."""
+    found, left = 0, [row]
+    while left:
+        inner: Any = left.pop()
+        if isinstance(inner, dict):
+            found += len(inner)
+            inner = inner.values()
+        left += [each for each in inner if isinstance(each, (dict, list))]
+    return found
+
+
+def _twice(line: bytes) -> str | None:
+    """A key that an object of the line has more than once."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        found.extend(key for key, count in counts.items() if count > 1)
+
+    try:
+        json.loads(line, object_pairs_hook=look)
+    except RecursionError:
+        return None
+    return found[0] if found else None
+
+
+def blank(text: str) -> bool:
+    """Whether a text has nothing to see: no characters, or spaces and marks without a width alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 def _another_format(line: bytes) -> tuple[str, str, str] | None:
@@ -223,6 +293,9 @@ def _another_format(line: bytes) -> tuple[str, str, str] | None:
 
 
 def _undecodable(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> Problem:
+    if line.startswith(_BOM):
+        fix = "Delete it: files that were put together each began with one."
+        return Problem("encoding", path, number, None, "A byte-order mark stands in the midst of the file.", fix)
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -256,7 +329,7 @@ def _columns(
             problems.append(
                 Problem("wrong_type", path, number, column, f"{type(row[column]).__name__} is no label.", "Write a string.")
             )
-        elif not str(row[column]).strip():
+        elif blank(str(row[column])):
             problems.append(
                 Problem(
                     f"empty_{'text' if column == text else 'label'}",

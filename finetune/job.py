@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from finetune import ranks
-from finetune.base_model import fingerprint, locate
+from finetune.base_model import base_of, fingerprint
 from finetune.loop import Emit, Loop
 from finetune.publish import quiet
 from finetune.schema import (
@@ -61,14 +61,16 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     assert isinstance(recipe, TrainedRecipe)
     if not ranks.current().rank:
         run.emit("validated", **job.facts, warnings=len(job.warnings))
-    base = locate(recipe.base_model)
+    base = base_of(recipe)
     facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
     facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
     together = ranks.current(recipe.launcher)
     device = _device()
-    _use_threads(max(1, spec["threads"] // together.size))
+    _use_threads(max(1, spec["threads"] // together.size), device)
+    less = together.agree(_checkpoints(recipe, job, base, device))
     if together.rank:  # the first process tells, judges and registers; the others train with it
-        loop = Loop(job.task(base, device), recipe, run.folder / "checkpoints", canceled=run.canceled, device=device)
+        given: dict[str, Any] = {"canceled": run.canceled, "device": device, "checkpointing": less}
+        loop = Loop(job.task(base, device), recipe, run.folder / "checkpoints", **given)
         loop.run()
         if together.sharded:
             loop.weights()
@@ -85,9 +87,9 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
             tracker.emit(kind, **what)
             ended = ended or (watch is not None and watch(kind, what))
 
-        loop = Loop(task, recipe, run.folder / "checkpoints", emit, lambda: ended or run.canceled(), device)
+        loop = Loop(task, recipe, run.folder / "checkpoints", emit, lambda: ended or run.canceled(), device, less)
         run.set_state(steps=loop.schedule.steps, device=device)
-        tracker.emit("started", steps=loop.schedule.steps, threads=spec["threads"], device=device, **_sizes(task))
+        tracker.emit("started", steps=loop.schedule.steps, threads=spec["threads"], device=device, **_sizes(task, loop))
         progress = loop.run()
         if together.sharded:
             task = _whole(job, task, loop, base, device)
@@ -198,11 +200,18 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _use_threads(count: int) -> None:
+def _checkpoints(recipe: TrainedRecipe, job: Any, base: Path, device: str) -> bool:
+    from finetune.plan import checkpoints
+
+    return checkpoints(recipe, job, base, device)
+
+
+def _use_threads(count: int, device: str) -> None:
     import torch
 
     torch.set_num_threads(count)
-    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler besides
+    if device == "cpu":  # where it costs nothing; a GPU would fill all memory it takes with numbers first
+        torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler besides
 
 
 def _whole(job: Any, task: Any, loop: Loop, base: Path, device: str) -> Any:
@@ -220,12 +229,14 @@ def _whole(job: Any, task: Any, loop: Loop, base: Path, device: str) -> Any:
     return found
 
 
-def _sizes(task: Any) -> dict[str, int]:
-    """Parameters in all, those that are trained, and those that this process holds."""
+def _sizes(task: Any, loop: Loop) -> dict[str, Any]:
+    """Parameters in all, those that are trained, and those that this process holds; and whether layers are computed again."""
     parameters = list(task.model.parameters())
     trained = sum(p.numel() for group in task.groups() for p in group["params"])
     here = sum(ranks.held(p).numel() for p in parameters)
-    return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained, "held_parameters": here}
+    return {"parameters": sum(p.numel() for p in parameters), "trained_parameters": trained, "held_parameters": here} | (
+        {"gradient_checkpointing": True} if loop.checkpointing else {}
+    )
 
 
 __all__ = ["Emit", "Tracker", "Watch", "execute", "job_of"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import texts
-from finetune.base_model import locate
+from finetune.base_model import base_of
 from finetune.data import DataError, sample
 from finetune.recipe import RecipeError, find
 from finetune.schema import PreferenceRecipe
@@ -31,7 +31,7 @@ class LanguageJob:
         from finetune.tasks.language import load_tokenizer
 
         self.recipe = recipe
-        self._tokenizer = load_tokenizer(locate(recipe.base_model), recipe.chat_template)
+        self._tokenizer = load_tokenizer(base_of(recipe), recipe.chat_template)
         if recipe.task == "sft-chat" and not self._tokenizer.chat_template:
             raise RecipeError(f"chat_template: the tokenizer of {recipe.base_model} has none; give one as a Jinja file.")
         file = find(recipe.data.train)

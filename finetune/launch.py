@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
     ------
     RecipeError: it cannot; the message says why, and what to do.
     """
-    from finetune.base_model import locate
+    from finetune.base_model import base_of, locate
 
     if isinstance(recipe, AutoRecipe):
         if recipe.data.text_column:
@@ -42,11 +43,15 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
         if importlib.util.find_spec("flaml") is None:
             raise RecipeError("model: auto needs the packages of the extra auto: pip install 'smalti[auto]'.")
         return
-    locate(recipe.base_model)
-    if isinstance(recipe, LanguageRecipe) and recipe.method == "qlora":
-        from finetune.tasks.language import four_bits
+    base_of(recipe)
+    if isinstance(recipe, LanguageRecipe):
+        _check_language(recipe)
+    if recipe.optimizer == "adamw-8bit":
+        from finetune.optimizer import check_8bit
 
-        four_bits()
+        check_8bit()
+    if recipe.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise RecipeError("compile: it takes a C++ compiler (g++ or clang++), and there is none here; leave it out.")
     kind = recipe.launcher.kind
     if kind == "databricks":
         raise RecipeError(
@@ -63,6 +68,24 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
             raise RecipeError("launcher.strategy: fsdp takes several processes: {kind: torchrun, processes: 2, strategy: fsdp}.")
         if isinstance(recipe, LanguageRecipe) and recipe.method == "qlora":
             raise RecipeError("launcher.strategy: weights of four bits are not shared out; take ddp, or method: lora.")
+
+
+def _check_language(recipe: LanguageRecipe) -> None:
+    """What language models may be asked for that is not everywhere."""
+    import torch
+
+    if recipe.method == "qlora":
+        from finetune.tasks.language import four_bits
+
+        four_bits()
+    if recipe.attention.startswith("flash"):
+        package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}[recipe.attention]
+        missing = [] if torch.cuda.is_available() else ["a GPU"]
+        missing += [] if importlib.util.find_spec(package) else [f"the package {package.replace('_', '-')}"]
+        if missing:
+            raise RecipeError(f"attention: {recipe.attention} needs {' and '.join(missing)}; take sdpa, which needs neither.")
+        if not recipe.precision.startswith("bf16"):
+            raise RecipeError(f"attention: {recipe.attention} computes in bf16: set precision: bf16.")
 
 
 def launch(run: TrainingRun) -> str:

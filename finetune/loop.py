@@ -16,14 +16,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from finetune import checkpoint, ranks
+from finetune import checkpoint, ranks, speed
 from finetune.duration import Duration
+from finetune.optimizer import optimizer_of
 
 if TYPE_CHECKING:
     import torch
 
     from finetune.schema import TrainedRecipe
 
+_FREE = ("threads", "log_every", "register_to", "launcher", "sweep", "gradient_checkpointing", "compile", "attention")
+"""Keys of a recipe that may change between a checkpoint and what goes on from it."""
 SETTLED = 20
 """Steps over which the loss is averaged to see whether training diverges."""
 DIVERGED = 2.0
@@ -140,6 +143,7 @@ class Loop:
     emit: told `progress` (step, loss, learning rate, tokens a second), `evaluation`, `sample`, `checkpoint`, `resumed`, `memory`.
     canceled: asked at each step whether to end.
     device: where to compute.
+    checkpointing: what `gradient_checkpointing: auto` means here; None turns it on once memory runs out.
     """
 
     def __init__(
@@ -150,21 +154,24 @@ class Loop:
         emit: Emit = lambda *_, **__: None,
         canceled: Callable[[], bool] = lambda: False,
         device: str = "cpu",
+        checkpointing: bool | None = None,
     ) -> None:
-        import torch
-
         self.task, self.recipe, self.folder, self.emit, self.canceled, self.device = task, recipe, folder, emit, canceled, device
         self.schedule, self.ranks = Schedule.of(recipe, task.lengths), ranks.current(recipe.launcher)
         self.progress = Progress(micro_batch=min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size))
         groups = task.groups()
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self.checkpointing = recipe.gradient_checkpointing is True or bool(checkpointing)
+        speed.prepare(task.model, recipe, self.checkpointing)
+        self.optimizer = optimizer_of(recipe, groups)
         self._highest = [float(group["lr"]) for group in self.optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         self._trained = {name: p for name, p in task.model.named_parameters() if id(p) in trained}
-        self._average = {n: p.detach().clone() for n, p in self._trained.items()} if recipe.ema else {}
+        # in fp32, or an average that moves by less than its last digit would stand still
+        self._average = {n: p.detach().clone().float() for n, p in self._trained.items()} if recipe.ema else {}
         self._best: dict[str, torch.Tensor] = {}
-        self._bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(device))
-        self._saved = -1
+        self._bf16 = recipe.precision.startswith("bf16") or (recipe.precision == "auto" and speed.has_bf16(device))
+        self._saved, self._trains = -1, sum(parameter.numel() for parameter in self._trained.values())
+        self.operations = speed.operations(task.model, self._trains)[0]
 
     def run(self) -> Progress:
         """Train to the end; the task's model then holds the weights to keep (the average, or the best evaluated).
@@ -198,6 +205,8 @@ class Loop:
                 told = {"loss": loss, "gradient_norm": norm, "epoch": round(step / schedule.per_epoch, 3)}
                 rate = self._highest[0] * learning_rate_share(self.recipe, step - 1, schedule.steps)
                 told |= {"learning_rate": rate, "tokens_per_second": (progress.tokens - seen) / max(now - logged, 1e-9)}
+                if promised := speed.peak(self.device):
+                    told["mfu"] = round(told["tokens_per_second"] * self.operations / (promised * self.ranks.size), 4)
                 self.emit("progress", step=step, steps=schedule.steps, tokens=progress.tokens, **told)
                 logged, seen = now, progress.tokens
             if schedule.evaluate_every and step % schedule.evaluate_every == 0 and not last:
@@ -231,22 +240,22 @@ class Loop:
                 self.optimizer.zero_grad()
                 # CPU and GPU draw from generators of their own; this seeds both
                 torch.manual_seed((self.recipe.seed << 32) + self.progress.step + (self.ranks.rank << 24))
-                summed = 0.0
+                summed: Any = 0.0
                 for start in range(0, self.ranks.rows(whole), size):
                     rows = batch[start : start + size]
                     with torch.autocast(self.device, torch.bfloat16, enabled=self._bf16):
                         # a process without rows of its own keeps step with the others
                         loss = self.task.loss(rows or whole[:1]) * (len(rows) > 0) / total
                     (loss * self.ranks.weight).backward()
-                    summed += float(loss.detach())
+                    summed += loss.detach()  # not read yet: a GPU would be waited for
                 break
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not speed.out_of_memory(error):
                     raise
                 self._shrink(size)
-        summed = self.ranks.add(self._trained.values(), summed)
+        summed = self.ranks.add(self._trained.values(), float(summed) if self.ranks.size > 1 else summed)
         norm = torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm)
-        norm = float(ranks.whole(norm))
+        summed, norm = float(summed), float(ranks.whole(norm))
         if not (math.isfinite(summed) and math.isfinite(norm)):
             raise TrainingError(
                 f"Step {self.progress.step + 1}: the loss or its gradient is not a number. "
@@ -258,21 +267,26 @@ class Loop:
             kept = min(self.recipe.ema, (1 + self.progress.step) / (10 + self.progress.step))
             with torch.no_grad():
                 for name, average in self._average.items():
-                    average.lerp_(self._trained[name], 1 - kept)
+                    average.lerp_(self._trained[name].float(), 1 - kept)
         return summed, norm
 
     def _shrink(self, size: int) -> None:
         import torch
 
+        self.optimizer.zero_grad()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        auto = self.recipe.gradient_checkpointing == "auto" and not self.checkpointing and not self.ranks.sharded
+        if auto and speed.checkpoint_layers(self.task.model):
+            self.checkpointing = True
+            self.emit("memory", step=self.progress.step + 1, gradient_checkpointing=True)
+            return
         if size == 1:
             raise TrainingError(
                 f"Step {self.progress.step + 1}: memory does not hold one row. Shorten the rows, or take a smaller model."
             ) from None
         if self.ranks.sharded:  # the others are in the midst of the same pass, and cannot begin it again
             raise TrainingError(f"Step {self.progress.step + 1}: memory ran out. Set micro_batch_size: {size // 2}.") from None
-        self.optimizer.zero_grad()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
         self.progress.micro_batch = size // 2
         self.emit("memory", step=self.progress.step + 1, micro_batch_size=size // 2)
 
@@ -359,7 +373,8 @@ class Loop:
         found = checkpoint.newest(self.folder)
         if found is None:
             return
-        if found.state["recipe"] != _identity(self.recipe):
+        asked, had = json.loads(_identity(self.recipe)), json.loads(found.state["recipe"])
+        if any(asked.get(key) != value for key, value in had.items() if key not in _FREE):  # keys may have come since
             raise TrainingError("The checkpoints come from another recipe. Start a new run, or resume with the recipe it had.")
         self.progress = replace(self.progress, **found.state["progress"])
         parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -379,20 +394,4 @@ class Loop:
 
 
 def _identity(recipe: TrainedRecipe) -> str:
-    left_out = {"threads", "log_every", "register_to", "launcher", "sweep"}
-    return json.dumps(recipe.model_dump(mode="json", exclude=left_out), sort_keys=True)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def _has_bf16(device: str) -> bool:
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return json.dumps(recipe.model_dump(mode="json", exclude=set(_FREE)), sort_keys=True)

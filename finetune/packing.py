@@ -52,11 +52,15 @@ def pack(texts: Sequence[Tokens], length: int) -> list[Pack]:
     return [tuple(each) for each in packs]
 
 
-def tensors(packs: Sequence[Pack], pad: int, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """`input_ids`, `position_ids` and `labels` of some packs, (packs, longest). What pads is a text of its own, not learnt."""
+def tensors(packs: Sequence[Pack], pad: int, length: int | None = None) -> dict[str, torch.Tensor]:
+    """`input_ids`, `position_ids` and `labels` of some packs, (packs, `length`, or the longest). What pads is a text of its own.
+
+    Where no pack has a second text, positions are left out: causal attention alone then keeps apart what pads, which comes last,
+    and is computed without a mask, by flash attention.
+    """
     import torch
 
-    longest = max(sum(len(text.ids) for text in each) for each in packs)
+    longest = length or max(sum(len(text.ids) for text in each) for each in packs)
     shape = (len(packs), longest)
     ids, positions, labels = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
     for row, each in enumerate(packs):
@@ -68,4 +72,5 @@ def tensors(packs: Sequence[Pack], pad: int, device: str = "cpu") -> dict[str, t
             labels[row, at + 1 : at + size] = torch.tensor(text.labels[1:])  # no text predicts the next one's first token
             at += size
         positions[row, at:] = torch.arange(longest - at)
-    return {"input_ids": ids.to(device), "position_ids": positions.to(device), "labels": labels.to(device)}
+    alone = all(len(each) == 1 for each in packs)
+    return {"input_ids": ids, "labels": labels} | ({} if alone else {"position_ids": positions})

@@ -1,50 +1,29 @@
 """What a recipe will take before it is launched: memory, tokens, time and cost, and what would make it fit.
 
-Memory is counted on tensors that have shapes and no content: the model is built on PyTorch's meta device, and one forward pass of
-the largest micro-batch tells what is kept for the backward pass. Time is that of a few real steps on this machine.
+Memory is that of a step on tensors that have shapes and no content (`finetune.memory`), time that of a few real steps here.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from finetune import threads
-from finetune.base_model import locate
+from finetune import speed, threads
+from finetune.base_model import base_of
 from finetune.job import job_of
 from finetune.loop import Loop, Schedule, epoch_batches
+from finetune.memory import Memory, memory_of
 from finetune.recipe import Recipe, RecipeError
 from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
 
-FLOAT = 4
-"""Bytes of a weight, a gradient and each of AdamW's two averages: all are kept in fp32."""
 WARM, MEASURED = 2, 4
-"""Steps that are not timed, and those after them that are."""
-LAST = 4
-"""Of the tensors that are kept the last so many belong to the loss."""
-_ATTENTION = "smalti_shapes"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes by what holds them, at the moment of a step when there are most."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    averages: int
-    """Copies of the trained weights: the moving average, the best evaluated."""
-    activations: int
-    """What the forward pass of a micro-batch keeps for the backward pass."""
-
-    @property
-    def total(self) -> int:
-        """Gradients come as activations go, so the larger of the two counts."""
-        return self.weights + self.optimizer + self.averages + max(self.gradients, self.activations)
+"""Steps that are not timed, and those after them that are, of which there are as many rounds as `ENOUGH` seconds hold."""
+ENOUGH, ROUNDS = 2.0, 10
 
 
 @dataclass(frozen=True)
@@ -62,13 +41,15 @@ class Plan:
 
     memory: Memory
     available: int
+    gradient_checkpointing: bool
+    """Whether layers are computed again for their gradients: the recipe says so, or it fits no other way."""
     parameters: int
     trained_parameters: int
     steps: int
     rows: int
     tokens: int
     flops: float
-    """Of all of training: 6 a parameter and token, 4 where the base model's weights stay as they are."""
+    """Of all of training, by the convention of `finetune.speed.operations`."""
     seconds: float | None
     """Of training, from measured steps; None where it does not fit."""
     evaluation_seconds: float | None
@@ -91,6 +72,8 @@ class Plan:
         lines = [f"{name:12} {_bytes(size)}" for name, size in asdict(self.memory).items() if size]
         verdict = "fits" if self.fits else "does NOT fit"
         lines.append(f"{'at most':12} {_bytes(self.memory.total)} of {_bytes(self.available)}: {verdict}")
+        if self.gradient_checkpointing:
+            lines.append(f"{'':12} with gradient checkpointing, which takes a third more operations")
         share = self.trained_parameters / self.parameters
         lines.append(f"parameters   {self.parameters:,}, of which {self.trained_parameters:,} ({share:.1%}) are trained")
         lines.append(f"training     {self.steps:,} steps, {self.tokens:,} tokens, {self.flops:.2e} operations")
@@ -98,9 +81,7 @@ class Plan:
             lines.append(f"time         {self.seconds:,.0f} s of training at {self.tokens_per_second:,.0f} tokens/s")
             if self.evaluation_seconds:
                 lines.append(f"{'':12} {self.evaluation_seconds:,.0f} s of evaluation")
-            lines.append(
-                f"{'':12} measured here: {MEASURED} steps after {WARM} to warm up; starting and registering are not in it"
-            )
+            lines.append(f"{'':12} measured here, by steps after {WARM} to warm up; starting and registering are not in it")
         if self.cost is not None:
             lines.append(f"cost         {self.cost:,.2f}")
         lines += [f"instead      {k.change}: {_bytes(k.total)}, {'fits' if k.fits else 'does not fit yet'}" for k in self.knobs]
@@ -123,23 +104,23 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
     if not isinstance(recipe, TrainedRecipe):
         takes = f"its time_budget, {recipe.time_budget:g} s," if isinstance(recipe, AutoRecipe) else "seconds"
         raise RecipeError(f"task {recipe.task}, method {recipe.method}: it takes {takes} and no memory worth a plan; run it.")
-    job, base = job_of(recipe), locate(recipe.base_model)
+    job, base = job_of(recipe), base_of(recipe)
     available, device = (int(memory * 1e9) if memory else _free()), _device()
-    job_size, shapes = _size(recipe, job, base)
+    size, shapes, checkpointing = _size(recipe, job, base, device, available)
     lengths, schedule = shapes.lengths, Schedule.of(recipe, shapes.lengths)
     tokens = round(sum(lengths) * schedule.steps / schedule.per_epoch)
     parameters = sum(p.numel() for p in shapes.model.parameters())
     trained = sum(p.numel() for group in shapes.groups() for p in group["params"])
-    each = 6 if trained > parameters / 2 else 4
     made = Plan(
-        memory=job_size,
+        memory=size,
         available=available,
+        gradient_checkpointing=checkpointing,
         parameters=parameters,
         trained_parameters=trained,
         steps=schedule.steps,
         rows=len(lengths),
         tokens=tokens,
-        flops=float(each * parameters * tokens),
+        flops=float(speed.operations(shapes.model, trained)[0] * tokens),
         seconds=None,
         evaluation_seconds=None,
         tokens_per_second=None,
@@ -147,10 +128,10 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
         warnings=tuple(job.warnings),
     )
     if not made.fits:
-        return replace(made, knobs=tuple(_knobs(recipe, job, base, available)))
+        return replace(made, knobs=tuple(_knobs(recipe, job, base, device, available)))
     if not measure:
         return made
-    seconds, seen, evaluation = _timed(recipe, job.task(base, device), device)
+    seconds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing)
     whole = seconds / seen * tokens
     judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
     cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
@@ -158,78 +139,41 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
     return replace(made, seconds=round(whole, 2), evaluation_seconds=round(judged, 2), tokens_per_second=rate, cost=cost)
 
 
-def _size(recipe: TrainedRecipe, job: Any, base: Path) -> tuple[Memory, Any]:
-    """Memory of a recipe, and its task on tensors without content."""
-    shapes = job.shapes(recipe, base)
-    whole, groups = sum(p.numel() for p in shapes.model.parameters()), shapes.groups()
-    trained = FLOAT * sum(p.numel() for group in groups for p in group["params"])
-    copies = bool(recipe.ema) + bool(recipe.early_stopping)
-    size = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
-    largest = sorted(range(len(shapes.lengths)), key=lambda i: -shapes.lengths[i])[:size]
-    kept = _kept(shapes, lambda: shapes.loss(largest))
-    return Memory(FLOAT * whole, trained, 2 * trained, copies * trained, kept), shapes
+def checkpoints(recipe: TrainedRecipe, job: Any, base: Path, device: str) -> bool:
+    """What `gradient_checkpointing` comes to here; memory is counted where a rough bound does not show that there is plenty."""
+    if recipe.gradient_checkpointing != "auto":
+        return recipe.gradient_checkpointing
+    available = _free()
+    if _bound(recipe, base) < available / 2:
+        return False
+    return _size(recipe, job, base, device, available)[2]
 
 
-def _kept(task: Any, forward: Callable[[], Any]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without the weights; and the first gradient of that, the logits'."""
-    import torch
-
-    _register_attention()
-    owned = {parameter.untyped_storage()._cdata for parameter in task.model.parameters()}
-    kept: dict[int, Any] = {}
-    order: list[int] = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
-            order.append(storage.nbytes())
-        return tensor
-
-    model = getattr(task.model, "encoder", task.model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    model.set_attn_implementation(_ATTENTION)
-    task.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward()
-    total = sum(storage.nbytes() for storage in kept.values()) + max(order[-LAST:])
-    del loss
-    return total
+def _bound(recipe: TrainedRecipe, base: Path) -> int:
+    """Bytes that no step exceeds, from the sizes that a model's configuration tells."""
+    told = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    given = told.get("text_config") or told
+    width, depth = int(given.get("hidden_size") or 8192), int(given.get("num_hidden_layers") or 80)
+    inner, heads = int(given.get("intermediate_size") or 4 * width), int(given.get("num_attention_heads") or 64)
+    words = int(given.get("vocab_size") or 256_000)
+    length = recipe.context_length if isinstance(recipe, LanguageRecipe) else getattr(recipe, "max_length", 512)
+    rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * 8  # pairs, negatives and candidates
+    weights = depth * (4 * width * width + 4 * width * inner) + 2 * words * width
+    return 4 * (6 * weights + rows * length * (depth * (40 * width + 12 * inner + 6 * heads * length) + 4 * words))
 
 
-def _register_attention() -> None:
-    """An attention that computes nothing and keeps what PyTorch's own keeps: a fused one, or with dropout all weights."""
-    import torch
-    from transformers import AttentionInterface
-
-    class Shapes(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            query, key, value, dropout = inputs
-            result = torch.empty_like(query)
-            rows, heads, tokens, _ = query.shape
-            beside = [torch.empty(rows, heads, tokens, device=query.device)]
-            if dropout:
-                beside = [torch.empty(rows, heads, tokens, key.shape[2], device=query.device) for _ in range(3)]
-            ctx.save_for_backward(query, key, value, result, *beside)
-            return result
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            raise NotImplementedError("it has shapes only")
-
-    def attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, **more: Any
-    ) -> tuple[Any, None]:
-        repeats = query.shape[1] // key.shape[1]
-        if repeats > 1:
-            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-        return Shapes.apply(query, key, value, dropout if module.training else 0.0).transpose(1, 2), None
-
-    AttentionInterface.register(_ATTENTION, attention)
+def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> tuple[Memory, Any, bool]:
+    """Memory of a recipe, its task without content, and whether it checkpoints: where it must and is free to."""
+    wished = recipe.gradient_checkpointing
+    memory, task = memory_of(recipe, job, base, device, checkpointing=wished is True)
+    if wished == "auto" and memory.total > available:
+        less, other = memory_of(recipe, job, base, device, checkpointing=True)
+        if less.total < memory.total:
+            return less, other, True
+    return memory, task, wished is True
 
 
-def _timed(recipe: TrainedRecipe, task: Any, device: str) -> tuple[float, int, float]:
+def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool) -> tuple[float, int, float]:
     """Seconds and tokens of a few steps, from the shortest batches to the longest, and the seconds of an evaluation."""
     import torch
 
@@ -238,29 +182,31 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str) -> tuple[float, int, f
     by_size = sorted(batches, key=lambda batch: sum(task.lengths[example] for example in batch))
     chosen: Sequence[list[int]] = [by_size[(2 * i + 1) * len(by_size) // (2 * MEASURED)] for i in range(MEASURED)]
     with TemporaryDirectory() as folder:
-        loop = Loop(task, recipe, Path(folder), device=device)
+        loop = Loop(task, recipe, Path(folder), device=device, checkpointing=checkpointing)
         task.model.train()
         for _ in range(WARM):
             loop._step(by_size[-1])
-        began = time.perf_counter()
-        for batch in chosen:
-            loop._step(batch)
-        middle = time.perf_counter()
+        began = middle = time.perf_counter()
+        rounds = 0
+        while rounds < ROUNDS and middle - began < ENOUGH:
+            for batch in chosen:
+                loop._step(batch)
+            rounds, middle = rounds + 1, time.perf_counter()
         task.model.eval()
         with torch.no_grad():
             task.evaluate()
         evaluation = time.perf_counter() - middle
-    return middle - began, sum(task.lengths[example] for batch in chosen for example in batch), evaluation
+    return middle - began, rounds * sum(task.lengths[example] for batch in chosen for example in batch), evaluation
 
 
-def _knobs(recipe: TrainedRecipe, job: Any, base: Path, available: int) -> list[Knob]:
+def _knobs(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> list[Knob]:
     """Changes, each on top of those before it, until the run fits."""
     found: list[Knob] = []
     changes: dict[str, Any] = {}
     for key, value in _smaller(recipe):
         changes[key] = value
         changed = recipe.model_copy(update=changes)
-        memory, _ = _size(changed, job, base)
+        memory, *_ = _size(changed, job, base, device, available)
         told = " ".join(f"{name}={given}" for name, given in changes.items())
         found.append(Knob(told, memory.total, memory.total <= available))
         if found[-1].fits:
@@ -271,6 +217,8 @@ def _knobs(recipe: TrainedRecipe, job: Any, base: Path, available: int) -> list[
 def _smaller(recipe: TrainedRecipe) -> list[tuple[str, Any]]:
     size = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
     found: list[tuple[str, Any]] = [("ema", 0.0)] if recipe.ema else []
+    if recipe.gradient_checkpointing is False:
+        found.append(("gradient_checkpointing", True))
     if isinstance(recipe, LanguageRecipe | ReadingRecipe) and recipe.method == "full":
         found.append(("method", "lora"))
     found += [("micro_batch_size", part) for part in dict.fromkeys((max(1, size // 4), 1)) if part < size]

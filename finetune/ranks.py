@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.speed import layers
+
 if TYPE_CHECKING:
     import torch
 
@@ -96,18 +98,13 @@ def place(model: Any, device: str, launcher: LauncherRecipe) -> Any:
     here = current(launcher)
     if not here.sharded or device == "meta":
         return model.to(device)
-    import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (here.size,))
     root = model.get_base_model() if hasattr(model, "get_base_model") else model  # `generate` calls what adapters are put on
-    stacks = [module for module in root.modules() if isinstance(module, torch.nn.ModuleList)]
-    inner = {id(below) for stack in stacks for below in stack.modules() if below is not stack}
-    for stack in stacks:
-        if id(stack) not in inner:
-            for layer in stack:
-                fully_shard(layer, mesh=mesh)
+    for layer in layers(root):
+        fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh)
     return model
 

@@ -139,6 +139,13 @@ class TrainedRecipe(BaseRecipe):
     """Rows at once; halved by itself when memory runs out. Default: `batch_size`."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Of the forward pass; weights and their sums stay fp32. `auto` takes bf16 where the processor has instructions for it."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Keep only what stands between the layers, and compute a layer again when its gradients are: less memory, a third more work,
+    the same gradients. `auto`: where memory would not hold it otherwise."""
+    compile: bool = False
+    """Compile each layer (`torch.compile`): quicker steps on GPUs after a first one that takes a minute."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """`adamw-8bit` keeps its averages in 8 bits; it takes a GPU and bitsandbytes."""
     ema: Share = 0.0
     """Decay of a moving average of the weights, which is what is then evaluated and kept; 0: none."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -288,6 +295,15 @@ class LanguageRecipe(TrainedRecipe):
     data: FilesRecipe
     """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
     task: Literal["cpt", "sft-chat", "sft-instruct", "dpo"]
+    precision: Literal["fp32", "bf16", "bf16-true", "auto"] = "fp32"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """As elsewhere; `bf16-true` keeps the weights in bf16 too. Adapters beside them stay fp32; where all weights are trained,
+    they are rounded at random, up or down, so that steps smaller than their last digit add up (https://arxiv.org/abs/2010.06192)."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"] = "auto"
+    """What computes attention, by transformers' names; `auto` is PyTorch's own (`sdpa`) for models that it serves. That is flash
+    attention where a sequence is one text; where several share one, flash_attention_2 (package flash-attn, GPUs) and
+    flex_attention skip what texts do not see of each other."""
+    random_weights: bool = False
+    """Begin with the base model's architecture alone: its `config.json` and tokenizer, and weights that are drawn anew."""
     method: Literal["full", "lora", "dora", "qlora"] = "lora"
     """`qlora`: adapters beside weights of four bits (https://arxiv.org/abs/2305.14314); it takes a GPU and bitsandbytes."""
     lora: LoraRecipe = LoraRecipe()
@@ -301,6 +317,16 @@ class LanguageRecipe(TrainedRecipe):
     sample_tokens: Annotated[int, Field(ge=1)] = 48
     promote_margin: Annotated[float, Field(ge=0)] = 0.0
     """How much the held-out loss must be under the champion's for the alias to move."""
+
+    @model_validator(mode="after")
+    def _kept(self) -> LanguageRecipe:
+        if self.random_weights and self.method == "qlora":
+            raise ValueError("qlora quantises weights that are there; with random_weights take another method")
+        if self.random_weights and self.method != "full" and self.register_to:
+            raise ValueError("adapters of random_weights, which are kept nowhere, cannot be registered: take method: full")
+        if self.precision == "bf16-true" and self.method == "qlora":
+            raise ValueError("with qlora the weights have four bits: set precision: bf16")
+        return self
 
 
 class PreferenceRecipe(LanguageRecipe):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data import DataError, Problem
+from finetune.data import DataError, Problem, Spellings
 
 if TYPE_CHECKING:
     from finetune.schema import TableRecipe
@@ -51,6 +54,17 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         tell("unreadable", None, None, f"It cannot be read ({said}).", "Give a CSV, Parquet or JSON-lines file in UTF-8.")
         return pd.DataFrame()
     table.index = pd.RangeIndex(first, first + len(table))
+    if path.suffix == ".csv":
+        content = path.read_bytes()
+        if b"\0" in content:
+            line = content[: content.index(b"\0")].count(b"\n") + 1
+            tell("encoding", line, None, "The file has NUL bytes.", "Save it as text, in UTF-8.")
+            return pd.DataFrame()
+        header, lines = _lines(content)
+        for name in sorted({name for name in header if header.count(name) > 1}):
+            tell("duplicate_key", 1, name, "Two columns have this name.", "Give each a name of its own.")
+        if len(lines) == len(table):  # texts with line breaks make rows of several lines
+            table.index = pd.Index(lines)
     table = table.drop(columns=[name for name in data.ignore_columns if name in table])
     needed = [name for name in (data.label_column, data.text_column) if name]
     missing = [name for name in needed if name not in table]
@@ -79,6 +93,9 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         elif _kind(table[name]) == "text" and name != data.text_column:
             fix = "Name it as data.text_column, or in data.ignore_columns."
             tell("free_text", None, str(name), "Nearly every value is another one; it is left out.", fix, "warning")
+    spelled = Spellings(str(path), data.label_column, problems)
+    for line, label in zip(table.index, table[data.label_column], strict=True):
+        spelled.look(label, int(line))
     twice = table.astype(str).duplicated()
     for line in table.index[twice]:
         tell("duplicate_row", int(line), None, "It repeats an earlier row; it is left out.", "Delete one of the two.", "warning")
@@ -87,6 +104,19 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
     if len(counts) == 1:
         tell("one_class", None, data.label_column, f"Every row has the label {counts.index[0]!r}.", "Add rows of another label.")
     return table
+
+
+def _lines(content: bytes) -> tuple[list[str], list[int]]:
+    """A CSV's columns, and the line that each of its rows begins in."""
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""))
+    csv.field_size_limit(sys.maxsize)
+    header = next(reader, [])
+    found, at = [], reader.line_num + 1
+    for row in reader:
+        if row:
+            found.append(at)
+        at = reader.line_num + 1
+    return header, found
 
 
 def split_problems(train: Frame, train_file: Path, evaluation: Frame, eval_file: Path, data: TableRecipe) -> Iterator[Problem]:

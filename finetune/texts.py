@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.data import DataError, Problem, json_lines
+from finetune.data import DataError, Problem, blank, json_lines
 from finetune.packing import IGNORED, Tokens
 
 ROLES = ("system", "user", "assistant", "tool")
+_FILL = "Fill it, or delete the row."
 _SUFFIXES = (".txt", ".md", ".rst")
-Tell = Callable[[str, str | None, str, str], None]
-"""`tell(code, column, message, fix)`: notes a problem of the row."""
+Tell = Callable[..., None]
+"""`tell(code, column, message, fix, severity="error")`: notes a problem of the row."""
 
 
 def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Tokens], list[Problem]]:
@@ -98,7 +99,11 @@ def leak(file: str, line: int, train_file: str, train_line: int) -> Problem:
 
 def teller(problems: list[Problem], file: str, line: int | None) -> Tell:
     """Notes problems of one row."""
-    return lambda code, column, message, fix: problems.append(Problem(code, file, line, column, message, fix))
+
+    def tell(code: str, column: str | None, message: str, fix: str, severity: Any = "error") -> None:
+        problems.append(Problem(code, file, line, column, message, fix, severity))
+
+    return tell
 
 
 def repeated(problems: list[Problem], file: str, line: int, first: int) -> None:
@@ -144,8 +149,8 @@ def _string(row: Mapping[str, Any], key: str, tell: Tell) -> str | None:
         tell("missing_key", key, "The column is missing.", f"Add {key!r}; the row has {', '.join(map(repr, row)) or 'none'}.")
     elif not isinstance(row[key], str):
         tell("wrong_type", key, f"{type(row[key]).__name__} is no text.", "Write a string.")
-    elif not row[key].strip():
-        tell(f"empty_{key}", key, "It is empty.", "Fill it, or delete the row.")
+    elif blank(row[key]):
+        tell(f"empty_{key}", key, "It is empty.", _FILL)
     else:
         return row[key]
     return None
@@ -181,18 +186,47 @@ def _messages(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
         if message["role"] not in ROLES:
             tell("unknown_role", f"{place}.role", f"{message['role']!r} is not a role.", f"Use one of: {', '.join(ROLES)}.")
             return None
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            tell("empty_content", f"{place}.content", "It is no text, or empty.", "Fill it, or delete the row.")
+        if (said := message.get("content")) is not None and not isinstance(said, str):
+            tell("wrong_type", f"{place}.content", f"{type(said).__name__} is no text.", "Write a string; parts are not read.")
             return None
+        if not said or blank(said):
+            calls = message.get("tool_calls")
+            told = "It calls a tool and says nothing: calls are not learnt, only what is said." if calls else "It is empty."
+            tell("empty_content", f"{place}.content", told, "Write the call into its content." if calls else _FILL)
+            return None
+        _order(messages, number, tell)
     if all(message["role"] != "assistant" for message in messages):
         tell("all_masked", "messages", "The assistant says nothing, so nothing is learnt.", "Add a message of the assistant.")
         return None
     return tuple(message["content"] for message in messages)
 
 
+def _order(messages: Sequence[Mapping[str, Any]], number: int, tell: Tell) -> None:
+    """Warn where a message stands where none of its role is expected; a template may write it nevertheless."""
+    role, before = messages[number]["role"], messages[number - 1]["role"] if number else None
+    told = None
+    if role == "system" and number:
+        told = "A second system message." if messages[0]["role"] == "system" else "A system message that is not the first."
+    elif role == "tool" and before not in ("assistant", "tool"):
+        told = "A tool's result, and no message of the assistant before it that could have called one."
+    elif role == before and role == "user":
+        told = "Two messages of the user, one after the other."
+    if told:
+        tell("role_order", f"messages[{number}].role", told, "Put the messages in the order that the model will see.", "warning")
+
+
 def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
+    try:
+        return _turns(tokenizer, row["messages"], tell)
+    except Exception as error:  # a template may refuse a chat, by whatever error its functions raise
+        if type(error).__module__.partition(".")[0] not in ("jinja2", "builtins"):
+            raise
+        told = f"The chat template refuses it ({' '.join(str(error).split())[:150]})."
+        return tell("chat_template", "messages", told, "Put it as the template wants it, or give another by chat_template.")
+
+
+def _turns(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tell: Tell) -> Tokens | None:
     """What the assistant says is learnt, with the token that ends its turn; the rest is read only."""
-    messages = row["messages"]
     ids: list[int] = []
     labels: list[int] = []
     for number, message in enumerate(messages, 1):

@@ -7,6 +7,7 @@ that it fits, and a chat template is tried once for each order of roles: that is
 from __future__ import annotations
 
 import heapq
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import pairs, texts
-from finetune.base_model import locate
+from finetune.base_model import base_of
 from finetune.data import Problem, Row, scan_labelled, split_problems
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
 from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
@@ -178,7 +179,7 @@ def _count_longer(recipe: ReadingRecipe, candidates: Sequence[str]) -> int:
         return 0
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(locate(recipe.base_model) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(base_of(recipe) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ready = heapq.nlargest(COUNTED, candidates, key=len)
@@ -199,7 +200,7 @@ def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> int:
 def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None) -> int:
     from finetune.tasks.language import load_tokenizer
 
-    tokenizer = load_tokenizer(locate(recipe.base_model), recipe.chat_template)
+    tokenizer = load_tokenizer(base_of(recipe), recipe.chat_template)
     _tokenizer(recipe, tokenizer, problems)
     train = find(recipe.data.train)
     rows, trained = _file(recipe, train, tokenizer, problems, find_pii, {})
@@ -209,7 +210,7 @@ def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None)
 
 
 def _tokenizer(recipe: LanguageRecipe, tokenizer: Any, problems: Findings) -> None:
-    folder = str(locate(recipe.base_model))
+    folder = str(base_of(recipe))
     if tokenizer.eos_token_id is None:
         told = ("The tokenizer has no token that ends a text.", "Set eos_token in its tokenizer_config.json.")
         problems.append(Problem("no_eos", folder, None, None, *told))
@@ -220,6 +221,12 @@ def _tokenizer(recipe: LanguageRecipe, tokenizer: Any, problems: Findings) -> No
     if recipe.task == "sft-chat" and not tokenizer.chat_template:
         told = ("The tokenizer has no chat template.", "Give one with chat_template: FILE.jinja.")
         problems.append(Problem("no_chat_template", folder, None, None, *told))
+
+
+def _special(tokenizer: Any) -> re.Pattern[str] | None:
+    """What finds the tokenizer's special tokens in a text."""
+    tokens = sorted({token for token in tokenizer.all_special_tokens if token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
 
 def _file(
@@ -241,11 +248,17 @@ def _file(
     questions: dict[int, tuple[str, int]] = {}
     longest: list[tuple[int, int, Mapping[str, Any]]] = []
     rows = cut = 0
+    special = _special(tokenizer)
     for file, line, row, parts in texts.scan(task, path, problems):
         rows += 1
         for number, text in enumerate(parts):
             column = ("prompt", "response")[number] if task == "sft-instruct" else f"messages[{number}].content"
-            _look(file, line, "text" if task == "cpt" else column, text, problems, find_pii)
+            column = "text" if task == "cpt" else column
+            _look(file, line, column, text, problems, find_pii)
+            if special is not None and (mark := special.search(text)):
+                told = f"It has {mark[0]!r}, which the tokenizer reads as a sign of its own and not as text."
+                fix = "Remove it: the chat template, and the end of a row, write such signs."
+                problems.append(Problem("special_token", file, line, column, told, fix, "warning"))
         key = hash(tuple(parts))
         if (first := seen.setdefault(key, line)) != line and task != "cpt":
             texts.repeated(problems, file, line, first)
@@ -345,6 +358,9 @@ def _look(file: str, line: int, column: str, text: str, problems: Findings, find
     if "\ufffd" in text:
         told = ("It has characters that were lost in an earlier conversion (U+FFFD).", "Take the text from its source again.")
         problems.append(Problem("encoding", file, _line(text, "\ufffd", line), column, *told, "warning"))
+    if "\0" in text:
+        told = ("It has NUL characters (U+0000), which no one writes.", "Take the text from its source again.")
+        problems.append(Problem("encoding", file, _line(text, "\0", line), column, *told, "warning"))
     if find_pii is not None and (kinds := find_pii(text)):
         told = f"Personal data: {', '.join(sorted(set(kinds)))}."
         fix = "Remove or mask it: a model may repeat what it was trained on."

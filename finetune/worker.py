@@ -27,6 +27,9 @@ def main(folder: Path) -> int:
         return 1  # another process has this run
     run.set_state(status="RUNNING", pid=os.getpid())
     signal.signal(signal.SIGTERM, lambda *_: (run.folder / "cancel").touch())
+    if run.canceled():  # before anything heavy was begun
+        end_with(run, "canceled", "canceled before it began")
+        return 1
     os.nice(5)  # answers come first
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     launcher = run.spec["recipe"].get("launcher") or {}

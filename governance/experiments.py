@@ -269,7 +269,7 @@ def _verdict(
         )
         return {"decision": "sample_ratio_mismatch", "winner": None, "text": text}
     if idle:
-        text = f"Nothing is known yet: {' and '.join(idle)} got no traffic."
+        text = f"Nothing is known yet: {' and '.join(idle)} got no traffic.{_few(spec, arms)}"
         return {"decision": "no_traffic", "winner": None, "text": text}
     told = "; ".join(
         f"{each['served_entity_name']} is {_WORDS[each['verdict']]} than {spec.control} in {primary['name']} ({_between(each)})"
@@ -286,6 +286,17 @@ def _verdict(
             "text": f"Too early to tell: an arm has {least} units with {primary['name']}, and {MIN_UNITS} are the least.",
         }
     return {"decision": "undecided", "winner": None, "text": f"Undecided: {told}."}
+
+
+def _few(spec: Spec, arms: Sequence[Mapping[str, Any]]) -> str:
+    """Why an arm waits although there are calls: they are those of few units, and each of these stays where it is."""
+    units, calls = (sum(arm[key] for arm in arms) for key in ("units", "calls"))
+    if spec.sticky == "request" or not units or calls < 10 * units:
+        return ""
+    told = {"thread": "conversations or users", "user": "users"}[spec.sticky]
+    return (
+        f" All {calls} calls are those of {units} {told}, who stay with their arm; with sticky: request each call is dealt anew."
+    )
 
 
 _WORDS = {"better": "better", "worse": "worse", "not shown": "not shown to be better or worse"}

@@ -115,6 +115,10 @@ def storable(columns: dict[str, Any]) -> dict[str, Any]:
 def dumps(value: Any) -> bytes:
     """JSON of anything; what JSON cannot say is said in words, so that a strange payload never stops a record."""
     try:
+        return orjson.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError):
+        pass  # keys that are no texts are rare, and looking for them slows every other
+    try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, RecursionError):
         return orjson.dumps(_safe(value, 0), option=orjson.OPT_NON_STR_KEYS)

@@ -174,9 +174,12 @@ class Gateway:
     async def invoke(self, call: Call, engine: Engine | None) -> Mapping[str, Any]:
         """Run `call` to its end and give the `result`, or the `response` of an agent or chat. Raises `CallError` if it failed."""
         last: Event | None = None
-        async with aclosing(self.call(call, engine)) as events:
+        events = self.call(call, engine)
+        try:
             async for event in events:
                 last = event
+        finally:
+            await events.aclose()
         assert last is not None
         body = body_of(last)
         if last.type == "response.failed":
@@ -269,7 +272,7 @@ class Gateway:
                 reservation = Reservation(self.limits, [], 0, 0)
             while reservation is None:
                 try:
-                    reservation = self.limits.reserve(caller, call.endpoint, len(request), output)
+                    reservation = self.limits.reserve(caller, call.endpoint, len(request), output, policy=policy)
                 except LeaseNeeded as needed:
                     await asyncio.to_thread(needed.fetch)
             if reservation.warnings:

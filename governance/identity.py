@@ -75,11 +75,11 @@ class Identity:
         if not secret:
             raise unauthenticated(NO_KEY)
         self._refresh()
-        entry = None
-        for raw in _readings(secret):
-            entry = self._entries.get(self._digest(raw))
-            if entry is not None:
-                break
+        secret = secret[:_LONGEST].strip()
+        entry = self._entries.get(self._digest(secret.encode("utf-8", "surrogatepass")))
+        if entry is None and not secret.isascii():  # the bytes that an HTTP header's Latin-1 reading stands for
+            with contextlib.suppress(UnicodeEncodeError):
+                entry = self._entries.get(self._digest(secret.encode("latin-1")))
         if entry is None:
             raise unauthenticated("this key is not known here: check it, or ask an admin for a new one (`smalti keys create`)")
         if entry.revoked is not None:
@@ -340,15 +340,6 @@ class Identity:
                 limit = self._swept - _KEPT_AFTER_EXPIRY
                 entries = {digest: entry for digest, entry in entries.items() if entry.expires is None or entry.expires > limit}
             self._groups, self._entries, self._seen = groups, entries, version
-
-
-def _readings(secret: str) -> Iterable[bytes]:
-    """The bytes a presented key may mean: as text, and as the bytes that an HTTP header's Latin-1 reading stands for."""
-    secret = secret[:_LONGEST].strip()
-    yield secret.encode("utf-8", "surrogatepass")
-    if not secret.isascii():
-        with contextlib.suppress(UnicodeEncodeError):
-            yield secret.encode("latin-1")
 
 
 def _given(secret: str) -> str:

@@ -129,20 +129,29 @@ class Limits:
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, ...], _Window] = {}
 
-    def reserve(self, caller: Caller, endpoint: str, size: int = 0, output_tokens: int | None = None) -> Reservation:
+    def reserve(
+        self,
+        caller: Caller,
+        endpoint: str,
+        size: int = 0,
+        output_tokens: int | None = None,
+        *,
+        policy: AiGatewayConfig | None = None,
+    ) -> Reservation:
         """Take one call and its estimated tokens from every limit that applies, or from none.
 
         Parameters
         ----------
         size: bytes of the request; four make a token.
         output_tokens: the most the answer may have; None where the request does not say.
+        policy: the endpoint's, where it was looked up for this call already.
 
         Raises
         ------
         CallError: 429 that names the limit, with `retry_after`. LeaseNeeded: a budget must be asked for in the database first, or
             a shared minute in Redis.
         """
-        policy = self.policies.get(endpoint)
+        policy = policy or self.policies.get(endpoint)
         given = max(math.ceil(size / 4), 1)
         if policy is None or not (policy.rules or policy.budgets):
             return Reservation(self, [], given, 0)
@@ -179,14 +188,14 @@ class Limits:
             now = self._clock()
             tick = int(now * _TICKS)
             picked: list[tuple[str, tuple[str, ...], _Window]] = []
-            room = DEFAULT_OUTPUT_TOKENS
+            room, counted = DEFAULT_OUTPUT_TOKENS, False
             for metric, rules in policy.rules:
                 need = 1 if metric == "calls" else given + (output_tokens or 0)
                 for alternatives in rules.applying(caller):
                     key, window, left = self._pick(endpoint, metric, alternatives, need, now, tick)
                     picked.append((metric, key, window))
                     if metric == "tokens":
-                        room = min(room, left)
+                        room, counted = min(room, left), True
             estimate = given + (room if output_tokens is None else output_tokens)
             charges = []
             for metric, key, window in picked:
@@ -194,7 +203,7 @@ class Limits:
                 charges.append((key, window.add(tick, amount), amount))
             if len(self._windows) > _MANY_WINDOWS:
                 self._sweep(tick)
-        return Reservation(self, charges, given, estimate if any(metric == "tokens" for metric, _, _ in picked) else 0)
+        return Reservation(self, charges, given, estimate if counted else 0)
 
     def _pick(
         self, endpoint: str, metric: str, alternatives: list[tuple[int, str, str]], need: int, now: float, tick: int

@@ -15,7 +15,7 @@ _HANDED_ON = {"authorization", "headers", "api_key", "token"}
 def body_of(event: Event) -> Mapping[str, Any]:
     """The `response` or `result` that a terminal event carries."""
     body = event.data.get("result" if event.type == "result" else "response", event.data)
-    return body if isinstance(body, Mapping) else {"value": body}
+    return body if isinstance(body, (dict, Mapping)) else {"value": body}
 
 
 def failed_status(response: Mapping[str, Any]) -> int:
@@ -26,7 +26,7 @@ def failed_status(response: Mapping[str, Any]) -> int:
 def usage_of(response: Mapping[str, Any]) -> dict[str, int]:
     """Token counts, by the Responses API's names or Chat Completions'."""
     usage = response.get("usage")
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, (dict, Mapping)):
         return {}
     found = {
         "input_tokens": usage.get("input_tokens", usage.get("prompt_tokens")),

@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,18 +86,21 @@ async def first_to_answer(call: Call, candidates: Sequence[Candidate], *, pause:
                 last = last or unavailable(message, retry_after=wait)
                 break
             begun, held = False, []
+            events: Any = candidate.engine(call)
             try:
-                async with aclosing(candidate.engine(call)) as events:  # type: ignore[type-var]
+                try:  # what contextlib.aclosing does, at half its cost
                     async for event in events:
-                        if not begun and event.type in _PRELUDE:
-                            held.append(event)
-                            continue
                         if not begun:
+                            if event.type in _PRELUDE:
+                                held.append(event)
+                                continue
                             begun = True
                             gate.succeeded()
                             for early in held:
                                 yield early
                         yield event
+                finally:
+                    await events.aclose()
                 if not begun:
                     for early in held:
                         yield early
@@ -139,10 +141,7 @@ def resilient(
     """
     candidates = [Candidate(name, engine, attempts, breaker()) for name, engine in engines]
 
-    async def run(call: Call) -> AsyncIterator[Event]:
-        events: Any = first_to_answer(call, candidates if fallback() else candidates[:1], pause=pause)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+    def run(call: Call) -> AsyncIterator[Event]:
+        return first_to_answer(call, candidates if fallback() else candidates[:1], pause=pause)
 
     return run

@@ -301,7 +301,8 @@ class Indexes:
             report = SyncReport(**{**values, "skipped": tuple(Skipped(**s) for s in values["skipped"])})
         skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
         times = row.created_at, row.synced_at
-        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error)
+        held = f"{self._store.last(row.id)}-{chunks}"
+        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error, held)
 
     def _stamp(self, name: str) -> float | None:
         row = self._store.index(name)

@@ -117,6 +117,11 @@ class Store:
             counted = [sa.select(sa.func.count()).select_from(t).where(t.c.index_id == index_id) for t in (documents, chunks)]
             return db.execute(counted[0]).scalar_one(), db.execute(counted[1]).scalar_one()
 
+    def last(self, index_id: int) -> int:
+        """The number of its newest chunk; numbers are never given twice."""
+        with self.reading() as db:
+            return db.execute(sa.select(sa.func.max(chunks.c.seq)).where(chunks.c.index_id == index_id)).scalar_one() or 0
+
     def finish(self, index_id: int, report: SyncReport, encoder: str) -> None:
         row = {**asdict(report), "skipped": [asdict(s) for s in report.skipped]}
         with self.engine.begin() as db:

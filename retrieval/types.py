@@ -102,6 +102,8 @@ class IndexInfo:
     report: SyncReport | None = None
     error: str = ""
     """Why the last sync failed, "" if it did not."""
+    revision: str = ""
+    """Another one whenever what it holds has changed, and the same as long as it has not, across restarts too."""
 
     @property
     def ready(self) -> bool:

@@ -32,6 +32,7 @@ def register_agent(platform: Platform, declaration: EndpointDeclaration, agent: 
         made = _agent(platform, declaration, agent, description, listed)
         return agent_engine(platform.runtime, made, base_url=platform.url, count_tokens=platform.encoder.count_tokens)
 
+    platform.runtime.agents[declaration.name] = None
     try:
         if platform.alone:  # the assistant that nobody declared is there for documents: made once it is asked
             engine = _later(lambda: make({}))

@@ -30,7 +30,7 @@ from serving import (
     feedback,
     files,
     indexes,
-    langgraph_runs,
+    langgraph_routes,
     management,
     mcp,
     oidc,
@@ -101,7 +101,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
-    app.include_router(langgraph_runs.router(face, platform.runtime, platform.runs, lambda: platform.memory))
+    app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

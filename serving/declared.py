@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -42,11 +41,8 @@ class Dealt:
         self.config = {**self.config, **parse({"traffic_config": traffic}, current=self.config)}
         self._arms = self._make(self.config, self._arms)
 
-    async def answer(self, call: Call) -> AsyncIterator[Event]:
-        events: Any = self._arms.answer(call)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+    def answer(self, call: Call) -> AsyncIterator[Event]:
+        return self._arms.answer(call)
 
 
 class Declared(NamedTuple):

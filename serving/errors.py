@@ -29,7 +29,7 @@ ORG_ID = "1"
 _ORG = (b"x-databricks-org-id", ORG_ID.encode())
 _OPENAI = re.compile(r"/(v1|ai-gateway/\w+/v1|serving-endpoints/(chat|completions|responses|embeddings|models))(/|$)")
 _DATABRICKS = re.compile(r"/(api|serving-endpoints|oidc|\.well-known)(/|$)")
-_LANGGRAPH = re.compile(r"/(info|assistants|threads|runs)(/|$)")
+_LANGGRAPH = re.compile(r"/(info|assistants|threads|runs|store)(/|$)")
 
 
 def face(path: str) -> str | None:

@@ -128,4 +128,5 @@ def _print(context: typer.Context, found: dict[str, Any], as_json: bool) -> None
     if rows:
         context.obj.print_rows(rows, _METRICS, as_json=False, empty="")
         print()
-    print(f"{found['name']} on {found['endpoint']}: {found['state']}. {found['verdict']['text']}")
+    state = "RUNNING: " if found["state"] == "RUNNING" else ""  # what has ended says so itself
+    print(f"{found['name']} on {found['endpoint']}: {state}{found['verdict']['text']}")

@@ -7,40 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from agents import Runtime
 from agents.log import RUNNING, RunRecord
-from agents.tables import Thread
-from governance.call import Call, Caller, bad_request, not_found
+from agents.tables import Thread, shorten
+from governance.call import Call, Caller, CallError, bad_request, not_found
 from serving.endpoint import Endpoint
+from serving.engines.messages import langchain_to_items
 from serving.errors import request_id
-from serving.langgraph_store import Store
-from serving.langgraph_threads import Threads, credential, iso, own_name, reply
+from serving.langgraph_states import States
+from serving.langgraph_threads import Threads, credential, iso, own_name, reply, selected
 from serving.protocols import langgraph, sse
 from serving.protocols.request import choice, take
-from serving.routes import Face
 from serving.runs import Runs
 
-if TYPE_CHECKING:
-    from agents.memory import Memory
+STRATEGIES = ("reject", "interrupt", "rollback", "enqueue")
+"""What becomes of a run on a thread that has one: refused, in the place of that (which `rollback` undoes), or begun after it."""
 
-STRATEGIES = ("reject", "interrupt", "enqueue")
-"""What is done with a run on a thread that has one: refused, put in its place, or begun after it."""
+_UNREAD = {
+    "interrupt_before": "a graph asks by itself",
+    "interrupt_after": "a graph asks by itself",
+    "after_seconds": "a run begins at once",
+    "webhook": "follow the run, or join it",
+}
 
 
 class ThreadRuns:
     """The handlers; parameters as for `Threads`, and the runs of this server."""
 
-    def __init__(self, threads: Threads, runtime: Runtime, runs: Runs) -> None:
-        self._threads, self._runtime, self._runs = threads, runtime, runs
+    def __init__(self, threads: Threads, states: States, runtime: Runtime, runs: Runs) -> None:
+        self._threads, self._states, self._runtime, self._runs = threads, states, runtime, runs
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # ---- beginning
 
@@ -54,32 +59,56 @@ class ThreadRuns:
         wanted = langgraph.modes(body.get("stream_mode"))
         leaves = choice(body, "on_disconnect", ("cancel", "continue"))
         call = await self._begin(http, caller, body)
-        return self._followed(call.request_id, call.thread_id, call.endpoint, caller, wanted, cancel=leaves == "cancel")
+        begun = await self._states.begun(call.thread_id, caller) if call.thread_id and "values" in wanted else None
+        return self._followed(
+            call.request_id, call.thread_id, call.endpoint, caller, wanted, cancel=leaves == "cancel", begun=begun
+        )
 
     async def wait(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
+        leaves = choice(body, "on_disconnect", ("cancel", "continue"))
         call = await self._begin(http, caller, body)
+        if leaves == "cancel":
+            await self._runs.wait(call.request_id, unless=_gone(http))
+            self._runs.stop(call.request_id)
         return await self._ended(call.request_id, call.thread_id, caller)
 
     async def _begin(self, http: Request, caller: Caller, body: dict[str, Any]) -> Call:
         assistant = take(body, "assistant_id", str, required=True)
-        agent = await self._agent(assistant, caller)
-        for unread in ("interrupt_before", "interrupt_after", "checkpoint", "checkpoint_id", "after_seconds", "webhook"):
+        agent = await self._threads.agent(assistant, caller)
+        for unread, why in _UNREAD.items():
             if body.get(unread):
-                raise bad_request(f"Field {unread!r} is not read: a run begins at once, where its thread is.", unread)
+                raise bad_request(f"Field {unread!r} is not read: {why}.", unread)
         strategy = choice(body, "multitask_strategy", STRATEGIES) or "reject"
         thread = await self._thread(http, caller, body)
-        waiting = (await self._runtime.snapshot(thread.id, caller.principal)).waiting if thread else None
-        items = langgraph.said(body, waiting)
+        if thread is not None and strategy == "enqueue":
+            async with self._queues.setdefault(thread.id, asyncio.Lock()):
+                return await self._start(http, caller, body, agent, thread, strategy)
+        return await self._start(http, caller, body, agent, thread, strategy)
+
+    async def _start(
+        self, http: Request, caller: Caller, body: dict[str, Any], agent: Endpoint, thread: Thread | None, strategy: str
+    ) -> Call:
         if thread is not None:
             await self._make_room(thread.id, caller, strategy)
-            if not thread.agent:
-                first = next((str(item.get("content") or "") for item in items if item.get("role") == "user"), "")
-                await self._runtime.rename(thread.id, caller.principal, first)
-        conversation = {"conversation": {"id": thread.id}} if thread else {}
+        waiting = (await self._runtime.snapshot(thread.id, caller.principal)).waiting if thread else None
+        asked = langgraph.asked(body, waiting)
+        items, on = asked.items, {"state": asked.state, "again": asked.again, "update": asked.end, "as_node": None}
+        if thread is None and (asked.state or asked.again or asked.end):
+            raise bad_request(
+                "Field 'input.messages' must hold at least one message; without a thread there is nothing else.", "input"
+            )
+        if asked.end:
+            items, on["as_node"] = [{"type": "function_call_output", "call_id": "update_state", "output": "{}"}], "__end__"
+        elif asked.again and thread is not None:
+            items = await self._standing(thread.id, caller, asked.state)
+        if thread is not None:
+            await self._noted(thread, agent, items, caller)
+        plain = asked.state is None and not asked.again and not asked.end
+        more = {"conversation": {"id": thread.id}, **({} if plain else {"thread": on})} if thread else {}
         call = Call(
             endpoint=agent.name,
             task="agent",
-            payload={"model": agent.name, "input": items, "background": True, **conversation},
+            payload={"model": agent.name, "input": items, "background": True, **more},
             credential=credential(http),
             request_id=request_id(http.scope),
             thread_id=thread.id if thread else None,
@@ -88,11 +117,26 @@ class ThreadRuns:
         await self._runs.start(call, caller)
         return call
 
-    async def _agent(self, name: str, caller: Caller) -> Endpoint:
-        agents = await self._threads.agents(caller)
-        if name not in agents:
-            raise not_found(f"There is no assistant {name[:80]!r}; there are: {', '.join(agents) or 'none'}.")
-        return agents[name]
+    async def _noted(self, thread: Thread, agent: Endpoint, items: list[dict[str, Any]], caller: Caller) -> None:
+        """Note on a thread whose it is, by which clients list threads; one without a name gets that of its first message."""
+        if thread.agent != agent.name:
+            tags = {"graph_id": agent.name, "assistant_id": agent.name}
+            await asyncio.to_thread(self._runtime.table.tag, thread.id, tags)
+        first = next((str(item.get("content") or "") for item in items if item.get("role") == "user"), "")
+        if first and thread.title == shorten(""):
+            await self._runtime.rename(thread.id, caller.principal, first)
+
+    async def _standing(self, thread_id: str, caller: Caller, state: str | None) -> list[dict[str, Any]]:
+        """What stands in a state since a person last said something, as it is told to the gateway when it is asked again."""
+        history = await self._runtime.history(thread_id, caller.principal)
+        at = history.find(state) if state else history.head
+        if at is None or not at.open:
+            raise bad_request(
+                "Field 'input' is null, and in this state there is nothing to answer: name an earlier one.", "input"
+            )
+        said = list(history.asked(at).messages)
+        last = max((position for position, message in enumerate(said) if message.type == "human"), default=0)
+        return langchain_to_items(said[last:])
 
     async def _thread(self, http: Request, caller: Caller, body: Mapping[str, Any]) -> Thread | None:
         thread_id = http.path_params.get("thread_id")
@@ -105,35 +149,88 @@ class ThreadRuns:
     async def _make_room(self, thread_id: str, caller: Caller, strategy: str) -> None:
         if strategy == "reject":
             return  # the runtime refuses it
-        going = [run.id for run in await self._of(thread_id, caller) if run.status == RUNNING]
-        for run_id in going:
-            await (self._runs.cancel(run_id, caller) if strategy == "interrupt" else self._runs.wait(run_id))
+        if strategy == "enqueue":
+            return await self._runtime.rested(thread_id)
+        for run in await self._of(thread_id, caller):
+            if run.status == RUNNING:
+                await self._stopped(run, caller, rollback=strategy == "rollback")
+        await self._runtime.halt(thread_id)  # one of another face
+
+    async def _stopped(self, run: RunRecord, caller: Caller, *, rollback: bool) -> None:
+        """Stop a run; one that is rolled back leaves nothing behind. Raises `CallError` (409) where it cannot be."""
+        undone = rollback and run.thread_id is not None and self._runtime.undo(run.thread_id, run.id)
+        if rollback and not undone and run.thread_id is not None:
+            raise CallError(
+                "This run has ended, or goes on with one that asked: it cannot be rolled back.", status=409, code="CONFLICT"
+            )
+        await self._runs.cancel(run.id, caller)
+        if rollback:
+            await self._runtime.rested(run.thread_id or "")
+            await asyncio.to_thread(self._runs.log.delete, run.id)
 
     # ---- following
 
     async def list(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         await self._runtime.thread(http.path_params["thread_id"], caller.principal)
-        wanted = http.query_params.get("status")
+        wanted, page = http.query_params.get("status"), {}
+        for name, most in (("limit", 1_000), ("offset", 1_000_000)):
+            value = http.query_params.get(name, "10" if name == "limit" else "0")
+            if not value.isdecimal() or len(value) > 7 or int(value) > most:
+                raise bad_request(f"Query parameter {name!r} must be a number up to {most}.", name)
+            page[name] = int(value)
         found = [_run(each) for each in await self._of(http.path_params["thread_id"], caller)]
-        return [each for each in found if wanted in (None, each["status"])]
+        found = [selected(http, {}, each) for each in found if wanted in (None, each["status"])]
+        return found[page["offset"] : page["offset"] + page["limit"]]
 
     async def get(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         return _run(await self._record(http, caller))
 
     async def cancel(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         record = await self._record(http, caller)
-        if http.query_params.get("action", "interrupt") != "interrupt":
-            raise bad_request("Query parameter 'action' must be interrupt: what was said is kept.", "action")
-        await self._runs.cancel(record.id, caller)
+        await self._stopped(record, caller, rollback=_action(http) == "rollback")
+        return Response(status_code=204)
+
+    async def cancel_many(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
+        """Stop the caller's runs that are named, or all that go on; those of others are not there."""
+        thread_id, ids = take(body, "thread_id", str), take(body, "run_ids", list)
+        status = choice(body, "status", ("pending", "running", "all"))
+        if bool(status) == bool(thread_id and ids):
+            raise bad_request("Send 'status', or 'thread_id' and 'run_ids'.", "run_ids")
+        if thread_id and ids:
+            found = [run for run in await self._of(thread_id, caller) if run.id in ids]
+        else:
+            found = await asyncio.to_thread(self._runs.log.unfinished)
+        for run in found:
+            if run.owner == caller.principal and run.status == RUNNING:
+                await self._stopped(run, caller, rollback=_action(http) == "rollback")
+        return Response(status_code=204)
+
+    async def delete(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
+        """Forget a run that has ended; what was said stays on its thread."""
+        record = await self._record(http, caller)
+        if record.status == RUNNING:
+            raise CallError("This run goes on: cancel it first.", status=409, code="RESOURCE_CONFLICT")
+        await asyncio.to_thread(self._runs.log.delete, record.id)
         return Response(status_code=204)
 
     async def join(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         record = await self._record(http, caller)
         return await self._ended(record.id, record.thread_id, caller)
 
+    async def join_thread(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
+        """Follow the run that goes on, on a thread; an empty stream where none does."""
+        thread_id = http.path_params["thread_id"]
+        await self._runtime.thread(thread_id, caller.principal)
+        going = next((run for run in await self._of(thread_id, caller) if run.status == RUNNING), None)
+        if going is None:
+            return Response(langgraph.frame("end", None), media_type="text/event-stream")
+        wanted = frozenset(("values", "messages-tuple", "updates", "custom"))
+        return self._followed(going.id, thread_id, going.agent, caller, wanted)
+
     async def join_stream(self, http: Request, caller: Caller, body: dict[str, Any]) -> Any:
         record = await self._record(http, caller)
-        wanted = langgraph.modes(http.query_params.getlist("stream_mode") or ["values", "messages-tuple"])
+        named = [mode for mode in http.query_params.getlist("stream_mode") if mode]  # the Python client sends none as ''
+        wanted = langgraph.modes(named or ["values", "messages-tuple"])
         after = http.headers.get("last-event-id", "-1")
         if not re.fullmatch(r"-1|\d{1,9}", after):
             raise bad_request("Header 'Last-Event-ID' must be the id of an event.", "last-event-id")
@@ -161,11 +258,12 @@ class ThreadRuns:
         *,
         after: int = -1,
         cancel: bool = False,
+        begun: Mapping[str, Any] | None = None,
     ) -> Response:
         async def values(response: Mapping[str, Any]) -> Mapping[str, Any]:
             return await self._values(response, thread_id, caller)
 
-        encoder = langgraph.Encoder(run_id, thread_id, agent, wanted, values)
+        encoder = langgraph.Encoder(run_id, thread_id, agent, wanted, values, begun)
 
         async def frames() -> AsyncIterator[bytes]:
             whole = False
@@ -226,47 +324,14 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def router(face: Face, runtime: Runtime, runs: Runs, memory: Callable[[], Memory]) -> APIRouter:
-    """The paths of LangGraph's server that `langgraph_sdk` and chat pages for it need."""
-    from importlib.metadata import version
+def _action(http: Request) -> str:
+    found = http.query_params.get("action", "interrupt")
+    if found not in ("interrupt", "rollback"):
+        raise bad_request("Query parameter 'action' must be interrupt or rollback.", "action")
+    return found
 
-    routes = APIRouter()
-    threads = Threads(face, runtime)
-    on = ThreadRuns(threads, runtime, runs)
-    store = Store(memory)
 
-    async def info(http: Request, caller: Caller, body: dict[str, Any]) -> Any:
-        return {"version": version("smalti"), "flags": {"assistants": True, "crons": False, "langsmith": False}}
-
-    for method, path, handler in (
-        ("GET", "/info", info),
-        ("POST", "/assistants/search", threads.assistants),
-        ("GET", "/assistants/{assistant_id}", threads.assistant),
-        ("POST", "/threads", threads.create),
-        ("POST", "/threads/search", threads.search),
-        ("GET", "/threads/{thread_id}", threads.get),
-        ("PATCH", "/threads/{thread_id}", threads.update),
-        ("DELETE", "/threads/{thread_id}", threads.delete),
-        ("GET", "/threads/{thread_id}/state", threads.state),
-        ("GET", "/threads/{thread_id}/history", threads.history),
-        ("POST", "/threads/{thread_id}/history", threads.history),
-        ("POST", "/runs", on.create),
-        ("POST", "/runs/stream", on.stream),
-        ("POST", "/runs/wait", on.wait),
-        ("GET", "/threads/{thread_id}/runs", on.list),
-        ("POST", "/threads/{thread_id}/runs", on.create),
-        ("POST", "/threads/{thread_id}/runs/stream", on.stream),
-        ("POST", "/threads/{thread_id}/runs/wait", on.wait),
-        ("GET", "/threads/{thread_id}/runs/{run_id}", on.get),
-        ("POST", "/threads/{thread_id}/runs/{run_id}/cancel", on.cancel),
-        ("GET", "/threads/{thread_id}/runs/{run_id}/join", on.join),
-        ("GET", "/threads/{thread_id}/runs/{run_id}/stream", on.join_stream),
-        ("PUT", "/store/items", store.put),
-        ("GET", "/store/items", store.get),
-        ("DELETE", "/store/items", store.delete),
-        ("POST", "/store/items/search", store.search),
-        ("POST", "/store/namespaces", store.namespaces),
-        ("DELETE", "/store", store.clear),
-    ):
-        threads.route(routes, method, path, handler)
-    return routes
+async def _gone(http: Request) -> None:
+    """Until the client has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,7 +1,6 @@
 """HTTP: the OpenAI and Databricks paths that lead to endpoints. Each call goes through the dispatcher, so the gateway.
 
-Bodies are read raw and parsed once; a stream's first event is awaited before headers go out, so that a refusal has its
-own HTTP status; when the client goes, the answer's task is cancelled and every generator of the chain closes.
+Bodies are read raw and parsed once.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from governance.call import Call, Caller, CallError, bad_request
-from serving import outgoing
+from serving.answering import Answering
 from serving.dispatch import Dispatcher
-from serving.endpoint import Endpoint, answered_by
+from serving.endpoint import Endpoint
 from serving.errors import request_id
 from serving.protocols import chat, completions, embeddings, invocations, previous, responses, sse, ui_messages
 from serving.protocols.previous import Journal
@@ -34,8 +33,6 @@ from serving.runs import Runs, missing
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request body, unpacked."""
-UNWATCHED = 0.05
-"""Seconds of a call after which it is watched whether its client is still there: most are answered before."""
 
 Decoded = tuple[Request, Callable[[Call], Encoder]]
 Decode = Callable[[dict[str, Any], str | None], Decoded]
@@ -62,6 +59,13 @@ class Grants(Protocol):
 def bearer(headers: Any) -> str | None:
     """The bearer token of an `Authorization` header, None where there is none."""
     match = _BEARER.fullmatch(headers.get("authorization", ""))
+    return match[1] if match else None
+
+
+def _presented(scope: Scope) -> str | None:
+    """What `bearer` gives, read where it stands."""
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    match = _BEARER.fullmatch(found[0].decode("latin-1")) if found else None
     return match[1] if match else None
 
 
@@ -104,93 +108,6 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     return body
 
 
-class Answering:
-    """An ASGI response that runs one call and ends it when the client goes.
-
-    Parameters
-    ----------
-    dispatcher, call, encoder: what to run and how to write its answer.
-    endpoint: the endpoint that is called, where there is one; the entity of it that answers is named in `served-model-name`.
-    explain: makes a better error of a refusal.
-    """
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        call: Call,
-        encoder: Encoder,
-        *,
-        endpoint: Endpoint | None = None,
-        explain: Callable[[CallError], CallError] = lambda error: error,
-    ) -> None:
-        self._dispatcher, self._call, self._encoder, self._explain = dispatcher, call, encoder, explain
-        self._served = endpoint.served_name if endpoint else None
-        self._answered: dict[str, str] = {}
-        self._gone = False
-        self._watching: asyncio.Task[None] | None = None
-
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        served = self._answered.get(self._call.request_id, self._served)
-        return [(b"served-model-name", served.encode("latin-1", "replace"))] if served else []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answered_by.set(self._answered)
-        later = asyncio.get_running_loop().call_later(UNWATCHED, self._watch, asyncio.current_task(), receive)
-        try:
-            await (self._stream(send) if self._call.stream else self._whole(scope, send))
-        except asyncio.CancelledError:
-            if not self._gone:
-                raise
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()  # nobody is left to answer
-        except CallError as error:
-            raise self._explain(error) from None
-        finally:
-            later.cancel()
-            if self._watching is not None:
-                self._watching.cancel()
-
-    def _watch(self, task: asyncio.Task[Any] | None, receive: Receive) -> None:
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            self._gone = True
-            if task is not None:
-                task.cancel()
-
-        self._watching = asyncio.get_running_loop().create_task(watch())
-
-    async def _whole(self, scope: Scope, send: Send) -> None:
-        body = self._encoder.body(await self._dispatcher.invoke(self._call))
-        length = (b"content-length", str(len(body)).encode())
-        headers = [*self._headers(), (b"content-type", b"application/json"), length]
-        if (out := scope.get(outgoing.KEY)) is not None and out.whole(headers, body):
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def _stream(self, send: Send) -> None:
-        events: Any = self._dispatcher.stream(self._call)
-        encode = self._encoder.event
-        started = False
-        try:
-            async for event in events:
-                if not started:
-                    headers = [*self._headers(), *sse.HEADERS, *getattr(self._encoder, "headers", ())]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    started = True
-                if framed := encode(event):
-                    await send({"type": "http.response.body", "body": framed, "more_body": True})
-        except CallError as error:
-            if not started:
-                raise
-            await send({"type": "http.response.body", "body": self._encoder.failure(error), "more_body": True})
-        finally:
-            await events.aclose()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
 class Face:
     """The handlers of the paths that call endpoints.
 
@@ -220,7 +137,7 @@ class Face:
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
         """Decode a request and run it as a call."""
         name = http.path_params.get("name")
-        credential = bearer(http.headers)
+        credential = _presented(http.scope)
         identifier = request_id(http.scope)
         if credential is None:  # refused by the gateway, which records it; the body is not worth reading
             call = Call(name or "", "chat", {}, request_id=identifier)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,11 +147,14 @@ class Runs:
             live.stopping = True
             live.task.cancel()
 
-    async def wait(self, run_id: str) -> None:
-        """Until a run that goes on here has ended."""
+    async def wait(self, run_id: str, unless: Coroutine[Any, Any, None] | None = None) -> None:
+        """Until a run that goes on here has ended, or `unless` has."""
         live = self._live.get(run_id)
+        other = asyncio.ensure_future(unless) if unless is not None else None
         if live is not None and live.task is not None:
-            await asyncio.wait([live.task])
+            await asyncio.wait([live.task, *([other] if other else [])], return_when=asyncio.FIRST_COMPLETED)
+        if other is not None:
+            other.cancel()
 
     async def close(self) -> None:
         """Stop all runs; for the end of the server."""
@@ -242,7 +245,7 @@ def _response(events: Sequence[Event]) -> dict[str, Any] | None:
 
 
 def _queued(call: Call) -> dict[str, Any]:
-    event = next(iter(Answer(call).start()))
+    event = Answer(call).start()[0]
     return {**event.data["response"], "status": "queued"}
 
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from governance.call import Call, CallError, Engine, Event, Single
+from governance.call import TERMINAL, Call, CallError, Engine, Event, Single
 from governance.resilience import Candidate, first_to_answer
 from serving.endpoint import answered_by
 
@@ -33,19 +33,22 @@ def position(salt: str, unit: str) -> float:
 
 
 def unit_of(call: Call, kind: str) -> str:
-    """What stays with its arm: the conversation, the caller, or the request by the client's own id for it.
+    """What stays with its arm: the conversation, the user, or the request by the client's own id for it.
 
-    A call without a conversation is its caller's, and a request that its client gave no id is by itself.
+    A call without a conversation is its user's, and a request that its client gave no id is by itself. A user is the caller, and
+    where a caller asks for people of its own (`user` in OpenAI's requests, `context.user_id` in Databricks'), each of these.
     """
-    if kind == "thread":
-        custom, context = call.payload.get("custom_inputs"), call.payload.get("context")
-        named = (custom or {}).get("thread_id") if isinstance(custom, Mapping) else None
-        asked = (context or {}).get("conversation_id") if isinstance(context, Mapping) else None
-        if thread := call.thread_id or named or asked:
-            return f"thread:{thread}"
+    custom, context = (_mapping(call.payload.get(key)) for key in ("custom_inputs", "context"))
+    if kind == "thread" and (thread := call.thread_id or custom.get("thread_id") or context.get("conversation_id")):
+        return f"thread:{thread}"
     if kind != "request" and call.caller is not None:
-        return call.caller.principal
+        person = call.payload.get("user") or context.get("user_id")
+        return f"{call.caller.principal}/{person}" if isinstance(person, str) else call.caller.principal
     return f"request:{call.client_request_id or call.request_id}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -180,14 +183,16 @@ class _Named:
     async def _several(self, events: Any) -> AsyncIterator[Event]:
         name = self.name
         try:
-            async with aclosing(events):
-                async for event in events:
-                    if event.terminal or event.type == "response.created":
-                        event = Event(event.type, {**event.data, "served_entity_name": name})
-                    yield event
+            async for event in events:
+                kind = event.type
+                if kind in TERMINAL or kind == "response.created":
+                    event = Event(kind, {**event.data, "served_entity_name": name})
+                yield event
         except CallError as error:
             error.served_entity_name = name
             raise
+        finally:
+            await events.aclose()
 
 
 def arms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -76,15 +77,40 @@ def mlflow_store(home: Path) -> None:
     (home / "mlflow.db").chmod(0o600)
 
 
+def documents_store(home: Path) -> None:
+    """The index of this repository's documents in a state folder, copied, as `mlflow_store` does: half of a first start is its
+    embeddings. Made once by each state of the documents and of what reads them."""
+    told = hashlib.sha256()
+    for path in sorted([*(ROOT / "docs").rglob("*.*"), *(ROOT / "retrieval").rglob("*.py")]):
+        told.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    kept = Path(tempfile.gettempdir()) / f"smalti-tests-docs-{told.hexdigest()[:16]}-{os.getuid()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(kept / "lock"):
+        if not (kept / "home").exists():
+            made = smalti("index", "add", "docs", str(ROOT / "docs"), home=kept / "partial")
+            assert made.returncode == 0, made.stderr
+            (kept / "partial").rename(kept / "home")
+    shutil.copytree(kept / "home", home)
+
+
 def start(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Live:
-    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready."""
+    """Start a server in `cwd`, whose folder `docs` it would serve, and wait until it has told that it is ready.
+
+    Without `docs` and `cwd` it starts where no documents are: to index those of this repository takes longer than most tests.
+    """
+    if cwd is None:
+        cwd = ROOT if docs else home.parent / f"{home.name}-cwd"
+        cwd.mkdir(parents=True, exist_ok=True)
     given = ["--config", str(config)] if config else []
     command = [sys.executable, "-m", "app", *given, "serve", "--json", "--port", str(port)]
     command += ["--docs", str(docs)] if docs else []
-    if more.get("SMALTI_MLFLOW") == "true" and not home.exists():
-        mlflow_store(home)
+    if not home.exists():
+        if docs == ROOT / "docs":
+            documents_store(home)
+        if more.get("SMALTI_MLFLOW") == "true":
+            mlflow_store(home)
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
     env = environment(home, PYTHONPATH=str(ROOT)) | more
     process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -113,7 +139,7 @@ def stop(live: Live) -> None:
 
 @contextmanager
 def serving(
-    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path = ROOT, **more: str
+    home: Path, docs: Path | None = None, *, port: int = 0, config: Path | None = None, cwd: Path | None = None, **more: str
 ) -> Iterator[Live]:
     """A server for the length of a block."""
     live = start(home, docs, port=port, config=config, cwd=cwd, **more)

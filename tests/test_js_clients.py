@@ -1,4 +1,5 @@
-"""The official JavaScript clients, `openai` and Vercel's `ai` (the transport of `useChat`), unmodified, against a running server.
+"""The official JavaScript clients, unmodified, against a running server: `openai`, the transport of Vercel's `useChat`, and
+LangGraph's `useStream` as agent-chat-ui calls it.
 
 Node comes with the development extra. The packages are installed from npm once, beside the interpreter that runs the tests; where
 npm reaches no registry these tests are skipped, and say so.
@@ -13,13 +14,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from tests.live import ROOT, serving
-from tests.test_langgraph_client import AGENT
+from tests.live import ROOT, Live, serving
+from tests.test_langgraph_client import AGENT, BANK
 
 JS = ROOT / "tests" / "js"
 
@@ -55,26 +58,55 @@ def modules() -> Path:
                 command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=110, check=False
             )
             if done.returncode:
-                pytest.skip(f"npm could not install openai and ai: THE JAVASCRIPT CLIENTS WERE NOT RUN. {done.stderr[-300:]}")
+                pytest.skip(f"npm could not install them: THE JAVASCRIPT CLIENTS WERE NOT RUN. {done.stderr[-300:]}")
             (folder / "installed").touch()
     return folder
 
 
-@pytest.mark.timeout(240)
-def test_they_work_unmodified(modules: Path, tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
-    (tmp_path / "echo.py").write_text(AGENT)
-    endpoint = {"name": "echo", "config": {"served_entities": [{"agent": {"builder": f"{tmp_path}/echo.py:build"}}]}}
-    script = modules / "clients.mjs"
-    shutil.copy(JS / "clients.mjs", script)
-    with serving(tmp_path / "home", tmp_path / "docs", SMALTI_ENDPOINTS=json.dumps([endpoint])) as live:
-        given = {"SMALTI_URL": live.url, "SMALTI_KEY": live.key}
-        clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-        command = [programs()[0], str(script)]
-        done = subprocess.run(command, cwd=modules, env=clean | given, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
+    served = []
+    for name, text in (("echo", AGENT), ("bank", BANK)):
+        (folder / f"{name}.py").write_text(text)
+        served.append({"name": name, "config": {"served_entities": [{"agent": {"builder": f"{folder}/{name}.py:build"}}]}})
+    with serving(folder / "home", folder / "docs", SMALTI_ENDPOINTS=json.dumps(served)) as server:
+        yield server
+
+
+def ran(program: str, modules: Path, live: Live) -> dict[str, Any]:
+    """What a program of ours saw with the clients."""
+    script = modules / program
+    shutil.copy(JS / program, script)
+    clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    given = {"SMALTI_URL": live.url, "SMALTI_KEY": live.key}
+    command = [programs()[0], str(script)]
+    done = subprocess.run(command, cwd=modules, env=clean | given, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.timeout(240)
+def test_a_page_for_langgraphs_server(modules: Path, live: Live) -> None:
+    seen = ran("stream.mjs", modules, live)
+    assert seen["edited"] == [["one", "one", "TWO", "TWO"], ["", "", "2/2", ""]]
+    assert seen["again"] == [["one", "one", "TWO", "TWO"], ["", "", "2/2", "2/2"]]
+    assert seen["first"] == [["ONE", "ONE"], ["2/2", ""]]
+    assert seen["switched"] == [["one", "one", "TWO", "TWO"], ["1/2", "", "2/2", "2/2"]]
+    assert seen["wentOn"] == ["one", "one", "TWO", "TWO", "three", "three"]
+    assert seen["listed"] == 1
+    assert (seen["asked"][0]["name"], seen["asked"][0]["args"]) == ("transfer", {"amount": 5})
+    assert seen["paid"] == "transferred 4"
+    assert seen["rejected"][0].endswith("A person did not approve this call: too much")
+    assert seen["rejected"][1] == "2/2", "asked again, the tool is not"
+    assert seen["resolved"] is None
+
+
+@pytest.mark.timeout(240)
+def test_they_work_unmodified(modules: Path, live: Live) -> None:
+    seen = ran("clients.mjs", modules, live)
     for face in ("response", "streamed", "chat", "chatStreamed", "background", "ui"):
         assert "314 metres" in seen[face], face
     assert seen["citation"] == seen["uiSource"] == "Bridge"

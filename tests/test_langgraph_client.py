@@ -47,16 +47,48 @@ def build(model, retriever, *, tools=(), checkpointer=None, **_):
 """
 
 
+BANK = """
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import StructuredTool
+from agents.graphs import react
+
+async def transfer(amount: int) -> str:
+    return f"transferred {amount}"
+
+class Teller(BaseChatModel):
+    @property
+    def _llm_type(self):
+        return "teller"
+    def bind_tools(self, tools, **more):
+        return self
+    def _generate(self, messages, stop=None, run_manager=None, **more):
+        amounts = [word for word in messages[-1].text.split() if word.isdigit()] if messages[-1].type == "human" else []
+        calls = [{"name": "transfer", "args": {"amount": int(each)}, "id": f"c{i}"} for i, each in enumerate(amounts)]
+        said = "; ".join(m.text for m in messages if m.type == "tool")
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("" if calls else said, tool_calls=calls))])
+
+def build(model, retriever, *, tools=(), checkpointer=None, **_):
+    tool = StructuredTool.from_function(
+        coroutine=transfer, name="transfer", description="Transfer money.", metadata={"approval": True}
+    )
+    return react.build(Teller(), None, tools=[tool], checkpointer=checkpointer)
+"""
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder: Path = tmp_path_factory.mktemp("project")
     (folder / "docs").mkdir()
     (folder / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
     (folder / "echo.py").write_text(AGENT)
-    builder = json.dumps(f"{folder}/echo.py:build")
-    (folder / "smalti.yaml").write_text(
-        f"endpoints:\n  - name: echo\n    config:\n      served_entities:\n        - agent: {{builder: {builder}}}\n"
-    )
+    (folder / "bank.py").write_text(BANK)
+    served = [
+        {"name": name, "config": {"served_entities": [{"agent": {"builder": f"{folder}/{name}.py:build"}}]}}
+        for name in ("echo", "bank")
+    ]
+    (folder / "smalti.yaml").write_text(json.dumps({"endpoints": served}))
     with serving(folder / "home", folder / "docs", config=folder / "smalti.yaml") as server:
         yield server
 
@@ -88,7 +120,7 @@ def test_a_conversation(client: Any) -> None:
     wanted = ["values", "messages", "messages-tuple", "updates"]
     parts = list(client.runs.stream(thread["thread_id"], "echo", input=human("one two three"), stream_mode=wanted))
     assert parts[0].event == "metadata"
-    assert [part.event for part in parts].count("values") == 1
+    assert [len(part.data["messages"]) for part in parts if part.event == "values"][-1] == 2
     assert parts[-1].event == "end"
     assert "".join(part.data[0]["content"] for part in parts if part.event == "messages") == "one two three "
     assert [part.data[0]["content"] for part in parts if part.event == "messages/complete"] == ["one two three "]
@@ -166,16 +198,16 @@ def test_a_person_is_asked(client: Any) -> None:
     assert client.threads.get_state(thread)["tasks"][0]["interrupts"]
     values = client.runs.wait(thread, "echo", command={"resume": "the red one"})
     assert values["messages"][-1]["content"] == "You said the red one."
-    with refused(400, "waits for a person"):
+    with refused(422, "waits for a person"):
         client.runs.wait(thread, "echo", command={"resume": "again"})
 
 
 def test_what_is_refused_says_why(client: Any, live: Live) -> None:
     with get_sync_client(url=live.url, api_key="wrong") as stranger, pytest.raises(AuthenticationError):
         stranger.threads.create()
-    with refused(404, "there are: assistant, echo"):
+    with refused(404, "there are: assistant, bank, echo"):
         client.runs.wait(None, "nobody", input=human("x"))
-    with refused(400, "input.messages"):
+    with refused(422, "input.messages"):
         client.runs.wait(None, "echo", input={"messages": []})
     with pytest.raises(Exception, match=r"server_error|INTERNAL|fail"):
         client.runs.wait(None, "echo", input=human("!fail"))
@@ -242,9 +274,9 @@ def test_a_user_sees_and_deletes_what_is_remembered_and_nobody_elses(live: Live,
     with live.client() as raw:
         for body, param in (({"key": "k", "value": 3}, "value"), ({"namespace": "x", "key": "k", "value": {}}, "namespace")):
             answer = raw.put("/store/items", json=body)
-            assert (answer.status_code, param in answer.text) == (400, True), answer.text
-        assert raw.post("/store/items/search", json={"filter": {"a": {"$near": 1}}}).status_code == 400
-        assert raw.put("/store/items", json={"key": "k", "value": {"text": "x" * 70_000}}).status_code == 400
+            assert (answer.status_code, param in answer.json()["detail"]) == (422, True), answer.text
+        assert raw.post("/store/items/search", json={"filter": {"a": {"$near": 1}}}).status_code == 422
+        assert raw.put("/store/items", json={"key": "k", "value": {"text": "x" * 70_000}}).status_code == 422
 
 
 def test_a_user_and_a_service_principal_of_one_name_share_nothing(live: Live, client: Any) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.packing import IGNORED, Tokens, tensors
+from finetune import head
+from finetune.packing import Tokens
 from finetune.tasks.language import LanguageTask
 
 if TYPE_CHECKING:
@@ -89,10 +90,5 @@ class PreferenceTask(LanguageTask):
 
     def _likelihoods(self, rows: Sequence[Preference]) -> torch.Tensor:
         """(rows, 2) sums of the answers' log-probabilities."""
-        from torch.nn.functional import cross_entropy
-
-        given = tensors([(text,) for both in rows for text in both], self._pad, self.device)
-        labels = given.pop("labels")[:, 1:]
-        logits = self.model(**given, attention_mask=None, use_cache=False).logits[:, :-1].float()
-        losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        return -losses.sum(1).reshape(len(rows), 2)
+        losses, numbers = self._learnt([(text,) for both in rows for text in both], head.each)
+        return -losses.new_zeros(2 * len(rows)).index_add(0, numbers, losses).reshape(len(rows), 2)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import ranks
+from finetune import head, ranks
 from finetune.packing import IGNORED, Pack, Tokens, pack, tensors
 from finetune.recipe import RecipeError
 from finetune.tasks.network import adapted
@@ -47,21 +47,25 @@ class LanguageTask:
         self.recipe, self.device, self.tokenizer = recipe, device, tokenizer
         self._packs, self._held_out = pack(texts, recipe.context_length), pack(evaluation, recipe.context_length)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._length = recipe.context_length if recipe.compile else None  # one shape, compiled once
         torch.manual_seed(recipe.seed)
-        if device == "meta":  # where only shapes are asked for
-            with torch.device("meta"):
+        precise = torch.bfloat16 if recipe.precision == "bf16-true" else torch.float32
+        stored: dict[str, Any] = {"dtype": precise}
+        stored |= {"attn_implementation": recipe.attention} if recipe.attention != "auto" else {}
+        if device == "meta" or recipe.random_weights:  # `meta`: where only shapes are asked for
+            with torch.device(device):
                 config = AutoConfig.from_pretrained(folder, local_files_only=True)
-                model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                model: Any = AutoModelForCausalLM.from_config(config, **stored)
         else:
-            stored: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
             if recipe.method == "qlora":
                 stored |= four_bits()
-            model = AutoModelForCausalLM.from_pretrained(folder, **stored)
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **stored)
         if recipe.context_length > (most := getattr(model.config, "max_position_embeddings", recipe.context_length)):
             raise RecipeError(f"context_length: {recipe.base_model} reads at most {most} tokens, not {recipe.context_length}.")
         if recipe.method != "full":
             model = adapted(model, recipe.lora, recipe.method == "dora", str(folder), "CAUSAL_LM")
         self.model: Any = model
+        self._plain = head.plain(model)
         if recipe.method != "qlora":  # four bits are where they are to stay
             self.model = ranks.place(model, device, recipe.launcher)
 
@@ -120,13 +124,34 @@ class LanguageTask:
         return folder
 
     def _loss(self, packs: Sequence[Pack]) -> torch.Tensor:
+        return self._learnt(packs, head.summed)[0]
+
+    def _learnt(self, packs: Sequence[Pack], make: Any) -> tuple[Any, torch.Tensor]:
+        """What `make` (of `finetune.head`) gives for the tokens that are learnt, and the number of the pack of each of these."""
         from torch.nn.functional import cross_entropy
 
-        given = tensors(packs, self._pad, self.device)
-        labels = given.pop("labels")[:, 1:].reshape(-1)
+        given = tensors(packs, self._pad, self._length)
+        labels = given.pop("labels")[:, 1:]
+        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+        flat = rows * given["input_ids"].shape[1] + places
+        *moved, labels, rows, flat = (self._there(each) for each in (*given.values(), labels[rows, places], rows, flat))
         # Without a mask and without a cache, or transformers would join the texts of a sequence.
-        logits = self.model(**given, attention_mask=None, use_cache=False).logits[:, :-1].float()
-        return cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, ignore_index=IGNORED, reduction="sum")
+        asked = dict(zip(given, moved, strict=True)) | {"attention_mask": None, "use_cache": False}
+
+        def learnt(states: torch.Tensor) -> torch.Tensor:
+            return states.flatten(0, 1).index_select(0, flat)
+
+        if not self._plain:
+            logits = learnt(self.model(**asked).logits).float()
+            return cross_entropy(logits, labels, reduction="sum" if make is head.summed else "none"), rows
+        with head.instead_of_logits(self.model, lambda states, *weights: make(learnt(states), *weights, labels)):
+            return self.model(**asked).logits, rows
+
+    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device; a GPU takes it from pinned memory, while what was asked of it before still runs."""
+        if self.device.startswith("cuda"):
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:

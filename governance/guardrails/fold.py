@@ -3,7 +3,7 @@
 Compatibility forms (full width, mathematical, circled) become plain ones by Unicode's NFKC or NFKD, digits of every script those
 of ASCII, dashes a hyphen; default-ignorable characters, and in personal data combining marks, vanish; JSON's escapes of ASCII are
 what they stand for. Letters of other scripts that look like Latin ones (https://www.unicode.org/reports/tr39/) count as those
-where they stand in a word with Latin letters or digits.
+where they stand in a word with Latin letters or digits; of a word that has none, `passing` tells what it looks like.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ _FOLDED_LATIN = str.maketrans(  # where case does not count, a small letter may 
         **{char: plain for char, plain in _ALIKE.items() if char.islower()},
     }
 )
+_PASSING = _LATIN | str.maketrans("гσγѵѡϲϳ", "royvwcj")  # for words in which no letter is Latin; as in the table of UTS #39
+_PASSING_LOOSELY = _PASSING | _FOLDED_LATIN
+_LEAST, _LEAST_LOOSELY = 4, 5
+"""Letters from which a word that is wholly of letters like Latin ones may be taken for one: Russian and Greek have shorter
+words that look like English ones (нет, то, сор, μα), and next to none of that length."""
 _LIKE = frozenset(map(chr, [0x131, 0x251, 0x261, *range(0x370, 0x530), *range(0x561, 0x588)]))
+_LIKE_IN = re.compile("[\u0131\u0251\u0261\u0370-\u052f\u0561-\u0587]")
 _RUN_OF_WORD = re.compile(r"\w+")
 _LATIN_IN = re.compile(r"[A-Za-z0-9]")
 
@@ -169,6 +175,17 @@ def _form(char: str, words: bool) -> str:
         return unicodedata.normalize("NFKC", char)
     folded = unicodedata.normalize("NFKD", char).casefold()
     return "".join(" " if each.isspace() else each for each in folded)
+
+
+def passing(folded: str) -> str | None:
+    """A text folded for words with Latin letters for all that look like them, of the same length; None where none does."""
+    return folded.translate(_PASSING_LOOSELY) if not folded.isascii() and _LIKE_IN.search(folded) else None
+
+
+def passes(written: str, seen: str) -> bool:
+    """Whether what `passing` made of a part of a text may be what is meant by it, and no word of another language."""
+    letters = sum(map(str.isalpha, seen))
+    return letters >= _LEAST_LOOSELY or (letters >= _LEAST and written.translate(_PASSING) == seen)
 
 
 def end_of(place: int, text: str) -> int:

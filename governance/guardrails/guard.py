@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from governance.call import STEP, Call, CallError, Engine, Event
+from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
@@ -126,42 +125,47 @@ class Guard:
         async def guarded(call: Call) -> AsyncIterator[Event]:
             shield = Shield(side.rules, call)
             late: list[Event] = []  # where the whole answer is judged, nothing leaves before
+            answer: Any = engine(call)
             try:
-                async with aclosing(engine(call)) as answer:  # type: ignore[type-var]
-                    events = answer
-                    if side.learns:
-                        whole = [event async for event in answer]
-                        try:
-                            shield = Shield(await side.learned(said_in(whole)), call)
-                        except Exception:
-                            logger.exception("a guardrail failed")
-                            raise Blocked("guardrail", FAILED) from None
-                        events = _again(whole)
-                    async for event in events:
-                        try:
-                            ready = shield.feed(event)
-                            if event.terminal and side.judges:
-                                talk = call.task in ("agent", "chat")
-                                said = [shield.sent] if talk else strings_of([each.data for each in ready])
-                                await side.judge(said, "output", call, shield.arguments)
-                        except (Blocked, CallError):
-                            raise
-                        except Exception:
-                            logger.exception("a guardrail failed")
-                            raise Blocked("guardrail", FAILED) from None
-                        if side.judges and not event.terminal and event.type != STEP:
-                            late += ready
-                            continue
-                        if event.terminal and shield.found:
+                events = answer
+                if side.learns:
+                    whole = [event async for event in answer]
+                    try:
+                        shield = Shield(await side.learned(said_in(whole)), call)
+                    except Exception:
+                        logger.exception("a guardrail failed")
+                        raise Blocked("guardrail", FAILED) from None
+                    events = _again(whole)
+                async for event in events:
+                    last = event.type in TERMINAL
+                    try:
+                        ready = shield.feed(event)
+                        if last and side.judges:
+                            talk = call.task in ("agent", "chat")
+                            said = [shield.sent] if talk else strings_of([each.data for each in ready])
+                            await side.judge(said, "output", call, shield.arguments)
+                    except (Blocked, CallError):
+                        raise
+                    except Exception:
+                        logger.exception("a guardrail failed")
+                        raise Blocked("guardrail", FAILED) from None
+                    if last:
+                        if shield.found:
                             verdicts.append(verdict("pii", "output", "MASK", summary(shield.found)))
-                        for each in [*late, *ready] if event.terminal else ready:
-                            yield each
+                        ready = [*late, *ready]
+                    elif side.judges and event.type != STEP:
+                        late += ready
+                        continue
+                    for each in ready:
+                        yield each
             except Blocked as blocked:
                 verdicts.append(verdict(blocked.guardrail, "output", "BLOCK", blocked.reason))
                 if call.task not in ("agent", "chat"):
                     message = f"the {blocked.guardrail} guardrail of {call.endpoint} keeps this answer back: {blocked.reason}"
                     raise CallError(message, status=400, code="CONTENT_FILTER") from None
                 yield shield.stopped("" if side.judges else shield.sent)
+            finally:
+                await answer.aclose()
 
         return guarded
 

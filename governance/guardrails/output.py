@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from governance.call import STEP, Call, Event
+from governance.call import STEP, TERMINAL, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import ROWS, STRUCTURE, json_text, strings_of, vector, walk
+from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, json_text, strings_of, vector, walk
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
+_OF_TEXT = ("text", "type", "annotations")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
 
 
@@ -71,7 +72,7 @@ class Shield:
         if kind.endswith("annotation.added"):
             return self._annotation(event)
         ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
-        if event.terminal:
+        if kind in TERMINAL:
             body = "result" if kind == "result" else "response"
             inner = data.get(body, data)
             if self._call.task in ROWS:
@@ -158,9 +159,20 @@ class Shield:
         told = [Event(first.type, {**first.data, "delta": whole})] if parts else []
         return [*self._flush(), *told, Event(event.type, {**event.data, "arguments": whole})]
 
+    def _found_in(self, text: str) -> list[Finding]:
+        """What is forbidden in a text, which may be one that has left in pieces already."""
+        for hold in self._texts:
+            if hold.arrived == len(text) and hold.gone == hold.arrived and hold.text == text:
+                return hold.found
+        return self.rules.find(text)
+
     def _checked(self, text: str) -> str:
         """For texts that go to the client: refused or masked."""
-        found = self.rules.find(text)
+        if not text:
+            return text
+        found = self._found_in(text)
+        if not found:
+            return text
         if refused := self.rules.blocking(found):
             raise refused
         self._other += found
@@ -172,28 +184,30 @@ class Shield:
 
     def _guarded(self, value: Any) -> Any:
         """A body of an event: its texts checked, and annotations at the places where their words now are."""
-        if isinstance(value, Mapping):
-            if value.get("type") == "output_text" and isinstance(value.get("text"), str):
-                found = self.rules.find(value["text"])
-                rest = {key: self._guarded(item) for key, item in value.items() if key not in ("text", "type", "annotations")}
-                notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
-                if refused := self.rules.blocking(found):
-                    raise refused
-                self._other += found
-                return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
-            return {
-                key: item if key in _ADDRESSES and isinstance(item, str) else self._keyed(key, item)
-                for key, item in value.items()
-            }
-        return walk(value, self._checked, _ADDRESSES) if not isinstance(value, list | tuple) else self._items(value)
-
-    def _keyed(self, key: str, value: Any) -> Any:
         if isinstance(value, str):
-            if key in _ADDRESSES:
-                return value
-            if key == "arguments":
-                return json_text(value, self._checked)
-        return self._guarded(value)
+            return self._checked(value)
+        if isinstance(value, OBJECT):
+            if value.get("type") == "output_text" and isinstance(value.get("text"), str):
+                found = self._found_in(value["text"])
+                rest = {key: self._guarded(item) for key, item in value.items() if item and key not in _OF_TEXT}
+                notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
+                if found:
+                    if refused := self.rules.blocking(found):
+                        raise refused
+                    self._other += found
+                return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
+            made: dict[Any, Any] = {}
+            for key, item in value.items():
+                if isinstance(item, str):
+                    if key == "arguments":
+                        item = json_text(item, self._checked)
+                    elif key not in _ADDRESSES:
+                        item = self._checked(item)
+                elif item:
+                    item = self._guarded(item)
+                made[key] = item
+            return made
+        return self._items(value) if isinstance(value, (list, tuple)) else value
 
     def _items(self, value: Sequence[Any]) -> Any:
         if vector(value):
@@ -202,20 +216,23 @@ class Shield:
 
     def _body(self, body: Any) -> Any:
         """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
-        if not isinstance(body, Mapping) or (body.get("object") != "response" and "output" not in body):
+        if not isinstance(body, OBJECT) or (body.get("object") != "response" and "output" not in body):
             return self._guarded(body)
         guarded = {key: self._guarded(item) for key, item in body.items() if key in _GENERATED}
         citations = (guarded.get("custom_outputs") or {}).get("citations")
         if citations and self._texts and self._texts[0].found:
             shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
             guarded["custom_outputs"] = {**guarded["custom_outputs"], "citations": shifted}
+        if not self.arguments:  # of an answer that came whole
+            items = [item for item in guarded.get("output") or () if isinstance(item, OBJECT)]
+            self.arguments = [item["arguments"] for item in items if isinstance(item.get("arguments"), str)]
         if not self.sent:
             self.sent = "".join(
                 part.get("text") or ""
                 for item in guarded.get("output") or ()
-                if isinstance(item, Mapping)
+                if isinstance(item, OBJECT)
                 for part in item.get("content") or ()
-                if isinstance(part, Mapping)
+                if isinstance(part, OBJECT)
             )
         return {**body, **guarded}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from governance.guardrails.fold import end_of, fold
+from governance.guardrails.fold import end_of, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
 
 KEYWORD = "KEYWORD"
@@ -59,6 +59,7 @@ class Rules:
                     self._by_word.setdefault(run[0], []).append(entry)
             grouped = {entry[2] for entries in self._by_word.values() for entry in entries}
             self._keywords = [entry for entry in self._keywords if entry[2] not in grouped]
+        self._leads = tuple({first for first, _, _ in self._keywords})
 
     @property
     def any(self) -> bool:
@@ -84,12 +85,23 @@ class Rules:
         return None
 
     def _words(self, text: str) -> list[Finding]:
-        if text.isascii() and "\\u00" not in text:  # spaces change no keyword's first word, so that most texts need no more
-            lower = text.lower()
-            if not self._by_word and not any(first in lower for first, _, _ in self._keywords):
+        if not self._by_word and text.isascii() and ("\\" not in text or "\\u00" not in text):
+            lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
+            for first in self._leads:
+                if first in lower:
+                    break
+            else:
                 return []
         folded, origin = fold(text, words=True)
-        found = []
+        found = self._matches(folded)
+        if (seen := passing(folded)) is not None:
+            for each in self._matches(seen):
+                if passes(folded[each.start : each.end], seen[each.start : each.end]):
+                    found.append(each)
+        return found if origin is None else [_moved(each, origin, text) for each in found]
+
+    def _matches(self, folded: str) -> list[Finding]:
+        found: list[Finding] = []
         likely = self._keywords
         if self._by_word:
             present = self._by_word.keys() & set(_WORD.findall(folded))
@@ -97,7 +109,7 @@ class Rules:
         for first, pattern, _ in likely:
             if first in folded:
                 found += [Finding(m.start(), m.end(), KEYWORD) for m in pattern.finditer(folded)]
-        return found if origin is None else [_moved(each, origin, text) for each in found]
+        return found
 
     def open_from(self, text: str) -> int:
         """Where in `text` begins what more text could make forbidden, or change; its length where nothing is open."""
@@ -106,9 +118,11 @@ class Rules:
         held = start if origin is None else (origin[start] if start < len(origin) else len(text))
         if self._beginnings:
             folded, origin = fold(text, words=True)
-            for place in range(max(0, len(folded) - self._longest), len(folded)):
-                if folded[place] in self._firsts and folded[place:] in self._beginnings:
-                    return min(held, place if origin is None else origin[place])
+            for looked in filter(None, (folded, passing(folded))):
+                for place in range(max(0, len(looked) - self._longest), len(looked)):
+                    if looked[place] in self._firsts and looked[place:] in self._beginnings:
+                        held = min(held, place if origin is None else origin[place])
+                        break
         return held
 
 
@@ -142,13 +156,22 @@ class Hold:
         """Characters of the original text that have come."""
         self.gone = 0
         """Characters of the original text that were let go of, or replaced."""
+        self._pieces: list[str] = []
         self._context = ""
         self._buffer = ""
         self._open = False  # all that is held is one unfinished word
 
+    @property
+    def text(self) -> str:
+        """The original text that has come."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
     def push(self, piece: str) -> str:
         """More text; gives what may leave now."""
         self.arrived += len(piece)
+        self._pieces.append(piece)
         self._buffer += piece
         if self._open and len(self._buffer) < MAX_TOKEN and not _NEWS.search(piece):
             return ""

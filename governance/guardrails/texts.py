@@ -14,8 +14,12 @@ STRUCTURE = frozenset(
 """Keys whose values are names and addresses of the protocol's own."""
 ROWS = frozenset({"predict", "classify", "embeddings"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
+_ENCODED = ("image_url", "arguments", "output")
+"""Keys whose texts may be an image's bytes, or JSON."""
 _IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
 _OPENS = ("{", "[", '"')
+OBJECT = (dict, Mapping)
+"""For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
 
 def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
@@ -27,7 +31,7 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
     for item in given if isinstance(given, list) else ():
         if isinstance(item, str):
             found.append(item)
-        elif isinstance(item, Mapping):
+        elif isinstance(item, OBJECT):
             if not everything and item.get("role", "user") != "user":
                 continue
             for said in (item.get("content"), item.get("output")):
@@ -62,15 +66,18 @@ def walk(
         if key == "image_url" and _IMAGE.match(value):
             return value
         return json_text(value, each) if key in ("arguments", "output") else each(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, OBJECT):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
-        return {
-            each(name) if numbers else name: item
-            if name in skipped and isinstance(item, str)
-            else walk(item, each, skipped, depth + 1, name, numbers=numbers)
-            for name, item in value.items()
-        }
+        made: dict[Any, Any] = {}
+        for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
+            if isinstance(item, str):
+                if name not in skipped:
+                    item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
+            elif item is not None:
+                item = walk(item, each, skipped, depth + 1, name, numbers=numbers)
+            made[each(name) if numbers else name] = item
+        return made
     if isinstance(value, list | tuple):
         if vector(value):
             return value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,6 +38,9 @@ def agent_engine(
 ) -> Engine:
     """An engine that runs `agent`.
 
+    A payload's `thread`, which no client sends, says where on its thread a call goes on: from which `state`, to answer `again`
+    what stands there, or to `update` it with the values that the input holds, as if `as_node` had written them.
+
     Parameters
     ----------
     runtime, agent: what runs it, and what runs.
@@ -44,15 +48,18 @@ def agent_engine(
     count_tokens: counts an answer's tokens where no model was called; by default four characters are a token.
     """
 
-    async def run(call: Call) -> AsyncIterator[Event]:
-        from agents.runtime import NotAsked, RunLimit, ThreadBusy, ThreadNotFound
+    runtime.agents[agent.name] = agent
 
+    async def run(call: Call) -> AsyncIterator[Event]:
+        from agents.runtime import NotAnUpdate, NotAsked, NothingAsked, RunLimit, StateNotFound, ThreadBusy, ThreadNotFound
+
+        on: Mapping[str, Any] = call.payload.get("thread") or {}
         if len(call.payload.get("input") or ()) > _MANY:  # 5,000 messages take half a second: not on the loop
             messages = await asyncio.to_thread(items_to_langchain, call.payload)
         else:
             messages = items_to_langchain(call.payload)
         decided = decisions(call.payload)
-        if not decided and messages[-1].type not in ("human", "tool"):
+        if not decided and not on.get("update") and messages[-1].type not in ("human", "tool"):
             raise bad_request(
                 "The last message must be the user's: there is nothing to answer after an assistant message.", "input"
             )
@@ -64,7 +71,15 @@ def agent_engine(
         site = base_url(call) if callable(base_url) else base_url
         state: Mapping[str, Any] = {}
         owner = call.caller.principal if call.caller else ""
-        parts = runtime.stream(agent, messages, thread_id=call.thread_id, owner=owner, run_id=call.request_id, decisions=decided)
+        given: dict[str, Any] = {"owner": owner, "run_id": call.request_id, "state": on.get("state")}
+        if on.get("update"):
+            messages = []  # no model reads them now
+            thread_id = call.thread_id or ""
+            parts = _updated(partial(runtime.update, agent, _values(call.payload), thread_id, **given, as_node=on.get("as_node")))
+        else:
+            again = bool(on.get("again"))
+            said = [] if again else messages
+            parts = runtime.stream(agent, said, thread_id=call.thread_id, **given, decisions=decided, again=again)
         started = False
         try:
             async with aclosing(parts):  # type: ignore[type-var]
@@ -80,8 +95,10 @@ def agent_engine(
                         continue
                     for event in _events(answer, mode, chunk, site):
                         yield event
-        except (ThreadNotFound, NotAsked) as error:
+        except (ThreadNotFound, StateNotFound, NotAsked) as error:
             raise not_found(str(error)) from None
+        except (NotAnUpdate, NothingAsked) as error:
+            raise bad_request(str(error), "values" if on.get("update") else "input") from None
         except RunLimit as error:
             raise CallError(str(error), status=504, code="DEADLINE_EXCEEDED") from None
         except ThreadBusy as error:
@@ -96,6 +113,22 @@ def agent_engine(
             yield event
 
     return run
+
+
+async def _updated(change: Callable[[], Awaitable[None]]) -> AsyncGenerator[Any, None]:
+    """A change of a thread as a run that says nothing."""
+    await change()
+    yield (), "started", ""
+
+
+def _values(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an update, which come as a tool's result does, so that guardrails read them. Raises `CallError` (400)."""
+    try:
+        values = orjson.loads(payload["input"][0]["output"])
+    except orjson.JSONDecodeError:
+        raise bad_request("A guardrail masked what these values cannot be read without; leave it out.", "values") from None
+    assert isinstance(values, dict), "made by the protocol"
+    return values
 
 
 def _events(answer: Answer, mode: str, chunk: Any, site: str) -> Sequence[Event]:

@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from governance.call import Call, Event
@@ -22,6 +22,8 @@ _ECHOED = (
     "reasoning",
 )
 
+_PIECE = 1_000  # characters of a text that are told at a time where nobody follows it
+
 
 class Answer:
     """One answer being written: call `start`, then text, annotations and tool calls in any order, then `finish` once.
@@ -30,9 +32,11 @@ class Answer:
     ----------
     call: the call it answers; the response's id is `resp_` and the call's request id.
     model: what the response names as its model; the endpoint by default.
+    whole: nobody follows it while it grows, so that little is told before its end: that it has begun, and its text in long
+        pieces.
     """
 
-    def __init__(self, call: Call, *, model: str | None = None) -> None:
+    def __init__(self, call: Call, *, model: str | None = None, whole: bool = False) -> None:
         payload = call.payload
         self.id = f"resp_{call.request_id}"
         self._done = ""
@@ -41,6 +45,7 @@ class Answer:
         self._parts: list[str] = []
         self._annotations: list[Mapping[str, Any]] = []
         self._logprobs: list[Mapping[str, Any]] = []
+        self._whole, self._told, self._untold = whole, 0, 0  # parts that were told, and characters that were not
         self._alternatives: int = payload.get("top_logprobs") or 0
         self._open: dict[str, Any] | None = None
         self._delta: dict[str, Any] = {}
@@ -71,39 +76,49 @@ class Answer:
         """The text of the answer so far."""
         return self._done + ("".join(self._parts) if self._open and self._open["type"] == "message" else "")
 
-    def start(self) -> Iterator[Event]:
-        yield Event("response.created", {"response": dict(self._response)})
-        yield Event("response.in_progress", {"response": dict(self._response)})
+    def start(self) -> list[Event]:
+        created = Event("response.created", {"response": dict(self._response)})
+        return [created] if self._whole else [created, Event("response.in_progress", {"response": dict(self._response)})]
 
-    def write(self, delta: str, logprobs: Sequence[Mapping[str, Any]] | None = None) -> Iterator[Event]:
-        """Text of the answer, and the log probabilities of its tokens; opens the message where none is open."""
+    def write(self, delta: str, logprobs: Sequence[Mapping[str, Any]] | None = None) -> list[Event]:
+        """Text of the answer, and the log probabilities of its tokens; opens the message where none is open.
+
+        Raises `TypeError` for what an upstream sent in place of a text.
+        """
         if not delta and not logprobs:
-            return
-        if self._open is None or self._open["type"] != "message":
-            yield from self._open_message()
+            return []
+        if not isinstance(delta, str):
+            raise TypeError("no text")
+        events = self._open_message() if self._open is None or self._open["type"] != "message" else []
         self._parts.append(delta)
         if logprobs:
             if any(len(each.get("top_logprobs") or ()) > self._alternatives for each in logprobs):  # llama.cpp tells all it has
                 logprobs = [{**each, "top_logprobs": each["top_logprobs"][: self._alternatives]} for each in logprobs]
             self._logprobs += logprobs
-            yield Event("response.output_text.delta", {**self._delta, "delta": delta, "logprobs": logprobs})
-            return
-        yield Event("response.output_text.delta", {**self._delta, "delta": delta})
+        if self._whole:
+            self._untold += len(delta)
+            return self.rest() if not self._told or self._untold >= _PIECE else []
+        told = {**self._delta, "delta": delta, "logprobs": logprobs} if logprobs else {**self._delta, "delta": delta}
+        events.append(Event("response.output_text.delta", told))
+        return events
 
-    def annotate(self, annotation: Mapping[str, Any]) -> Iterator[Event]:
+    def rest(self) -> list[Event]:
+        """The text that was not told yet, of an answer that is given whole."""
+        text = "".join(self._parts[self._told :]) if self._whole and self._open and self._open["type"] == "message" else ""
+        self._told, self._untold = len(self._parts), 0
+        return [Event("response.output_text.delta", {**self._delta, "delta": text})] if text else []
+
+    def annotate(self, annotation: Mapping[str, Any]) -> list[Event]:
         """An annotation of the text written so far."""
-        if self._open is None or self._open["type"] != "message":
-            yield from self._open_message()
+        events = self._open_message() if self._open is None or self._open["type"] != "message" else []
         place = {key: self._delta[key] for key in ("item_id", "output_index", "content_index")}
-        yield Event(
-            "response.output_text.annotation.added",
-            {**place, "annotation_index": len(self._annotations), "annotation": annotation},
-        )
+        told = {**place, "annotation_index": len(self._annotations), "annotation": annotation}
         self._annotations.append(annotation)
+        return [] if self._whole else [*events, Event("response.output_text.annotation.added", told)]
 
-    def call_tool(self, call_id: str, name: str) -> Iterator[Event]:
+    def call_tool(self, call_id: str, name: str) -> list[Event]:
         """Begin a call of a client's function; its arguments follow by `arguments`."""
-        yield from self._close()
+        events = self._close()
         position = len(self._output)
         self._open = {
             "type": "function_call",
@@ -114,26 +129,30 @@ class Answer:
             "status": "in_progress",
         }
         self._parts = []
-        yield Event("response.output_item.added", {"output_index": position, "item": dict(self._open)})
+        if not self._whole:
+            events.append(Event("response.output_item.added", {"output_index": position, "item": dict(self._open)}))
+        return events
 
-    def arguments(self, delta: str) -> Iterator[Event]:
+    def arguments(self, delta: str) -> list[Event]:
         """More of the open function call's arguments (JSON text)."""
-        if delta and self._open is not None:
-            self._parts.append(delta)
-            place = {"item_id": self._open["id"], "output_index": len(self._output)}
-            yield Event("response.function_call_arguments.delta", {**place, "delta": delta})
+        if not delta or self._open is None:
+            return []
+        self._parts.append(delta)
+        place = {"item_id": self._open["id"], "output_index": len(self._output)}
+        return [] if self._whole else [Event("response.function_call_arguments.delta", {**place, "delta": delta})]
 
-    def item(self, item: Mapping[str, Any]) -> Iterator[Event]:
+    def item(self, item: Mapping[str, Any]) -> list[Event]:
         """A whole output item, as `mcp_approval_request`."""
-        yield from self._close()
-        position = len(self._output)
+        events = self._close()
+        told = {"output_index": len(self._output), "item": dict(item)}
         self._output.append(dict(item))
-        yield Event("response.output_item.added", {"output_index": position, "item": dict(item)})
-        yield Event("response.output_item.done", {"output_index": position, "item": dict(item)})
+        if not self._whole:
+            events += [Event("response.output_item.added", told), Event("response.output_item.done", told)]
+        return events
 
     def ended(self, status: str, error: Mapping[str, str] | None = None) -> Event:
         """The end of an answer that was not finished: `cancelled` or `failed`, with what was written by then."""
-        list(self._close("incomplete"))
+        self._close("incomplete")
         response = {**self._response, "status": status, "output": self._output, "error": dict(error) if error else None}
         return Event("response.failed" if error else "response.incomplete", {"response": response})
 
@@ -144,7 +163,7 @@ class Answer:
         metadata: Mapping[str, str] | None = None,
         custom_outputs: Mapping[str, Any] | None = None,
         incomplete: str | None = None,
-    ) -> Iterator[Event]:
+    ) -> list[Event]:
         """Close what is open and end the answer.
 
         Parameters
@@ -155,9 +174,8 @@ class Answer:
         incomplete: `max_output_tokens` or `content_filter`, where the answer stopped short.
         """
         status = "incomplete" if incomplete else "completed"
-        if not self._output and self._open is None:
-            yield from self._open_message()
-        yield from self._close(status)
+        events = self._open_message() if not self._output and self._open is None else []
+        events += self._close(status)
         response = {
             **self._response,
             "status": status,
@@ -169,10 +187,10 @@ class Answer:
         }
         if custom_outputs is not None:
             response["custom_outputs"] = custom_outputs
-        yield Event(f"response.{status}", {"response": response})
+        return [*events, Event(f"response.{status}", {"response": response})]
 
-    def _open_message(self) -> Iterator[Event]:
-        yield from self._close()
+    def _open_message(self) -> list[Event]:
+        events = self._close()
         position = len(self._output)
         item = {
             "type": "message",
@@ -182,28 +200,37 @@ class Answer:
             "content": [],
         }
         self._open, self._parts, self._annotations, self._logprobs = item, [], [], []
+        self._told = self._untold = 0
         self._delta = {"item_id": item["id"], "output_index": position, "content_index": 0, "logprobs": []}
-        yield Event("response.output_item.added", {"output_index": position, "item": item})
-        place = {"item_id": item["id"], "output_index": position, "content_index": 0}
-        yield Event("response.content_part.added", {**place, "part": _part("", [], [])})
+        if not self._whole:
+            place = {"item_id": item["id"], "output_index": position, "content_index": 0}
+            events.append(Event("response.output_item.added", {"output_index": position, "item": item}))
+            events.append(Event("response.content_part.added", {**place, "part": _part("", [], [])}))
+        return events
 
-    def _close(self, status: str = "completed") -> Iterator[Event]:
+    def _close(self, status: str = "completed") -> list[Event]:
         if self._open is None:
-            return
+            return []
         position, text = len(self._output), "".join(self._parts)
         place = {"item_id": self._open["id"], "output_index": position}
         if self._open["type"] == "message":
             self._done += text
-            part = _part(text, list(self._annotations), list(self._logprobs))
-            yield Event("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": part["logprobs"]})
-            yield Event("response.content_part.done", {**place, "content_index": 0, "part": part})
+            part = _part(text, self._annotations, self._logprobs)
+            done = {**place, "content_index": 0, "text": text, "logprobs": self._logprobs}
+            events = [
+                Event("response.output_text.done", done),
+                Event("response.content_part.done", {**place, "content_index": 0, "part": part}),
+            ]
+            if self._whole:
+                events = self.rest()
             item = {**self._open, "status": status, "content": [part]}
         else:
-            yield Event("response.function_call_arguments.done", {**place, "name": self._open["name"], "arguments": text})
+            done = {**place, "name": self._open["name"], "arguments": text}
+            events = [] if self._whole else [Event("response.function_call_arguments.done", done)]
             item = {**self._open, "status": status, "arguments": text}
         self._open = None
         self._output.append(item)
-        yield Event("response.output_item.done", {"output_index": position, "item": item})
+        return events if self._whole else [*events, Event("response.output_item.done", {"output_index": position, "item": item})]
 
 
 def _part(text: str, annotations: list[Mapping[str, Any]], logprobs: list[Mapping[str, Any]]) -> dict[str, Any]:

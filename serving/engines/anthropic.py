@@ -9,7 +9,7 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -110,7 +110,7 @@ def _tool_choice(payload: Mapping[str, Any]) -> dict[str, Any] | None:
 class Messages:
     """Turns a Messages stream (or one whole message) into events; parameters as for `chunks.Chunks`."""
 
-    def __init__(self, answer: Answer, asked: int) -> None:
+    def __init__(self, answer: Answer, asked: Callable[[], int]) -> None:
         self._answer, self._asked = answer, asked
         self._usage: dict[str, int] = {}
         self._arguments = ""
@@ -144,15 +144,15 @@ class Messages:
 
     def _begin(self, block: Mapping[str, Any]) -> list[Event]:
         if block.get("type") == "text":
-            return list(self._answer.write(block.get("text") or ""))
+            return self._answer.write(block.get("text") or "")
         if block.get("type") == "tool_use":
             self._input = block.get("input") or {}  # whole here, where its pieces do not follow
-            return list(self._answer.call_tool(block["id"], block["name"]))
+            return self._answer.call_tool(block["id"], block["name"])
         return []
 
     def _delta(self, delta: Mapping[str, Any]) -> list[Event]:
         if delta.get("type") == "text_delta":
-            return list(self._answer.write(delta["text"]))
+            return self._answer.write(delta["text"])
         if delta.get("type") == "input_json_delta" and delta["partial_json"]:
             self._input = None
             return self._written(delta["partial_json"])
@@ -160,7 +160,7 @@ class Messages:
 
     def _written(self, part: str) -> list[Event]:
         self._arguments += part
-        return list(self._answer.arguments(part))
+        return self._answer.arguments(part)
 
     def _whole(self, message: Mapping[str, Any]) -> list[Event]:
         events: list[Event] = []
@@ -181,7 +181,7 @@ class Messages:
     def end(self) -> list[Event]:
         incomplete = _INCOMPLETE.get(self._reason or "")
         if self._usage:
-            return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
+            return self._answer.finish(usage=self._usage, incomplete=incomplete)
         written = self._answer.written + self._arguments
-        usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
-        return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
+        usage = {"input_tokens": -(-self._asked() // 4), "output_tokens": -(-len(written) // 4)}
+        return self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete)

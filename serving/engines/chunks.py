@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -48,10 +48,10 @@ class Chunks:
     Parameters
     ----------
     answer: what is being written.
-    asked: length of what the model was sent, in characters; for models that count no tokens.
+    asked: tells the length of what the model was sent, in characters; for models that count no tokens.
     """
 
-    def __init__(self, answer: Answer, asked: int) -> None:
+    def __init__(self, answer: Answer, asked: Callable[[], int]) -> None:
         self._answer, self._asked = answer, asked
         self._arguments = ""
         self._tool: Any = None
@@ -98,10 +98,10 @@ class Chunks:
     def end(self) -> list[Event]:
         incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
         if self._usage:
-            return list(self._answer.finish(usage=self._usage, incomplete=incomplete))
+            return self._answer.finish(usage=self._usage, incomplete=incomplete)
         written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
-        usage = {"input_tokens": -(-self._asked // 4), "output_tokens": -(-len(written) // 4)}
-        return list(self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete))
+        usage = {"input_tokens": -(-self._asked() // 4), "output_tokens": -(-len(written) // 4)}
+        return self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete)
 
 
 def _logprobs(told: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

@@ -9,23 +9,17 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
-import aiohttp
-
-from governance.call import TERMINAL, Call, CallError, Event, unavailable
+from governance.call import Call, CallError, Event, unavailable
 from serving.engines import anthropic
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body, prompt_body
+from serving.engines.pool import Answer as Response
 from serving.engines.transport import BREAKS, MAX_VECTORS, Timeouts, Transport
 from serving.engines.upstream import ModelSettingError, Upstream, parse_chat_model
 from serving.protocols.request import present
-
-_READ = TERMINAL | {"response.created", "response.output_text.delta", "response.function_call_arguments.delta"}
-"""Events of an answer that is given whole; those that only frame it are for clients that stream."""
 
 
 class Reader(Protocol):
@@ -68,34 +62,38 @@ class ExternalChat:
             yield await self._embed(call, model)
             return
         response = await self._send(self._request(call, model))
-        answer = Answer(call, model=None if self._own else model)
-        reader, host = self._reader(answer, _length(call.payload)), self.upstream.host
-        finished, streamed = False, call.stream
+        answer = Answer(call, model=None if self._own else model, whole=not call.stream)
+        reader, host = self._reader(answer, lambda: _length(call.payload)), self.upstream.host
+        failure: CallError | None = None
+        chunks = self._http.chunks(response)
         try:
             for event in answer.start():
-                if streamed or event.type in _READ:
-                    yield event
-            async with contextlib.aclosing(self._http.chunks(response)) as chunks:
-                async for chunk in chunks:
+                yield event
+            async for several in chunks:
+                for chunk in several:
                     if error := chunk.get("error"):
                         raise self._failed(error)
                     for event in reader.read(chunk):
-                        if streamed or event.type in _READ:
-                            yield event
-            finished = reader.finish is not None
+                        yield event
+            if reader.finish is None:
+                failure = unavailable(f"The model at {host} ended its answer in the middle. Send the request again.", status=502)
         except TimeoutError:
-            raise unavailable(f"The model at {host} stopped sending. Send the request again.", status=504) from None
+            failure = unavailable(f"The model at {host} stopped sending. Send the request again.", status=504)
         except BREAKS as error:
-            raise self._http.broken(error) from error
+            failure = self._http.broken(error)
         except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
-            raise unavailable(f"The model at {host} sent what cannot be read. Look at its log.", status=502) from None
+            failure = unavailable(f"The model at {host} sent what cannot be read. Look at its log.", status=502)
+        except CallError as error:
+            failure = error
         finally:
+            await chunks.aclose()
             response.release()
-        if not finished:
-            raise unavailable(f"The model at {host} ended its answer in the middle. Send the request again.", status=502)
-        for event in reader.end():
-            if streamed or event.type in _READ:
+        if failure is not None:
+            for event in answer.rest():
                 yield event
+            raise failure
+        for event in reader.end():
+            yield event
 
     def _request(self, call: Call, model: str) -> dict[str, Any]:
         if self.upstream.provider == "anthropic":
@@ -108,7 +106,7 @@ class ExternalChat:
         options = {"include_usage": True} if self._usage_option else None
         return present({**body, "model": model, "stream": True, "stream_options": options})
 
-    async def _send(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _send(self, body: dict[str, Any]) -> Response:
         """The upstream's accepted response, its body unread."""
         for _ in (1, 2):
             response = await self._http.open("POST", self._path, body)
@@ -129,8 +127,7 @@ class ExternalChat:
         try:
             if response.status != 200:
                 raise self._http.refused(response, await self._http.error_text(response), self._model)
-            async with asyncio.timeout(self._http.timeouts.between):
-                body = await self._http.json(response, MAX_VECTORS)
+            body = await self._http.json(response, MAX_VECTORS)
             rows = sorted(body["data"], key=lambda row: row.get("index", 0))
             vectors = [[float(number) for number in row["embedding"]] for row in rows]
         except TimeoutError:
@@ -162,6 +159,8 @@ class ExternalChat:
             raise self._http.refused(response, await self._http.error_text(response), None)
         try:
             self._model = str((await self._http.json(response))["data"][0]["id"])
+        except TimeoutError:
+            raise unavailable(f"The model at {self.upstream.host} stopped sending. Send the request again.", status=504) from None
         except BREAKS as error:
             raise self._http.broken(error) from error
         except (LookupError, TypeError):
@@ -172,7 +171,7 @@ class ExternalChat:
 
 
 _TEXTS = ("input", "instructions", "content", "text", "arguments", "output")
-_Made = tuple[str, Callable[[Answer, int], Reader]]
+_Made = tuple[str, Callable[[Answer, Callable[[], int]], Reader]]
 _TASKS: Mapping[str, _Made] = {
     "llm/v1/chat": ("/chat/completions", Chunks),
     "llm/v1/completions": ("/completions", Chunks),

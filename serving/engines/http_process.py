@@ -20,10 +20,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import aiohttp
-
 from governance.call import Call, CallError, Event, limit_exceeded, unavailable
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.http1 import Disconnected
 from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class HttpProcess(Supervised):
                         yield event
                 return
             except CallError as error:
-                if last or begun or not isinstance(error.__cause__, aiohttp.ClientConnectionError):
+                if last or begun or not isinstance(error.__cause__, Disconnected):
                     raise
                 starts = self.starts  # nobody was there to answer it: its process has just ended, which is noticed in a moment
                 with contextlib.suppress(TimeoutError):

@@ -154,7 +154,7 @@ class LocalModel(Entrusted[ModelProcess]):
         """Answer a call with this adapter, or with none."""
         body = request_of(call) | present({"adapter": adapter})
         answer = Answer(call)
-        chunks = Chunks(answer, 0)
+        chunks = Chunks(answer, lambda: 0)
         started = False
         async with aclosing(self.process.stream(body)) as given:
             async for chunk in given:

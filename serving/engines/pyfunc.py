@@ -50,7 +50,7 @@ def _chat(model: Served) -> Engine:
     async def run(call: Call) -> AsyncIterator[Event]:
         body = chat_body(call.payload)
         body |= present({"custom_inputs": call.payload.get("custom_inputs"), "stream": call.stream or None})
-        chunks = Chunks(answer := Answer(call), len(orjson.dumps(body["messages"])))
+        chunks = Chunks(answer := Answer(call), lambda: len(orjson.dumps(body["messages"])))
         started = False
         async with aclosing(model.stream(body) if call.stream else _once(model, body)) as given:
             async for chunk in given:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import urllib.request
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from governance.call import CallError, limit_exceeded, unavailable
 from serving.engines.addresses import Place, Unreachable
+from serving.engines.http1 import Broken, Disconnected, Target
+from serving.engines.pool import Answer, Pool, Unconnected
 from serving.engines.upstream import Upstream
 from serving.protocols import sse
 
@@ -29,7 +31,7 @@ MAX_STREAM = 128 * 1024 * 1024
 
 _REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
 
-BREAKS = (aiohttp.ClientError, UnicodeDecodeError, sse.TooLong)
+BREAKS = (Broken, sse.TooLong)
 """What reading an answer fails with, where the upstream is at fault."""
 
 
@@ -49,134 +51,117 @@ class Transport:
         self.upstream = upstream
         self.timeouts = timeouts or Timeouts()
         self._max_connections = max_connections
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
         self._place = Place(upstream.base_url, upstream.reach)
+        self._targets: dict[str, Target] = {}
+        self._paths: dict[str, bytes] = {}
+        self._headers = _headers(upstream, self._place.host_header)
 
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            upstream = self.upstream
-            headers = {"user-agent": "smalti", "accept-encoding": "identity", **upstream.headers}
-            if upstream.key:
-                headers[upstream.header] = f"Bearer {upstream.key}" if upstream.header == "authorization" else upstream.key
-            tls = _tls() if upstream.base_url.startswith("https:") else True
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=30, ssl=tls),
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
-                cookie_jar=aiohttp.DummyCookieJar(),  # what one caller's answer sets is not sent with another's request
-                # a proxy would look the name up again; what is checked here is connected to from here
-                trust_env=upstream.reach == "any" and not _is_own(upstream),
-            )
-        return self._session
+    def _opened(self) -> Pool:
+        if self._pool is None:
+            # a proxy would look the name up again; what is checked here is connected to from here
+            proxied = self.upstream.reach == "any" and not _is_own(self.upstream)
+            limit, connect = self._max_connections, self.timeouts.connect
+            more = {"proxy": _proxy} if proxied else {}
+            self._pool = Pool(limit=limit, connect=connect, tls=_tls, **more)
+        return self._pool
 
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
-    async def open(self, method: str, path: str, body: Any = None) -> aiohttp.ClientResponse:
+    async def open(self, method: str, path: str, body: Any = None) -> Answer:
         """A response whose body is unread, of whatever status. Raises `CallError`. `release` it."""
-        content = orjson.dumps(body) if body is not None else None
+        content = orjson.dumps(body) if body is not None else b""
+        until = asyncio.get_running_loop().time() + self.timeouts.first_byte
         for attempt in (1, 2):
             try:
-                return await self._open(method, path, content)
-            except aiohttp.ClientError as error:
+                return await self._open(method, path, content, until)
+            except Unconnected as error:
+                raise unavailable(
+                    f"The model at {self.upstream.host} cannot be reached. Check that it runs, and its base URL.", status=502
+                ) from error
+            except Disconnected as error:
                 if attempt == 2:
-                    raise self.broken(error) from error  # the first was a pooled connection that the upstream had closed
+                    raise self.broken(error) from error  # the first may have been one that the upstream had just closed
+            except Broken as error:
+                raise self.broken(error) from error
+            except TimeoutError as error:
+                seconds = self.timeouts.first_byte
+                raise unavailable(
+                    f"The model at {self.upstream.host} did not answer in {seconds:g} s. Send the request again.", status=504
+                ) from error
         raise AssertionError
 
-    async def _open(self, method: str, path: str, content: bytes | None) -> aiohttp.ClientResponse:
-        session, upstream = self._pool(), self.upstream
+    async def _open(self, method: str, path: str, content: bytes, until: float) -> Answer:
         try:
             base = await self._place.url()
         except Unreachable as error:
             raise unavailable(str(error), status=502) from None
-        headers = {"content-type": "application/json"} if content else {}
-        if self._place.host_header:
-            headers["host"] = self._place.host_header
-        url = URL(f"{base}{path}?{upstream.query}" if upstream.query else base + path, encoded=True)
-        try:
-            async with asyncio.timeout(self.timeouts.first_byte):
-                return await session.request(
-                    method,
-                    url,
-                    data=content,
-                    headers=headers,
-                    allow_redirects=False,
-                    server_hostname=self._place.server_hostname,
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise unavailable(
-                f"The model at {upstream.host} cannot be reached. Check that it runs, and its base URL.", status=502
-            ) from error
-        except TimeoutError as error:
-            seconds = self.timeouts.first_byte
-            raise unavailable(
-                f"The model at {upstream.host} did not answer in {seconds:g} s. Send the request again.", status=504
-            ) from error
+        if (target := self._targets.get(base)) is None:
+            self._targets = {base: (target := Target.of(base, self._place.server_hostname))}
+        if (raw := self._paths.get(path)) is None:
+            query = f"?{self.upstream.query}" if self.upstream.query else ""
+            whole = urlsplit(self.upstream.base_url).path + path + query
+            raw = self._paths[path] = quote(whole, safe="%/:=&?~#+!$,;'@()*[]").encode()
+        return await self._opened().ask(target, method.encode(), raw, self._headers, content, until)
 
-    async def chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
-        """The JSON of each event of a stream; a whole answer, where the upstream does not stream, is one.
+    async def chunks(self, answer: Answer) -> AsyncGenerator[list[dict[str, Any]]]:
+        """The JSON of a stream's events, as many at a time as come together; a whole answer, where the upstream does not stream,
+        is one.
 
-        Raises `TimeoutError` where the upstream is silent for too long. The clock stops while an event is being used, and is not
+        Raises `TimeoutError` where the upstream is silent for too long. The clock stops while events are being used, and is not
         set back by bytes that end none.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.timeouts.first_byte
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            async with asyncio.timeout_at(until):
-                whole = await self.json(response)
-            yield whole
+        if not answer.header(b"content-type").startswith("text/event-stream"):
+            yield [await self.json(answer, until=until)]
             return
+        parser, size = sse.Parser(), 0
+        while data := await answer.read(until):
+            size += len(data)
+            if size > MAX_STREAM:
+                raise sse.TooLong("a stream that does not end")
+            if not (events := parser.feed(data)):
+                continue
+            done = b"[DONE]" in (event.strip() for event in events if len(event) < 16)
+            if done:
+                end = next(place for place, event in enumerate(events) if event.strip() == b"[DONE]")
+                # a reason is given, for one that never gave any
+                yield [*map(_json, events[:end]), {"choices": [{"finish_reason": "stop"}]}]
+                break
+            yield [_json(event) for event in events]
+            until = loop.time() + self.timeouts.between
+        if not answer.complete:
+            with contextlib.suppress(TimeoutError, Broken):  # a connection is used again only when its answer was read to the end
+                rest = loop.time() + _REST
+                while await answer.read(rest):
+                    pass
 
-        async def read() -> AsyncGenerator[bytes]:
-            nonlocal until
-            while True:
-                until = until or loop.time() + self.timeouts.between
-                async with asyncio.timeout_at(until):
-                    data = await response.content.readany()
-                if not data:
-                    return
-                yield data
+    async def json(self, answer: Answer, limit: int = MAX_BODY, *, until: float | None = None) -> dict[str, Any]:
+        """A whole answer. Raises `CallError`, `TimeoutError` and what `BREAKS` lists."""
+        return _json(await self._read(answer, limit, until))
 
-        raw = read()
-        async with contextlib.aclosing(raw), contextlib.aclosing(sse.events(raw)) as events:
-            size = 0
-            async for data in events:
-                until = 0.0
-                size += len(data) + 8
-                if size > MAX_STREAM:
-                    raise sse.TooLong("a stream that does not end")
-                if data.strip() == "[DONE]":
-                    yield {"choices": [{"finish_reason": "stop"}]}  # for one that never gave a reason
-                    break
-                yield _json(data)
-            with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-                async with asyncio.timeout(_REST):  # a connection is used again only when its answer was read to the end
-                    async for _ in raw:
-                        pass
-
-    async def json(self, response: aiohttp.ClientResponse, limit: int = MAX_BODY) -> dict[str, Any]:
-        """A whole answer. Raises `CallError` and what `BREAKS` lists."""
-        return _json(await self._read(response, limit))
-
-    async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+    async def _read(self, answer: Answer, limit: int, until: float | None = None) -> bytes:
+        """The body. Raises `TimeoutError` where it has not come by then, or else in the time that gaps may take."""
+        until = until or asyncio.get_running_loop().time() + self.timeouts.between
         parts = bytearray()
-        async for chunk in response.content.iter_any():
-            parts += chunk
+        while data := await answer.read(until):
+            parts += data
             if len(parts) > limit:
                 raise sse.TooLong("an answer that is too long")
         return bytes(parts)
 
-    async def error_text(self, response: aiohttp.ClientResponse) -> str:
+    async def error_text(self, answer: Answer) -> str:
         """A refusal's own message, in one bounded line without the key."""
         try:
-            async with asyncio.timeout(5):
-                raw = await self._read(response, 64 * 1024)
-        except (TimeoutError, aiohttp.ClientError, sse.TooLong):
+            raw = await self._read(answer, 64 * 1024, asyncio.get_running_loop().time() + 5)
+        except (TimeoutError, Broken, sse.TooLong):
             return ""
         finally:
-            response.release()
+            answer.release()
         return self.safe(_message(raw))
 
     def safe(self, text: str) -> str:
@@ -186,11 +171,11 @@ class Transport:
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         return text if len(text) <= 300 else text[:297] + "..."
 
-    def refused(self, response: aiohttp.ClientResponse, text: str, model: str | None) -> CallError:
+    def refused(self, answer: Answer, text: str, model: str | None) -> CallError:
         """What an answer of another status than 200 means to whoever called."""
-        status, host = response.status, self.upstream.host
+        status, host = answer.status, self.upstream.host
         said = f": {text}" if text else ""
-        retry = response.headers.get("retry-after", "")
+        retry = answer.header(b"retry-after")
         wait = float(retry) if re.fullmatch(r"\d{1,4}(\.\d+)?", retry) else None
         match status:
             case 400 | 413 | 422:
@@ -209,12 +194,30 @@ class Transport:
 
     def broken(self, error: Exception) -> CallError:
         """What a connection that broke, or an answer that cannot be read, means to whoever called."""
-        reason = "sent what cannot be read" if isinstance(error, (UnicodeDecodeError, sse.TooLong)) else "broke the connection"
+        reason = "sent what cannot be read" if isinstance(error, sse.TooLong) else "broke the connection"
         return unavailable(f"The model at {self.upstream.host} {reason}. Send the request again.", status=502)
 
 
 def _is_own(upstream: Upstream) -> bool:
     return upstream.host.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]") or upstream.host in ("127.0.0.1", "localhost")
+
+
+def _headers(upstream: Upstream, host: str | None) -> bytes:
+    """What every request says, as lines. Raises `ValueError` for what cannot stand in a line."""
+    fields = {"host": host or urlsplit(upstream.base_url).netloc, "user-agent": "smalti", "accept": "*/*"}
+    fields |= {"accept-encoding": "identity", "content-type": "application/json", **upstream.headers}
+    if upstream.key:
+        fields[upstream.header] = f"Bearer {upstream.key}" if upstream.header == "authorization" else upstream.key
+    if any(control in text for pair in fields.items() for text in pair for control in "\r\n\0"):
+        raise ValueError("a header or a key of the model has a line break in it")
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+
+
+def _proxy(secure: bool, host: str) -> str | None:
+    """The proxy that the environment names for a host (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`)."""
+    if urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get("https" if secure else "http")
 
 
 def _tls() -> ssl.SSLContext:

@@ -39,38 +39,51 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
         raise bad_request("Field 'messages' is empty: send at least one message.", "messages")
     if len(messages) > MAX_ITEMS:
         raise bad_request(f"Field 'messages' has {len(messages)} messages; at most {MAX_ITEMS} are read.", "messages")
-    if number(body, "n", 1, 128, kind=int) not in (None, 1):
-        raise bad_request("Field 'n' must be 1: one choice is given per request.", "n")
     options = take(body, "stream_options", dict) or {}
     include_usage = take(options, "include_usage", bool, path="stream_options.")
-    effort = take(body, "reasoning_effort", str)
-    text_format = response_format(body)
     limit = number(body, "max_completion_tokens", 1, 10_000_000, kind=int)
     limit = limit if limit is not None else number(body, "max_tokens", 1, 10_000_000, kind=int)
     payload = {
         "model": name,
         "input": [item for position, message in enumerate(messages) for item in _items(message, f"messages[{position}]")],
+        "max_output_tokens": limit,
+        "temperature": number(body, "temperature", 0, 2),
+        "metadata": strings(body, "metadata") or None,
+        **({} if body.keys() <= _USUAL else _unusual(body)),
+    }
+    stream = bool(take(body, "stream", bool))
+    return Request(name, present(payload), stream=stream, options={"include_usage": bool(include_usage)}, **tagged(body))
+
+
+_USUAL = frozenset(
+    ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "metadata", "stream", "stream_options")
+)
+"""Fields that most requests make do with."""
+
+
+def _unusual(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that are not usual."""
+    if number(body, "n", 1, 128, kind=int) not in (None, 1):
+        raise bad_request("Field 'n' must be 1: one choice is given per request.", "n")
+    effort = take(body, "reasoning_effort", str)
+    text_format = response_format(body)
+    return {
         "tools": tools(body),
         "tool_choice": tool_choice(body),
         "parallel_tool_calls": take(body, "parallel_tool_calls", bool),
         "text": {"format": text_format} if text_format else None,
-        "max_output_tokens": limit,
-        "temperature": number(body, "temperature", 0, 2),
         "top_p": number(body, "top_p", 0, 1),
         "frequency_penalty": number(body, "frequency_penalty", -2, 2),
         "presence_penalty": number(body, "presence_penalty", -2, 2),
         "seed": take(body, "seed", int),
         "stop": stops(body),
         "user": take(body, "user", str),
-        "metadata": strings(body, "metadata") or None,
         "reasoning": {"effort": effort} if effort else None,
         "top_k": number(body, "top_k", 0, 1_000_000, kind=int),
         **logprobs(body),
         "custom_inputs": take(body, "custom_inputs", dict),
         "context": take(body, "context", dict),
     }
-    stream = bool(take(body, "stream", bool))
-    return Request(name, present(payload), stream=stream, options={"include_usage": bool(include_usage)}, **tagged(body))
 
 
 def _items(message: Any, path: str) -> list[dict[str, Any]]:

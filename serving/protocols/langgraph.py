@@ -5,7 +5,8 @@ Source: https://docs.langchain.com/langgraph-platform/server-api-ref and the typ
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,7 +14,8 @@ import orjson
 from agents.approvals import Waiting
 from governance.call import Event, bad_request
 from serving.engines.messages import langchain_to_items
-from serving.protocols.request import describe, take
+from serving.protocols.langgraph_decisions import decided
+from serving.protocols.request import take
 
 MODES = ("values", "messages", "messages-tuple", "updates", "custom", "events", "debug", "tasks", "checkpoints")
 STATUS = {"in_progress": "running", "completed": "success", "incomplete": "success", "cancelled": "interrupted"}
@@ -28,47 +30,70 @@ def modes(value: Any) -> frozenset[str]:
     return frozenset(given)
 
 
-def said(body: Mapping[str, Any], waiting: Waiting | None) -> list[dict[str, Any]]:
-    """What a request says, as Responses items: its `input.messages`, or its `command.resume`. Raises `CallError` (400)."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run begins with.
+
+    Parameters
+    ----------
+    items: what is said, as Responses items; empty where nothing is.
+    state: the state of the thread that it goes on from; None is the last.
+    again: what stands there is answered again.
+    end: the question to a person is left, and nothing else done.
+    """
+
+    items: list[dict[str, Any]]
+    state: str | None = None
+    again: bool = False
+    end: bool = False
+
+
+def asked(body: Mapping[str, Any], waiting: Waiting | None) -> Asked:
+    """What a request says: its `input.messages`, its `command`, or nothing (`input` null). Raises `CallError` (400)."""
+    state = checkpoint(body)
     command = take(body, "command", dict) or {}
     if "resume" in command:
         if waiting is None:
             raise bad_request("Field 'command.resume' answers nothing: no run of this thread waits for a person.", "command")
-        return list(_decided(waiting, command["resume"]))
+        return Asked(list(decided(waiting, command["resume"])), state)
+    if command.get("goto") in ("__end__", ["__end__"]) and not command.get("update"):
+        return Asked([], state, end=True)
     if command:
-        raise bad_request("Field 'command' may hold 'resume'; 'goto' and 'update' are not read.", "command")
-    given = take(body, "input", dict) or {}
-    messages = given.get("messages")
+        raise bad_request("Field 'command' may hold 'resume', or 'goto': '__end__'; 'update' is for POST …/state.", "command")
+    given = body.get("input")
+    if given is None:
+        return Asked([], state, again=True)
+    messages = take(body, "input", dict).get("messages")
     messages = [messages] if isinstance(messages, (str, dict)) else messages
     if not isinstance(messages, list) or not messages:
         raise bad_request("Field 'input.messages' must hold at least one message.", "input")
     from langchain_core.messages import convert_to_messages
 
     try:
-        return langchain_to_items(convert_to_messages(messages))
+        found = convert_to_messages(messages)
     except (ValueError, NotImplementedError, KeyError, TypeError):
         raise bad_request(
             "Field 'input.messages' holds something that is no message: send 'role' and 'content'.", "input"
         ) from None
+    for position, message in enumerate(found):
+        if any(isinstance(part, dict) and part.get("type") not in _READ for part in message.content):
+            raise bad_request(f"Field 'input.messages[{position}]' holds more than text, which agents do not read.", "input")
+    return Asked(langchain_to_items(found), state)
 
 
-def _decided(waiting: Waiting, resume: Any) -> Iterator[dict[str, Any]]:
-    """A decision for each question: one for all, or by the question's id."""
-    named = isinstance(resume, Mapping) and all(ask.id in resume for ask in waiting.asks)
-    for ask in waiting.asks:
-        value = resume[ask.id] if named else resume
-        if not ask.approval:
-            yield {"type": "function_call_output", "call_id": ask.id, "output": orjson.dumps(value).decode()}
-            continue
-        told: Mapping[str, Any] = {"approve": value} if isinstance(value, bool) else value
-        if not isinstance(told, Mapping) or not isinstance(told.get("approve"), bool):
-            raise bad_request(
-                f"Field 'command.resume' must be true, false or an object with 'approve', not {describe(value)}.", "command"
-            )
-        item = {"type": "mcp_approval_response", "approval_request_id": ask.id, "approve": told["approve"]}
-        if told.get("arguments") is not None:
-            item["arguments"] = orjson.dumps(told["arguments"]).decode()
-        yield {**item, **({"reason": str(told["reason"])} if told.get("reason") else {})}
+_READ = (None, "text", "tool_use", "tool_call", "reasoning", "thinking")
+"""Kinds of content blocks: text, and those of a model's own message that is sent back."""
+
+
+def checkpoint(body: Mapping[str, Any], field: str = "checkpoint") -> str | None:
+    """The state that `checkpoint` or `checkpoint_id` names. Raises `CallError` (400)."""
+    named: Any = body.get(field) if isinstance(body.get(field), str) else take(body, field, dict)
+    if isinstance(named, Mapping):
+        named = take(named, "configurable", dict, path=f"{field}.") or named
+        if take(named, "checkpoint_ns", str, path=f"{field}."):
+            raise bad_request(f"Field '{field}.checkpoint_ns' must be empty: of subgraphs no states are kept.", field)
+        named = take(named, "checkpoint_id", str, path=f"{field}.")
+    return named or (take(body, "checkpoint_id", str) if field == "checkpoint" else None)
 
 
 def frame(event: str, data: Any, number: int | None = None) -> bytes:
@@ -85,6 +110,7 @@ class Encoder:
     run_id, thread_id, assistant_id: named in the stream.
     wanted: the stream modes; those that tell of LangGraph's own steps say nothing.
     values: the state, once the run has ended.
+    begun: the state as the run begins; None where a stream is gone on with.
     """
 
     def __init__(
@@ -94,7 +120,9 @@ class Encoder:
         assistant_id: str,
         wanted: frozenset[str],
         values: Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]],
+        begun: Mapping[str, Any] | None = None,
     ) -> None:
+        self._begun = begun
         self._run = {"run_id": run_id, "thread_id": thread_id, "assistant_id": assistant_id}
         self._wanted, self._values = wanted, values
         self._text = ""
@@ -108,6 +136,8 @@ class Encoder:
     async def _parts(self, event: Event) -> AsyncIterator[tuple[str, Any]]:
         if event.type == "response.created":
             yield "metadata", {**self._run, "attempt": 1}
+            if self._begun is not None and "values" in self._wanted:
+                yield "values", self._begun
         elif event.type == "response.output_text.delta":
             delta = event.data["delta"]
             self._text += delta
@@ -131,6 +161,8 @@ class Encoder:
         values = await self._values(response)
         if "updates" in self._wanted:
             yield "updates", {self._run["assistant_id"]: {"messages": list(values.get("messages") or ())[-1:]}}
+            if asks := values.get("__interrupt__"):
+                yield "updates", {"__interrupt__": asks}
         yield "values", values
         yield "end", None
 

@@ -5,7 +5,6 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import orjson
@@ -34,53 +33,57 @@ class TooLong(ValueError):
     """A line of an event stream exceeds the limit."""
 
 
-async def events(chunks: AsyncIterator[bytes], *, max_line: int = 4 * 1024 * 1024) -> AsyncGenerator[str]:
-    """The `data` of each event in a byte stream.
+class Parser:
+    """Finds the events in a byte stream that comes in pieces.
 
-    Lines end with LF, CRLF or CR; chunks may split a line, even a character, anywhere. Comments and other fields are
+    Lines end with LF, CRLF or CR; pieces may split a line, even a character, anywhere. Comments and other fields are
     skipped. An event that the stream ends in the middle of is dropped, as the specification says.
 
-    Raises
-    ------
-    TooLong: when a line or an event's data exceeds `max_line` bytes.
-    UnicodeDecodeError: when data is not UTF-8.
+    Parameters
+    ----------
+    max_line: bytes of a line, and of an event's data.
     """
-    buffer = bytearray()
-    lines: list[bytes] = []
-    size = 0
-    first, skip_lf = True, False
-    async for chunk in chunks:
-        buffer += chunk
-        if first and len(buffer) >= 3:
-            first = False
-            if buffer.startswith(b"\xef\xbb\xbf"):
-                del buffer[:3]
-        while True:
-            if skip_lf and buffer:
-                skip_lf = False
-                if buffer[0] == 10:
-                    del buffer[:1]
-            end = _line_end(buffer)
-            if end < 0:
-                break
-            line = bytes(buffer[:end])
-            skip_lf = buffer[end] == 13
-            del buffer[: end + 1]
+
+    def __init__(self, *, max_line: int = 4 * 1024 * 1024) -> None:
+        self._max_line = max_line
+        self._rest: list[bytes] = []  # pieces of a line without its end
+        self._held = 0
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._first, self._skip_lf = True, False
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The `data` of each event that ends in this piece, as it came. Raises `TooLong`."""
+        if self._skip_lf and piece:
+            self._skip_lf = False
+            piece = piece.removeprefix(b"\n")
+        self._held += len(piece)
+        if b"\n" not in piece and b"\r" not in piece:
+            if self._held > self._max_line:
+                raise TooLong(f"a line of more than {self._max_line} bytes")
+            self._rest.append(piece)
+            return []
+        buffer = b"".join([*self._rest, piece]) if self._rest else piece
+        if self._first:
+            self._first = False
+            buffer = buffer.removeprefix(b"\xef\xbb\xbf")
+        if b"\r" in buffer:
+            self._skip_lf = buffer.endswith(b"\r")  # its LF may follow
+            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *whole, rest = buffer.split(b"\n")
+        self._rest, self._held = [rest] if rest else [], len(rest)
+        if len(rest) > self._max_line or len(whole[0]) > self._max_line:
+            raise TooLong(f"a line of more than {self._max_line} bytes")
+        found: list[bytes] = []
+        for line in whole:
             if not line:
-                if lines:
-                    yield b"\n".join(lines).decode("utf-8")
-                lines, size = [], 0
+                if self._lines:
+                    found.append(self._lines[0] if len(self._lines) == 1 else b"\n".join(self._lines))
+                    self._lines, self._size = [], 0
             elif line.startswith(b"data:"):
                 value = line[6:] if line[5:6] == b" " else line[5:]
-                size += len(value)
-                if size > max_line:
-                    raise TooLong(f"an event of more than {max_line} bytes")
-                lines.append(value)
-        if len(buffer) > max_line:
-            raise TooLong(f"a line of more than {max_line} bytes")
-
-
-def _line_end(buffer: bytearray) -> int:
-    lf = buffer.find(b"\n")
-    cr = buffer.find(b"\r", 0, lf if lf >= 0 else len(buffer))
-    return cr if cr >= 0 else lf
+                self._size += len(value)
+                if self._size > self._max_line:
+                    raise TooLong(f"an event of more than {self._max_line} bytes")
+                self._lines.append(value)
+        return found

@@ -1,13 +1,14 @@
 """What the server adds as an HTTP hop in front of an OpenAI-style upstream on this machine, beside the upstream itself.
 
-    python -m tests.bench.hop [--seconds 10] [--rate 500] [--core N] [--mlflow FOLDER] [--portkey FOLDER]
+    python -m tests.bench.hop [--seconds 10] [--rate 500] [--core N] [--peers FOLDER] [--soak REQUESTS]
 
 Prints one JSON object. The load is open: requests leave at their time whether or not earlier ones are answered, and each is
 timed from when it should have left. Then as many as go through 32 connections, divided by the processor time that the hop used.
-The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `--mlflow FOLDER` makes a
-virtual environment there, unless there is one, installs MLflow's gateway into it, and measures that too, in the same run;
-`--portkey FOLDER` does the same with npm and Portkey's. `--core N` keeps every hop to one core. Processor time and memory are
-those of a hop's processes together; `main_mb` is the memory of the first alone.
+The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `--peers FOLDER` measures
+MLflow's gateway and Portkey's in the same run, each installed below the folder, by pip and npm, unless it is there already.
+`--core N` keeps every hop to one core. Processor time and memory are those of a hop's processes together; `main_mb` is the memory
+of the first alone.
+`--soak REQUESTS` does nothing but send so many short requests to the hop and tell its memory ten times on the way.
 """
 
 from __future__ import annotations
@@ -71,7 +72,20 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self) -> None:
-        """Send the request and read its whole answer. Raises `RuntimeError` for any but 200."""
+        """Send the request and read its whole answer, anew where the server had closed the connection meanwhile. Raises
+        `RuntimeError` for any but 200."""
+        if self._streams is not None:
+            try:
+                await self._ask()
+                return
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                if getattr(error, "partial", b""):
+                    raise
+                self.close()
+                self._streams = None
+        await self._ask()
+
+    async def _ask(self) -> None:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -91,8 +105,8 @@ class Connection:
             self._streams[1].close()
 
 
-def request(path: str, model: str | None, *headers: str) -> bytes:
-    asked = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 10}
+def request(path: str, model: str | None, *headers: str, words: str = WORDS) -> bytes:
+    asked = {"messages": [{"role": "user", "content": words}], "max_tokens": 10}
     body = json.dumps(asked | ({"model": model} if model else {})).encode()
     lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {KEY}", *headers]
     lines.append("content-type: application/json")
@@ -129,16 +143,16 @@ async def paced(port: int, raw: bytes, rate: int, seconds: float) -> list[float]
     return took[len(took) // 10 :]  # the first tenth warms up
 
 
-async def saturated(port: int, raw: bytes, seconds: float) -> int:
-    """Requests that 32 connections get answered."""
+async def saturated(port: int, raw: bytes, seconds: float = float("inf"), most: float = float("inf")) -> int:
+    """Requests that 32 connections get answered, for so long or until there are so many."""
     until, count = time.perf_counter() + seconds, 0
 
     async def one() -> None:
         nonlocal count
         connection = Connection(port, raw)
-        while time.perf_counter() < until:
-            await connection.ask()
+        while count < most and time.perf_counter() < until:
             count += 1
+            await connection.ask()
         connection.close()
 
     await asyncio.gather(*(one() for _ in range(32)))
@@ -178,6 +192,20 @@ def measure(port: int, raw: bytes, pid: int, rate: int, seconds: float) -> dict[
     return told | {"memory_mb": round(memory), "main_mb": round(psutil.Process(pid).memory_info().rss / 1e6)}
 
 
+def soak(port: int, pid: int, requests: int) -> list[dict[str, float]]:
+    """Memory of the hop after each tenth of the requests, and what they took of the processor."""
+    raw, told, sent = request("/v1/chat/completions", "hop", words="What does a call cost?"), [], 0
+    for _ in range(10):
+        before, began = spent(pid)[0], time.perf_counter()
+        count = asyncio.run(saturated(port, raw, most=requests / 10))
+        took, sent, (after, memory) = time.perf_counter() - began, sent + count, spent(pid)
+        main = psutil.Process(pid).memory_info().rss / 1e6
+        step = {"requests": sent, "main_mb": round(main, 1), "memory_mb": round(memory, 1), "requests_s": round(count / took)}
+        told.append(step | {"requests_s_core": round(count / max(after - before, 0.01))})
+        print(json.dumps(told[-1]), file=sys.stderr, flush=True)
+    return told
+
+
 def answers(url: str) -> bool:
     try:
         return urllib.request.urlopen(url, timeout=10).status == 200
@@ -193,26 +221,27 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int, **more: Any) -> Iterator[int]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
     deadline = time.monotonic() + 240
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    process.kill()
-                    raise RuntimeError(f"{command[0]} did not start: {process.communicate()[1][-1500:].decode()}") from None
-                time.sleep(0.1)
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryFile() as told:  # a pipe that nobody reads would stop it when it is full
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True, **more)
         try:
-            process.communicate(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        told.seek(0)
+                        raise RuntimeError(f"{command[0]} did not start: {told.read()[-1500:].decode()}") from None
+                    time.sleep(0.1)
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+            with suppress(ProcessLookupError):  # and what it started and left behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def settings(upstream: int) -> str:
@@ -281,15 +310,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the server adds as an HTTP hop.")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rate", type=int, default=500)
-    parser.add_argument("--mlflow", type=Path, help="folder of a virtual environment for MLflow's gateway")
-    parser.add_argument("--portkey", type=Path, help="folder of an npm installation of Portkey's gateway")
+    parser.add_argument("--peers", type=Path, help="folder in which MLflow's gateway and Portkey's are, or will be, installed")
+    parser.add_argument("--soak", type=int, metavar="REQUESTS", help="send so many, and tell the memory on the way")
     parser.add_argument("--core", type=int, help="the core that each hop is kept to")
     asked = parser.parse_args()
     rate, seconds = asked.rate, asked.seconds
     told: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "rate": rate}
     upstream = free_port()
     with tempfile.TemporaryDirectory() as place, running([sys.executable, "-c", UPSTREAM, str(upstream)], upstream) as pid:
-        told["direct"] = measure(upstream, request("/v1/chat/completions", "m"), pid, rate, seconds)
+        if not asked.soak:
+            told["direct"] = measure(upstream, request("/v1/chat/completions", "m"), pid, rate, seconds)
         home = Path(place) / "home"
         home.mkdir()
         config = Path(place) / "smalti.yaml"
@@ -300,14 +330,15 @@ def main() -> None:
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), 180)
             told["memory_at_start_mb"] = round(spent(server)[1])
             pin(server, asked.core)
-            for name in ("hop", "guarded"):
+            if asked.soak:
+                told["soak"] = soak(port, server, asked.soak)
+            for name in () if asked.soak else ("hop", "guarded"):
                 told[name] = measure(port, request("/v1/chat/completions", name), server, rate, seconds)
-        for name, folder, gateway in (("mlflow", asked.mlflow, mlflow_gateway), ("portkey", asked.portkey, portkey_gateway)):
-            if folder:
-                try:
-                    told[name] = gateway(folder.resolve(), upstream, rate, seconds, asked.core)
-                except (AssertionError, RuntimeError, OSError, EOFError, subprocess.CalledProcessError) as error:
-                    told[name] = str(error)[-500:]
+        for name, gateway in {"mlflow": mlflow_gateway, "portkey": portkey_gateway}.items() if asked.peers else ():
+            try:
+                told[name] = gateway(asked.peers.resolve() / name, upstream, rate, seconds, asked.core)
+            except (AssertionError, RuntimeError, OSError, EOFError, subprocess.CalledProcessError) as error:
+                told[name] = str(error)[-500:]
     for name in ("hop", "guarded", "mlflow", "portkey"):
         if isinstance(told.get(name), dict):
             told[name]["added_ms"] = {at: round(told[name][f"{at}_ms"] - told["direct"][f"{at}_ms"], 2) for at in ("p50", "p99")}

@@ -42,10 +42,10 @@ async def test_a_predictor_that_fails_on_every_third_row_is_no_worse_model(tmp_p
     assert broken.estimates["contains"].value == 1.0, "what was not answered is no wrong answer"
     assert broken.estimates["contains"].n == 40
     decision = gate(broken, whole, Criteria(margins={"contains": 0.05}))
-    assert decision.outcome == "failed"
-    failed = [condition for condition in decision.conditions if condition.outcome == "failed"]
-    assert [condition.name for condition in failed] == ["candidate: no infrastructure errors"]
-    assert "20 rows without an answer, such as: ConnectionError: the upstream hung up" in failed[0].reason
+    assert decision.outcome == "broken"
+    other = [condition for condition in decision.conditions if condition.outcome != "passed"]
+    assert [condition.name for condition in other] == ["candidate: no infrastructure errors"]
+    assert "20 rows without an answer, such as: ConnectionError: the upstream hung up" in other[0].reason
 
 
 @pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_a_clock_that_jumps_back_makes_no_negative_latency(tmp_path: Path,
 
 
 @pytest.mark.anyio
-async def test_a_scorer_that_raises_on_some_rows_fails_the_gate_and_not_the_model(tmp_path: Path) -> None:
+async def test_a_scorer_that_raises_on_some_rows_breaks_the_gate_and_not_the_model(tmp_path: Path) -> None:
     class Picky:
         name = "picky"
 
@@ -88,7 +88,7 @@ async def test_a_scorer_that_raises_on_some_rows_fails_the_gate_and_not_the_mode
     [failed] = [
         each for each in gate(found, None, Criteria(min={"picky": 0.5})).conditions if each.name.endswith("no scorer failed")
     ]
-    assert failed.outcome == "failed"
+    assert failed.outcome == "broken"
 
 
 def test_datasets_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_three_kills_lose_no_row_and_ask_at_most_a_batch_again(tmp_path: Path) -
     assert all(result.prediction.text == f"The {result.row.question}" for result in last.results)
 
 
+def test_what_a_judge_needs_is_a_set_and_names_it_alike_in_every_process() -> None:
+    told = "from evals.cache import digest; print(digest([{'inputs', 'outputs', 'trace', 'expectations'}]))"
+    places = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", told], env={**places, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(said) == 1
+
+
 @pytest.mark.anyio
 async def test_only_what_changed_is_asked_again(tmp_path: Path) -> None:
     asked: list[str] = []

@@ -68,8 +68,11 @@ def trace(name: str, asked: str, *assessments: Any) -> Any:
     return SimpleNamespace(info=SimpleNamespace(trace_id=name, assessments=assessments), data=SimpleNamespace(spans=[span]))
 
 
-def given(name: str, value: Any, *, who: str = "HUMAN", expectation: bool = False, time: int = 0, valid: bool = True) -> Any:
+def given(
+    name: str, value: Any, *, who: str = "HUMAN", expectation: bool = False, time: int = 0, valid: bool = True, run: str = ""
+) -> Any:
     return SimpleNamespace(
+        metadata={"mlflow.assessment.sourceRunId": run} if run else None,
         name=name, value=value, source=SimpleNamespace(source_type=who), valid=valid, last_update_time_ms=time,
         expectation=object() if expectation else None,
     )  # fmt: skip
@@ -82,8 +85,11 @@ def test_only_what_people_said_of_a_trace_is_expected() -> None:
         trace("tr-3", "C?", given("correct", "no", time=1), given("correct", "yes", time=2)),
         trace("tr-5", "E?", given("correct", "?", valid=False)),
         trace("tr-4", "D?"),
+        trace("tr-6", "An evaluation's row", given("expected_facts", ["x"], expectation=True, run="r1")),
+        trace("tr-7", "F?", given("expected_facts", ["z"], expectation=True, run="r1"), given("correct", "yes", time=1)),
     ]  # fmt: skip
-    first, second = from_traces(traces)
+    first, second, third = from_traces(traces)
+    assert (third["question"], third["expected_facts"], third["feedback"]) == ("F?", ["z"], {"correct": "yes"})
     assert first == {
         "question": "A?", "id": "tr-1", "answer": "said", "expected_facts": ["x"], "feedback": {"user_feedback": False}
     }  # fmt: skip

@@ -25,7 +25,7 @@ def test_a_full_row_is_read_and_the_file_hashed(tmp_path: Path) -> None:
     dataset = load_dataset(path)
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(dataset) == 2
-    assert dataset.rows[0] == Row("a", "Who?", ("x", "y"), ("d/a.md",), False, 1, {"topic": "t"})
+    assert dataset.rows[0] == Row("a", "Who?", ("x", "y"), ("d/a.md",), None, 1, {"topic": "t"})
     assert (dataset.rows[1].unanswerable, dataset.rows[1].line) == (True, 3)
 
 
@@ -129,3 +129,20 @@ def test_expectations_of_every_kind_are_read_and_checked(tmp_path: Path) -> None
         path.write_text(json.dumps(bad))
         with pytest.raises(DatasetError, match=said):
             load_dataset(path)
+
+
+def test_a_row_in_mlflows_shape_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"inputs": {"question": "A?"}, "expectations": {"expected_response": "b", "expected_facts": ["c"]}},
+        {"inputs": {"text": "so glad"}, "expectations": {"target": "joy"}},
+        {"inputs": {"question": "D?"}},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third = load_dataset(path)
+    assert (first.asked, first.expected_answer, first.expected_facts, first.metadata) == ("A?", "b", ("c",), {})
+    assert (second.asked, second.target) == ({"text": "so glad"}, "joy")
+    assert third.asked == {"question": "D?"}, "a classical model's column may be called so"
+    path.write_text(json.dumps({"inputs": {"question": "A?"}, "expectations": {"expected_fact": ["c"]}}))
+    with pytest.raises(DatasetError, match="did you mean 'expected_facts'"):
+        load_dataset(path)

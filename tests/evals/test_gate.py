@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,14 +50,19 @@ def test_passed_failed_and_inconclusive() -> None:
     assert 24 < needed < 1000
 
 
-def test_what_is_missing_or_broken_passes_nothing() -> None:
-    criteria = Criteria(margins={"contains": 0.05})
-    assert of(gate(run(GOOD, expected=401), run(GOOD), criteria), "candidate: every row") == ("failed", "400 of 401 rows")
+def test_what_is_missing_or_broken_is_told_apart_from_misses() -> None:
+    criteria = Criteria(margins={"contains": 0.05}, min={"contains": 0.1})
+    assert of(gate(run(GOOD, expected=401), run(GOOD), criteria), "candidate: every row") == ("broken", "400 of 401 rows")
     broken = gate(run([None, *GOOD[1:]]), run(GOOD), criteria)
-    assert of(broken, "candidate: no infra") == ("failed", "1 rows without an answer, such as: 503")
-    assert of(gate(run(GOOD), run([None, *GOOD[1:]]), criteria), "baseline: no infra")[0] == "failed"
+    assert of(broken, "candidate: no infra") == ("broken", "1 rows without an answer, such as: 503")
+    assert of(broken, "contains ≥") == ("broken", "1 of 400 rows had errors")
+    assert (broken.outcome, EXIT[broken.outcome]) == ("broken", 4)
+    suite = ElementTree.fromstring(to_junit(broken))
+    assert (suite.get("failures"), suite.get("errors"), len(suite.findall("testcase/error"))) == ("0", "2", 2)
+    assert of(gate(run(GOOD), run([None, *GOOD[1:]]), criteria), "baseline: no infra")[0] == "broken"
     scorer = run(GOOD, judged={"tone": {"error": "ZeroDivisionError"}})
-    assert of(gate(scorer, run(GOOD), criteria), "candidate: no scorer") == ("failed", "400 failures")
+    said = of(gate(scorer, run(GOOD), criteria), "candidate: no scorer")
+    assert said == ("broken", "400 failures, such as tone: ZeroDivisionError")
 
 
 def test_guardrails_of_latency_and_bounds() -> None:
@@ -112,7 +118,7 @@ def test_criteria_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("criteria", "said"),
     [
-        (Criteria(), "needs|nothing"),
+        (Criteria(), "nothing to hold"),
         (Criteria(margins={"nope": 0.1}), "no score of a row"),
         (Criteria(margins={"contains": 0}), "not above 0"),
         (Criteria(ratios={"contains": 2}), "choose from"),
@@ -123,7 +129,6 @@ def test_criteria_that_cannot_be_held(criteria: Criteria, said: str) -> None:
     if criteria == Criteria():
         with pytest.raises(GateError, match="need a baseline"):
             gate(run(GOOD), None, Criteria(margins={"contains": 0.1}))
-        return
     with pytest.raises(GateError, match=said):
         gate(run(GOOD), run(GOOD), criteria)
     with pytest.raises(EvaluationError, match="same file"):
@@ -138,3 +143,7 @@ def test_an_evaluation_is_found_by_path_run_or_as_the_latest(tmp_path: Path) -> 
     assert {find_journal(tmp_path, name) for name in ("latest", "abc", "20260101-a", str(journal))} == {journal}
     with pytest.raises(EvaluationError, match="nowhere: no such evaluation"):
         find_journal(tmp_path, "nowhere")
+    later = tmp_path / "20260102-101500-a.jsonl"
+    later.write_text('{"type": "evaluation"}\n')
+    os.utime(later, (0, 0))  # as when a gate was held against the earlier one since, and added its line there
+    assert find_journal(tmp_path, "latest") == later

@@ -62,6 +62,26 @@ async def test_a_model_gives_one_question_a_passage_and_one_without_answer() -> 
     assert all(row["unchecked"] for row in rows[2:])
 
 
+@pytest.mark.anyio
+async def test_a_model_that_fails_now_and_then_costs_those_passages_alone() -> None:
+    asked = 0
+
+    async def ask(prompt: str) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2 or prompt.count("never"):
+            raise ConnectionError("503")
+        text = prompt.split("----")[1].strip()
+        return json.dumps({"question": f"About {text}?", "answer": text[:20]})
+
+    passages = [{"text": f"Number {n} is about thing {'abcdefgh'[n] * 3} alone.", "source": f"{n}.md"} for n in range(8)]
+    failures: list[BaseException] = []
+    rows = await generate(passages, 20, share=0, ask=ask, failures=failures)
+    assert (len(rows), [str(each) for each in failures]) == (7, ["503"])
+    with pytest.raises(ConnectionError):
+        await generate([{"text": "never", "source": "a.md"}] * 6, 5, ask=ask)
+
+
 def test_questions_that_say_or_mean_the_same_are_one() -> None:
     def made(question: str, by: str = "model") -> dict[str, Any]:
         return {"question": question, "made_by": by}

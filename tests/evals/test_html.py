@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.classical import classes
+from evals.classical import classes, drawings, overall
 from evals.data import Prediction, Row, RowResult
 from evals.html import page
 from evals.journal import Evaluation, score_all
@@ -31,24 +31,28 @@ ROWS = [
         judged={"tone": {"value": "yes", "rationale": "kind"}, "broken": {"error": "ZeroDivisionError"}},
     ),
     RowResult(Row("error", "Down?"), Prediction(error="503 & more")),
+    RowResult(Row("rude", "Rude?"), Prediction("Go away", latency_ms=5), judged={"tone": {"value": "no", "rationale": "harsh"}}),
+    RowResult(Row("mood", "Mood?"), Prediction("Hm", latency_ms=5), judged={"mood": {"value": "grey"}, "length": {"value": 31}}),
 ]
 
 
 def test_failures_come_first_with_all_that_is_known_of_them() -> None:
     text = page(evaluation(*ROWS), "http://127.0.0.1/t/{trace_id}")
-    order = [text.index(name) for name in ("2 rows went wrong", "503 &amp; more", "tr-1", "1 rows went right", "Right?")]
+    order = [text.index(name) for name in ("3 rows went wrong", "503 &amp; more", "tr-1", "Rude?", "2 rows went right", "Right?")]
     assert order == sorted(order)
     for part in (
         "facts</span> yes",
         "The &lt;b&gt;passage",
         "kind",
-        "ZeroDivisionError",
+        "broken failed on 1 rows: ZeroDivisionError",
+        "mood: grey 1",
         "href='http://127.0.0.1/t/tr-1'",
         "<svg",
     ):
         assert part in text
     assert "<script" not in text
     assert not re.search(r"(src|href)=['\"]?https?://(?!127)", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+    assert ">length</text>" not in text, "a length is no share, so it is not drawn among them"
     HTMLParser().feed(text)
 
 
@@ -68,4 +72,27 @@ def test_a_classifier_has_its_confusion_matrix_and_calibration() -> None:
     assert "Confusion matrix" in text
     assert "Calibration" in text
     assert [failure.kind for failure in failures(evaluation(*results))] == ["accuracy", "accuracy"]
+    whole = overall(evaluation(*results).results)
+    assert whole["macro_f1"].value == found.macro_f1
+    low, high = whole["macro_f1"].low, whole["macro_f1"].high
+    assert low is not None
+    assert high is not None
+    assert 0 <= low < found.macro_f1 < high <= 1
+    assert set(drawings(results)) == {"confusion.svg", "calibration.svg"}
     assert classes([replace(results[0], row=Row("1", "q"))]) is None
+
+
+def test_a_regression_has_its_error_and_the_variance_it_explains() -> None:
+    truth = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    results = [
+        RowResult(Row(str(i), "q", inputs={"x": i}, target=y), Prediction(str(y + 0.5), label=y + 0.5))
+        for i, y in enumerate(truth)
+    ]
+    found = overall(evaluation(*results).results)
+    assert found["rmse"].value == pytest.approx(0.5)
+    assert found["r2"].value == pytest.approx(1 - 0.25 / (35 / 12))
+    assert found["r2"].n == 6
+    alike = [replace(each, row=replace(each.row, target=1.0)) for each in results]
+    assert "r2" not in overall(evaluation(*alike).results), "nothing varies, so nothing is explained"
+    assert "macro_f1" not in found
+    assert overall(evaluation(RowResult(Row("1", "q"), Prediction("a"))).results) == {}

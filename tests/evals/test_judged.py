@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from evals.cache import Cache
 from evals.data import Prediction, Row, RowResult
 from evals.journal import score_all
-from evals.judged import judge
+from evals.judged import judge, named
 
 RESULTS = [
     RowResult(Row("1", "q1", ("a",)), Prediction("a b c")),
@@ -89,3 +91,12 @@ async def test_scorers_of_mlflow_work_unchanged_and_are_not_asked_twice(tmp_path
 async def test_two_scorers_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two scorers are called 'a'"):
         await judge(RESULTS, [Scorer("a", len), Scorer("a", len)])
+
+
+def test_a_scorer_is_the_same_whatever_the_order_of_what_it_needs() -> None:
+    def made(columns: list[str], **more: str) -> Any:
+        data = {"required_columns": columns, **more}
+        return SimpleNamespace(name="safety", run=None, model_dump=lambda: {"builtin_scorer_pydantic_data": data})
+
+    assert named(made(["inputs", "trace"])) == named(made(["trace", "inputs"]))
+    assert named(made(["inputs"])) != named(made(["inputs"], model="openai:/x"))

@@ -31,6 +31,22 @@ def test_a_dataset_edited_after_its_manifest_is_refused(data: Path) -> None:
     second = seal(data, version="2", lineage=["more interviews"])
     assert second["lineage"] == ["more interviews", f"questions.jsonl@1 sha256:{made['sha256']}"]
     assert len(load_dataset(data)) == 2
+    data.write_text(ROW * 3)
+    with pytest.raises(DatasetError, match="version 1 is sealed with other content"):
+        seal(data, version="1")
+    third = seal(data, version="3")
+    assert [each.partition(" ")[0] for each in third["lineage"]] == ["questions.jsonl@1", "questions.jsonl@2"]
+
+
+def test_what_was_sealed_stays(data: Path) -> None:
+    made = seal(data, version="1", licence="CC-BY-4.0", lineage=["interviews.csv"])
+    assert seal(data, version="1") == made
+    assert seal(data, version="1", licence="CC-BY-4.0", lineage=["interviews.csv"]) == made
+    with pytest.raises(DatasetError, match="sealed with another licence; give it a new --version"):
+        seal(data, version="1", licence="CC0-1.0")
+    with pytest.raises(DatasetError, match="another lineage"):
+        seal(data, version="1", lineage=["elsewhere"])
+    assert manifest_path(data).stat().st_mode & 0o222 == 0
 
 
 def test_a_broken_manifest_is_no_manifest_and_none_is_fine(data: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from evals.data import DatasetError
 from evals.manifest import seal
 from evals.mirror import TAG, mirror
+from tests.live import mlflow_store
 
 ROWS = '{"question": "A?", "expected_facts": ["x"]}\n{"question": "A?", "unanswerable": true}\n{"question": "B?"}\n'
 
@@ -17,6 +18,7 @@ def test_a_dataset_is_mirrored_once_with_its_hash_and_every_row(tmp_path: Path) 
 
     path, uri = tmp_path / "d.jsonl", f"sqlite:///{tmp_path / 'mlflow.db'}"
     path.write_text(ROWS)
+    mlflow_store(tmp_path)
     sealed = seal(path, version="1", licence="MIT")
     made = mirror(path, uri, artifact_root=tmp_path / "artifacts")
     assert (made["name"], made["rows"], made["sha256"]) == ("d@1", 3, sealed["sha256"])

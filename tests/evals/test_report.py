@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,4 +144,28 @@ def test_gates_fail_on_errors_missing_rows_and_metrics_without_rows() -> None:
 
 def test_without_gates_only_a_run_without_any_answer_fails() -> None:
     assert exit_code(evaluation()) == 0
-    assert exit_code(evaluation(ROWS[5:])) == 1
+    assert exit_code(evaluation(ROWS[5:])) == 4
+
+
+def test_scorers_that_fail_are_told_with_what_they_said_and_pass_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMALTI_JUDGE_MODEL", raising=False)
+    keyless = {"judge": {"error": "MlflowException: OPENAI_API_KEY environment variable must be set"}}
+    results, _ = score_all([
+        RowResult(Row("1", "q"), Prediction("a", latency_ms=1), judged={**keyless, "mood": {"value": "calm"}}),
+        RowResult(Row("2", "q"), Prediction("b"), judged={"odd": {"error": "ValueError: no"}, "mood": {"value": "calm"}}),
+        RowResult(Row("3", "q"), Prediction("b", latency_ms=1), judged={"odd": {"value": 1.0}, "polite": {"value": "no"}}),
+    ])  # fmt: skip
+    found = replace(evaluation(), results=tuple(results), expected_rows=3)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(found))
+    text = console.export_text()
+    assert "judge failed on 1 rows" in text
+    assert "SMALTI_JUDGE_MODEL and SMALTI_JUDGE_BASE_URL name" in text
+    assert "odd failed on 1 rows, which are not in its value: ValueError: no" in text
+    assert "mood: calm 2" in text
+    assert [failure.kind for failure in failures(found)] == ["scorer", "scorer", "polite"]
+    assert exit_code(found) == 4, "the judge never worked"
+    some = replace(found, results=tuple(results[1:]))
+    assert exit_code(some) == 0
+    [gate] = check(some, [Gate("odd", "min", 0.5)])
+    assert (gate.passed, gate.broken, exit_code(some, [gate])) == (False, True, 4)

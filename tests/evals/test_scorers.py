@@ -161,9 +161,12 @@ def test_every_public_name_can_be_had() -> None:
         ({"expected_sources": ("a",)}, {"sources": ("x", "a")}, "ndcg@10", 0.63093),
         ({"target": "joy"}, {"label": "joy", "probabilities": {"joy": 0.5}}, "accuracy", 1),
         ({"target": "joy"}, {"label": "joy", "probabilities": {"joy": 0.5}}, "log_loss", 0.693147),
+        ({"target": "2"}, {"label": 2.0}, "accuracy", 1),
         ({"target": 2.0}, {"label": 5}, "absolute_error", 3),
         ({"target": 2.0}, {"label": 5}, "squared_error", 9),
         ({"target": 2.0}, {"text": "about two"}, "squared_error", None),
+        ({}, {"abstained": True}, "abstention_accuracy", None),
+        ({"unanswerable": False}, {"abstained": True}, "abstention_accuracy", 0),
         ({}, {"tokens": 12, "cost": 0.5}, "cost", 0.5),
     ],
 )

@@ -53,7 +53,7 @@ def test_what_is_held_out_cannot_be_answered(tmp_path: Path, by: str, left: list
     assert texts == sorted(left)
     assert made.unanswerable == unanswerable
     rows = load_dataset(tmp_path / "out" / "dataset.jsonl").rows
-    assert sum(row.unanswerable for row in rows) == unanswerable
+    assert sum(bool(row.unanswerable) for row in rows) == unanswerable
 
 
 def test_a_second_conversion_replaces_the_first_but_nothing_else(tmp_path: Path) -> None:

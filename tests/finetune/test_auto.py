@@ -113,6 +113,12 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
     for content, code in (("a,b\n1,2\n", "missing_key"), ("age,label\n", "empty_file"), ("age,label\n1,a\n2,a\n", "one_class")):
         file.write_text(content)
         assert code in {each.code for each in validate(data).problems}
+    file.write_bytes(b'note,age,label\n"one\nand more",1,a\n"say ""hi""",2,\n\nx,3,a \ny,4,b\n')
+    found = {(each.code, each.line) for each in validate(data).problems}
+    assert found == {("empty_label", 4), ("similar_label", 6)} | {("constant_column", None)} & found
+    for content, code in ((b"age,age,label\n1,2,a\n3,4,b\n", "duplicate_key"), (b"age,label\n1\0,a\n2,b\n", "encoding")):
+        file.write_bytes(content)
+        assert code in {each.code for each in validate(data).problems}
     (tmp_path / "rows.jsonl").write_text(json.dumps({"age": 1}) + "\n{")
     assert validate(recipe(data={"train": str(tmp_path / "rows.jsonl")})).as_dict()["counts"] == {"unreadable": 1}
     file.write_text("age,label\n1,a\n2,b\n3,a\n4,b\n")

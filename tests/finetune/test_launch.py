@@ -12,14 +12,17 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from app import cli
+from finetune import launch as launching
 from finetune.job import execute
 from finetune.launch import check, job, launch
 from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import Runs, TrainingRun
 from finetune.schema import TrainedRecipe
 from tests.finetune.tiny import bert, reviews, tracking, trained
+from tests.live import ROOT
 
 pytestmark = pytest.mark.timeout(400)
+TWO = {"kind": "torchrun", "processes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +47,50 @@ def told(run: TrainingRun, kind: str, key: str) -> list[float]:
     return [event[key] for event in run.events() if event["event"] == kind]
 
 
+Pairs = dict[str, tuple[TrainingRun, TrainingRun]]
+SHARED = {"micro_batch_size": 2, "ema": 0.5, "checkpoint_interval": "3ba", "training_duration": "9ba"}
+IN_TURN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
+from finetune import rank, ranks
+leave, ranks.leave = ranks.leave, lambda: None  # the second run joins the processes that the first one did
+codes = [rank.train(Path(folder)) for folder in sys.argv[1:]]
+leave()
+rank.train = lambda folder: max(codes)
+rank.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def pairs(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """Each strategy's run by one process and by two, which a single torchrun starts: most of its time is their imports."""
+    root = tmp_path_factory.mktemp("runs")
+    runs, uri = Runs(root / "finetune"), tracking(root)
+    found: Pairs = {}
+    for strategy, more in (("ddp", {}), ("fsdp", SHARED)):
+        launcher = {"kind": "torchrun", "processes": 2, "strategy": strategy}
+        several = runs.create(recipe(made, launcher=launcher, **more), tracking_uri=uri)
+        several.set_state(status="PENDING", started=0, first_event=0)
+        found[strategy] = trained(recipe(made, **more), root), several
+    alone, several = found["fsdp"]
+    shutil.copytree(alone.folder / "checkpoints" / "step-00000006", several.folder / "checkpoints" / "step-00000006")
+    script = root / "in_turn.py"
+    script.write_text(IN_TURN)
+    with pytest.MonkeyPatch.context() as patch:
+        both = [str(script), str(ROOT), *(str(two.folder) for _, two in found.values())]
+        real = launching.command
+        patch.setattr(launching, "command", lambda *given: [*real(*given)[:-3], *both])
+        with found["ddp"][1].lock(), several.lock():
+            launch(found["ddp"][1])
+    return found
+
+
 @pytest.mark.timeout(400)
-def test_two_processes_learn_what_one_learns(made: Path, tmp_path: Path) -> None:
-    alone = trained(recipe(made), tmp_path)
-    several = Runs(tmp_path / "finetune").create(
-        recipe(made, launcher={"kind": "torchrun", "processes": 2}), tracking_uri=tracking(tmp_path)
-    )
-    several.set_state(status="PENDING", started=0, first_event=0)
-    with several.lock():
-        status = launch(several)
-    assert status == "COMPLETED", several.state()
+def test_two_processes_learn_what_one_learns(made: Path, pairs: Pairs) -> None:
+    assert launching.command(recipe(made, launcher=TWO).launcher, made)[-3:] == ["-m", "finetune.rank", str(made)]
+    alone, several = pairs["ddp"]
+    assert several.state()["status"] == "COMPLETED", several.state()
     assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss"), rel=1e-4)
     assert told(several, "evaluation", "macro_recall") == told(alone, "evaluation", "macro_recall")
     last = [load_file(run.folder / "checkpoints" / "step-00000010" / "tensors.safetensors") for run in (alone, several)]
@@ -64,24 +101,17 @@ def test_two_processes_learn_what_one_learns(made: Path, tmp_path: Path) -> None
     assert [event["event"] for event in several.events()].count("completed") == 1
 
 
-def test_weights_are_shared_out_and_checkpoints_go_from_one_process_to_two_and_back(made: Path, tmp_path: Path) -> None:
-    given = {"micro_batch_size": 2, "ema": 0.5, "checkpoint_interval": "3ba"}
-    alone = trained(recipe(made, training_duration="9ba", **given), tmp_path)
-    shared = {"kind": "torchrun", "processes": 2, "strategy": "fsdp"}
-    several = Runs(tmp_path / "finetune").create(
-        recipe(made, training_duration="9ba", launcher=shared, **given), tracking_uri=tracking(tmp_path)
-    )
-    several.set_state(status="PENDING", started=0, first_event=0)
-    shutil.copytree(alone.folder / "checkpoints" / "step-00000006", several.folder / "checkpoints" / "step-00000006")
-    with several.lock():
-        status = launch(several)
-    assert status == "COMPLETED", several.state()
+def test_weights_are_shared_out_and_checkpoints_go_from_one_process_to_two_and_back(
+    made: Path, tmp_path: Path, pairs: Pairs
+) -> None:
+    alone, several = pairs["fsdp"]
+    assert several.state()["status"] == "COMPLETED", several.state()
     assert told(several, "resumed", "step") == [6]
     [every], [here] = told(several, "started", "parameters"), told(several, "started", "held_parameters")
     assert here < 0.6 * every
     assert told(several, "progress", "loss") == pytest.approx(told(alone, "progress", "loss")[6:], rel=5e-3)
     assert told(several, "evaluation", "log_loss")[-1] == pytest.approx(told(alone, "evaluation", "log_loss")[-1], rel=5e-3)
-    back = Runs(tmp_path / "finetune").create(recipe(made, training_duration="9ba", **given), tracking_uri=tracking(tmp_path))
+    back = Runs(tmp_path / "finetune").create(recipe(made, **SHARED), tracking_uri=tracking(tmp_path))
     shutil.copytree(several.folder / "checkpoints", back.folder / "checkpoints")
     result = execute(back)
     back.set_state(status="COMPLETED", result=result)

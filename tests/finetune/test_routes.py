@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.finetune.tiny import bert, reviews, tracking
+from tests.finetune.tiny import bert_unbuilt, reviews, tracking
 from tests.live import Live, serving, smalti, wait_until
 
 RUNS = "/api/2.0/smalti/finetune/runs"
@@ -19,7 +19,7 @@ RUNS = "/api/2.0/smalti/finetune/runs"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("http")
-    bert(folder / "base")
+    bert_unbuilt(folder / "base")
     reviews(folder / "train.jsonl", 80, 1)
     reviews(folder / "eval.jsonl", 20, 2)
     return folder

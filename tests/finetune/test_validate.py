@@ -30,6 +30,19 @@ CLASSIFY: tuple[Defect, ...] = (
     ("bad_json", lambda row: b'{"text": "x", '),
     ("encoding", lambda row: b'{"text": "caf\xe9", "label": "good"}'),
     ("encoding", lambda row: row | {"text": row["text"] + " caf\ufffd"}),
+    ("encoding", lambda row: row | {"text": row["text"] + "\0"}),
+    ("encoding", lambda row: b"\xef\xbb\xbf" + json.dumps(row).encode()),
+    ("duplicate_key", lambda row: json.dumps(row).replace("{", '{"text": "x", ', 1).encode()),
+    ("duplicate_key", lambda row: b'{"label" : "good" , "text" : "a \\":b", "l\\u0061bel" : "bad"}'),
+    ("bad_json", lambda row: json.dumps(row).encode() * 2),
+    ("bad_json", lambda row: json.dumps(row).encode().replace(b"film", b"fi\0lm")),
+    ("bad_json", lambda row: json.dumps(row).encode().replace(b"film", b"\\ud800")),
+    ("bad_json", lambda row: json.dumps(row).encode()[:-9]),
+    ("bad_json", lambda row: b"[" * 2000),
+    ("empty_text", lambda row: row | {"text": "\u200b \u200b\ufeff"}),
+    ("wrong_type", lambda row: row | {"text": {"text": row["text"]}}),
+    ("wrong_type", lambda row: row | {"label": True}),
+    ("unknown_label", lambda row: row | {"label": "good "}),
     ("pii", lambda row: row | {"text": row["text"] + " write to jo.doe@example.com"}),
     ("pii", lambda row: row | {"text": row["text"] + " my card is 4111 1111 1111 1111"}),
 )
@@ -40,6 +53,10 @@ INSTRUCT: tuple[Defect, ...] = (
     ("empty_response", lambda row: row | {"response": "\n"}),
     ("all_masked", lambda row: row | {"prompt": row["prompt"] * 20}),
     ("bad_json", lambda row: b"prompt: x"),
+    ("wrong_type", lambda row: row | {"response": [row["response"]]}),
+    ("empty_response", lambda row: row | {"response": " \t\u200b"}),
+    ("duplicate_key", lambda row: json.dumps(row).replace("{", '{"response": "no", ', 1).encode()),
+    ("special_token", lambda row: row | {"response": row["response"] + "</s>"}),
     ("pii", lambda row: row | {"response": "ask jo.doe@example.com"}),
 )
 
@@ -47,6 +64,9 @@ INSTRUCT: tuple[Defect, ...] = (
 def chat(row: dict[str, str]) -> dict[str, Any]:
     turns = (("user", row["prompt"]), ("assistant", row["response"]))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+SYSTEM = {"role": "system", "content": "Be short."}
 
 
 def message(row: dict[str, Any], number: int, **changes: Any) -> dict[str, Any]:
@@ -61,6 +81,14 @@ CHAT: tuple[Defect, ...] = (
     ("missing_role", lambda row: message(row, 0, role=None)),
     ("unknown_role", lambda row: message(row, 1, role="bot")),
     ("empty_content", lambda row: message(row, 1, content="")),
+    ("empty_content", lambda row: message(row, 1, content=None, tool_calls=[{"function": {"name": "f"}}])),
+    ("wrong_type", lambda row: message(row, 0, content=[{"type": "text", "text": "hi"}])),
+    ("unknown_role", lambda row: message(row, 0, role={"name": "user"})),
+    ("duplicate_key", lambda row: json.dumps(row).replace('"role"', '"role": "user", "role"', 1).encode()),
+    ("role_order", lambda row: {"messages": [SYSTEM, SYSTEM, *row["messages"]]}),
+    ("role_order", lambda row: {"messages": [row["messages"][0], SYSTEM, row["messages"][1]]}),
+    ("role_order", lambda row: {"messages": [row["messages"][0], {"role": "tool", "content": "9"}, row["messages"][1]]}),
+    ("special_token", lambda row: message(row, 0, content="<s>" + row["messages"][0]["content"])),
     ("all_masked", lambda row: {"messages": row["messages"][:1]}),
     ("all_masked", lambda row: message(row, 0, content="why " * 40)),
     ("pii", lambda row: message(row, 0, content=row["messages"][0]["content"] + " 4111 1111 1111 1111")),
@@ -122,6 +150,48 @@ def test_defects_in_what_language_models_learn(tmp_path: Path, task: str, defect
     report = validate(load_recipe({**given, "data": {"train": str(train), "eval": str(held_out)}}), _find_pii)
     assert found(report, train) == put | {("duplicate_row", ROWS + 1)}
     assert found(report, held_out) == {("leakage", 1)}
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "line"),
+    [
+        (b'{"text": "a", "label": "x"}\r{"text": "b", "label": "y"}\r', "line_ends", 1),
+        ('{"text": "a", "label": "x"}'.encode("utf-16"), "encoding", 1),
+        ('{"text": "a", "label": "x"}'.encode("utf-16-be"), "encoding", 1),
+        (b" \n\n", "empty_file", None),
+        (b"", "empty_file", None),
+    ],
+)
+def test_a_file_at_fault_is_told_once(tmp_path: Path, content: bytes, code: str, line: int | None) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
+    assert [(problem.code, problem.line) for problem in report.problems] == [(code, line)]
+
+
+def test_labels_that_are_nearly_others(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    labels: list[Any] = ["good", "bad", "good ", "Bad", 1, "bad", 1]
+    rows = [{"text": f"row {i}", "label": label} for i, label in enumerate(labels)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
+    assert found(report, file) == {("similar_label", 3), ("similar_label", 4), ("mixed_labels", 5), ("mixed_labels", 7)}
+    assert not report.errors
+
+
+def test_a_template_that_refuses_a_chat_is_quoted(tmp_path: Path) -> None:
+    base, train, template = llama(tmp_path / "base"), tmp_path / "train.jsonl", tmp_path / "strict.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    good = chat({"prompt": "a", "response": "b"})
+    rows = [good, {"messages": [SYSTEM, *good["messages"]]}]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"task": "sft-chat", "name": "x", "base_model": str(base), "chat_template": str(template)}
+    report = validate(load_recipe({**given, "data": {"train": str(train)}}))
+    assert found(report, train) == {("chat_template", 2)}
+    assert "roles must alternate" in report.summary()
 
 
 def test_what_a_tokenizer_lacks(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from finetune.runs import Runs, TrainingRun
+from tests.live import mlflow_store
 
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 FILLER = ("it", "is", "was", "the", "film", "we", "saw", "so", "very", "a", "day")
@@ -162,20 +161,8 @@ def trained(recipe: Any, root: Path, **more: Any) -> TrainingRun:
     return run
 
 
-@cache
-def _tables() -> bytes:
-    """MLflow's empty database: its own making of one runs forty migrations."""
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlflow
-
-        mlflow.MlflowClient(f"sqlite:///{name}/mlflow.db").search_experiments()
-        return (Path(name) / "mlflow.db").read_bytes()
-
-
 def tracking(root: Path) -> str:
     """A folder's MLflow database, made if it is not there."""
-    root.mkdir(parents=True, exist_ok=True)
     if not (root / "mlflow.db").exists():
-        (root / "mlflow.db").write_bytes(_tables())
+        mlflow_store(root)
     return f"sqlite:///{root / 'mlflow.db'}"

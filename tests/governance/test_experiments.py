@@ -215,6 +215,13 @@ def test_a_wrong_split_is_told_and_no_winner_is_named(database: Engine, rows: Ro
     assert told["verdict"]["winner"] is None
 
 
+def test_calls_of_one_user_say_why_an_arm_waits(database: Engine, rows: Rows) -> None:
+    for _ in range(20):
+        rows.add("a", "user:one")
+    text = report(spec(sticky="user"), seen(database, rows))["verdict"]["text"]
+    assert "b got no traffic. All 20 calls are those of 1 users, who stay with their arm" in text
+
+
 def test_arms_without_traffic_and_metrics_without_variance_are_told_apart(database: Engine, rows: Rows) -> None:
     assert report(spec(), seen(database, rows))["verdict"]["decision"] == "no_traffic"
     fill(rows, 40)

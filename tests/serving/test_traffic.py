@@ -95,6 +95,18 @@ async def test_a_thread_is_known_by_what_each_protocol_calls_it() -> None:
     assert len({split.pick(ask("carol")) for _ in range(20)}) == 1  # without one it is the caller's
 
 
+async def test_people_behind_one_caller_are_dealt_one_by_one() -> None:
+    split = made(config("user", a=50, b=50), Says("a"), Says("b"))
+    people = [ask("app", payload={"user": f"u{n}"}) for n in range(40)]
+    dealt = [split.pick(call) for call in people]
+    assert set(dealt) == {"a", "b"}
+    again = [ask("app", payload={"context": {"user_id": f"u{n}"}}, thread_id=f"t{n}") for n in range(40)]
+    assert [split.pick(call) for call in again] == dealt
+    assert len({split.pick(ask("app", payload={"context": "odd"})) for _ in range(20)}) == 1
+    other = [ask("another app", payload={"user": f"u{n}"}) for n in range(40)]
+    assert [split.pick(call) for call in other] != dealt, "one caller's u1 is not another's"
+
+
 async def test_a_failing_arm_is_replaced_before_the_first_word_only_where_the_policy_says_so() -> None:
     allowed = [True]
     a, b = Says("a", failures=2), Says("b")

@@ -26,7 +26,7 @@ RECORDED = 600
 _SHOWN = ("hit@5", "contains", "fact_recall", "accuracy", "abstention_recall", "latency_p95_ms")
 _KINDS = {
     "error": "no answer", "invented": "answered, should have declined", "refused": "declined, should have answered",
-    "source": "right source not found", "facts": "facts missing",
+    "source": "right source not found", "facts": "facts missing", "scorer": "a scorer failed",
 }  # fmt: skip
 
 Row = Mapping[str, Any]

@@ -88,12 +88,29 @@ def test_a_keyword_in_disguise_is_refused(data: st.DataObject, cuts: list[int]) 
 
 
 def test_what_another_script_says_is_not_latin() -> None:
-    """Words wholly in Cyrillic or Greek keep their letters: a Russian text holds no English keyword by accident."""
-    rules = Rules("MASK", ["cop", "pope", "война"])
-    for said in ("Все сор из избы", "роре", "В 1914 году", "стр. 12–34", "Ώρα 12:30"):
+    """Short words wholly in Cyrillic or Greek keep their letters: a Russian text holds no English keyword by accident."""
+    rules = Rules("MASK", ["cop", "hero", "too", "he", "война"])
+    for said in ("Все сор из избы", "У него НЕТ", "τους", "В 1914 году", "стр. 12–34", "Ώρα 12:30"):
         assert rules.find(said) == [], said
     for said in ("Это ВОЙНА.", "война-2", "сop"):
         assert rules.find(said), said
+
+
+@pytest.mark.parametrize("said", ["роре", "the РОРЕ", "ѕоар", "ЅОАР", "соԁеԝоrԁ", "СОDЕWОRD", "ԁοсκеτ", "аtоm томе", "атом томе"])
+def test_a_keyword_in_letters_that_only_look_like_its_own(said: str) -> None:
+    """UTS #39's whole-script confusables: not one letter of the word need be Latin."""
+    rules = Rules("NONE", ["pope", "soap", "codeword", "docket", "atom tome"])
+    assert [each.kind for each in rules.find(f"about {said}, please")] == ["KEYWORD"]
+    hold = Hold(rules)
+    with pytest.raises(Blocked):  # noqa: PT012
+        for char in f"about {said}, please":
+            hold.push(char)
+        hold.end()
+
+
+def test_keywords_of_another_script_are_found_in_any_case() -> None:
+    rules = Rules("NONE", ["атом", "нато"])
+    assert [len(rules.find(said)) for said in ("атом", "АТОМ и НАТО", "Атомы", "atom", "HATO")] == [1, 2, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

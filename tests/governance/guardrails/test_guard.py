@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from governance.call import Call, CallError, Event
 from governance.guardrails.guard import Guard
 from governance.guardrails.judges import Toolkit, stretches
+from governance.guardrails.rules import Rules
 from governance.policies import Guardrails
 
 from ..conftest import House, answering
@@ -271,6 +272,42 @@ async def test_a_guardrail_of_ones_own(house: House, tmp_path: Path) -> None:
     house.policies.declare({"assistant": {"guardrails": {"input": {"custom": ["./rails.py:missing"]}}}})
     with pytest.raises(CallError, match="cannot be loaded"):
         await ask(house, house.call(), answering)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_tool_calls_are_judged_whether_or_not_the_answer_is_followed(house: House, tmp_path: Path, whole: bool) -> None:
+    (tmp_path / "rails.py").write_text("def no_deleting(text, where):\n    return 'deletes' if 'rm -rf' in text else None\n")
+    house.gateway.toolkit = Toolkit(folder=tmp_path)
+    house.policies.declare({"assistant": {"guardrails": {"output": {"custom": ["./rails.py:no_deleting"]}}}})
+    engine = saying(["Done."], arguments='{"command": "rm -rf /"}')
+
+    async def last(call: Call) -> AsyncIterator[Event]:
+        async for event in engine(call):
+            if event.terminal or not whole:
+                yield event
+
+    call = house.call()
+    events = await ask(house, call, last)
+    assert events[-1].type == "response.incomplete"
+    assert "rm -rf" not in str(events)
+    (verdict,) = house.row(call)["guardrail_verdicts"]
+    assert (verdict["where"], verdict["action"], verdict["reason"]) == ("output", "BLOCK", "deletes")
+
+
+async def test_a_text_that_left_in_pieces_is_not_looked_for_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy(house, output={"pii": {"behavior": "MASK"}, "invalid_keywords": ["codeword"]})
+    looked: list[int] = []
+    find = Rules.find
+
+    def counting(self: Rules, text: str) -> Any:
+        looked.append(len(text))
+        return find(self, text)
+
+    monkeypatch.setattr(Rules, "find", counting)
+    events = await ask(house, house.call(), saying([f"Write to {MAIL} ", "and wait. "] * 100))
+    body = events[-1].data["response"]["output"][0]["content"][0]["text"]
+    assert body == texts(events) == "Write to [EMAIL] and wait. " * 100
+    assert max(looked) < 500  # the pieces with what stood before them, and never the whole
 
 
 def test_long_texts_are_judged_in_stretches_the_newest_first() -> None:

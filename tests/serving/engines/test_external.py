@@ -179,6 +179,20 @@ async def test_failures_in_the_middle(engine: Any, model: str, says: str) -> Non
     assert not any(event.terminal for event in events)
 
 
+async def test_what_was_said_before_a_failure_is_told_though_nobody_follows(engine: Any) -> None:
+    for stream in (False, True):
+        call = Call("chat", "chat", {"input": [{"type": "message", "role": "user", "content": "x"}]}, stream=stream)
+        events: list[Event] = []
+
+        async def read(call: Call = call, events: list[Event] = events) -> None:
+            async for event in engine("stops").run(call):
+                events.append(event)
+
+        with pytest.raises(CallError, match="in the middle"):
+            await read()
+        assert said(events) == "The half of"
+
+
 async def test_a_slow_reader_is_no_silent_upstream(engine: Any) -> None:
     events = []
     async for event in engine("echo", first_byte=0.2, between=0.2).run(ask()):
