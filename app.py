@@ -15,6 +15,7 @@ import typer
 from agents.commands import agents, dev, new
 from evals.commands import evals
 from evals.dataset_commands import dataset
+from evals.project_commands import project_test
 from evals.review_commands import review
 from finetune.commands import finetune
 from governance.commands import audit, grants, journal, keys, limits, usage
@@ -94,7 +95,7 @@ def _monitor_routes(platform: Platform, caller: Any) -> APIRouter:
     online = Online(
         platform.engine,
         platform.settings.monitors,
-        scorers=lambda monitor: [_online_scorer(name, platform.encoder.embed) for name in monitor.scorers],
+        scorers=lambda monitor: [_online_scorer(name, platform.encoder) for name in monitor.scorers],
         embed=platform.encoder.embed,
         assess=partial(assess, platform.mlflow),
         alert=partial(alert, platform.settings.upstream_hosts),
@@ -105,17 +106,21 @@ def _monitor_routes(platform: Platform, caller: Any) -> APIRouter:
     return router(online, caller=caller, manages=manages)
 
 
-def _online_scorer(name: str, embed: Any) -> Any:
+def _online_scorer(name: str, encoder: Any) -> Any:
     from evals.commands import find_scorer
 
     if name == "groundedness":
         from evals.groundedness import Groundedness
 
-        return Groundedness(embed)
+        return Groundedness(encoder.embed)
     if name == "answerability":
         from evals.answerability import Answerability
 
-        return Answerability(embed)
+        return Answerability(encoder.embed)
+    if name == "faithfulness":
+        from evals.faithfulness import Faithfulness
+
+        return Faithfulness(encoder.read)
     return find_scorer(name)
 
 
@@ -186,6 +191,7 @@ cli.add_typer(engines, name="engines")
 cli.add_typer(conformance, name="conformance")
 for command in (ask, endpoints, doctor, usage, limits, audit, new, dev):
     cli.command()(command)
+cli.command("test")(project_test)
 
 
 @cli.callback()

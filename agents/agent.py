@@ -27,6 +27,10 @@ class Agent:
         are left out.
     timeout: seconds a run may take.
     step_limit: LangGraph supersteps a run may take.
+
+    Raises
+    ------
+    TypeError: the builder returned something else than a compiled graph. Whatever the builder raises.
     """
 
     def __init__(
@@ -57,12 +61,25 @@ class Agent:
         self.durability: Literal["sync", "exit"] = "exit" if ours and not tools else "sync"
         """Where nothing has effects outside, one checkpoint a run is enough: what is lost with it is asked again."""
         self.modes: list[str] = ["custom", "values"] if ours else ["custom", "messages", "values"]
-        self.graph: CompiledStateGraph = builder(*self._arguments, **self._options)
+        self.graph = self._built()
         self._threaded: tuple[Any, CompiledStateGraph] | None = None
 
     def threaded(self, checkpointer: Any) -> CompiledStateGraph:
         """The graph over a checkpointer; compiled once for each."""
         if self._threaded is None or self._threaded[0] is not checkpointer:
-            options = {**self._options, "checkpointer": checkpointer}
-            self._threaded = (checkpointer, self._builder(*self._arguments, **options))
+            graph = self._built(checkpointer=checkpointer)
+            if graph.checkpointer is None:  # compiled without what the builder was handed
+                graph = graph.copy({"checkpointer": checkpointer})
+            self._threaded = (checkpointer, graph)
         return self._threaded[1]
+
+    def _built(self, **more: Any) -> CompiledStateGraph:
+        from langgraph.pregel import Pregel
+
+        graph = self._builder(*self._arguments, **{**self._options, **more})
+        if not isinstance(graph, Pregel):
+            raise TypeError(
+                f"its builder returned {type(graph).__name__}, which is no compiled graph; "
+                "end it with `return graph.compile(checkpointer=checkpointer)`"
+            )
+        return graph  # type: ignore[return-value]

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, delete, insert, select, update
 
+from agents.checkpoints import configured, rewritten
 from agents.tables import MAX_BRANCHES, metadata, thread_branches
+from agents.values import Values, lasting
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
-    from langchain_core.runnables import RunnableConfig
     from langgraph.graph.state import CompiledStateGraph
 
     from agents.checkpoints import Saver
@@ -58,9 +59,10 @@ class Held:
     values: Mapping[str, Any] = field(default_factory=dict)
     created: str | None = None
 
-    def keys(self, thread_id: str) -> list[str]:
+    @cached_property
+    def keys(self) -> list[str]:
         """One for nothing said, and one after each message."""
-        found = [hashlib.blake2b(thread_id.encode(), digest_size=9).hexdigest()]
+        found = [hashlib.blake2b(digest_size=9).hexdigest()]
         for message in self.messages:
             said = (message.type, message.id, message.content, getattr(message, "tool_calls", None))
             text = json.dumps([found[-1], *said, getattr(message, "tool_call_id", None)], default=str)
@@ -139,11 +141,11 @@ def _key(state_id: str) -> str:
     return parts[2][1:] + parts[3][1:] + parts[4] if len(parts) == 5 else ""
 
 
-def derive(thread_id: str, head: Held | None, left: Sequence[tuple[Branch, Held | None]]) -> History:
+def derive(head: Held | None, left: Sequence[tuple[Branch, Held | None]]) -> History:
     """The states of a thread from the checkpoint it stands on and the branches that were left, the first left first."""
     if head is None:
         return History((), None)
-    chains = [(held, held.keys(thread_id)) for held in (head, *(held for _, held in reversed(left) if held is not None))]
+    chains = [(held, held.keys) for held in (head, *(held for _, held in reversed(left) if held is not None))]
     found: dict[str, tuple[int, int, str | None]] = {}
     for branch, _ in left:
         keys = next((keys for _, keys in chains if branch.leaf in keys), ())
@@ -200,7 +202,18 @@ class Branches:
         held = await _held(saver, thread_id, None, asked)
         noted = await asyncio.to_thread(self.left, thread_id)
         left = [(b, await _held(saver, thread_id, b.checkpoint_id) if b.checkpoint_id else None) for b in noted]
-        return await asyncio.to_thread(derive, thread_id, held, left)  # thousands of messages take their time
+        return await asyncio.to_thread(derive, held, left)  # thousands of messages take their time
+
+    def values(self, saver: Saver, thread_id: str) -> Values:
+        """What is noted of the thread's states beside their messages."""
+        return Values(self._engine, thread_id, saver.serde)
+
+    async def note(self, graph: CompiledStateGraph, saver: Saver, thread_id: str) -> None:
+        """Note what the graph keeps beside its messages in the state in which the thread stands."""
+        held = await _held(saver, thread_id, None)
+        found = {name: held.values[name] for name in lasting(graph) if name in held.values} if held else {}
+        if held is not None and found:
+            await asyncio.to_thread(lambda: self.values(saver, thread_id).save(held.keys[-1], found))
 
     async def go_back(self, graph: CompiledStateGraph, saver: Saver, thread_id: str, state: State) -> None:
         """Have the thread stand in an earlier state; where it stood stays a branch. No run may be going on it."""
@@ -210,13 +223,11 @@ class Branches:
         if head is not None and head.key != state.key:
             await asyncio.to_thread(self.leave, thread_id, head, state.held.checkpoint_id if state.whole else "-")
         config = configured(thread_id, state.held.checkpoint_id)
+        if not state.whole and (names := lasting(graph)):
+            values = await asyncio.to_thread(self.values(saver, thread_id).at, state)
+            config = config if values is None else await rewritten(saver, config, names, values)
         said: list[Any] = list(state.messages)
         await graph.aupdate_state(config, {"messages": overwritten(graph, settle(said))}, as_node="__start__")
-
-
-def configured(thread_id: str, checkpoint_id: str | None = None) -> RunnableConfig:
-    at = {"checkpoint_id": checkpoint_id} if checkpoint_id else {}
-    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", **at}}
 
 
 def overwritten(graph: CompiledStateGraph, messages: list[Any]) -> Any:

@@ -57,6 +57,12 @@ async def close_saver(saver: Saver) -> None:
     await saver.conn.close()
 
 
+def configured(thread_id: str, checkpoint_id: str | None = None) -> RunnableConfig:
+    """Names a thread's last checkpoint, or another."""
+    at = {"checkpoint_id": checkpoint_id} if checkpoint_id else {}
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", **at}}
+
+
 async def known(saver: Saver, thread_id: str) -> bool:
     """Whether anything was said on a thread."""
     if not _in_file(saver):
@@ -122,6 +128,21 @@ async def take_back(saver: Saver, thread_id: str, last: str | None) -> None:
             )
         await saver.conn.execute("DELETE FROM writes WHERE thread_id = ? AND checkpoint_id = ?", (thread_id, last))
         await saver.conn.commit()
+
+
+async def rewritten(saver: Saver, config: RunnableConfig, names: Sequence[str], values: Mapping[str, Any]) -> RunnableConfig:
+    """A new last checkpoint that is as another, but for what the channels of these names hold: `values`, or nothing."""
+    from langgraph.checkpoint.base.id import uuid6
+
+    saved = await saver.aget_tuple(config)
+    assert saved is not None, "branches that can be gone back to are kept"
+    others = {name: value for name, value in saved.checkpoint["channel_values"].items() if name not in names}
+    before: dict[str, Any] = dict(saved.checkpoint["channel_versions"])
+    new: Any = {name: saver.get_next_version(before.get(name), None) for name in names if name in values}
+    versions = {name: version for name, version in before.items() if name not in names}  # without one, nothing was ever written
+    checkpoint: Any = {**saved.checkpoint, "id": str(uuid6(clock_seq=-2))}
+    checkpoint |= {"channel_values": {**others, **values}, "channel_versions": {**versions, **new}}
+    return await saver.aput(saved.config, checkpoint, saved.metadata, new)
 
 
 async def copy(saver: Saver, thread_id: str, to: str) -> None:

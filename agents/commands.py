@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,12 +21,13 @@ def new(
     folder: Annotated[Path, typer.Option(help="Where to make the project's folder.")] = Path("."),
 ) -> None:
     """Make a small agent project: a graph, its settings, a test and an evaluation."""
-    from agents.scaffold import create
+    from agents.scaffold import create, first_question
 
     made = create(name, template, folder)
     for path in made:
         typer.echo(f"  {path}")
-    typer.echo(f"\ncd {folder / name}\npython -m pytest\nsmalti dev")
+    question = first_question(folder / name / "eval.jsonl") or "What can you do?"
+    typer.echo(f"\ncd {folder / name}\nsmalti ask {shlex.quote(question)}\nsmalti test")
 
 
 def dev(

@@ -130,6 +130,7 @@ class Conversations:
         saver = await self.open()
         await copy(saver, thread_id, to)
         await asyncio.to_thread(self.branches.put, to, await asyncio.to_thread(self.branches.left, thread_id))
+        await asyncio.to_thread(self.branches.values(saver, thread_id).copy, to)
         tags = (await asyncio.to_thread(self.table.tags, [thread_id])).get(thread_id)
         made = await asyncio.to_thread(self.table.claim, to, owner, title=thread.title, agent=thread.agent)
         assert made is not None, "a new id is nobody's"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agents.branches import configured
+from agents.checkpoints import configured
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, Human
 from langchain_core.runnables import RunnableConfig
 
 from agents.cite import CitationFilter, Marker, make_check
-from agents.history import settle, summarise, text_of, trim
+from agents.history import calls_of, settle, summarise, text_of, trim
 from agents.state import NOT_FOUND, AgentState, Citation, Embed, emit_citation, emit_delta, emit_step
 from agents.tools.retrieve import render
 from retrieval.types import Passage
@@ -163,7 +163,7 @@ async def generate(
 def _message(whole: AIMessageChunk | AIMessage | None) -> AIMessage:
     if whole is None:
         return AIMessage("")
-    return AIMessage(text_of(whole), tool_calls=whole.tool_calls, usage_metadata=whole.usage_metadata)
+    return AIMessage(text_of(whole), tool_calls=calls_of(whole), usage_metadata=whole.usage_metadata)
 
 
 def _rounds(messages: Sequence[AnyMessage]) -> int:

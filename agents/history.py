@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
 
 UNANSWERED = "The tool did not finish: the run was stopped before its result. Call it again if the result is still needed."
+
+MALFORMED = "malformed_arguments"
+"""The argument that stands for those of a call which could not be read."""
 
 
 def text_of(message: BaseMessage) -> str:
@@ -76,6 +79,17 @@ def _calls(message: AnyMessage) -> list[tuple[str, str | None]]:
         return []
     made = (*message.tool_calls, *message.invalid_tool_calls)
     return [(call_id, call.get("name")) for call in made if (call_id := call.get("id")) is not None]
+
+
+def calls_of(message: AIMessage | None) -> list[ToolCall]:
+    """A message's tool calls. One whose arguments are no JSON object has them as text, under `MALFORMED`: the model is told."""
+    if message is None:
+        return []
+    wrong = [
+        ToolCall(name=call.get("name") or "", args={MALFORMED: call.get("args") or ""}, id=call.get("id"), type="tool_call")
+        for call in message.invalid_tool_calls
+    ]
+    return [*message.tool_calls, *wrong]
 
 
 def estimate(message: BaseMessage) -> int:

@@ -19,6 +19,10 @@ from agents.tables import metadata, run_events, runs
 KEEP = 30 * 86_400.0
 """Seconds for which the events of a run are kept."""
 
+TIDY = 400
+"""Commits after which SQLite's write-ahead log is copied into the database, beside the next commits. SQLite would do it within
+one of them (https://sqlite.org/wal.html#ckpt): that one, and the events of all runs with it, would wait for the disk."""
+
 RUNNING = "in_progress"
 
 
@@ -47,6 +51,8 @@ class RunLog:
         metadata.create_all(engine)
         self._pending: list[tuple[list[dict[str, Any]], dict[str, Any] | None, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._commits = 0
 
     def begin(self, run_id: str, *, owner: str, agent: str, thread_id: str | None) -> RunRecord:
         now = time.time()
@@ -80,6 +86,14 @@ class RunLog:
                 for *_, done in batch:
                     if not done.done():
                         done.set_result(None)
+                self._commits += 1
+                if self._commits >= TIDY and (self._tidying is None or self._tidying.done()):
+                    self._commits, self._tidying = 0, asyncio.create_task(asyncio.to_thread(self._tidy))
+
+    def _tidy(self) -> None:
+        if self._engine.dialect.name == "sqlite":
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _insert(self, rows: list[dict[str, Any]], ends: list[dict[str, Any]]) -> None:
         with self._engine.begin() as connection:

@@ -69,9 +69,9 @@ class ScriptedModel(BaseChatModel):
         text = reply.content if isinstance(reply.content, str) else "".join(str(b) for b in reply.content)
         for token in re.findall(r"\s*\S+|\s+$", text):
             yield ChatGenerationChunk(message=AIMessageChunk(content=token))
+        made = [*((call, _json(call["args"])) for call in reply.tool_calls), *((c, c["args"]) for c in reply.invalid_tool_calls)]
         calls = [
-            tool_call_chunk(name=call["name"], args=_json(call["args"]), id=call["id"], index=index)
-            for index, call in enumerate(reply.tool_calls)
+            tool_call_chunk(name=call["name"], args=args, id=call["id"], index=index) for index, (call, args) in enumerate(made)
         ]
         yield ChatGenerationChunk(
             message=AIMessageChunk(content="", tool_call_chunks=calls, usage_metadata=reply.usage_metadata, chunk_position="last")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import RunnableConfig
     from langgraph.graph.state import CompiledStateGraph
+    from langgraph.types import StateSnapshot
 
 Part = tuple[tuple[str, ...], str, Any]
 """(namespace, mode, chunk) as LangGraph streams it with subgraphs: mode `custom`, `messages` or, once and last, `values`.
@@ -38,6 +39,10 @@ class ThreadNotFound(Exception):
 
 class ThreadBusy(Exception):
     """The thread has a run going; one at a time."""
+
+
+class AgentChanged(Exception):
+    """What a person was asked belongs to a step that the agent's graph no longer has."""
 
 
 class NothingAsked(ValueError):
@@ -62,6 +67,8 @@ class Run:
     said: str = ""
     citations: list[Mapping[str, Any]] = field(default_factory=list)
     waiting: Waiting | None = None
+    ends_with: frozenset[str] | None = None
+    """The values it ended with, by name; None where it was stopped."""
     before: Stood | None = None
     """To where its thread can be taken back."""
     undone: bool = False
@@ -106,6 +113,11 @@ async def parts(agent: Agent, graph: CompiledStateGraph, given: Any, config: Run
                 yield namespace, mode, chunk
     if final is not None:  # only now is the checkpoint written
         yield final
+
+
+def waits(state: StateSnapshot) -> bool:
+    """Whether a step of the graph as it is now waits for a person, here or in a subgraph."""
+    return any(waits(task.state) if isinstance(task.state, tuple) else bool(task.interrupts) for task in state.tasks)
 
 
 def running(run: Run) -> dict[str, Any]:

@@ -16,8 +16,24 @@ from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of
 from agents.conversations import Conversations
 from agents.edits import NotAnUpdate, apply
 from agents.kept import kept
-from agents.run import DONE, NothingAsked, Part, Run, RunLimit, Stood, ThreadBusy, ThreadNotFound, asked, parts, running, whose
+from agents.run import (
+    DONE,
+    AgentChanged,
+    NothingAsked,
+    Part,
+    Run,
+    RunLimit,
+    Stood,
+    ThreadBusy,
+    ThreadNotFound,
+    asked,
+    parts,
+    running,
+    waits,
+    whose,
+)
 from agents.tables import MAX_ID, ONCE, Thread
+from agents.values import lasting
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -29,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STOPPED",
     "Agent",
+    "AgentChanged",
     "NotAnUpdate",
     "NotAsked",
     "NothingAsked",
@@ -96,6 +113,7 @@ class Runtime(Conversations):
         StateNotFound: it has no such state.
         ThreadBusy: another run is going on it.
         NotAsked: a decision answers no open question of the owner's.
+        AgentChanged: it does, but the agent's graph has changed since it was asked; what waited is dropped.
         RunLimit: the run took too long, or too many steps.
         NothingAsked: there is no message, or nothing new in a resent history, or nothing to answer again.
         """
@@ -163,6 +181,7 @@ class Runtime(Conversations):
         run = await self._claim(thread_id, owner, run_id, (questions(messages) or [""])[0], agent)
         thread = run.thread
         try:
+            graph = self._with_store(agent.threaded(saver))
             here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
             target = await self._target(saver, thread, state, again)
             if decisions:
@@ -170,12 +189,19 @@ class Runtime(Conversations):
                     raise NotAsked("the state that is named asks nobody; the thread has gone on since")
                 waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
                 given: Any = Command(resume=waiting.resume(decisions))
+                if not waits(await graph.aget_state(here, subgraphs=True)):
+                    await self._recover(agent, saver, thread)
+                    await self._rest(saver, run, agent)
+                    raise AgentChanged(
+                        f"{agent.name} was changed after it had asked this: the step that waited is no longer in its graph. "
+                        "What it asked for was not done; ask it again"
+                    )
             else:
                 if target is not None or not again:
                     await self._recover(agent, saver, thread)
                 run.before = await self._stands(saver, thread_id)
                 if target is not None:
-                    await self.branches.go_back(agent.threaded(saver), saver, thread_id, target)
+                    await self.branches.go_back(graph, saver, thread_id, target)
                 new: list[BaseMessage] = []
                 if not again:
                     new = fresh(messages) if await known(saver, thread_id) else list(messages)
@@ -186,7 +212,7 @@ class Runtime(Conversations):
                 # The ids tell later which run a message belongs to.
                 run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
                 given = None if again else {"messages": run.new}
-            run.task = asyncio.create_task(self._execute(agent, run, saver, given, here))
+            run.task = asyncio.create_task(self._execute(agent, graph, run, saver, given, here))
         except BaseException:
             del self._runs[thread_id]
             raise
@@ -246,9 +272,10 @@ class Runtime(Conversations):
             if run.task is not None:
                 run.task.cancel()
 
-    async def _execute(self, agent: Agent, run: Run, saver: Saver, given: Any, config: RunnableConfig) -> None:
+    async def _execute(
+        self, agent: Agent, graph: CompiledStateGraph, run: Run, saver: Saver, given: Any, config: RunnableConfig
+    ) -> None:
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
-        graph = self._with_store(agent.threaded(saver))
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         whose.set(run.thread.owner)
         outcome: Any = DONE
@@ -285,6 +312,7 @@ class Runtime(Conversations):
             if interrupts := chunk.get("__interrupt__"):  # kept before anyone hears of it
                 run.waiting = waiting_of(run.id, interrupts)
                 await asyncio.to_thread(self.table.end, run.thread.id, agent.name, run.waiting.to_dict())
+            run.ends_with = frozenset(chunk)
             run.ending = True
         elif mode == "custom" and isinstance(chunk, Mapping):
             run.said += str(chunk.get("delta") or "")
@@ -306,6 +334,8 @@ class Runtime(Conversations):
             await saver.adelete_thread(run.thread.id)
             await asyncio.to_thread(self.table.delete, run.thread.id, run.thread.owner)
             return
+        if (names := lasting(agent.threaded(saver))) and (run.ends_with is None or not run.ends_with.isdisjoint(names)):
+            await self.branches.note(agent.threaded(saver), saver, run.thread.id)
         kept_branches = await asyncio.to_thread(self.branches.kept, run.thread.id)
         await prune(saver, run.thread.id, waiting=run.waiting is not None, kept=kept_branches)
         if run.waiting is None:
@@ -395,6 +425,7 @@ class Runtime(Conversations):
         await saver.adelete_thread(thread_id)
         await self._kept(saver, thread_id).clear()
         await asyncio.to_thread(self.branches.put, thread_id, ())
+        await asyncio.to_thread(self.branches.values(saver, thread_id).delete)
         await asyncio.to_thread(self.table.delete, thread_id, owner)
         for told in self.on_delete:
             await asyncio.to_thread(told, thread_id, owner)

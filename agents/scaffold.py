@@ -6,6 +6,8 @@ in a text becomes the project's name.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from importlib import metadata
 from pathlib import Path
@@ -45,9 +47,21 @@ def create(name: str, template: str, parent: Path) -> list[Path]:
             continue
         path = target / source.relative_to(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source.read_text("utf-8").replace("{{name}}", name), "utf-8")
+        content = source.read_bytes()
+        with contextlib.suppress(UnicodeDecodeError):  # a picture, a PDF: as it is
+            content = content.decode().replace("{{name}}", name).encode()
+        path.write_bytes(content)
         made.append(path)
     return made
+
+
+def first_question(dataset: Path) -> str | None:
+    """What the first row of an evaluation asks; None where there is none to read."""
+    try:
+        with dataset.open(encoding="utf-8") as rows:
+            return str(json.loads(rows.readline())["question"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _offered(template: str) -> Path:

@@ -96,6 +96,16 @@ thread_branches = Table(
 )
 """Branches of threads that were left by going on from an earlier state, in the order in which they were."""
 
+thread_values = Table(
+    "thread_values",
+    metadata,
+    Column("thread_id", String(200), primary_key=True),
+    Column("key", String(32), primary_key=True),
+    Column("type", String(40), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""What graphs keep from turn to turn beside their messages, by the key of a thread's state."""
+
 memories = Table(
     "memories",
     metadata,

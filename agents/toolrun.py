@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from agents.approvals import APPROVAL
-from agents.history import text_of
+from agents.history import MALFORMED, text_of
 from agents.kept import Kept, kept
 from agents.state import AgentState, emit_step
 from agents.tools.retrieve import render
@@ -73,7 +73,8 @@ async def run_tools(state: AgentState, tools: Sequence[BaseTool]) -> dict[str, A
 
 def _approve(by_name: Mapping[str, BaseTool], message: AIMessage) -> Mapping[str, Mapping[str, Any]]:
     """Decisions by call id. Stops the run until a person has decided; asked first, so that nothing has run by then."""
-    calls = [c for c in message.tool_calls if (tool := by_name.get(c["name"])) is not None and needs_approval(tool)]
+    made = [call for call in message.tool_calls if MALFORMED not in call["args"]]
+    calls = [c for c in made if (tool := by_name.get(c["name"])) is not None and needs_approval(tool)]
     if not calls:
         return {}
     from langgraph.types import interrupt
@@ -115,6 +116,8 @@ async def _run(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: st
     tool = by_name.get(name)
     if tool is None:
         return _failed(call, f"There is no tool {name!r}; there are: {', '.join(by_name) or 'none'}.")
+    if MALFORMED in call["args"]:
+        return _failed(call, f"The arguments of {name} were not a JSON object; it was not called. Call it again with one.")
     seconds = float((tool.metadata or {}).get("timeout") or TOOL_TIMEOUT)
     config: RunnableConfig = {"tags": ["nostream"], "metadata": {"idempotency_key": key}}
     asked = {"type": "tool_call", "name": name, "args": call["args"], "id": call.get("id") or ""}

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from evals.ask import Ask
     from evals.compare import Comparison, Difference, compare_runs
     from evals.data import Dataset, DatasetError, Prediction, Row, RowResult, load_dataset
+    from evals.faithfulness import Faithfulness
     from evals.gate import Criteria, Decision, load_criteria
     from evals.groundedness import Groundedness
     from evals.journal import Evaluation, EvaluationError, read_journal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ask": ("Ask",),
     "compare": ("Comparison", "Difference", "compare_runs"),
+    "faithfulness": ("Faithfulness",),
     "groundedness": ("Groundedness",),
     "gate": ("Criteria", "Decision", "load_criteria"),
     "data": ("Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset"),
@@ -32,7 +34,7 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: RUF022 - by module
     "Ask",
     "Criteria", "Decision", "load_criteria",
-    "Groundedness",
+    "Faithfulness", "Groundedness",
     "Comparison", "Difference", "compare_runs",
     "Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset",
     "Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json",

@@ -1,8 +1,8 @@
-"""Answerability without an LLM: the probability that passages hold the answer to a question, by a logistic regression.
+"""Answerability without an LLM: the probability that passages hold the answer to a question, by a support vector machine.
 
-The coefficients in `answerability.json` are made by `python -m evals.train_answerability FOLDER --out evals/answerability.json`;
-what the model reaches on questions it has not seen is written there, under `validation`. Passages are taken as a set: in which
-order they come says nothing here.
+The machine in `answerability.json` and `.npz` is made by `python -m evals.train_answerability FOLDER --out
+evals/answerability.json`; what it reaches on questions it has not seen is written there, under `validation`. Passages are taken
+as a set: in which order they come says nothing here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from evals.groundedness import Model
+from evals.cache import digest
 from evals.support import Embed, Vectors, Word, sentences, words
 
 PASSAGES, SENTENCES, LONGEST = 10, 20, 700
@@ -69,16 +69,49 @@ class Rarity:
         return sum(map(self, wanted & found)) / whole if whole else 0.0
 
 
-@cache
-def _spec() -> dict[str, Any]:
-    return json.loads(resources.files("evals").joinpath("answerability.json").read_text(encoding="utf-8"))
+class Machine:
+    """A support vector machine with a Gaussian kernel over scaled features, calibrated by Platt's logistic regression.
+
+    Parameters
+    ----------
+    spec: `names` of the features, `gamma` of the kernel, `intercept` of the machine, `slope` and `shift` of the calibration, and
+    the `threshold` from which passages count as holding an answer.
+    arrays: `centre` and `scale` of the features; of each of `VECTORS` the `axes` on which it is seen, and its place on them
+    `offset`; `support`, the examples that are kept, and what each says, `dual`.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        import numpy as np
+
+        self.names, self.threshold = tuple(spec["names"]), float(spec["threshold"])
+        self._numbers = [float(spec[name]) for name in ("gamma", "intercept", "slope", "shift")]
+        self._arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        held = [np.asarray(arrays[name]).tobytes().hex() for name in sorted(arrays)]
+        self.fingerprint = digest([self.names, self.threshold, self._numbers, held])
+
+    def __call__(self, values: Mapping[str, float], *embedded: Any) -> float:
+        """The probability, answerable and not counted as equally likely beforehand; `embedded`: as `features` gives them."""
+        import numpy as np
+
+        held, (gamma, intercept, slope, shift) = self._arrays, self._numbers
+        embedded = embedded or tuple(np.asarray(values[name]) for name in VECTORS)
+        seen = [
+            embedding @ held[f"{name}_axes"] - held[f"{name}_offset"] for name, embedding in zip(VECTORS, embedded, strict=True)
+        ]
+        plain = (np.array([values[name] for name in self.names]) - held["centre"]) / held["scale"]
+        away = ((held["support"] - np.concatenate([plain, *seen])) ** 2).sum(axis=1)
+        found = slope * (float(held["dual"] @ np.exp(-gamma * away)) + intercept) + shift
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, found))))
 
 
 @cache
-def model() -> tuple[Model, Rarity, Mapping[str, Any]]:
-    """The model that Smalti comes with, read once: of features, the rarity of words, and the weights of two embeddings."""
-    spec = _spec()
-    return Model(spec), Rarity(spec["frequency"], spec["passages"]), spec["vectors"]
+def model() -> tuple[Machine, Rarity]:
+    """The model that Smalti comes with, read once: of features, and the rarity of words."""
+    import numpy as np
+
+    spec = json.loads(resources.files("evals").joinpath("answerability.json").read_text(encoding="utf-8"))
+    with resources.files("evals").joinpath("answerability.npz").open("rb") as file, np.load(file) as arrays:
+        return Machine(spec, dict(arrays)), Rarity(spec["frequency"], spec["passages"])
 
 
 class Answerability:
@@ -91,14 +124,12 @@ class Answerability:
     name = "answerability"
 
     def __init__(self, embed: Embed) -> None:
-        self.model, self._rarity, self._weights = model()
+        self.model, self._rarity = model()
         self.fingerprint, self._vectors = self.model.fingerprint, Vectors(embed)
 
     def score(self, question: str, passages: Sequence[str]) -> float:
         """The probability, 0 to 1. `passages`: each with its title before it, `Title: text`, where it has one."""
-        values, *embedded = features(question, passages, self._vectors, self._rarity)
-        weighed = {name: float(each @ self._weights[name]) for name, each in zip(VECTORS, embedded, strict=True)}
-        return self.model(values | weighed)
+        return self.model(*features(question, passages, self._vectors, self._rarity))
 
     def run(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, trace: Any = None) -> float | None:
         question = inputs.get("question") if isinstance(inputs, Mapping) else None

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-
-if TYPE_CHECKING:
-    import httpx
 
 BAD_INPUT = 2
 """Exit status when the dataset or a gate cannot be read; 1 is a gate that failed, `evals.report.BROKEN` infrastructure."""
@@ -71,6 +68,9 @@ def evaluate(
     groundedness: Annotated[
         bool, typer.Option("--groundedness", help="Score how far the quoted passages support each answer, without an LLM.")
     ] = False,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Score whether summaries change what their passages say, without an LLM.")
+    ] = False,
     answerability: Annotated[
         bool, typer.Option("--answerability", help="Score whether the passages hold an answer to the question, without an LLM.")
     ] = False,
@@ -89,13 +89,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Ask ENDPOINT every question of a dataset, score the answers, and record the run in MLflow."""
-    import httpx
-
-    from evals.ask import Ask
     from evals.data import load_dataset
     from evals.judges import judging
+    from evals.local import evaluate_at, evaluate_here, options
     from evals.report import GateError, check, exit_code, parse_gate, render, to_json
-    from evals.run import evaluate as run
 
     work = context.obj
     with refusing(), judging():  # a judge may choose its model when it is made
@@ -104,6 +101,10 @@ def evaluate(
             from evals.groundedness import Groundedness
 
             scorers.append(Groundedness(work.encoder.embed))
+        if faithfulness:
+            from evals.faithfulness import Faithfulness
+
+            scorers.append(Faithfulness(work.encoder.read))
         if answerability:
             from evals.answerability import Answerability
 
@@ -114,43 +115,17 @@ def evaluate(
         if protocol not in ("responses", "chat", "invocations"):
             raise GateError(f"--protocol {protocol!r}: choose responses, chat or invocations")
         dataset = load_dataset(data)
-
-    async def asked(base: str, headers: Mapping[str, str], path: str | None, identity: Mapping[str, Any] | None) -> Any:
-        limits = httpx.Limits(max_connections=concurrency)
-        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits, trust_env=False) as client:
-            return await run(
-                endpoint,
-                dataset,
-                Ask(client, endpoint, protocol, path),  # pyright: ignore[reportArgumentType]
-                tracking_uri=f"sqlite:///{work.home.path / 'mlflow.db'}" if record else None,
-                folder=work.home.path / "evals",
-                experiment=experiment,
-                concurrency=concurrency,
-                timeout=timeout,
-                scorers=scorers,
-                identity=identity,
-                reuse=not fresh,
-                progress=not as_json,
-                verbose=verbose,
-                ui=_mlflow(work),
-            )
-
-    import asyncio  # costs every other command 20 ms
-
+    asking = {"concurrency": concurrency, "timeout": timeout, "experiment": experiment, "scorers": scorers}
+    given = options(work, record=record, reuse=not fresh, progress=not as_json, verbose=verbose, **asking)
     with refusing(), judging():
         if url is not None:
             headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(key_env)) else {}
             known = {"url": url, "protocol": protocol, "revision": revision} if revision else None
             path = "" if protocol == "invocations" else None
-            evaluation = asyncio.run(asked(url, headers, path, known))
+            evaluation = evaluate_at(url, headers, endpoint, dataset, given, protocol=protocol, path=path, identity=known)
         else:
             with work.connect() as client:
-                found = work.check(client.get(f"/api/2.0/serving-endpoints/{endpoint}"))
-                task = str(found.get("task") or "")
-                classical = any(row.inputs is not None for row in dataset) or "classif" in task
-                path = f"/serving-endpoints/{endpoint}/invocations" if classical else "/v1/responses"
-                headers = {"Authorization": client.headers["Authorization"]}
-                evaluation = asyncio.run(asked(str(client.base_url), headers, path, _identity(work, client, endpoint)))
+                evaluation = evaluate_here(work, client, endpoint, dataset, given, protocol=protocol)
     results = check(evaluation, gates)
     if as_json:
         work.print_json(to_json(evaluation, results))
@@ -175,14 +150,6 @@ def find_scorer(text: str) -> Any:
     if not hasattr(scorer, "run") or not getattr(scorer, "name", None):
         raise GateError(f"--scorer {text!r}: is no scorer; decorate it with mlflow.genai.scorer")
     return scorer
-
-
-def _identity(work: Any, client: httpx.Client, endpoint: str) -> dict[str, Any]:
-    from evals.identity import identity
-
-    endpoints = work.check(client.get("/api/2.0/serving-endpoints")).get("endpoints", ())
-    indexes = work.check(client.get("/api/2.0/smalti/indexes")).get("indexes", ())
-    return identity(endpoint, endpoints, indexes, work.settings.model_dump(mode="json"))
 
 
 @evals.command("compare")
@@ -265,12 +232,6 @@ def gate(
         raise typer.Exit(code)
 
 
-def _mlflow(work: Any) -> str:
-    """Where MLflow's pages are: with the running server, or where one would be."""
-    running = work.home.server()
-    return f"{running['url'] if running else f'http://{work.settings.host}:{work.settings.port}'}/mlflow"
-
-
 def _numbers(option: str, texts: list[str] | None) -> dict[str, float]:
     from evals.report import GateError
 
@@ -293,10 +254,11 @@ def report(
     """Write an evaluation as one HTML file that needs nothing else: failures first, each with all that is known of it."""
     from evals.html import page
     from evals.journal import find_journal, read_journal
+    from evals.local import mlflow_pages
 
     work = context.obj
     with refusing():
         evaluation = read_journal(find_journal(work.home.path / "evals", run))
-    place = f"{_mlflow(work)}/#/experiments/{evaluation.experiment_id or 0}"
+    place = f"{mlflow_pages(work)}/#/experiments/{evaluation.experiment_id or 0}"
     out.write_text(page(evaluation, f"{place}/traces?selectedEvaluationId={{trace_id}}"), encoding="utf-8")
     typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

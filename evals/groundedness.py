@@ -3,17 +3,19 @@
 The coefficients in `groundedness.json` are made by `python -m evals.train_groundedness FOLDER --out evals/groundedness.json`;
 here they are only applied. What the model reaches on data it has not seen is written in that file, under `validation`. It
 measures whether the words, numbers, names and sentences of a text are found in the passages. A summary in which one word was
-changed for another is told apart hardly better than by chance (SummEdits), so it is no substitute for a judge where that matters.
+changed for another is told apart hardly better than by chance (SummEdits); `evals.faithfulness` is for summaries.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from evals.cache import digest
 from evals.support import Embed, Vectors, features
@@ -61,30 +63,47 @@ class Groundedness:
         return self.model(features(passages, text, self._vectors))
 
     def run(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, trace: Any = None) -> float | None:
-        if not isinstance(outputs, Mapping) or outputs.get("abstained") or not str(outputs.get("text") or "").strip():
-            return None
-        passages = "\n".join(filter(None, (str(p.get("text") or p.get("quote") or "") for p in outputs.get("passages") or ())))
-        return round(self.score(passages, str(outputs["text"])), 4) if passages else None
+        return scored(self.score, outputs)
 
 
-def register(name: str, spec: Mapping[str, Any], tracking_uri: str, params: Mapping[str, Any]) -> str:
-    """Log a fitted model to MLflow with its numbers and register a version of `name`; the version's URI."""
+def scored(score: Callable[[str, str], float], outputs: Any) -> float | None:
+    """What `score` says of a row's passages and text; nothing where it abstained or has no passages."""
+    if not isinstance(outputs, Mapping) or outputs.get("abstained") or not str(outputs.get("text") or "").strip():
+        return None
+    passages = "\n".join(filter(None, (str(p.get("text") or p.get("quote") or "") for p in outputs.get("passages") or ())))
+    return round(score(passages, str(outputs["text"])), 4) if passages else None
+
+
+def register(
+    name: str,
+    score: Callable[..., float],
+    spec: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    tracking_uri: str,
+    params: Mapping[str, Any],
+) -> str:
+    """Log a fitted model to MLflow with its numbers and files, and register a version of `name`; the version's URI.
+
+    `score`: features by name, and what else an input is called, to a probability.
+    """
     import mlflow
+    import numpy as np
     from mlflow.pyfunc.model import PythonModel
 
     class Scorer(PythonModel):
-        """Rows of features (columns by name) to probabilities; `evals.support` and `evals.answerability` make the features."""
+        """Rows of features (columns by name) to probabilities; `evals.support` and its like make the features."""
 
-        def predict(self, context, model_input, params=None):
+        def predict(self, context, model_input, params=None):  # pyright: ignore[reportIncompatibleMethodOverride]
             import numpy as np
 
-            logits = spec["intercept"] + sum(model_input[name] * value for name, value in spec["coefficients"].items())
-            return 1 / (1 + np.exp(-logits))
+            return np.array([score(dict(row)) for row in model_input.to_dict("records")])
 
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(name)
-    with mlflow.start_run():
+    with mlflow.start_run(), tempfile.TemporaryDirectory() as folder:
         mlflow.log_dict(dict(spec), f"{name}.json")
+        np.savez_compressed(Path(folder) / f"{name}.npz", **cast("Any", arrays))
+        mlflow.log_artifact(str(Path(folder) / f"{name}.npz"))
         mlflow.log_params(dict(params))
         mlflow.log_metrics({f"{set_}/{key}": value for set_, found in spec["validation"].items() for key, value in found.items()})
         info = mlflow.pyfunc.log_model(name=name, python_model=Scorer(), registered_model_name=name)

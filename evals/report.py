@@ -237,7 +237,7 @@ def words_said(evaluation: Evaluation) -> dict[str, dict[str, int]]:
     return {name: dict(counts.most_common(10)) for name, counts in sorted(found.items())}
 
 
-def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10) -> RenderableType:
+def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: int = 10, metrics: bool = True) -> RenderableType:
     """The evaluation for a rich console: metrics with intervals, gates, the worst `limit` rows, where to look further."""
     from rich.console import Group
     from rich.table import Table
@@ -267,7 +267,8 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
             else (f"{_number(name, estimate.low)} – {_number(name, estimate.high)}")
         )
         table.add_row(name, _number(name, estimate.value), interval, str(estimate.n), words)
-    parts.append(table)
+    if metrics:
+        parts.append(table)
     for name, counts in words_said(evaluation).items():
         parts.append(Text(f"{name}: " + ", ".join(f"{_short(said, 40)} {count}" for said, count in counts.items())))
 

@@ -23,7 +23,7 @@ one."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])|\n+")
-_STOP = frozenset(
+STOP = frozenset(
     re.findall(
         r"\S+",
         "a an the of in on at by to from for with without into onto about as is are was were be been being am do does "
@@ -34,7 +34,7 @@ _STOP = frozenset(
         "own same while ",
     )
 )
-_NEGATIONS = frozenset(
+NEGATIONS = frozenset(
     re.findall(
         r"\S+",
         "not no never none without neither nor cannot nothing nobody nowhere hardly barely rarely unable fail failed "
@@ -79,7 +79,7 @@ class Word:
 
     @property
     def content(self) -> bool:
-        return self.text not in _STOP and self.text != "n't"
+        return self.text not in STOP and self.text != "n't"
 
 
 @cache
@@ -166,12 +166,12 @@ class Vectors:
         return found
 
 
-def features(passages: str, text: str, vectors: Vectors) -> dict[str, float]:
+def features(passages: str, text: str, vectors: Callable[[Sequence[str]], Any]) -> dict[str, float]:
     """The features of a text against its passages: mean (`_m`) and weakest (`_w`) over its sentences, and its measures."""
     ground = evidence(passages)
     cut = sentences(text)[:CLAIMS]
     told = [sentence for sentence in cut if any(word.content for word in words(sentence))] or cut[:1]
-    ranked = [_nearest(ground, frozenset(word.stem for word in words(sentence) if word.content)) for sentence in told]
+    ranked = [nearest(ground, frozenset(word.stem for word in words(sentence) if word.content)) for sentence in told]
     wanted = [text for sentence, near in zip(told, ranked, strict=True) for text in (sentence, _shown(ground, near))]
     found_vectors = vectors(wanted)  # in one run of the encoder
     similar = [float(found_vectors[place] @ found_vectors[place + 1]) for place in range(0, len(wanted), 2)]
@@ -184,7 +184,7 @@ def features(passages: str, text: str, vectors: Vectors) -> dict[str, float]:
     return found | {"sentences": math.log(len(each))}
 
 
-def _nearest(ground: Evidence, wanted: frozenset[str]) -> list[int]:
+def nearest(ground: Evidence, wanted: frozenset[str]) -> list[int]:
     """The passages' sentences that share most with a text's, rare words counting more, best first."""
 
     def closeness(place: int) -> float:
@@ -227,10 +227,10 @@ def _sentence(ground: Evidence, sentence: str, ranked: Sequence[int], similar: f
         grams = set(zip(*(sequence[i:] for i in range(size)), strict=False))
         found[f"g{size}"] = len(grams & ground.grams[size]) / len(grams) if grams else cov
     found |= _copied(sequence, ground)
-    negated = any(word.text in _NEGATIONS for word in said)
-    in_best = any(word.text in _NEGATIONS for word in words(ground.sentences[best]))
+    negated = any(word.text in NEGATIONS for word in said)
+    in_best = any(word.text in NEGATIONS for word in words(ground.sentences[best]))
     found["negc"], found["negd"] = float(negated and not in_best), float(in_best and not negated)
-    found["neg_novel"] = float(negated and not any(_NEGATIONS & ground.stems[place] for place in ranked))
+    found["neg_novel"] = float(negated and not any(NEGATIONS & ground.stems[place] for place in ranked))
     found["cos"] = similar
     found["cosgap"] = found["cos"] - found["cov1"]
     return found

@@ -2,8 +2,9 @@
 
 FOLDER holds the English test sample of NoMIRACL (`en.relevant.jsonl`, `en.non_relevant.jsonl`,
 https://github.com/project-miracl/nomiracl, Thakur et al. 2024): 250 questions whose ten passages hold the answer, and 250 others.
-Validation is by folds of questions, ten times over; `hallucination` and `error` are the benchmark's words: the share of
-unanswerable questions called answerable, and of answerable ones called unanswerable.
+Validation is by folds of questions, three times over, with threshold and calibration found within each fold's training part;
+`hallucination` and `error` are the benchmark's words: the share of unanswerable questions called answerable, and of answerable
+ones called unanswerable.
 
 The collection lists the passages of answerable questions by relevance and the others' shuffled, so a model that reads their
 order is right far more often here and learns nothing: passages are taken as a set.
@@ -18,17 +19,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from evals.answerability import VECTORS, Rarity, features
+from evals.answerability import VECTORS, Machine, Rarity, features
 from evals.groundedness import register
 from evals.support import Vectors, words
 
-C, DIRECTIONS = 0.03, 16
-"""Of the logistic regression, and of the principal components of each embedding that it sees."""
-FOLDS, REPEATS = 10, 10
+C, GAMMA, DIRECTIONS = 1.0, 0.003, 16
+"""Of the machine and its kernel, and of the principal components of each embedding that it sees."""
+HALLUCINATION = 0.24
+"""Share of unanswerable questions that may be called answerable, which makes the threshold."""
+FOLDS, REPEATS, WITHIN = 10, 3, 10
 COMMON = 6
 """Passages that hold a stem, from which on it stands in the table of frequencies."""
 
@@ -44,15 +47,42 @@ def questions(folder: Path) -> Iterator[tuple[str, list[str], bool]]:
                 yield question.strip(), [part.strip() for part in parts if part.strip()], label
 
 
-def train(folder: Path, embed: Any) -> dict[str, Any]:
-    """The model, calibrated as a logistic regression is, with what it reaches on questions it has not seen."""
+def machine(names: int, size: int) -> Any:
+    """Unfitted: features scaled, each embedding seen by its first principal components, a Gaussian kernel over both."""
     from sklearn.compose import ColumnTransformer
     from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import brier_score_loss, roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    columns: list[Any] = [("values", StandardScaler(), slice(0, names))]
+    for place, name in enumerate(VECTORS):
+        first = names + place * size
+        columns.append((name, make_pipeline(PCA(DIRECTIONS, random_state=0), StandardScaler()), slice(first, first + size)))
+    return make_pipeline(ColumnTransformer(columns), SVC(C=C, gamma=cast("Any", GAMMA)))
+
+
+def calibrated(made: Any, x: np.ndarray, labels: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Slope, shift and threshold, from what `made` says of questions that it has not seen."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    folds = StratifiedKFold(WITHIN, shuffle=True, random_state=seed)
+    said = np.asarray(cross_val_predict(made, x, labels, cv=folds, method="decision_function"))
+    platt = LogisticRegression(C=1e6).fit(said[:, None], labels)
+    slope, shift = float(np.asarray(platt.coef_)[0, 0]), float(np.asarray(platt.intercept_)[0])
+    return slope, shift, probability(slope * float(np.quantile(said[~labels], 1 - HALLUCINATION)) + shift)
+
+
+def probability(logit: Any) -> Any:
+    return 1 / (1 + np.exp(-logit))
+
+
+def train(folder: Path, embed: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The model and its arrays, calibrated, with what it reaches on questions it has not seen."""
+    from sklearn.base import clone
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
 
     data = list(questions(folder))
     count = Counter(stem for _, passages, _ in data for text in passages for stem in {word.stem for word in words(text)})
@@ -65,37 +95,40 @@ def train(folder: Path, embed: Any) -> dict[str, Any]:
             print(f"{number} of {len(data)}", flush=True)
     names, labels = list(rows[0][0]), np.array([label for *_, label in data])
     x = np.array([[*values.values(), *own, *gap] for values, own, gap in rows])
-    n, size = len(names), len(rows[0][1])
-    blocks = [slice(0, n), slice(n, n + size), slice(n + size, n + 2 * size)]
-    reduced = [make_pipeline(PCA(DIRECTIONS, random_state=0), StandardScaler()) for _ in VECTORS]
-    columns = [("values", StandardScaler(), blocks[0]), ("question", reduced[0], blocks[1]), ("gap", reduced[1], blocks[2])]
-    made = make_pipeline(ColumnTransformer(columns), LogisticRegression(C=C, max_iter=2_000))
-    found = []
+    made, found = machine(len(names), len(rows[0][1])), []
     for seed in range(REPEATS):
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-        p = np.asarray(cross_val_predict(made, x, labels, cv=folds, method="predict_proba"))[:, 1]
-        said = p >= 0.5
+        p, said = np.zeros(len(data)), np.zeros(len(data), bool)
+        for known, asked in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels):
+            slope, shift, threshold = calibrated(made, x[known], labels[known], seed)
+            p[asked] = probability(
+                slope * cast("Any", clone(made)).fit(x[known], labels[known]).decision_function(x[asked]) + shift
+            )
+            said[asked] = p[asked] >= threshold
         found.append({
             "accuracy": (said == labels).mean(), "hallucination": said[~labels].mean(), "error": (~said[labels]).mean(),
             "auroc": roc_auc_score(labels, p), "brier": brier_score_loss(labels, p),
         })  # fmt: skip
+    slope, shift, threshold = calibrated(made, x, labels, 0)
     made.fit(x, labels)
-    # all of it is linear in x, so its slopes are what it says at the unit vectors
-    at_zero = float(made.decision_function(np.zeros((1, x.shape[1])))[0])
-    slopes = made.decision_function(np.eye(x.shape[1])) - at_zero
+    seen, machine_ = made[0].named_transformers_, made[1]
+    arrays = {"centre": seen["values"].mean_, "scale": seen["values"].scale_, "support": machine_.support_vectors_}
+    arrays["dual"] = machine_.dual_coef_[0]
+    for name in VECTORS:
+        components, scaler = seen[name][0], seen[name][1]
+        arrays[f"{name}_axes"] = components.components_.T / scaler.scale_
+        arrays[f"{name}_offset"] = (components.mean_ @ components.components_.T + scaler.mean_) / scaler.scale_
     validation = {key: round(float(np.mean([each[key] for each in found])), 3) for key in found[0]}
     return {
-        "intercept": round(at_zero, 6),
-        "coefficients": {
-            **{name: round(float(value), 6) for name, value in zip(names, slopes[blocks[0]], strict=True)},
-            **dict.fromkeys(VECTORS, 1.0),
-        },
-        "vectors": {name: [round(float(v), 4) for v in slopes[block]] for name, block in zip(VECTORS, blocks[1:], strict=True)},
-        "threshold": 0.5,
+        "names": names,
+        "gamma": GAMMA,
+        "intercept": round(float(machine_.intercept_[0]), 6),
+        "slope": round(slope, 6),
+        "shift": round(shift, 6),
+        "threshold": round(float(threshold), 4),
         "validation": {"nomiracl-en": {"questions": len(data), **validation}},
         "passages": total,
         "frequency": frequency,
-    }
+    }, {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,14 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tracking-uri", help="MLflow, where the model is registered")
     options = parser.parse_args(arguments)
     module, _, name = options.encoder.partition(":")
-    spec = train(options.folder, getattr(importlib.import_module(module), name).load(options.cache).embed)
+    spec, arrays = train(options.folder, getattr(importlib.import_module(module), name).load(options.cache).embed)
     print(json.dumps(spec["validation"], indent=1))
     if options.out:
         options.out.write_text(
             json.dumps(spec, indent=None, separators=(",", ":")).replace("},", "},\n") + "\n", encoding="utf-8"
         )
+        np.savez_compressed(options.out.with_suffix(".npz"), **cast("Any", arrays))
     if options.tracking_uri:
-        print(register("answerability", spec, options.tracking_uri, {"C": C, "directions": DIRECTIONS}))
+        print(register("answerability", Machine(spec, arrays), spec, arrays, options.tracking_uri, {"C": C, "gamma": GAMMA}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.groundedness import register
+from evals.groundedness import Model, register
 from evals.support import Vectors, features
 
 SAY = {"begin": 3.0, "wice": 1.0, "summedits": 0.3}
@@ -39,6 +39,8 @@ class Pair:
     domain: str
     """What is left out together in validation: a SummEdits domain; else the collection, in folds of groups."""
     group: str
+    original: str = ""
+    """The summary that a SummEdits summary was made from."""
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
@@ -53,7 +55,7 @@ def pairs(folder: Path) -> Iterator[Pair]:
             yield Pair("\n".join(row["evidence"]), row["claim"], row["label"] == "supported", path.stem, "wice", row["claim"])
     for path in sorted((folder / "summedits").glob("summedits_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            yield Pair(row["doc"], row["summary"], bool(row["label"]), path.stem, path.stem, row["doc"])
+            yield Pair(row["doc"], row["summary"], bool(row["label"]), path.stem, path.stem, row["doc"], row["original_summary"])
 
 
 def weights(data: Sequence[Pair]) -> np.ndarray:
@@ -145,11 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         options.out.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
     if options.tracking_uri:
-        print(
-            register(
-                "groundedness", spec, options.tracking_uri, {"C": C, **{f"say_{name}": value for name, value in SAY.items()}}
-            )
-        )
+        params = {"C": C, **{f"say_{name}": value for name, value in SAY.items()}}
+        print(register("groundedness", Model(spec), spec, {}, options.tracking_uri, params))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def create(
     experiment_path: str | None = None,
     task_type: str = "CHAT_COMPLETION",
     eval_data_path: str | None = None,
-    eval_prompts: Sequence[str] | None = None,
+    eval_prompts: str | Sequence[str] | None = None,
     custom_weights_path: str | None = None,
     training_duration: str = "1ep",
     learning_rate: float | str = 5e-7,
@@ -72,7 +72,10 @@ def create(
     given: dict[str, Any] = {"task": TASKS[task_type], "method": method, "name": name, "register_to": register_to, **keys}
     given |= {"base_model": custom_weights_path or model, "data": {"train": train_data_path, "eval": eval_data_path}}
     given["training_duration"] = f"{training_duration}ep" if str(training_duration).isdigit() else training_duration
-    given |= {"learning_rate": float(learning_rate), "eval_prompts": tuple(eval_prompts or ())}
+    given |= {
+        "learning_rate": learning_rate,
+        "eval_prompts": (eval_prompts,) if isinstance(eval_prompts, str) else eval_prompts or (),
+    }
     recipe = load_recipe(given | ({"context_length": context_length} if context_length else {}))
     assert isinstance(recipe, TrainedRecipe)
     check(recipe)

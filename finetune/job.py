@@ -6,10 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock
 
 from finetune import ranks
 from finetune.base_model import base_of, fingerprint
@@ -133,14 +130,14 @@ class Tracker:
     def __init__(self, run: TrainingRun, job: Any, facts: Mapping[str, str]) -> None:
         import mlflow
 
-        from finetune.train import experiment, flat
+        from finetune.train import alone, experiment, flat
 
         self._run = run
         uri = run.spec["tracking_uri"]
         mlflow.set_tracking_uri(uri)
-        self.client: MlflowClient = mlflow.MlflowClient()
         known = run.state().get("mlflow_run_id")
-        with _alone(uri):
+        with alone(uri):
+            self.client: MlflowClient = mlflow.MlflowClient()
             number = experiment(self.client, job.recipe.name, uri, None)
         active = mlflow.start_run(run_id=known, experiment_id=None if known else number, run_name=None if known else run.id)
         self.run_id: str = active.info.run_id
@@ -186,12 +183,6 @@ class Tracker:
         import mlflow
 
         mlflow.end_run(status)
-
-
-def _alone(uri: str) -> AbstractContextManager[Any]:
-    """A lock for the first look into an SQLite database, which makes its tables: the server and other runs take it as well."""
-    database = uri.removeprefix("sqlite:///")
-    return FileLock(f"{database}.lock") if database != uri else nullcontext()
 
 
 def _device() -> str:

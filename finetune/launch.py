@@ -8,6 +8,7 @@ https://docs.databricks.com/aws/en/machine-learning/ai-runtime/connecting/cli/
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.recipe import RecipeError
+from finetune.recipe import RecipeError, find
 from finetune.schema import AutoRecipe, LanguageRecipe, LauncherRecipe, TrainedRecipe
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
     """
     from finetune.base_model import base_of, locate
 
+    for key in ("train", "eval"):
+        if (file := getattr(recipe.data, key)) is not None and not find(file).exists():  # type: ignore[attr-defined]
+            raise RecipeError(f"data.{key}: there is no {file}, neither in this folder nor beside the rooms.")
     if isinstance(recipe, AutoRecipe):
         if recipe.data.text_column:
             locate(recipe.base_model)
@@ -71,9 +75,15 @@ def check(recipe: TrainedRecipe | AutoRecipe) -> None:
 
 
 def _check_language(recipe: LanguageRecipe) -> None:
-    """What language models may be asked for that is not everywhere."""
+    """What language models may be asked for that not all of them, and not all machines, have."""
     import torch
 
+    from finetune.base_model import base_of
+
+    told = json.loads((base_of(recipe) / "config.json").read_text(encoding="utf-8"))
+    most = (told.get("text_config") or told).get("max_position_embeddings") or recipe.context_length
+    if recipe.context_length > most:
+        raise RecipeError(f"context_length: {recipe.base_model} reads at most {most} tokens, not {recipe.context_length}.")
     if recipe.method == "qlora":
         from finetune.tasks.language import four_bits
 

@@ -99,7 +99,8 @@ def _explain(
     if problem["type"] == "missing":
         return f"{place}: {key} is missing."
     got = "" if isinstance(problem.get("input"), Mapping) else f" (got {problem.get('input')!r})"
-    return f"{place}: {key}: {problem['msg']}{got}."
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {key}: {said}{got}." if key else f"{place}: {said}."
 
 
 def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:

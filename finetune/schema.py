@@ -278,9 +278,16 @@ class ReaderRecipe(ReadingRecipe):
     task: Literal["reader"]
     max_length: Annotated[int, Field(ge=32)] = 256
     stride: Annotated[int, Field(ge=0)] = 64
-    """Tokens that two windows of a long text share."""
+    """Tokens that two windows of a long text share; default: 64, or a quarter of max_length where that is less."""
     max_answer: Annotated[int, Field(ge=1)] = 30
     """Tokens of an answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "stride" in given or not isinstance(length := given.get("max_length"), int):
+            return given
+        return given | {"stride": min(64, length // 4)}
 
     @model_validator(mode="after")
     def _room(self) -> ReaderRecipe:

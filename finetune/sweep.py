@@ -274,11 +274,12 @@ def _parent(study: Study, recipe: TrainedRecipe, tracking_uri: str) -> str:
     with quiet():
         import mlflow
 
-        from finetune.train import experiment, flat
+        from finetune.train import alone, experiment, flat
 
         mlflow.set_tracking_uri(tracking_uri)
-        client = mlflow.MlflowClient()
-        number = experiment(client, recipe.name, tracking_uri, None)
+        with alone(tracking_uri):
+            client = mlflow.MlflowClient()
+            number = experiment(client, recipe.name, tracking_uri, None)
         made = client.create_run(number, run_name=f"sweep {recipe.name}", tags={"smalti.sweep": study.study_name}).info.run_id
         for key, value in flat(cast(Recipe, recipe)).items():
             client.log_param(made, key, value)

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from finetune.data import check_split, read_labelled, sample
 from finetune.plots import draw_confusion, draw_reliability, panels
@@ -110,8 +113,9 @@ def run(
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(tracking_uri)
         try:
-            client = mlflow.MlflowClient()
-            number = experiment(client, recipe.name, tracking_uri, artifact_location)
+            with alone(tracking_uri):
+                client = mlflow.MlflowClient()
+                number = experiment(client, recipe.name, tracking_uri, artifact_location)
             with mlflow.start_run(experiment_id=number, run_name=recipe.name) as active:
                 _log(recipe, result, facts, warnings)
                 scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
@@ -119,6 +123,16 @@ def run(
         finally:
             mlflow.set_tracking_uri(before)
     return Run(result, active.info.run_id, number, registered, tuple(warnings))
+
+
+def alone(uri: str) -> AbstractContextManager[Any]:
+    """A lock for the first look into an SQLite database, by which MLflow's client makes its tables: two at once break them. The
+    server and all runs take it."""
+    database = uri.removeprefix("sqlite:///")
+    if database == uri:
+        return nullcontext()
+    Path(database).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{database}.lock")
 
 
 def experiment(client: MlflowClient, name: str, tracking_uri: str, artifact_location: str | None) -> str:

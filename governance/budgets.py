@@ -133,9 +133,11 @@ class Budgets:
         ----------
         policies: by endpoint.
         """
-        used, now, found = self.used(), self._clock(), []
-        with self._lock:  # what this process leased and did not spend
-            spent = {key: count - (self._leases[key].left if key in self._leases else 0) for key, count in used.items()}
+        now, found = self._clock(), []
+        with self._fetching:  # leases stay as the database knows them
+            used = self.used()
+            with self._lock:  # what this process leased and did not spend
+                spent = {key: count - (self._leases[key].left if key in self._leases else 0) for key, count in used.items()}
         for endpoint, policy in policies.items():
             for metric, period, soft, rules in policy.budgets:
                 at = _period(period, now)

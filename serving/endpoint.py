@@ -86,13 +86,14 @@ class Endpoint:
             **self.entity,
             "name": self.served_name,
         }
+        failed = served["state"]["deployment"] == "DEPLOYMENT_FAILED"
         return {
             "name": self.name,
             "id": self.id,
             "creator": self.creator,
             "creation_timestamp": self.created_ms,
             "last_updated_timestamp": self.created_ms,
-            "state": {"ready": "READY", "config_update": "NOT_UPDATING"},
+            "state": {"ready": "NOT_READY" if failed else "READY", "config_update": "NOT_UPDATING"},
             "task": self.task,
             "description": self.description,
             "config": {

@@ -97,13 +97,17 @@ class ThreadRuns:
             raise bad_request(
                 "Field 'input.messages' must hold at least one message; without a thread there is nothing else.", "input"
             )
+        plain = asked.state is None and not asked.again and not asked.end
+        if not plain and agent.name not in self._runtime.agents:
+            raise bad_request(
+                f"Agent {agent.name!r} is no graph of this server: its threads have no states to go on from.", "checkpoint"
+            )
         if asked.end:
             items, on["as_node"] = [{"type": "function_call_output", "call_id": "update_state", "output": "{}"}], "__end__"
         elif asked.again and thread is not None:
             items = await self._standing(thread.id, caller, asked.state)
         if thread is not None:
             await self._noted(thread, agent, items, caller)
-        plain = asked.state is None and not asked.again and not asked.end
         more = {"conversation": {"id": thread.id}, **({} if plain else {"thread": on})} if thread else {}
         call = Call(
             endpoint=agent.name,

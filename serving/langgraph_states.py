@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agents import Runtime
-from agents.branches import State
+from agents.branches import History, State
 from agents.snapshot import Snapshot, plain, told
+from agents.values import Values
 from governance.call import Call, Caller, CallError, bad_request
 from serving.errors import request_id
 from serving.langgraph_threads import Threads, credential, reply, selected
@@ -133,14 +134,15 @@ class States:
     async def _of(self, http: Request, caller: Caller) -> _Told:
         thread_id = http.path_params["thread_id"]
         snapshot = await self._runtime.snapshot(thread_id, caller.principal)
-        return _Told(snapshot, await self._runtime.history(thread_id, caller.principal))
+        history = await self._runtime.history(thread_id, caller.principal)
+        return _Told(snapshot, history, self._runtime.branches.values(await self._runtime.open(), thread_id))
 
 
 class _Told:
-    """A thread's states as LangGraph's clients read them."""
+    """A thread's states as LangGraph's clients read them. `shown` blocks."""
 
-    def __init__(self, snapshot: Snapshot, history: Any) -> None:
-        self._snapshot, self._history = snapshot, history
+    def __init__(self, snapshot: Snapshot, history: History, values: Values) -> None:
+        self._snapshot, self._history, self._values = snapshot, history, values
         self.states: Sequence[State] = (
             [history.head, *(s for s in history.states if s is not history.head)] if history.head else []
         )
@@ -166,6 +168,8 @@ class _Told:
             leads = list(self._snapshot.next) or leads if state.open or interrupts else []
         elif state.whole:
             values = told(state.held.values)
+        else:
+            values = {**told(self._values.at(state) or {}), **values}
         task = {"id": state.id, "error": None, "checkpoint": None, "state": None, "result": None}
         return {
             "values": values,

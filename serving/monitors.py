@@ -26,7 +26,7 @@ class Monitor(BaseModel):
 
     endpoint: Annotated[str, Field(min_length=1)]
     scorers: list[str] = ["groundedness"]
-    """`groundedness`, `answerability`, or MODULE:NAME of an `mlflow.genai` scorer."""
+    """`groundedness`, `faithfulness`, `answerability`, or MODULE:NAME of an `mlflow.genai` scorer."""
     sample: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of calls that are scored."""
     timeout: Annotated[float, Field(gt=0)] = 10.0
@@ -42,8 +42,8 @@ class Monitor(BaseModel):
     @classmethod
     def _named(cls, scorers: list[str]) -> list[str]:
         for scorer in scorers:
-            if scorer not in ("groundedness", "answerability") and ":" not in scorer:
-                raise ValueError(f"{scorer!r} is no scorer: write groundedness, answerability or MODULE:NAME")
+            if scorer not in ("groundedness", "faithfulness", "answerability") and ":" not in scorer:
+                raise ValueError(f"{scorer!r} is no scorer: write groundedness, faithfulness, answerability or MODULE:NAME")
         return scorers
 
     @field_validator("webhook")

@@ -296,11 +296,14 @@ class Platform:
 
     def _register_function(self, function: FunctionDeclaration) -> None:
         try:
-            engine = function_engine(load_builder(function.source))
+            engine = function_engine(load_builder(function.source), tells=True)
             entity: dict[str, Any] = {"entity_name": function.name}
         except AgentLoadError as error:
             log.warning("function %s is not available: %s", function.name, error)
-            engine, entity = broken(function.name, str(error)), {"state": {"deployment": "DEPLOYMENT_FAILED"}}
+            engine, entity = (
+                broken(function.name, str(error)),
+                {"state": {"deployment": "DEPLOYMENT_FAILED", "deployment_state_message": str(error)}},
+            )
         self.endpoints.register(Endpoint(function.name, "predict", engine, entity, description=function.description))
         self._functions[function.name] = function
 

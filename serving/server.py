@@ -120,7 +120,7 @@ def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
     work.home.announce(f"http://{_reachable(work.settings.host)}:{work.settings.port}")
     sign_in = f"{url}/signin?code={platform.codes.issue(Caller('admin', admin=True))}"
     key = secret or platform.identity.create_key("admin", admin=True, ttl=DAY, label="curl line")[1]
-    body = json.dumps({"model": "assistant", "input": app.state.example})
+    body = json.dumps({"model": work.settings.main_agent, "input": app.state.example})
     curl = f"curl {url}/v1/responses -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     if as_json:
         told = {"url": url, "chat": sign_in, "console": f"{url}/console", "mlflow": f"{url}/mlflow", "admin_key": secret}

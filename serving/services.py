@@ -76,7 +76,7 @@ def page_services(platform: Platform, api: Api) -> UiServices:
 
     async def agents(who: Caller) -> Sequence[str]:
         names = [each.name for each in platform.endpoints if each.call_task == "agent" and may(who, f"endpoint:{each.name}")]
-        return sorted(names, key=lambda name: (name != "assistant", name))
+        return sorted(names, key=lambda name: (name != platform.settings.main_agent, name))
 
     async def suggestions(who: Caller) -> Sequence[str]:
         return await asyncio.to_thread(platform.titles, lambda name: may(who, f"index:{name}"))

@@ -170,6 +170,18 @@ class TableDeclaration(Strict):
     source: str
 
 
+class EvaluationDeclaration(Strict):
+    """What `smalti test` asks of an agent, and the bounds its answers are held to: `min` and `max` by metric."""
+
+    data: Path
+    endpoint: str | None = None
+    """Default: the only agent that is declared."""
+    min: dict[str, float] = Field(default_factory=dict)
+    max: dict[str, float] = Field(default_factory=dict)
+    scorers: list[str] = Field(default_factory=list)
+    """Further scorers, each as `module:name`."""
+
+
 class GrantDeclaration(Strict):
     """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
 
@@ -232,6 +244,8 @@ class Settings(BaseSettings):
     experiments: list[Spec] = Field(default_factory=list)
     """Live experiments, begun once when their endpoint serves; then online scorers, one an endpoint."""
     monitors: list[Monitor] = Field(default_factory=list)
+    evaluations: list[EvaluationDeclaration] = Field(default_factory=list)
+    """The project's own, for `smalti test`."""
 
     @model_validator(mode="after")
     def _servers_known(self) -> Settings:
@@ -262,6 +276,12 @@ class Settings(BaseSettings):
         assistant = EndpointDeclaration(name=ASSISTANT, config=EndpointConfig(served_entities=implied))
         named = any(endpoint.name == ASSISTANT for endpoint in self.endpoints)
         return [*self.endpoints, *([] if named else [assistant])]
+
+    @property
+    def main_agent(self) -> str:
+        """The endpoint that is asked where none is named: the only agent declared, or else the default one."""
+        agents = [endpoint.name for endpoint in self.endpoints if endpoint.config.served_entities[0].agent is not None]
+        return agents[0] if len(agents) == 1 else ASSISTANT
 
     def model_of(self, agent: AgentEntity) -> str | None:
         """Name of the chat endpoint an agent asks; None for an extractive one."""

@@ -16,6 +16,8 @@ import pytest
 from tests.live import ROOT, Live, environment, serving, smalti
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROJECT = re.compile("smalti new")
+"""A fence that begins so is a project's way from nothing; it is run as a whole."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -33,7 +35,7 @@ def commands(first: str) -> list:
     for page in PAGES:
         for _, text in FENCE.findall(page.read_text()):
             for line in text.replace("\\\n", " ").splitlines():
-                if line.startswith(first + " "):
+                if line.startswith(first + " ") and not PROJECT.match(text):
                     lines.setdefault(line, pytest.param(line, id=f"{page.stem}: {line[:60]}"))
     return list(lines.values())
 
@@ -62,6 +64,20 @@ def test_a_snippet_runs(snippet: str, live: Live) -> None:
 def test_a_command_works(line: str, live: Live) -> None:
     done = smalti(*shlex.split(line)[1:], home=live.home, SMALTI_KEY=live.key)
     assert done.returncode in (0, 3), done.stderr + done.stdout
+
+
+def test_a_project_is_made_asked_and_tested(tmp_path: Path) -> None:
+    (fence, *same) = {text for page in PAGES for _, text in FENCE.findall(page.read_text()) if PROJECT.match(text)}
+    assert not same
+    (tmp_path / "smalti").write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m app "$@"\n')
+    (tmp_path / "smalti").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    env = {**environment(tmp_path / "home", PYTHONPATH=str(ROOT)), "PATH": path}
+    command = ["sh", "-e", "-c", fence]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a year. [1]\n\n[1] handbook.md" in done.stdout
+    assert done.stdout.endswith("passed\n")
 
 
 @pytest.mark.parametrize("line", commands("curl"))

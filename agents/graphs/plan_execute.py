@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 from langgraph.graph import END, START, StateGraph
 
 from agents.generate import HISTORY_TOKENS, QUIET, bind, generate, needs_model, usage_of
-from agents.history import questions, settle, text_of
+from agents.history import calls_of, questions, settle, text_of
 from agents.state import AgentState, Embed, emit_step, new_turn
 from agents.toolrun import run_tools, wants_tools
 from agents.tools.retrieve import with_retrieval
@@ -70,9 +70,10 @@ def build(
         with emit_step("step", "model", inputs={"step": doing}) as step:
             reply = await worker.ainvoke([SystemMessage(told), *settle(_turn(state))], config=QUIET)
             step.attributes["usage"] = usage_of(reply)
-            step.outputs = {"text": text_of(reply)[:2_000], "tool_calls": [call["name"] for call in reply.tool_calls]}
-        if reply.tool_calls and _asked(state) < MAX_STEPS * 2:
-            return {"messages": [AIMessage("", tool_calls=reply.tool_calls, usage_metadata=reply.usage_metadata)]}
+            made = calls_of(reply)
+            step.outputs = {"text": text_of(reply)[:2_000], "tool_calls": [call["name"] for call in made]}
+        if made and _asked(state) < MAX_STEPS * 2:
+            return {"messages": [AIMessage("", tool_calls=made, usage_metadata=reply.usage_metadata)]}
         return {"notes": [*notes, text_of(reply).strip() or "nothing"]}
 
     async def call_tools(state: AgentState) -> dict[str, Any]:

@@ -191,10 +191,11 @@ class Shield:
                 found = self._found_in(value["text"])
                 rest = {key: self._guarded(item) for key, item in value.items() if item and key not in _OF_TEXT}
                 notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
-                if found:
-                    if refused := self.rules.blocking(found):
-                        raise refused
-                    self._other += found
+                if not found:
+                    return {**value, **rest, "annotations": notes} if rest or notes else value
+                if refused := self.rules.blocking(found):
+                    raise refused
+                self._other += found
                 return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
             made: dict[Any, Any] = {}
             for key, item in value.items():
@@ -218,8 +219,8 @@ class Shield:
         """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
         if not isinstance(body, OBJECT) or (body.get("object") != "response" and "output" not in body):
             return self._guarded(body)
-        guarded = {key: self._guarded(item) for key, item in body.items() if key in _GENERATED}
-        citations = (guarded.get("custom_outputs") or {}).get("citations")
+        guarded = {key: self._guarded(body[key]) for key in _GENERATED if body.get(key)}
+        citations = (guarded.get("custom_outputs") or {}).get("citations") if "custom_outputs" in guarded else None
         if citations and self._texts and self._texts[0].found:
             shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
             guarded["custom_outputs"] = {**guarded["custom_outputs"], "citations": shifted}

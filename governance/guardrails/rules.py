@@ -190,7 +190,12 @@ class Hold:
 
     def _release(self, text: str, cut: int, *, final: bool = False) -> str:
         begun = len(self._context)
-        found = [each for each in self.rules.find(text) if each.end > begun]
+        found = self.rules.find(text)
+        if not found:  # as most texts are
+            self.gone += cut - begun
+            self._context, self._buffer = text[max(0, cut - _CONTEXT) : cut], text[cut:]
+            return text[begun:cut]
+        found = [each for each in found if each.end > begun]
         for each in found:
             if not final and (each.start < cut < each.end or (each.kind == "PRIVATE_KEY" and each.end == len(text))):
                 cut = max(each.start, begun)  # it goes on, or may

@@ -51,7 +51,16 @@ def agent_engine(
     runtime.agents[agent.name] = agent
 
     async def run(call: Call) -> AsyncIterator[Event]:
-        from agents.runtime import NotAnUpdate, NotAsked, NothingAsked, RunLimit, StateNotFound, ThreadBusy, ThreadNotFound
+        from agents.runtime import (
+            AgentChanged,
+            NotAnUpdate,
+            NotAsked,
+            NothingAsked,
+            RunLimit,
+            StateNotFound,
+            ThreadBusy,
+            ThreadNotFound,
+        )
 
         on: Mapping[str, Any] = call.payload.get("thread") or {}
         if len(call.payload.get("input") or ()) > _MANY:  # 5,000 messages take half a second: not on the loop
@@ -101,6 +110,8 @@ def agent_engine(
             raise bad_request(str(error), "values" if on.get("update") else "input") from None
         except RunLimit as error:
             raise CallError(str(error), status=504, code="DEADLINE_EXCEEDED") from None
+        except AgentChanged as error:
+            raise CallError(f"{error}.", status=409, code="RESOURCE_CONFLICT") from None
         except ThreadBusy as error:
             raise CallError(str(error), status=409, code="RESOURCE_CONFLICT", retry_after=1) from None
         finally:

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from governance.call import Call, CallError, Engine, Event, bad_request
 from serving.engines.rows import Refused, split
 
+log = logging.getLogger("smalti")
 
-def function_engine(function: Callable[..., Any], *, raises: tuple[type[Exception], ...] = (ValueError,)) -> Engine:
+
+def function_engine(
+    function: Callable[..., Any], *, raises: tuple[type[Exception], ...] = (ValueError,), tells: bool = False
+) -> Engine:
     """An engine that calls `function` with one row's columns as its arguments, once for each row.
 
     Parameters
     ----------
     function: what it gives must be JSON.
     raises: what it raises to tell the caller something; told as a bad request.
+    tells: whether anything else that it raises is told too, by its name: the model that called it goes on from there.
     """
     signature = inspect.signature(function)
 
@@ -40,6 +46,12 @@ def function_engine(function: Callable[..., Any], *, raises: tuple[type[Exceptio
                 raise
             except raises as error:
                 raise bad_request(str(error) or type(error).__name__) from None
+            except Exception as error:
+                if not tells:
+                    raise
+                log.warning("%s raised", call.endpoint, exc_info=True)
+                told = f"{call.endpoint} raised {type(error).__name__}: {str(error)[:500]}".rstrip(": ")
+                raise CallError(told, status=500, code="INTERNAL_ERROR") from None
         yield Event("result", {"result": {"predictions": predictions}})
 
     return run

@@ -11,13 +11,16 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import StructuredTool
+from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine
 
 from agents.agent import Agent
 from agents.approvals import Decision, NotAsked, Waiting, waiting_of
-from agents.graphs import rag
+from agents.graphs import rag, router
+from agents.history import settle
 from agents.models import ScriptedModel
-from agents.runtime import RunLimit, Runtime
+from agents.runtime import AgentChanged, RunLimit, Runtime
+from agents.state import AgentState
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +82,37 @@ async def test_nothing_runs_before_it_is_approved_and_then_once(runtime: Runtime
     with pytest.raises(NotAsked):
         await ask(runtime, agent, run="r3", decisions={question.id: Decision()})
     assert len(bank.transfers) == 1
+    assert [t.id for t in await runtime.threads("ann")] == (["t"] if thread else [])
+
+
+def one_step(model: Any, retriever: Any, *, tools: Any = (), checkpointer: Any = None) -> Any:
+    """What became of an agent that asked: a graph without the step that did."""
+
+    async def say(state: AgentState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(settle(state["messages"]))]}
+
+    return StateGraph(AgentState).add_node("say", say).add_edge(START, "say").compile(checkpointer=checkpointer)
+
+
+@pytest.mark.parametrize("thread", ["t", None])
+@pytest.mark.parametrize("builder", [rag.build, router.build])
+@pytest.mark.parametrize("approve", [True, False])
+async def test_an_answer_to_a_graph_that_has_changed_since_is_refused(
+    runtime: Runtime, search: Any, builder: Any, thread: str | None, approve: bool
+) -> None:
+    bank = Bank()
+    before = Agent("a", builder, ScriptedModel(replies=[paying(5)]), search, tools=[bank.tool()])
+    await ask(runtime, before, "pay 5 vacation days", run="r1", thread=thread)
+    model = ScriptedModel(replies=["There are 30 days."])
+    after = Agent("a", one_step, model, search, tools=[bank.tool()])
+    with pytest.raises(AgentChanged, match="not done"):
+        await ask(runtime, after, run="r2", decisions={"mcpr_r1_0": Decision(approve=approve)})
+    assert bank.transfers == []
+    with pytest.raises(NotAsked):
+        await ask(runtime, after, run="r3", decisions={"mcpr_r1_0": Decision()})
+    if thread:
+        assert (await ask(runtime, after, "how many days?", run="r4"))["messages"][-1].content == "There are 30 days."
+        assert [m.type for m in model.calls[-1]] == ["human", "ai", "tool", "ai", "human"]
     assert [t.id for t in await runtime.threads("ann")] == (["t"] if thread else [])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -160,6 +161,34 @@ async def test_taken_back_as_if_it_had_never_been(runtime: Runtime, state: str |
 
 
 @both
+async def test_what_a_graph_keeps_beside_its_messages_is_gone_back_to(runtime: Runtime) -> None:
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    class Counting(MessagesState, total=False):
+        turns: int
+        names: Annotated[list[str], operator.add]
+
+    def build(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
+        async def count(state: Counting) -> dict:
+            turns, said = state.get("turns", 0) + 1, state["messages"][-1].text
+            return {"messages": [AIMessage(f"{turns} {state.get('names')}")], "turns": turns, "names": [said]}
+
+        return StateGraph(Counting).add_node("count", count).add_edge(START, "count").compile(checkpointer=checkpointer)
+
+    agent = Agent("counting", build, None, None)
+    for text in ("a", "b", "c"):
+        await ask(runtime, agent, text)
+    first = (await runtime.history("t", "ann")).states
+    assert texts(first[0].messages)[-1] == "3 ['a', 'b']"
+    assert (await ask(runtime, agent, "d", state=first[4].id))[-1] == "2 ['a']"
+    assert (await ask(runtime, agent, state=first[1].id))[-1] == "3 ['a', 'b']"
+    assert (await ask(runtime, agent, "e", state=first[-1].id))[-1] == "1 []"
+    assert (await ask(runtime, agent, "f", state=first[0].id))[-1] == "4 ['a', 'b', 'c']"
+    await runtime.copy("t", "ann", "t2")
+    assert (await ask(runtime, agent, "g", state=first[2].id, thread_id="t2"))[-1] == "3 ['a', 'b']"
+
+
+@both
 async def test_copied_with_its_branches(runtime: Runtime) -> None:
     agent = echo()
     await ask(runtime, agent, "a")
@@ -206,7 +235,7 @@ async def test_one_who_is_asked_and_goes_another_way(runtime: Runtime) -> None:
 
 async def test_an_invented_result_of_a_call_that_was_stopped_is_left_out(runtime: Runtime, search: Any) -> None:
     agent = Agent("a", react.build, ScriptedModel(replies=[paying(5), "Well then."]), None, tools=[Bank().tool()])
-    more = {"thread_id": "t", "owner": "ann"}
+    more: dict[str, Any] = {"thread_id": "t", "owner": "ann"}
     [part async for part in runtime.stream(agent, [HumanMessage("pay")], **more)]
     invented = [ToolMessage("Successfully handled tool call.", tool_call_id="c0"), HumanMessage("no")]
     [part async for part in runtime.stream(agent, invented, **more)]
@@ -220,14 +249,14 @@ def test_branches_of_branches_sort_by_age_and_keep_their_ids() -> None:
         return Held(names, [HumanMessage(name, id=name) for name in names])
 
     def leaf(names: str) -> str:
-        return chain(names).keys("t")[-1]
+        return chain(names).keys[-1]
 
-    one = derive("t", chain("abc"), [])
-    two = derive("t", chain("abx"), [(Branch(0, "abc", leaf("abc")), chain("abc"))])
+    one = derive(chain("abc"), [])
+    two = derive(chain("abx"), [(Branch(0, "abc", leaf("abc")), chain("abc"))])
     left = [(Branch(0, "", leaf("abc")), None), (Branch(1, "abx", leaf("abx")), chain("abx"))]
-    three = derive("t", chain("abcd"), left)
-    lost = derive("t", chain("abx"), [(Branch(0, "", leaf("abc")), None)])
+    three = derive(chain("abcd"), left)
+    lost = derive(chain("abx"), [(Branch(0, "", leaf("abc")), None)])
     assert {s.id for s in one.states} < {s.id for s in two.states} < {s.id for s in three.states}
     assert ["".join(texts(s.messages)) for s in three.states] == ["abcd", "abx", "abc", "ab", "a", ""]
     assert lost.find(one.states[-1].id).depth == 0, "found by what was said, however many branches are gone"
-    assert derive("t", None, []).states == ()
+    assert derive(None, []).states == ()

@@ -12,7 +12,7 @@ from langchain_core.tools import StructuredTool
 from sqlalchemy import create_engine
 
 from agents.agent import Agent
-from agents.graphs import plan_execute, rag, react, router, swarm
+from agents.graphs import plan_execute, rag, react, router, supervisor, swarm
 from agents.models import ScriptedModel
 from agents.runtime import RunLimit, Runtime
 from agents.state import Route
@@ -72,6 +72,25 @@ async def test_react_calls_tools_until_it_can_answer_and_cites_what_it_found(run
 def test_without_a_model_they_say_so(builder: Callable, search: Any) -> None:
     with pytest.raises(ValueError, match="model"):
         builder(None, search)
+
+
+async def test_a_call_with_broken_arguments_is_told_to_the_model(runtime: Runtime, search: Any) -> None:
+    wrong = AIMessage(
+        "", invalid_tool_calls=[{"name": "weather", "args": "{bad json}", "id": "w1", "error": "", "type": "invalid_tool_call"}]
+    )
+    for builder, replies in (
+        (react.build, [wrong, calls(("weather", {"city": "Rome"})), "It rains."]),
+        (plan_execute.build, ["1. look", wrong, calls(("weather", {"city": "Rome"})), "rain", "It rains."]),
+    ):
+        model = ScriptedModel(replies=list(replies))
+        asking = StructuredTool.from_function(lambda city: f"rain in {city}", name="weather", description="w")
+        state, said, _ = await run(
+            runtime, Agent("a", builder, model, None, tools=[asking]), "And the weather?", builder.__module__
+        )
+        assert said == "It rains."
+        told = [message.content for message in state["messages"] if message.type == "tool"]
+        assert "not a JSON object; it was not called" in told[0]
+        assert told[1] == "rain in Rome"
 
 
 async def test_plan_execute_works_the_plan_off(runtime: Runtime, search: Any) -> None:
@@ -160,26 +179,39 @@ async def test_an_unsure_router_asks_the_model_else_falls_back(runtime: Runtime,
 
 
 RAIN = ("weather", {"city": "Rome"})
-SCRIPTS: dict[str, tuple[Callable, list[Any], dict[str, Any]]] = {
-    "react": (react.build, [calls(RAIN, text="Looking."), "It rains in Rome."], {}),
-    "swarm": (
-        swarm.build,
-        [calls(("transfer_to_support", {})), calls(RAIN), "Rain."],
-        {"members": team()},
-    ),
-    "plan_execute": (plan_execute.build, ["1. a\n2. b", calls(("weather", {"city": "Rome"})), "rain", "b", "It rains."], {}),
+TWICE = [calls(RAIN, ("weather", {"city": "Oslo"}), text="Looking."), "It rains [1]."]
+LATER = ["What else is there about it?", "Fine."]
+SCRIPTS: dict[str, tuple[Callable, list[Any], list[str]]] = {
+    "rag": (rag.build, TWICE, LATER),
+    "supervisor": (supervisor.build, TWICE, LATER),
+    "router": (router.build, TWICE, LATER),
+    "react": (react.build, TWICE, ["Fine."]),
+    "swarm": (swarm.build, [calls(("transfer_to_support", {})), *TWICE], ["Fine."]),
+    "plan_execute": (plan_execute.build, ["1. a\n2. b", *TWICE, "b", "It rains."], ["1. go on", "noted", "Fine."]),
 }
+"""Builder, what its model says in the run that is stopped, and in the one after it."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_stopped_at_every_event_the_next_turn_works(runtime: Runtime, search: Any, name: str) -> None:
-    builder, replies, options = SCRIPTS[name]
+    builder, replies, later = SCRIPTS[name]
+    looked: list[str] = []
+
+    async def weather(city: str) -> str:
+        """The weather."""
+        looked.append(city)
+        return f"rain in {city}"
+
+    tools = [StructuredTool.from_function(coroutine=weather)]
+    members = {"sales": swarm.Member("You sell."), "support": swarm.Member("You help.", tools=tools)}
+    options = {"members": members} if name == "swarm" else {}
     stop_after, complete = 0, False
     while not complete:
         stop_after += 1
+        looked.clear()
         thread = f"t{stop_after}"
-        agent = Agent(name, builder, ScriptedModel(replies=list(replies)), search, tools=[weather()], options=options)
-        stream = runtime.stream(agent, [HumanMessage("What is the weather?")], thread_id=thread, owner="ann", run_id="r1")
+        agent = Agent(name, builder, ScriptedModel(replies=list(replies)), search, tools=tools, options=options)
+        stream = runtime.stream(agent, [HumanMessage(QUESTION)], thread_id=thread, owner="ann", run_id="r1")
         seen, complete = 0, True
         async for _ in stream:
             seen += 1
@@ -187,10 +219,10 @@ async def test_stopped_at_every_event_the_next_turn_works(runtime: Runtime, sear
                 complete = False
                 break
         await stream.aclose()
-        model = ScriptedModel(replies=["1. go on", "noted", "Fine."] if name == "plan_execute" else ["Fine."])
-        follow = Agent(name, builder, model, search, tools=[weather()], options=options)
-        _, said, _ = await run(runtime, follow, "And now tell me more about all of it please", thread)
-        assert said == "Fine."
+        model = ScriptedModel(replies=list(later))
+        follow = Agent(name, builder, model, search, tools=tools, options=options)
+        state, said, _ = await run(runtime, follow, "And now tell me more about all of it please", thread)
+        assert said.endswith("Fine.")
         unanswered: set[str] = set()
         for message in model.calls[-1]:
             if message.type == "tool":
@@ -198,5 +230,9 @@ async def test_stopped_at_every_event_the_next_turn_works(runtime: Runtime, sear
             else:
                 assert not unanswered, "a provider would refuse this history"
                 unanswered = {call["id"] for call in getattr(message, "tool_calls", None) or ()}
+        assert looked in ([], ["Rome"], ["Rome", "Oslo"]), "a tool ran again"
+        told = " ".join(message.text for message in state["messages"] if message.type == "tool")
+        assert all(f"rain in {city}" in told for city in looked), "a tool that finished is forgotten"
         assert [turn.role for turn in await runtime.turns(thread, "ann")] == ["user", "assistant"] * 2
+    assert looked == ["Rome", "Oslo"]
     assert stop_after > 6

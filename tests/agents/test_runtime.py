@@ -231,3 +231,31 @@ async def test_many_turns_stay_small(runtime: Runtime, agent: Agent, tmp_path: P
     connection.close()
     assert rows[0] == 1
     assert rows[1] < 20 * texts
+
+
+async def test_what_a_builder_returns_is_looked_at(runtime: Runtime) -> None:
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    async def say(state: MessagesState) -> dict:
+        return {"messages": [AIMessage(f"turn {len(state['messages'])}")]}
+
+    def graph() -> StateGraph:
+        return StateGraph(MessagesState).add_node("say", say).add_edge(START, "say")
+
+    for returned, named in ((None, "NoneType"), (graph(), "StateGraph")):
+        with pytest.raises(TypeError, match=f"{named}, which is no compiled graph"):
+            Agent("own", lambda model, retriever, returned=returned: returned, None, None)
+
+    forgetful = Agent("own", lambda model, retriever, checkpointer=None: graph().compile(), None, None)
+    await ask(runtime, forgetful, "x")
+    assert (await ask(runtime, forgetful, "y", run="r2"))["messages"][-1].content == "turn 3"
+    await ask(runtime, forgetful, "z", thread=None)
+
+    def broken(model: Any, retriever: Any, *, checkpointer: Any = None) -> Any:
+        if checkpointer is not None:
+            raise RuntimeError("no graph on a thread")
+        return graph().compile()
+
+    with pytest.raises(RuntimeError, match="no graph on a thread"):
+        await ask(runtime, Agent("own", broken, None, None), "x", thread="t2")
+    assert (await ask(runtime, forgetful, "y", thread="t2"))["messages"][-1].content == "turn 1"

@@ -3,7 +3,8 @@
 - `score_s`: seconds of processor for ten deterministic scorers over the rows, with their intervals, without predictions.
 - `export_cpu_s`: seconds of processor, the exporting process included, to record the rows in MLflow on SQLite.
 - `lost`, `asked_again`: of ten times as many rows in a run that was killed (SIGKILL) so many times and then finished.
-- `groundedness_ms`, `answerability_ms`: processor time of one pair, of one question with its ten passages, one thread.
+- `groundedness_ms`, `faithfulness_ms`, `answerability_ms`: processor time of one pair, of one question with its ten passages, one
+  thread.
 - `caught`, `blocked`: shares of simulated candidates that lose 5 points, and that lose none, which a gate with a margin of 5
   points does not let pass, at 1,000 rows.
 - `false_stops`: share of simulated experiments with equal arms that are ever told apart, with a look every 25 samples.
@@ -115,19 +116,25 @@ def killed(count: int, kills: int, folder: Path) -> dict[str, int]:
 
 def models(folder: Path) -> dict[str, float]:
     from evals.answerability import Answerability
+    from evals.faithfulness import Faithfulness
     from evals.groundedness import Groundedness
     from retrieval.embed import Encoder
 
-    embed = Encoder.load(folder, threads=1).embed
+    encoder = Encoder.load(folder, threads=1)
     texts = [path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     parts = [part for text in texts for part in text.split("\n\n") if 200 < len(part) < 900 and "|" not in part]
-    ground, answerable = Groundedness(embed), Answerability(embed)
+    ground, faithful, answerable = Groundedness(encoder.embed), Faithfulness(encoder.read), Answerability(encoder.embed)
     pairs = [("\n".join(parts[n : n + 5]), parts[n + 7].split(". ")[0] + ".") for n in range(0, min(len(parts) - 10, 60))]
     asked = [(f"What is meant by {parts[n][:40]}?", parts[n : n + 10]) for n in range(0, min(len(parts) - 10, 60), 6)]
     ground.score(*pairs[0])
+    faithful.score(*pairs[0])
     answerable.score(*asked[0])
     took = {}
-    for name, score, given in (("groundedness_ms", ground.score, pairs[1:]), ("answerability_ms", answerable.score, asked[1:])):
+    for name, score, given in (
+        ("groundedness_ms", ground.score, pairs[1:]),
+        ("faithfulness_ms", faithful.score, pairs[1:]),
+        ("answerability_ms", answerable.score, asked[1:]),
+    ):
         began = time.process_time()
         for each in given:
             score(*each)  # pyright: ignore[reportArgumentType]

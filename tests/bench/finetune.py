@@ -3,7 +3,7 @@
     python -m tests.bench.finetune [--model FOLDER] [--steps 30]
 
 `--model` is a small causal language model; without one a Llama of 4 layers, 128 wide, is made. Prints one JSON object:
-`step_ratio` (the median over pairs of steps, taken in turn), and of memory and time what was planned and what was measured.
+`step_ratio` (the median over pairs of steps, taken in turn), and of some recipes memory and seconds as planned and as measured.
 """
 
 from __future__ import annotations
@@ -54,6 +54,54 @@ def peak(work: Any) -> int:
     return most
 
 
+def recipes(folder: Path, cpt: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of several tasks, each with data of its own: texts of all lengths, as they come."""
+    from tests.finetune.tiny import FILLER, PLACES
+
+    rows = [
+        {"text": " ".join(FILLER[(i * j) % len(FILLER)] for j in range(3 + i % 40)) + f" {i}", "label": "ab"[i % 2]}
+        for i in range(320)
+    ]
+    pairs = [
+        {"query": f"was it {i}", "positive": " ".join(PLACES[(i * j) % len(PLACES)] for j in range(4 + i % 30))}
+        for i in range(160)
+    ]
+    for name, every in (("rows", rows), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every))
+    encoder = {"method": "full", "name": "bench", "threads": 1, "training_duration": "1ep", "batch_size": 16, "max_length": 64}
+    classify = encoder | {"task": "classify", "data": {"train": str(folder / "rows.jsonl")}}
+    return {
+        "cpt full": cpt,
+        "cpt lora": cpt | {"method": "lora", "lora": {"rank": 8}},
+        "cpt checkpointing": cpt | {"gradient_checkpointing": True, "micro_batch_size": 4},
+        "cpt bf16-true": cpt | {"precision": "bf16-true"},
+        "classify": classify,
+        "classify lora": classify | {"method": "lora"},
+        "embed": encoder | {"task": "embed", "data": {"train": str(folder / "pairs.jsonl")}},
+    }
+
+
+def compared(recipe: Any, folder: Path) -> dict[str, Any]:
+    """Memory and seconds of a recipe as they are planned, and as they then are."""
+    from finetune.base_model import base_of
+    from finetune.job import job_of
+    from finetune.loop import Loop
+    from finetune.plan import plan
+
+    planned = plan(recipe)
+    task = job_of(recipe).task(base_of(recipe), "cpu")
+    loop = Loop(task, recipe, folder, checkpointing=planned.gradient_checkpointing)
+    progress = loop.run()
+    task.model.train()
+    longest = sorted(range(len(task.lengths)), key=lambda i: -task.lengths[i])[: recipe.batch_size]
+    loop.optimizer.zero_grad()
+    # weights and AdamW's averages are there before the step
+    measured = planned.memory.total - planned.memory.activations - planned.memory.gradients + peak(lambda: loop._step(longest))
+    memory = {"planned": planned.memory.total, "measured": measured, "off": round(planned.memory.total / measured - 1, 4)}
+    seconds = {"planned": planned.seconds, "measured": round(progress.seconds, 2)}
+    return {"memory": memory, "seconds": seconds | {"off": round((planned.seconds or 0) / progress.seconds - 1, 3)}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
@@ -64,7 +112,6 @@ def main() -> None:
     from finetune.job import job_of
     from finetune.loop import Loop, epoch_batches
     from finetune.packing import tensors
-    from finetune.plan import plan
     from finetune.recipe import load_recipe
     from finetune.schema import LanguageRecipe
     from tests.finetune.tiny import llama
@@ -96,17 +143,8 @@ def main() -> None:
             bare_step(other, optimizer, packs, labels)
             ratios.append((middle - began) / (time.perf_counter() - middle))
         told["step_ratio"] = round(statistics.median(ratios[2:]), 3)
-        planned = plan(recipe)
-        # weights and AdamW's averages are there before the step
-        held = planned.memory.weights + planned.memory.optimizer
-        measured = held + peak(lambda: loop._step(max(batches, key=lambda batch: sum(task.lengths[i] for i in batch))))
-        told["memory"] = {"planned": planned.memory.total, "measured": measured}
-        told["memory"] |= {"off": round(planned.memory.total / measured - 1, 3)}
-        began = time.perf_counter()
-        fresh = Loop(job.task(base, "cpu"), recipe, folder / "fresh")
-        progress = fresh.run()
-        told["time"] = {"planned": planned.seconds, "measured": round(progress.seconds, 2)}
-        told["time"] |= {"off": round((planned.seconds or 0) / progress.seconds - 1, 3)}
+        for number, (name, keys) in enumerate(recipes(folder, given).items()):
+            told[name] = compared(load_recipe(keys), folder / str(number))
     print(json.dumps(told))
 
 

@@ -2,9 +2,9 @@
 
     python -m tests.bench.finetune_gpu [8b-lora] [8b-full] [1b-full] [--steps 20] [--tiny]
 
-`8b-lora`: the architecture of Llama-3.1-8B with random weights, LoRA of rank 16 on all projections, bf16, sequences of 4096, two at
-a time. `8b-full`: all of its weights, in bf16, with gradient checkpointing. `1b-full`: the architecture of Llama-3.2-1B, all its
-weights, in fp32. Prints a JSON object a case: tokens a second and target, MFU with its convention, memory planned and measured.
+`8b-lora`: the architecture of Llama-3.1-8B with random weights, LoRA of rank 16 on all projections, bf16, sequences of 4096, two
+at a time. `8b-full`: all of its weights, in bf16, with gradient checkpointing. `1b-full`: the architecture of Llama-3.2-1B, all
+weights in fp32. Prints a JSON object a case: tokens a second and target, MFU with its convention, memory planned and measured.
 Without a GPU it says so and ends with 2; `--tiny` does the same with a model of two layers on the CPU, whose figures say nothing.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from governance.call import Call, Caller
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.runs import Runs
+from serving.server import SWITCH_SECONDS
 from serving.state import open_database
 from tests.serving.upstream import House, house
 
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000)
     parser.add_argument("--stops", type=int, default=50)
     given = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the server has it
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(asyncio.run(measure(given.events, given.stops, Path(folder)))))
 

@@ -144,8 +144,10 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     assert isinstance((answer[0] if isinstance(answer, list) else answer)["choices"][0]["message"]["content"], str)
     version = mlflow.MlflowClient().get_model_version_by_alias("main.default.tales", "champion")
     assert version.tags["vllm_arguments"] == "--enable-lora"
-    # The transformers engine, with the adapter beside its base, says what the two say when they are made one.
-    assert asyncio.run(served(base, run.folder / "model", tmp_path)) == merged(base, run.folder / "model")
+    # The transformers engine, with the adapter beside its base, says what PEFT does with the two, beside each other and made one.
+    said = asyncio.run(served(base, run.folder / "model", tmp_path))
+    assert said == by_peft(base, run.folder / "model", merged=False) == by_peft(base, run.folder / "model", merged=True)
+    assert said != by_peft(base, None, merged=False)
 
 
 ASKED = ("The fox", "The dog sees", "fox. The")
@@ -167,14 +169,18 @@ async def served(base: Path, adapter: Path, folder: Path) -> list[str]:
         await model.stop(0)
 
 
-def merged(base: Path, adapter: Path) -> list[str]:
+def by_peft(base: Path, adapter: Path | None, *, merged: bool) -> list[str]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it has given up
-        whole: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload().eval()
+        whole: Any = AutoModelForCausalLM.from_pretrained(base)
+        if adapter is not None:
+            whole = PeftModel.from_pretrained(whole, adapter)
+            whole = whole.merge_and_unload() if merged else whole
+        whole.eval()
     found = []
     for prompt in ASKED:
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])

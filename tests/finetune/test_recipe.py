@@ -70,3 +70,10 @@ def test_the_shipped_recipes_load() -> None:
     names = {load_recipe(file).name for file in folder.glob("*.yaml")}
     assert "router" in names
     assert find(Path("finetune/recipes/router.yaml")).is_file()
+
+
+def test_what_concerns_several_keys_is_told_plainly() -> None:
+    given = {"task": "reader", "name": "x", "data": {"train": "a"}, "max_length": 40}
+    assert load_recipe(given).model_dump()["stride"] == 10  # suits a shorter length by itself
+    with pytest.raises(RecipeError, match=r"^recipe: stride must be a quarter of max_length at most\.$"):
+        load_recipe(given | {"stride": 20})

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from finetune.recipe import ClassifyRecipe, load_recipe
 from finetune.train import run
@@ -20,7 +21,17 @@ def embed(texts: Any) -> np.ndarray:
     return np.array([[len(t), t.count("?"), t.count("!"), 1] for t in texts], np.float32) / 10
 
 
-def test_a_run_is_logged_registered_and_loads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def held(file: Path) -> bool:
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def test_a_run_is_logged_registered_and_loads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, start, end in (("train", 0, 60), ("eval", 60, 90)):
         rows = [
             {"text": f"{'is it' if i % 2 else 'oh'} {i}{'?' if i % 2 else '!'}", "label": "ask" if i % 2 else "shout"}
@@ -32,7 +43,18 @@ def test_a_run_is_logged_registered_and_loads(tmp_path: Path, capfd: pytest.Capt
     recipe = load_recipe({"name": "marks", "data": data, "C": [1, 10], "folds": 3, "register_to": "main.default.marks"})
     assert isinstance(recipe, ClassifyRecipe)
     artifacts = (tmp_path / "artifacts").as_uri()
+    real: Any = mlflow.MlflowClient
+    locked: list[bool] = []
+
+    def client_of(*given: Any) -> Any:
+        """Its first making writes the tables of an empty database, which two that begin at once would break."""
+        locked.append(held(tmp_path / "mlflow.db.lock"))
+        return real(*given)
+
+    monkeypatch.setattr(mlflow, "MlflowClient", client_of)
     done = run(recipe, embed, uri, lambda stage, *_: stages.add(stage), encoder="test/4", artifact_location=artifacts)
+    assert locked[0]
+    monkeypatch.undo()
     noise = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert noise == []
     json.dumps(done.as_dict())

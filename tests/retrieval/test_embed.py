@@ -97,6 +97,18 @@ def test_order_and_long_batches_are_kept(encoder: Encoder) -> None:
     assert (together[::10] * alone).sum(1).min() > 0.97
 
 
+def test_a_text_is_read_piece_by_piece(encoder: Encoder, model: Path) -> None:
+    texts = ["Unbelievably, 28 days!", "", "again"]
+    vectors, pieces = encoder.read(texts)
+    assert vectors == pytest.approx(encoder.embed(texts), abs=1e-5)
+    numbers, spans, before, after = pieces[0]
+    assert "".join(texts[0][first:last] for first, last in spans.tolist()) == texts[0].replace(" ", "")
+    known = bert_onnx.read_weights(model / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert (before == known[numbers]).all()
+    assert after.shape == before.shape == (len(numbers), 384)
+    assert [len(each[0]) for each in pieces[1:]] == [0, 1]
+
+
 def test_empty_and_hostile_texts(encoder: Encoder) -> None:
     assert encoder.embed([]).shape == (0, 384)
     odd = encoder.embed(["", "\x00", "\ud800", "a" * 200_000, "🙂" * 5000])

@@ -74,3 +74,10 @@ def test_threads_lose_no_registration() -> None:
     for thread in threads:
         thread.join()
     assert len(endpoints.list()) == 200
+
+
+def test_one_that_could_not_be_made_is_not_ready() -> None:
+    state = {"deployment": "DEPLOYMENT_FAILED", "deployment_state_message": "no such module"}
+    body = Endpoint("a", "agent/v1/responses", engine, {"entity_name": "a", "state": state}).to_api()
+    assert body["state"]["ready"] == "NOT_READY"
+    assert body["config"]["served_entities"][0]["state"] == state

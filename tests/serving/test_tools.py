@@ -89,6 +89,20 @@ async def test_a_function_refuses_what_it_does_not_take(made: House) -> None:
         assert says in caught.value.message
 
 
+async def test_what_a_function_raises_is_told_and_what_we_raise_is_not(made: House) -> None:
+    def broken(a: int) -> int:
+        return [][a]
+
+    for tells, says in (
+        (True, "main.default.broken raised IndexError: list index out of range"),
+        (False, "failed inside the server"),
+    ):
+        made.endpoints.register(Endpoint("main.default.broken", "predict", function_engine(broken, tells=tells)))
+        with pytest.raises(CallError) as caught:
+            await made.dispatcher.invoke(Call("main.default.broken", "predict", {"inputs": {"a": 1}}, credential=made.admin))
+        assert (caught.value.status, says in caught.value.message) == (500, True)
+
+
 async def test_sql_over_tables_cites_its_query(made: House, tmp_path: Path) -> None:
     (tmp_path / "orders.csv").write_text("country,amount\nIT,10\nIT,20\n")
     model = ScriptedModel(
