@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 APPROVAL = "approval"
 """`type` of the interrupt value by which tool calls ask for approval: `{"type", "calls": [{"id", "name", "arguments"}]}`."""
+decided: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("smalti_decided", default=None)
+"""What a person decided of tool calls, by call id, until they are run: it holds though the tool, changed since, would not ask."""
 
 _ID = re.compile(r"(?:mcpr|ask)_([0-9a-zA-Z-]{1,64})_(\d{1,4})")
 
@@ -73,6 +76,11 @@ class Waiting:
         body = json.loads(text)
         return cls(body["run_id"], tuple(Ask(**ask) for ask in body["asks"]))
 
+    def of_calls(self, decisions: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
+        """What was decided of tool calls, by call id."""
+        said = {ask.call_id: decisions[ask.id] for ask in self.asks if ask.approval and ask.id in decisions}
+        return {call: {"approve": d.approve, "arguments": d.arguments, "reason": d.reason} for call, d in said.items()}
+
     def resume(self, decisions: Mapping[str, Decision]) -> dict[str, Any]:
         """The values by which LangGraph goes on, by interrupt id. Raises NotAsked."""
         open_ids = [ask.id for ask in self.asks]
@@ -81,13 +89,12 @@ class Waiting:
         if missing := [name for name in open_ids if name not in decisions]:
             raise NotAsked(f"'{missing[0]}' is not decided; decide all of {', '.join(open_ids)} in one request")
         values: dict[str, Any] = {}
+        of_calls = self.of_calls(decisions)
         for ask in self.asks:
-            said = decisions[ask.id]
             if ask.approval:
-                given = {"approve": said.approve, "arguments": said.arguments, "reason": said.reason}
-                values.setdefault(ask.interrupt, {})[ask.call_id] = given
+                values.setdefault(ask.interrupt, {})[ask.call_id] = of_calls[ask.call_id]
             else:
-                values[ask.interrupt] = said.answer
+                values[ask.interrupt] = decisions[ask.id].answer
         return values
 
 

@@ -69,6 +69,7 @@ class Run:
     waiting: Waiting | None = None
     ends_with: frozenset[str] | None = None
     """The values it ended with, by name; None where it was stopped."""
+    decided: dict[str, dict[str, Any]] = field(default_factory=dict)
     before: Stood | None = None
     """To where its thread can be taken back."""
     undone: bool = False

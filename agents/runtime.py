@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents.agent import Agent
-from agents.approvals import Decision, NotAsked, Waiting, run_of, waiting_of
+from agents.approvals import Decision, NotAsked, Waiting, decided, run_of, waiting_of
 from agents.branches import State, StateNotFound
 from agents.checkpoints import STOPPED, close_saver, known, last_of, messages_of, prune, settle, take_back, unfinished
 from agents.conversations import Conversations
@@ -189,6 +189,7 @@ class Runtime(Conversations):
                     raise NotAsked("the state that is named asks nobody; the thread has gone on since")
                 waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
                 given: Any = Command(resume=waiting.resume(decisions))
+                run.decided = waiting.of_calls(decisions)
                 if not waits(await graph.aget_state(here, subgraphs=True)):
                     await self._recover(agent, saver, thread)
                     await self._rest(saver, run, agent)
@@ -278,6 +279,7 @@ class Runtime(Conversations):
         """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         whose.set(run.thread.owner)
+        decided.set(run.decided)
         outcome: Any = DONE
         noted = asyncio.ensure_future(asyncio.to_thread(self.table.begin, run.thread.id, running(run)))
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
-from agents.approvals import APPROVAL
+from agents.approvals import APPROVAL, decided
 from agents.history import MALFORMED, text_of
 from agents.kept import Kept, kept
 from agents.state import AgentState, emit_step
@@ -48,14 +48,14 @@ async def run_tools(state: AgentState, tools: Sequence[BaseTool]) -> dict[str, A
     last = state["messages"][-1]
     assert isinstance(last, AIMessage)
     by_name = {tool.name: tool for tool in tools}
-    decided = _approve(by_name, last)
-    calls = [{**call, "args": decided.get(call["id"] or "", {}).get("arguments") or call["args"]} for call in last.tool_calls]
+    said = _approve(by_name, last)
+    calls = [{**call, "args": said.get(call["id"] or "", {}).get("arguments") or call["args"]} for call in last.tool_calls]
     documents = list(state.get("documents") or [])
     results: list[Any] = []
     if calls != last.tool_calls:  # edited: the history says what was run
         results.append(last.model_copy(update={"tool_calls": calls}))
     for call in calls:
-        decision = decided.get(call["id"] or "")
+        decision = said.get(call["id"] or "")
         with emit_step(call["name"], "tool", inputs=dict(call["args"])) as step:
             if decision is not None and not decision.get("approve"):
                 why = f": {decision['reason']}" if decision.get("reason") else "."
@@ -67,21 +67,23 @@ async def run_tools(state: AgentState, tools: Sequence[BaseTool]) -> dict[str, A
             step.status = "ERROR" if result.status == "error" else "OK"
             step.outputs = {"text": text_of(result)[:2_000]}
         results.append(result)
-    decided_now = {"offset": 0} if decided else {}  # what was said before a person was asked is another answer's text
+    decided_now = {"offset": 0} if said else {}  # what was said before a person was asked is another answer's text
     return {"messages": results, "documents": documents, **decided_now}
 
 
 def _approve(by_name: Mapping[str, BaseTool], message: AIMessage) -> Mapping[str, Mapping[str, Any]]:
     """Decisions by call id. Stops the run until a person has decided; asked first, so that nothing has run by then."""
+    pending = decided.get() or {}
+    known = {call["id"]: pending.pop(call["id"]) for call in message.tool_calls if call["id"] in pending}
     made = [call for call in message.tool_calls if MALFORMED not in call["args"]]
     calls = [c for c in made if (tool := by_name.get(c["name"])) is not None and needs_approval(tool)]
     if not calls:
-        return {}
+        return known
     from langgraph.types import interrupt
 
     asked = [{"id": call["id"] or "", "name": call["name"], "arguments": call["args"]} for call in calls]
-    decided = interrupt({"type": APPROVAL, "calls": asked})
-    return decided if isinstance(decided, Mapping) else {}
+    said = interrupt({"type": APPROVAL, "calls": asked})
+    return {**known, **said} if isinstance(said, Mapping) else known
 
 
 async def _once(by_name: Mapping[str, BaseTool], call: Mapping[str, Any], key: str) -> ToolMessage:

@@ -151,6 +151,10 @@ class CallRecord:
     """Which of the endpoint's served entities answered, or failed."""
 
 
+MODEL_FAILED = "The model failed"
+"""How the message of an error begins that was raised within a model: answered with 400 as MLflow does, it is the model's."""
+
+
 class CallError(Exception):
     """A call that cannot be answered. Each protocol encodes it in its own error shape.
 

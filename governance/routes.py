@@ -112,7 +112,7 @@ def router(
     named: the name of what a path names, which may be an id: `named("endpoint", "0f3c…")`.
     """
     routes = APIRouter(tags=["governance"])
-    who_asks, sent = Depends(caller), Depends(_json)
+    who_asks, sent = Depends(caller), Depends(json_body)
 
     def manager(who: Caller, kind: str, name: str) -> str:
         securable = f"{kind}:{name}"
@@ -126,7 +126,7 @@ def router(
     @routes.post("/api/2.0/smalti/keys", openapi_extra=_schema(NewKey))
     def create_key(body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
         _admin(who)
-        wanted = _parse(NewKey, body)
+        wanted = parse_body(NewKey, body)
         try:
             key, secret = identity.create_key(
                 wanted.name,
@@ -171,7 +171,7 @@ def router(
     @routes.put("/api/2.0/smalti/principals/{name}/groups", openapi_extra=_schema(Groups))
     def set_groups(name: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
         _admin(who)
-        wanted = _parse(Groups, body)
+        wanted = parse_body(Groups, body)
         kind: Kind = wanted.kind
         try:
             return {"name": name, "kind": kind, "groups": list(identity.set_groups(name, wanted.groups, kind=kind, by=who.name))}
@@ -190,7 +190,7 @@ def router(
         def change(who: Caller, name: str, body: Any, replace: bool) -> dict[str, Any]:
             name = named(kind, name)
             securable = manager(who, kind, name)
-            wanted = _parse(Permissions, body)
+            wanted = parse_body(Permissions, body)
             try:
                 entries = [(entry.principal, entry.level) for entry in wanted.access_control_list]
                 grants.apply(securable, entries, replace=replace, by=who)
@@ -227,7 +227,7 @@ def router(
     def put_ai_gateway(name: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
         manager(who, "endpoint", name)
         try:
-            return policies.set(name, _parse(AiGatewayConfig, body), by=who.name).as_dict()
+            return policies.set(name, parse_body(AiGatewayConfig, body), by=who.name).as_dict()
         except ValueError as error:
             raise bad_request(str(error), "guardrails") from None
 
@@ -274,7 +274,7 @@ def _admin(who: Caller) -> None:
         raise forbidden(f"{who.kind}:{who.name} is no admin: keys and groups are managed with an admin key")
 
 
-async def _json(request: Request) -> Any:
+async def json_body(request: Request) -> Any:
     """The JSON body, whatever content type it claims."""
     raw = bytearray()
     async for chunk in request.stream():
@@ -287,7 +287,8 @@ async def _json(request: Request) -> Any:
         raise bad_request(f"the body is no JSON: {error}") from None
 
 
-def _parse(model: type[Model], body: Any) -> Model:
+def parse_body(model: type[Model], body: Any) -> Model:
+    """A body as what a route takes. Raises `CallError` (400) naming the field."""
     try:
         return model.model_validate(body)
     except ValidationError as error:

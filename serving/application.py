@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from governance import reports
+from governance import reports, token_routes
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from governance.retention import keep_on
@@ -41,6 +42,8 @@ from serving import (
 )
 from serving import unity_catalog as catalog
 from serving import unity_catalog_models as catalog_models
+from serving import unity_catalog_names as names
+from serving import unity_catalog_prompts as prompts
 from serving.compress import Compressed
 from serving.direct import Direct
 from serving.engines.index import refused
@@ -48,6 +51,7 @@ from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.services import authorize, page_services
+from serving.stored import StoredResponses
 from serving.ui.api import Api
 from serving.ui.mount import mount
 
@@ -67,7 +71,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.state.announce = app.state.stop = lambda: None
     app.state.following = app.state.keeping = None
     app.state.example = "What is this about?"
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=platform.journal, runs=platform.runs)
+    kept = StoredResponses(platform.journal, platform.engine)
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=kept, runs=platform.runs)
     calls = routes.router(face)
     warned = platform.gateway.warnings
     trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost
@@ -114,6 +119,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             named=platform.named,
         )
     )
+
+    app.include_router(token_routes.router(platform.identity, caller=caller))
+    app.include_router(names.router(names.visible(platform), caller, partial(names.taken, platform)))
 
     async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
         import numpy as np
@@ -178,6 +186,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
+        from serving import tracking_databricks
         from serving import tracking_routes as tracking
 
         server, access = platform.mlflow, platform.model_access
@@ -187,8 +196,10 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
+        app.include_router(prompts.router(models, caller))
         app.include_router(catalog_models.router(models, caller, platform.identity.principal))
         signed_in = authorize(platform.identity)
+        app.include_router(tracking_databricks.router(server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:
         app.include_router(room(platform, caller))

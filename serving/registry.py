@@ -24,6 +24,7 @@ _VERSIONS = text(
 )
 _ALIASES = text("SELECT version FROM registered_model_aliases WHERE name = :name AND alias = :alias")
 _MODEL = text("SELECT name FROM registered_models WHERE name = :name")
+_NAMES = text("SELECT name FROM registered_models ORDER BY name")
 _HOLDER = text(f"SELECT name FROM model_versions WHERE storage_location = :location AND {_KEPT}")
 _KNOWN = text(f"SELECT version FROM model_versions WHERE name = :name AND {_KEPT} ORDER BY version")
 
@@ -107,6 +108,11 @@ class Registry:
     def known(self, name: str) -> bool:
         """Whether there is such a registered model. Blocking."""
         return self._name(_MODEL, name=name) is not None
+
+    def names(self) -> list[str]:
+        """All registered models, in order. Blocking."""
+        with reading(self._database, "registered_models") as connection:
+            return list(connection.execute(_NAMES).scalars()) if connection is not None else []
 
     def _name(self, statement: TextClause, **wanted: str) -> str | None:
         with reading(self._database, "model_versions") as connection:

@@ -6,6 +6,7 @@ Bodies are read raw and parsed once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,7 @@ from serving.protocols import chat, completions, embeddings, invocations, previo
 from serving.protocols.previous import Journal
 from serving.protocols.request import Encoder, Request, parse
 from serving.runs import Runs, missing
+from serving.stored import StoredResponses
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request body, unpacked."""
@@ -133,6 +135,7 @@ class Face:
     ) -> None:
         self.dispatcher, self._identity, self._grants = dispatcher, identity, grants
         self._journal, self._runs, self._max_body = journal, runs, max_body
+        self._stored = journal if isinstance(journal, StoredResponses) else None
 
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
         """Decode a request and run it as a call."""
@@ -237,6 +240,8 @@ class Face:
         caller = await self.caller(http)
         run_id = http.path_params["response_id"].removeprefix("resp_")
         query = http.query_params
+        if self._stored is not None:
+            await asyncio.to_thread(self._stored.check, run_id)
         found = await self._runs.get(run_id, caller) if self._runs is not None else None
         if query.get("stream") == "true":
             if found is None:
@@ -262,6 +267,29 @@ class Face:
         named = http.path_params["response_id"]
         stored = await asyncio.to_thread(previous.find, self._journal, caller, named, param="response_id")
         return Response(orjson.dumps(stored.input_items()), media_type="application/json")
+
+    async def deleted(self, http: HttpRequest) -> Response:
+        """`DELETE /v1/responses/{response_id}`: it is not found again, nor continued. A run in the background is stopped."""
+        caller = await self.caller(http)
+        named = http.path_params["response_id"]
+        if self._stored is None:
+            raise missing(named)
+        if self._runs is not None:
+            with contextlib.suppress(CallError):
+                await self._runs.cancel(named.removeprefix("resp_"), caller)
+        await asyncio.to_thread(self._stored.delete, caller, named)
+        return Response(orjson.dumps({"id": named, "object": "response", "deleted": True}), media_type="application/json")
+
+    async def counted(self, http: HttpRequest) -> Response:
+        """`POST /v1/responses/input_tokens`: the tokens that limits reckon with before such a request is answered."""
+        caller = await self.caller(http)
+        request = responses.decode(parse(await read_body(http, self._max_body)))
+        if request.model not in {each.name for each in await asyncio.to_thread(self.visible, caller)}:
+            raise self.dispatcher.endpoints.missing(request.model, [each.name for each in self.visible(caller)])
+        request = await self._continued(request, bearer(http.headers) or "")
+        given = {key: request.payload[key] for key in ("input", "instructions", "tools", "text") if key in request.payload}
+        told = {"object": "response.input_tokens", "input_tokens": max(-(-len(orjson.dumps(given)) // 4), 1)}
+        return Response(orjson.dumps(told), media_type="application/json")
 
     async def cancelled(self, http: HttpRequest) -> Response:
         """`POST /v1/responses/{response_id}/cancel`: stop a run in the background."""
@@ -322,7 +350,9 @@ def router(face: Face) -> APIRouter:
     for prefix in _PREFIXES:
         for path, decode in _PATHS.items():
             post(f"{prefix}/{path}", partial(decode, databricks=prefix != "/v1"))
+        routes.add_route(f"{prefix}/responses/input_tokens", face.counted, methods=["POST"], include_in_schema=False)
         routes.add_route(prefix + "/responses/{response_id}", face.stored, methods=["GET"], include_in_schema=False)
+        routes.add_route(prefix + "/responses/{response_id}", face.deleted, methods=["DELETE"], include_in_schema=False)
         routes.add_route(prefix + "/responses/{response_id}/input_items", face.asked, methods=["GET"], include_in_schema=False)
         routes.add_route(prefix + "/responses/{response_id}/cancel", face.cancelled, methods=["POST"], include_in_schema=False)
         routes.add_route(f"{prefix}/models", face.models, methods=["GET"], include_in_schema=False)

@@ -31,6 +31,13 @@ secrets = Table(
     Column("value", Text, nullable=False),  # encrypted under a key made from the state folder's pepper
 )
 
+deleted_responses = Table(
+    "deleted_responses",
+    metadata,
+    Column("id", String(64), primary_key=True),  # the request's
+    Column("deleted", BigInteger, nullable=False),
+)
+
 secret_scopes = Table(
     "secret_scopes",
     metadata,

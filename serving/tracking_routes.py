@@ -147,6 +147,8 @@ class _Proxy:
             if made or action or (databricks and not artifact):
                 content = b"".join([chunk async for chunk in content])
                 content = await asyncio.to_thread(from_databricks, content) if databricks else content
+                if databricks and path.endswith("/mlflow/experiments/search") and request.method == "POST":
+                    content = json.dumps({"max_results": 1000, **_object(content or b"{}")}).encode()  # left out, it is 0 there
                 if made or (action and request.method not in _READING):
                     fields = _object(content) if content or made else dict(request.query_params)
                     content = _new_experiment(fields, who) if made else json.dumps(fields).encode()

@@ -96,10 +96,40 @@ class Volumes:
         found = [self._told(each) for each in sorted(folder.glob("*")) if each.is_dir()]
         return [each for each in found if self._visible(who, each["full_name"])]
 
+    def update(self, who: Caller, name: str, *, comment: str | None = None, new: str | None = None) -> dict[str, Any]:
+        """Give a volume another comment, another name within its schema, or both; grants on it follow its name."""
+        self.check(who, name, write=True)
+        catalog, schema, short = _three(name)
+        folder = self._folder(catalog, schema, short)
+        if comment is not None:
+            _comment(folder).write_text(comment)
+        if new is None or new == short:
+            return self._told(folder)
+        if not _NAME.fullmatch(new):
+            raise bad_request(f"{new[:80]!r} is no name: write up to 255 characters without '.', '/' and spaces.", "new_name")
+        moved = folder.with_name(new)
+        if moved.exists():
+            raise CallError(f"There is a volume '{catalog}.{schema}.{new}' already.", status=409, code="RESOURCE_ALREADY_EXISTS")
+        folder.rename(moved)
+        if _comment(folder).exists():
+            _comment(folder).rename(_comment(moved))
+        held = [(grant.principal, grant.level) for grant in self._grants.list(f"volume:{name}")]
+        self._grants.apply(f"volume:{catalog}.{schema}.{new}", held, replace=True)
+        self._grants.forget(f"volume:{name}")
+        return self._told(moved)
+
+    def names(self, who: Caller) -> list[str]:
+        """Full names of the volumes that a caller may see."""
+        found = [".".join(each.relative_to(self.root).parts) for each in sorted(self.root.glob("*/*/*")) if each.is_dir()]
+        return [name for name in found if self._visible(who, name)]
+
     def delete(self, who: Caller, name: str) -> None:
         """Remove a volume and all that it holds."""
         self.check(who, name, write=True)
-        shutil.rmtree(self._folder(*_three(name)))
+        folder = self._folder(*_three(name))
+        shutil.rmtree(folder)
+        _comment(folder).unlink(missing_ok=True)
+        self._grants.forget(f"volume:{name}")
 
     def _visible(self, who: Caller, name: str) -> bool:
         return self._grants.allowed(who, EVERY) or self._grants.allowed(who, f"volume:{name}")
@@ -110,8 +140,14 @@ class Volumes:
         return {
             "catalog_name": catalog, "schema_name": schema, "name": name, "full_name": f"{catalog}.{schema}.{name}",
             "volume_type": "MANAGED", "volume_id": hashlib.sha256(str(folder).encode()).hexdigest()[:32],
+            **({"comment": _comment(folder).read_text()} if _comment(folder).exists() else {}),
             "storage_location": f"dbfs:/Volumes/{catalog}/{schema}/{name}", "created_at": changed, "updated_at": changed,
         }  # fmt: skip
+
+
+def _comment(folder: Path) -> Path:
+    """Where a volume's comment is kept: beside it, under what can be no volume's name."""
+    return folder.with_name(f".{folder.name}.comment")
 
 
 def _three(name: str) -> tuple[str, str, str]:
@@ -142,6 +178,12 @@ def router(volumes: Volumes, authorize: Callable[[Request], Awaitable[Caller]]) 
     @routes.get(_AT + "/{name}", include_in_schema=False)
     async def get(http: Request, name: str) -> Any:
         return await asyncio.to_thread(volumes.get, await authorize(http), name)
+
+    @routes.patch(_AT + "/{name}", include_in_schema=False)
+    async def update(http: Request, name: str) -> Any:
+        who, body = await authorize(http), parse(await read_body(http, 1 << 16))
+        given = {"comment": take(body, "comment", str), "new": take(body, "new_name", str)}
+        return await asyncio.to_thread(lambda: volumes.update(who, name, **given))
 
     @routes.delete(_AT + "/{name}", include_in_schema=False)
     async def delete(http: Request, name: str) -> Any:

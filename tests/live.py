@@ -77,6 +77,28 @@ def mlflow_store(home: Path) -> None:
     (home / "mlflow.db").chmod(0o600)
 
 
+def models() -> Path:
+    """A folder for the encoder and the classifiers that servers make at their first start, shared by all tests on a machine.
+
+    The names of the files tell what they were made of, so that those of another version are not used.
+    """
+    where = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    kept = Path(tempfile.gettempdir()) / f"smalti-tests-models-{where}-{os.getuid()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    return kept
+
+
+def _lend(source: Path, target: Path) -> None:
+    """What a folder of models has and the other lacks; each file is there whole or not at all."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if (target / file.name).exists() or file.suffix not in (".onnx", ".json"):
+            continue
+        scratch = target / f".{file.name}.{os.getpid()}"
+        shutil.copyfile(file, scratch)
+        scratch.replace(target / file.name)
+
+
 def documents_store(home: Path) -> None:
     """The index of this repository's documents in a state folder, copied, as `mlflow_store` does: half of a first start is its
     embeddings. Made once by each state of the documents and of what reads them."""
@@ -111,6 +133,7 @@ def start(
             documents_store(home)
         if more.get("SMALTI_MLFLOW") == "true":
             mlflow_store(home)
+    _lend(models(), home / "models")
     log = open(home.parent / f"{home.name}.log", "a")  # noqa: SIM115 (belongs to the child)
     env = environment(home, PYTHONPATH=str(ROOT)) | more
     process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -121,6 +144,7 @@ def start(
         process.wait(10)
         raise RuntimeError(f"the server ended with {process.returncode}: {Path(log.name).read_text()}")
     told = json.loads(line)
+    _lend(home / "models", models())
     return Live(told["url"], home, process, told)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from governance.call import CallError, limit_exceeded, unavailable
+from governance.call import MODEL_FAILED, CallError, limit_exceeded, unavailable
 from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
 from serving.engines.wire import Wire
 
@@ -282,7 +282,8 @@ def _checked(kind: str, answer: Any) -> Any:
     if kind == "error":
         status = answer["status"]
         code = "BAD_REQUEST" if status == 400 else "INTERNAL_ERROR"
-        raise CallError(answer["message"], status=status, code=code, param=answer.get("param"))
+        message = f"{MODEL_FAILED}: {answer['message']}" if answer.get("failed") else answer["message"]
+        raise CallError(message, status=status, code=code, param=answer.get("param"))
     return answer
 
 

@@ -2,7 +2,7 @@
 
 Frames are a 4-byte big-endian length and a JSON array. From the server: the specification, then `[id, kind, body]`; to it:
 `[0, "ready", {…}]` or `[0, "failed", {"message"}]`, then `[id, "result", body]`, `[id, "event", body]`… `[id, "end", null]`,
-or `[id, "error", {"message", "status", "param"}]`. Only JSON crosses, so that a model cannot reach into the server.
+or `[id, "error", {"message", "status", "param", "failed"}]`. Only JSON crosses, so that a model cannot reach into the server.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -103,12 +104,14 @@ class Model:
     """A loaded model, and how its requests are read."""
 
     def __init__(self, path: str) -> None:
-        import mlflow.models
+        import yaml
+
+        about = yaml.safe_load((Path(path) / "MLmodel").read_text())
+        scikit = about["flavors"].get("sklearn", {})
+        if scikit.get("serialization_format") == "skops":  # before MLflow: it looks through all modules that there are
+            skops.import_lean(Path(path) / scikit["pickled_model"])
         import mlflow.pyfunc
 
-        about = mlflow.models.Model.load(path)
-        if about.flavors.get("sklearn", {}).get("serialization_format") == "skops":
-            skops.import_lean()
         # what the model requires was compared with this environment before: MLflow would list every installed file for it
         self.pyfunc = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         meta = self.pyfunc.metadata
@@ -331,17 +334,19 @@ class Server:
 
 
 def _told(error: Exception) -> dict[str, Any]:
-    """An error as the server is told of it: what the client did wrong, or that the model failed."""
+    """An error as the server is told of it: what the client did wrong, or that the model failed.
+
+    What a model raises is answered with 400, as MLflow's and Databricks' servers do: it would be raised again, so nobody should
+    ask again (mlflow/pyfunc/scoring_server). MLflow's own errors keep their status.
+    """
     if isinstance(error, Refused):
         return {"message": error.message, "status": 400, "param": error.param}
     traceback.print_exception(error)
     text = " ".join(str(error).split())[:500]
-    wrong = type(error).__name__ == "MlflowException" and getattr(error, "error_code", "") in (
-        "BAD_REQUEST",
-        "INVALID_PARAMETER_VALUE",
-    )
-    message = text if wrong else f"The model failed: {type(error).__name__}: {text}"
-    return {"message": message, "status": 400 if wrong else 500, "param": None}
+    told = getattr(error, "error_code", "") if type(error).__name__ == "MlflowException" else None
+    wrong = told in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
+    message = text if wrong else f"{type(error).__name__}: {text}"
+    return {"message": message, "status": 400 if wrong or told is None else 500, "param": None, "failed": not wrong}
 
 
 def leave_with(parent: int) -> None:

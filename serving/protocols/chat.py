@@ -18,6 +18,7 @@ from serving.protocols.request import (
     MAX_ITEMS,
     Request,
     choice,
+    chosen,
     describe,
     named,
     number,
@@ -66,10 +67,10 @@ def _unusual(body: Mapping[str, Any]) -> dict[str, Any]:
     if number(body, "n", 1, 128, kind=int) not in (None, 1):
         raise bad_request("Field 'n' must be 1: one choice is given per request.", "n")
     effort = take(body, "reasoning_effort", str)
-    text_format = response_format(body)
+    text_format, offered = response_format(body), tools(body)
     return {
-        "tools": tools(body),
-        "tool_choice": tool_choice(body),
+        "tools": offered,
+        "tool_choice": chosen(tool_choice(body), offered),
         "parallel_tool_calls": take(body, "parallel_tool_calls", bool),
         "text": {"format": text_format} if text_format else None,
         "top_p": number(body, "top_p", 0, 1),

@@ -125,6 +125,15 @@ def strings(body: Mapping[str, Any], key: str) -> dict[str, str]:
     return value
 
 
+def chosen(value: Any, tools: Sequence[Mapping[str, Any]] | None) -> Any:
+    """A decoded `tool_choice`, which must be able to be followed. Raises `CallError` (400)."""
+    if value == "required" and not tools:
+        raise bad_request("Field 'tool_choice' is 'required', but there are no 'tools': send some.", "tool_choice")
+    if isinstance(value, dict) and not any(tool["name"] == value["name"] for tool in tools or ()):
+        raise bad_request(f"Field 'tool_choice' names {value['name'][:80]!r}, which is not among 'tools'.", "tool_choice")
+    return value
+
+
 def stops(body: Mapping[str, Any]) -> list[str] | None:
     """`stop` as a list: a string or up to 16 strings."""
     value = body.get("stop")

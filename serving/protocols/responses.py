@@ -16,6 +16,7 @@ from serving.protocols.request import (
     MAX_ITEMS,
     Request,
     choice,
+    chosen,
     describe,
     named,
     number,
@@ -42,15 +43,15 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     tags["thread_id"] = _conversation(body) or tags["thread_id"]
     if previous and tags["thread_id"]:
         raise bad_request("Send either 'previous_response_id' or 'conversation', not both.", "previous_response_id")
-    text = take(body, "text", dict)
+    text, offered = take(body, "text", dict), tools(body)
     payload = {
         "model": name,
         "input": items(body),
         "instructions": take(body, "instructions", str),
         "previous_response_id": previous,
         "conversation": {"id": tags["thread_id"]} if tags["thread_id"] else None,
-        "tools": tools(body),
-        "tool_choice": _tool_choice(body),
+        "tools": offered,
+        "tool_choice": chosen(_tool_choice(body), offered),
         "parallel_tool_calls": take(body, "parallel_tool_calls", bool),
         "text": {**text, "format": _format(text)} if text else None,
         "max_output_tokens": number(body, "max_output_tokens", 1, 10_000_000, kind=int),

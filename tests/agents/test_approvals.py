@@ -116,6 +116,17 @@ async def test_an_answer_to_a_graph_that_has_changed_since_is_refused(
     assert [t.id for t in await runtime.threads("ann")] == (["t"] if thread else [])
 
 
+async def test_a_no_holds_though_the_tool_asks_no_more(runtime: Runtime, search: Any) -> None:
+    bank = Bank()
+    model = ScriptedModel(replies=[paying(5), "Nothing was paid.", paying(6), "Six were paid."])
+    await ask(runtime, Agent("a", rag.build, model, search, tools=[bank.tool()]), "pay 5 vacation days", run="r1")
+    changed = Agent("a", rag.build, model, search, tools=[bank.tool(approval=False)])
+    await ask(runtime, changed, run="r2", decisions={"mcpr_r1_0": Decision(approve=False)})
+    assert bank.transfers == []
+    await ask(runtime, changed, "pay 6 vacation days", run="r3")
+    assert [amount for amount, _ in bank.transfers] == [6], "it was said of one call"
+
+
 async def test_edited_and_rejected(runtime: Runtime, search: Any) -> None:
     bank = Bank()
     model = ScriptedModel(replies=[paying(5, 7), "One was paid [1]."])

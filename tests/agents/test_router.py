@@ -38,12 +38,13 @@ async def test_a_classifier_becomes_a_router() -> None:
     assert long.scores == {"small_talk": 0.45, "documents": 0.55}
 
 
-async def test_held_out_messages_are_routed(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_held_out_messages_are_routed() -> None:
     from sklearn.linear_model import LogisticRegression
 
     from retrieval.embed import Encoder
+    from tests.live import models
 
-    encoder = Encoder.load(tmp_path_factory.getbasetemp().parent / "smalti-models", threads=1)
+    encoder = Encoder.load(models(), threads=1)
     shipped = examples()
     model = LogisticRegression(C=10, max_iter=2_000, class_weight="balanced")
     model.fit(encoder.embed([e["text"] for e in shipped]), [e["label"] for e in shipped])

@@ -130,12 +130,14 @@ def test_units_that_a_fallback_touched_are_left_out_and_told(database: Engine, r
     rows.add("b", "user:two")
     rows.add("b", "user:three", status_code=502)
     rows.add("b", "user:three", status_code=499)
+    rows.add("b", "user:four", status_code=400, error="The model failed: ValueError: no")  # not the client's doing
+    rows.add("b", "user:five", status_code=400, error="Column 'a' is missing.")
     found = seen(database, rows)
-    assert found.counts()[1] == {"units": 2, "calls": 4, "fallbacks": 1}
+    assert found.counts()[1] == {"units": 4, "calls": 6, "fallbacks": 1}
     assert found.values("latency_ms").arms.tolist() == [0]
-    assert found.values("fallback").values.tolist() == [0.0, 0.5, 0.0]
-    assert found.values("error").values.tolist() == [0.0, 0.0, 1.0]
-    assert found.values("abandoned").values.tolist() == [0.0, 0.5]
+    assert found.values("fallback").values.tolist() == [0.0, 0.5, 0.0, 0.0, 0.0]
+    assert found.values("error").values.tolist() == [0.0, 0.0, 1.0, 1.0, 0.0]
+    assert found.values("abandoned").values.tolist() == [0.0, 0.5, 0.0, 0.0]
     rows.add("a", "user:three")  # dealt anew: it stays what it was
     rows.journal.ingest()
     found.read()

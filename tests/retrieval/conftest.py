@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from retrieval import Encoder, Indexes, RetrievalError, router
+from tests.live import models
 
 ROOT = "/api/2.0/vector-search"
 
@@ -27,16 +28,16 @@ class Who:
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
-    made = Encoder.load(tmp_path_factory.getbasetemp() / "encoder", threads=2)
+def encoder() -> Iterator[Encoder]:
+    made = Encoder.load(models(), threads=2)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+def exact() -> Encoder:
     """The encoder without quantisation."""
-    return Encoder.load(tmp_path_factory.getbasetemp() / "encoder", threads=1, variant="fp32")
+    return Encoder.load(models(), threads=1, variant="fp32")
 
 
 @pytest.fixture

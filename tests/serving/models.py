@@ -113,13 +113,15 @@ def _load_pyfunc(path):
 
 class Model:
     def predict(self, table):
-        words = set(table["word"])
+        words = set(table["word"] if hasattr(table, "columns") else table)
         if "die" in words:
             os._exit(3)
         if "hang" in words:
             time.sleep(600)
         if "eat" in words:
             self.held = [bytearray(64 << 20) for _ in range(100) if not time.sleep(0.01)]
+        if "raise" in words:
+            raise KeyError("a word that is\\nnot known")
         if "wait" in words:
             time.sleep(0.3)
         return [str(os.getpid())] * len(table)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.live import ROOT, environment, serving, wait_until
+from tests.programs import Programs
 
 AGENT = """
 from langchain_core.messages import AIMessage
@@ -65,11 +64,12 @@ from sklearn.linear_model import LogisticRegression
 from finetune.publish import register
 from finetune.tasks.classify import fit_cached
 from retrieval.embed import Encoder
+from tests.live import models
 
 home, folder = Path(sys.argv[1]), Path(sys.argv[2])
 mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
 mlflow.set_experiment(experiment_id=mlflow.MlflowClient().create_experiment("t", (home / "mlartifacts" / "t").as_uri()))
-encoder = Encoder.load(home / "models")
+encoder = Encoder.load(models())
 classifier = fit_cached(folder / "labels.jsonl", encoder.embed, home / "models", encoder=encoder.fingerprint)
 with mlflow.start_run():
     register(classifier, "main.default.desk_router")
@@ -113,7 +113,7 @@ when is the bridge closed""",
 
 
 @pytest.mark.timeout(300)
-def test_a_served_router_and_a_served_verifier_decide_within_a_graph(tmp_path: Path) -> None:
+def test_a_served_router_and_a_served_verifier_decide_within_a_graph(tmp_path: Path, programs: Programs) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long. It was built in 1931 of steel.\n")
     (tmp_path / "desk.py").write_text(AGENT)
@@ -122,9 +122,7 @@ def test_a_served_router_and_a_served_verifier_decide_within_a_graph(tmp_path: P
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     home = tmp_path / "home"
     home.mkdir()
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE, str(home), str(tmp_path)], cwd=ROOT, env=environment(home), capture_output=True, text=True
-    )
+    made = programs.run(MAKE, str(home), str(tmp_path), folder=ROOT, environment=environment(home))
     assert made.returncode == 0, made.stderr
     models = {"triage": "desk_router", "checker": "verifier"}
     endpoints = [

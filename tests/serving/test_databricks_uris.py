@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +16,7 @@ from databricks.sdk.service.catalog import PermissionsChange, Privilege
 from databricks.sdk.service.workspace import AclPermission
 
 from tests.live import Live, serving, smalti, wait_until
+from tests.programs import Programs
 from tests.serving.upstream import KEY, Upstream
 
 MODEL = "main.default.doubler"
@@ -90,6 +89,35 @@ client.delete_registered_model("main.default.renamed")
 print(info.model_id, info.run_id)
 """
 
+PROMPTED = """
+import mlflow
+from mlflow import MlflowClient
+client, name = MlflowClient(), "main.default.greeting"
+made = mlflow.genai.register_prompt(name=name, template="Hello {{who}}", commit_message="first", tags={"team": "blue"})
+assert made.version == 1
+chat = [{"role": "user", "content": "Hi {{who}}"}]
+assert mlflow.genai.register_prompt(name=name, template=chat).version == 2
+assert mlflow.genai.load_prompt(f"prompts:/{name}/1").format(who="Ann") == "Hello Ann"
+assert mlflow.genai.load_prompt(f"prompts:/{name}/2").template == chat
+mlflow.genai.set_prompt_alias(name, "prod", 1)
+found = mlflow.genai.load_prompt(f"prompts:/{name}@prod")
+assert (found.version, found.commit_message, found.aliases, found.tags["team"]) == (1, "first", ["prod"], "blue"), found
+client.set_prompt_version_tag(name, 1, "checked", "yes")
+assert client.get_prompt_version(name, 1).tags["checked"] == "yes"
+assert [each.name for each in mlflow.genai.search_prompts("catalog = 'main' AND schema = 'default'")] == [name]
+assert list(mlflow.genai.search_prompts("catalog = 'main' AND schema = 'other'")) == []
+assert sorted(int(each.version) for each in client.search_prompt_versions(name)) == [1, 2]
+assert name not in [each.name for each in client.search_registered_models()]
+mlflow.genai.delete_prompt_alias(name, "prod")
+client.delete_prompt_version(name, "2")
+print("prompted")
+"""
+
+READ = """
+import mlflow
+assert mlflow.genai.load_prompt("prompts:/main.default.greeting/1").format(who="Bob") == "Hello Bob"
+print("read")
+"""
 OPEN = """
 import sys
 import mlflow
@@ -175,15 +203,20 @@ def client_of(live: Live, key: str) -> WorkspaceClient:
     return WorkspaceClient(config=Config(host=live.url, token=key, auth_type="pat", retry_timeout_seconds=5))
 
 
-def run(script: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
-    """Run a client's program; gives the words of its last line."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DATABRICKS_", "SMALTI_"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *arguments],
-        cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if "://" not in line][-1].split()
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def run(programs: Programs) -> Run:
+    """Runs a client's program; gives the words of its last line."""
+
+    def ran(script: str, folder: Path, *arguments: str, **environment: str) -> list[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DATABRICKS_", "SMALTI_"))}
+        done = programs.run(script, *arguments, folder=folder, environment=clean | environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if "://" not in line][-1].split()
+
+    return ran
 
 
 def databricks(live: Live) -> dict[str, str]:
@@ -192,26 +225,26 @@ def databricks(live: Live) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tracked(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def tracked(live: Live, run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run and a trace that were logged under the `databricks` URI."""
     return run(TRACKED, tmp_path_factory.mktemp("tracked"), **databricks(live))
 
 
 @pytest.fixture(scope="module")
-def model(live: Live, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def model(live: Live, run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Logged model and run of version 1 of `MODEL`, registered under the `databricks-uc` URI."""
     return run(LOGGED, tmp_path_factory.mktemp("logged"), **databricks(live))
 
 
 @pytest.mark.timeout(300)
-def test_both_uris_see_the_same(live: Live, tracked: list[str], model: list[str], tmp_path: Path) -> None:
+def test_both_uris_see_the_same(live: Live, run: Run, tracked: list[str], model: list[str], tmp_path: Path) -> None:
     other = run(OPEN, tmp_path, *tracked, MLFLOW_TRACKING_URI=live.url, MLFLOW_TRACKING_TOKEN=live.key)
     assert run(BACK, tmp_path, *other, **databricks(live)) == ["seen"]
 
 
 @pytest.mark.timeout(300)
 def test_a_registered_model_is_deployed_with_a_secret(
-    live: Live, workspace: WorkspaceClient, model: list[str], tmp_path: Path
+    live: Live, run: Run, workspace: WorkspaceClient, model: list[str], tmp_path: Path
 ) -> None:
     workspace.secrets.create_scope("models")
     workspace.secrets.put_secret("models", "token", string_value="s3cret-of-the-test")
@@ -415,7 +448,22 @@ def test_experiments_and_the_older_registry_through_the_sdk(workspace: Workspace
     assert found.info is not None
     assert (found.info.artifact_uri or "").startswith("dbfs:/databricks/mlflow-tracking/")
     assert sorted(str(each.path) for each in workspace.experiments.list_artifacts(run_id=tracked[0])) == ["nested", "note.txt"]
+    assert "/Users/ann/work" in [each.name for each in workspace.experiments.search_experiments()]
+    number = found.info.experiment_id or ""
+    held = workspace.experiments.get_permissions(number).access_control_list or []
+    assert [(each.group_name, len(each.all_permissions or [])) for each in held] == [("users", 1)]
+    with pytest.raises(BadRequest, match="all who have a key"):
+        workspace.experiments.set_permissions(number)
+    own = workspace.experiments.create_experiment("/Users/ann/short").experiment_id or ""
+    for start in (1_000, 2_000, 3_000):
+        workspace.experiments.create_run(experiment_id=own, start_time=start)
+    assert workspace.experiments.delete_runs(own, 2_000).runs_deleted == 2
+    left = workspace.experiments.search_runs(experiment_ids=[own])
+    assert [each.info.start_time for each in left if each.info] == [3_000]
     workspace.model_registry.create_model("flat", description="of one level")
+    flat = workspace.model_registry.get_model("flat").registered_model_databricks
+    assert flat is not None
+    assert (flat.name, flat.description) == ("flat", "of one level")
     assert "flat" in [each.name for each in workspace.model_registry.list_models()]
     workspace.model_registry.delete_model("flat")
 
@@ -459,3 +507,74 @@ def test_secrets(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient) -
         assert "päss".encode() not in file.read_bytes()
     secrets.delete_scope("team")
     assert "team" not in [each.name for each in secrets.list_scopes()]
+
+
+def test_catalogs_schemas_and_what_is_in_them_are_those_that_one_may_see(
+    workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]
+) -> None:
+    assert "main" in [each.name for each in workspace.catalogs.list()]
+    assert "main.default" in [each.full_name for each in workspace.schemas.list("main")]
+    assert [each.full_name for each in workspace.tables.list("main", "default")] == ["main.default.docs"]
+    assert workspace.tables.exists("main.default.docs").table_exists
+    assert workspace.metastores.summary().metastore_id == workspace.metastores.current().metastore_id
+    assert list(workspace.connections.list()) == []
+    workspace.registered_models.create(catalog_name="other", schema_name="s", name="m")
+    assert [each.full_name for each in workspace.schemas.list("other")] == ["other.s"]
+    assert workspace.catalogs.get("other").name == "other"
+    assert [each.name for each in ann.catalogs.list()] == ["main"]
+    assert list(ann.tables.list("main", "default")) == []
+    for missing in (
+        lambda: ann.catalogs.get("other"),
+        lambda: ann.schemas.get("other.s"),
+        lambda: workspace.catalogs.get("none"),
+    ):
+        with pytest.raises(NotFound):
+            missing()
+    workspace.registered_models.delete("other.s.m")
+
+
+def test_tokens_are_for_oneself_and_no_longer_good_than_what_made_them(live: Live, workspace: WorkspaceClient) -> None:
+    with live.client() as client:
+        wanted = {"name": "tess", "ttl": 600, "scopes": ["endpoint:assistant"]}
+        tess = client_of(live, client.post("/api/2.0/smalti/keys", json=wanted).json()["key"])
+    made = tess.tokens.create(comment="mine", lifetime_seconds=10_000)
+    assert made.token_info is not None
+    assert made.token_value is not None
+    assert (made.token_info.expiry_time or 0) - (made.token_info.creation_time or 0) <= 600_000
+    assert "mine" in [each.comment for each in tess.tokens.list()]
+    assert "mine" not in [each.comment for each in workspace.tokens.list()]
+    with pytest.raises(PermissionDenied):
+        tess.token_management.list()
+    used = client_of(live, made.token_value)
+    assert used.current_user.me().user_name == "tess"
+    with pytest.raises(PermissionDenied, match="good for endpoint:assistant only"):
+        used.experiments.get_experiment("0")
+    with pytest.raises(NotFound):
+        workspace.tokens.delete(made.token_info.token_id or "")
+    tess.tokens.delete(made.token_info.token_id or "")
+    with pytest.raises(PermissionDenied, match="revoked"):
+        used.current_user.me()
+    parent = next(each for each in workspace.token_management.list() if each.created_by_username == "tess")
+    second = client_of(live, tess.tokens.create().token_value or "")
+    workspace.token_management.delete(parent.token_id or "")
+    with pytest.raises(PermissionDenied, match="revoked"):
+        second.current_user.me()  # it ended with the key that made it
+
+
+def test_prompts_of_unity_catalog_are_those_of_the_tracking_server_and_nobodys_until_granted(
+    live: Live, run: Run, ann: WorkspaceClient, tmp_path: Path
+) -> None:
+    assert run(PROMPTED, tmp_path, **databricks(live)) == ["prompted"]
+    assert run(READ, tmp_path, MLFLOW_TRACKING_URI=live.url, MLFLOW_TRACKING_TOKEN=live.key) == ["read"]
+    at = "/api/2.0/mlflow/unity-catalog/prompts"
+    with pytest.raises(PermissionDenied):
+        ann.api_client.do("GET", f"{at}/main.default.greeting/versions/1")
+    found = ann.api_client.do("POST", f"{at}/search", body={"catalog_schema": {"catalog_name": "main", "schema_name": "default"}})
+    assert found == {"prompts": []}
+    with live.client() as client:
+        bad = {"prompt_version": {"template": "no JSON"}}
+        assert client.post(f"{at}/main.default.greeting/versions", json=bad).json()["error_code"] == "BAD_REQUEST"
+        assert client.get(f"{at}/flat").status_code == 400
+        assert client.get(f"{at}/main.default.none").status_code == 404
+        assert client.delete(f"{at}/main.default.greeting/versions/1").status_code == 200
+        assert client.delete(f"{at}/main.default.greeting").status_code == 200

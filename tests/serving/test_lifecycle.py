@@ -7,8 +7,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +20,7 @@ from databricks.sdk.service import serving as s
 from openai import OpenAI
 
 from tests.live import ROOT, Live, environment, mlflow_store, serving, start, wait_until
+from tests.programs import Programs
 from tests.serving import models
 
 SOON = datetime.timedelta(seconds=60)
@@ -29,7 +28,7 @@ ROW = s.DataframeSplitInput(columns=["a", "b", "c"], data=[[1.0, 2.0, 3.0]], ind
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("state")
     docs = folder / "docs"
     docs.mkdir()
@@ -38,8 +37,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     mlflow_store(home)
     for name in ("chat", "agent", "chatagent", "dying"):
         (home / f"{name}.py").write_text(getattr(models, name.upper()))
-    command = [sys.executable, "-c", models.REGISTER, str(home), "chat", "agent", "chatagent", "dying"]
-    made = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=100)
+    named = ("chat", "agent", "chatagent", "dying")
+    made = programs.run(models.REGISTER, str(home), *named, folder=ROOT, environment=environment(home))
     assert made.returncode == 0, made.stderr
     assert '"main.default.tiny_tabular"' in made.stdout
     with serving(home, docs) as running:

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from app import cli
 from serving.cli import CommandError
 from serving.settings import LocalModel, Settings, SettingsError
-from tests.live import Live, mlflow_store, serving, smalti, wait_until
+from tests.live import ROOT, Live, mlflow_store, serving, smalti, wait_until
+from tests.programs import Programs
 from tests.serving import vllm_double
 from tests.serving.tiny import TEMPLATE, make_adapter, make_model
 
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(folder: Path) -> Iterator[Live]:
+def live(folder: Path, programs: Programs) -> Iterator[Live]:
     double = folder / "vllm"  # found by `-m vllm.entrypoints.openai.api_server`, as in vLLM's own environment
     (double / "vllm" / "entrypoints" / "openai").mkdir(parents=True)
     (double / "vllm" / "entrypoints" / "openai" / "api_server.py").write_text(Path(vllm_double.__file__).read_text())
@@ -84,9 +85,7 @@ def live(folder: Path) -> Iterator[Live]:
     (docs / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
     home = folder / "home"
     mlflow_store(home)
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-c", REGISTER, str(home), str(folder / "model"), str(folder / "warm")]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    made = programs.run(REGISTER, str(home), str(folder / "model"), str(folder / "warm"), folder=ROOT, environment=os.environ)
     assert made.returncode == 0, made.stderr
     settings = {"SMALTI_ENDPOINTS": json.dumps(endpoints), "SMALTI_CHAT_MODEL": f"hf:{folder / 'plain'}"}
     with serving(home, docs, **settings) as running:

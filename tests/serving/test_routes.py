@@ -426,7 +426,7 @@ def test_no_route_reaches_an_engine_past_the_gateway(tmp_path: Path) -> None:
                         answer = client.request(method, filled, json=body, headers={"authorization": f"Bearer {closed.admin}"})
                         tried += 1
                         assert answer.headers["x-request-id"]
-                        if method == "POST":
+                        if method == "POST" and not path.endswith("/input_tokens"):  # which asks no engine
                             assert answer.status_code in (403, 404, 405), (method, filled, answer.text)
         assert tried > 100
         assert Deny.calls >= 3 * 18

@@ -49,6 +49,40 @@ def test_begun_polled_and_done(client: openai.OpenAI, made: House) -> None:
     assert follow.output_text == "again"
 
 
+def test_a_response_that_was_deleted_is_nowhere_but_in_the_journal(client: openai.OpenAI, made: House) -> None:
+    said = client.responses.create(model="agent", input="one two")
+    other = openai.OpenAI(base_url=client.base_url, api_key=made.key("ann", "endpoint:agent"), max_retries=0)
+    with other, pytest.raises(openai.NotFoundError):
+        other.responses.delete(said.id)
+    client.responses.delete(said.id)
+    for gone in (
+        lambda: client.responses.retrieve(said.id),
+        lambda: client.responses.input_items.list(said.id),
+        lambda: client.responses.create(model="agent", input="again", previous_response_id=said.id),
+        lambda: client.responses.delete(said.id),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            gone()
+    assert next(made.journal.rows(request_id=said.id.removeprefix("resp_")))["status_code"] == 200
+    endless = client.responses.create(model="agent", input="!endless", background=True)
+    client.responses.delete(endless.id)  # it is stopped
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(endless.id)
+    wait_until(lambda: made.gateway.in_flight == 0)
+
+
+def test_input_tokens_are_told_before_anything_is_answered(client: openai.OpenAI, made: House) -> None:
+    short = client.responses.input_tokens.count(model="agent", input="hello")
+    long = client.responses.input_tokens.count(model="agent", input="hello " * 100)
+    assert short.object == "response.input_tokens"
+    assert 0 < short.input_tokens < 40 < 150 < long.input_tokens < 250
+    assert made.ran == []
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_tokens.count(model="nobody", input="hello")
+    with pytest.raises(openai.BadRequestError):
+        client.responses.input_tokens.count(model="agent")
+
+
 def test_a_dropped_stream_is_gone_on_with(client: openai.OpenAI) -> None:
     words = " ".join(f"w{i}" for i in range(30))
     whole: list[Any] = []

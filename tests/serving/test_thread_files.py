@@ -16,14 +16,15 @@ from governance.grants import Grants
 from governance.tables import create
 from retrieval.embed import Encoder
 from serving.thread_files import MOST_FILES, ThreadFiles, index_name
+from tests.live import models
 
 ANN, BOB = Caller("ann"), Caller("bob", admin=True)
 TEXT = b"# Badge\n\nThe badge of Quillon Ferndale is the number 7741, kept in the blue drawer.\n"
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return Encoder.load(tmp_path_factory.mktemp("models"))
+def encoder():
+    return Encoder.load(models())
 
 
 @pytest.fixture

@@ -165,3 +165,31 @@ def test_nothing_is_anyones_until_granted(w: WorkspaceClient, site: Site) -> Non
     with pytest.raises(NotFound, match="no open file"):
         ann.dbfs.add_block(handle or 0, "")
     assert httpx.get(f"{site.url}/api/2.0/dbfs/list?path=/").status_code == 401
+
+
+def test_a_volume_is_renamed_with_its_files_its_comment_and_its_grants(site: Site, w: WorkspaceClient) -> None:
+    w.volumes.create("main", "default", "old", VolumeType.MANAGED)
+    w.volumes.create("main", "default", "taken", VolumeType.MANAGED)
+    w.files.upload("/Volumes/main/default/old/a.txt", io.BytesIO(b"x"))
+    bob = site.client(site.identity.create_key("bob")[1])
+    site.grants.grant("user:bob", "volume:main.default.old", "CAN_QUERY")
+    with pytest.raises(PermissionDenied):
+        bob.volumes.update("main.default.old", comment="mine")
+    assert w.volumes.update("main.default.old", comment="letters of old").comment == "letters of old"
+    with pytest.raises(ResourceAlreadyExists):
+        w.volumes.update("main.default.old", new_name="taken")
+    with pytest.raises(BadRequest):
+        w.volumes.update("main.default.old", new_name="a/b")
+    assert w.volumes.update("main.default.old", new_name="new").full_name == "main.default.new"
+    assert bob.volumes.read("main.default.new").comment == "letters of old"
+    contents = bob.files.download("/Volumes/main/default/new/a.txt").contents
+    assert contents is not None
+    assert contents.read() == b"x"
+    with pytest.raises(NotFound):
+        w.volumes.read("main.default.old")
+    for name in ("new", "taken"):
+        w.volumes.delete(f"main.default.{name}")
+    w.volumes.create("main", "default", "new", VolumeType.MANAGED)  # nobody holds what was granted on another of its name
+    with pytest.raises(PermissionDenied):
+        bob.volumes.read("main.default.new")
+    w.volumes.delete("main.default.new")

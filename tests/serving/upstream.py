@@ -32,6 +32,7 @@ from serving.engines.answer import Answer
 from serving.engines.external import ExternalChat
 from serving.engines.messages import text_of
 from serving.runs import Runs
+from serving.stored import StoredResponses
 
 KEY = "sk-upstream-secret"
 TEXT = "Grüße aus Zürich 🧩 with mosaics."
@@ -359,7 +360,8 @@ def house(folder: Path, *, indexes: Any = None, **options: Any) -> Iterator[Hous
     endpoints.register(Endpoint("agent", "agent/v1/responses", made.echo))
     endpoints.register(Endpoint("vectors", "llm/v1/embeddings", vectors))
     runs = Runs(dispatcher, RunLog(engine))
-    app.include_router(routes.router(routes.Face(dispatcher, identity, grants, journal=journal, runs=runs, **options)))
+    kept = StoredResponses(journal, engine)
+    app.include_router(routes.router(routes.Face(dispatcher, identity, grants, journal=kept, runs=runs, **options)))
     app.include_router(databricks.router(dispatcher, identity, grants))
     app.include_router(databricks.fallback())
     errors.install(app)

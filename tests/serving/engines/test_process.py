@@ -1,4 +1,4 @@
-"""A model's process as the server sees it: a crash, a hang, a leak, a load that fails. The worker is a real one."""
+"""A model's process as the server sees it: a crash, a hang, a leak, a load that fails. The worker is real, without MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(tmp_path: Path) -> Callable[..., ModelProcess]:
     model = small(tmp_path / "model")
 
     def made(**given: Any) -> ModelProcess:
-        return ModelProcess(model, tmp_path / "logs" / "model.log", **given)
+        return ModelProcess(model, tmp_path / "logs" / "model.log", module="tests.serving.light_worker", **given)
 
     return made
 
@@ -74,6 +74,19 @@ async def test_a_call_that_hangs_is_given_up_and_the_next_is_answered(make: Call
         assert hung.value.status == 504
         model._call_timeout = 60
         assert await ask(model)
+    finally:
+        await model.stop(0)
+
+
+async def test_what_a_model_raises_is_told_in_one_line_and_nobody_asks_again(make: Callable[..., ModelProcess]) -> None:
+    model = make()
+    await model.start()
+    try:
+        with pytest.raises(CallError) as failed:
+            await ask(model, "raise")
+        assert (failed.value.status, failed.value.code) == (400, "BAD_REQUEST")
+        assert failed.value.message == "The model failed: KeyError: 'a word that is\\nnot known'"
+        assert "Traceback" in model.logs()
     finally:
         await model.stop(0)
 

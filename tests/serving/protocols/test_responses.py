@@ -61,6 +61,8 @@ def test_threads(body: dict[str, Any], thread: str | None) -> None:
     ("body", "param"),
     [
         ({}, "input"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"input": []}, "input"),
         ({"input": 5}, "input"),
         ({"input": [5]}, "input[0]"),
