@@ -254,10 +254,11 @@ def report(
     """Write an evaluation as one HTML file that needs nothing else: failures first, each with all that is known of it."""
     from evals.html import page
     from evals.journal import find_journal, read_journal
+    from evals.local import mlflow_pages
 
     work = context.obj
     with refusing():
         evaluation = read_journal(find_journal(work.home.path / "evals", run))
-    place = f"http://{work.settings.host}:{work.settings.port}/mlflow/#/experiments/{evaluation.experiment_id or 0}"
+    place = f"{mlflow_pages(work)}/#/experiments/{evaluation.experiment_id or 0}"
     out.write_text(page(evaluation, f"{place}/traces?selectedEvaluationId={{trace_id}}"), encoding="utf-8")
     typer.echo(f"{evaluation.rows} rows of {evaluation.endpoint} in {out}")

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from evals.run import Evaluation
 
 
+def mlflow_pages(work: Any) -> str:
+    """Where MLflow's pages are: with the running server, or where one would be."""
+    running = work.home.server()
+    return f"{running['url'] if running else f'http://{work.settings.host}:{work.settings.port}'}/mlflow"
+
+
 def options(
     work: Any,
     *,
@@ -37,7 +43,7 @@ def options(
         "reuse": reuse,
         "progress": progress,
         "verbose": verbose,
-        "ui": f"http://{work.settings.host}:{work.settings.port}/mlflow",
+        "ui": mlflow_pages(work),
     }
 
 

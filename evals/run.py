@@ -108,6 +108,7 @@ async def evaluate(
         if identity is None:
             cache.forget()
         if tracking_uri is None:
+            write({"type": "run", "metrics": evaluation.metrics})
             return evaluation
         with _bar(progress, "Recording in MLflow", len(results)) as advance:
             request = _request(evaluation, tracking_uri, experiment, artifact_root, concurrency, timeout)

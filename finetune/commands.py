@@ -226,6 +226,23 @@ def resume(
         _follow(context, found, as_json)
 
 
+@finetune.command("register")
+def register(
+    context: typer.Context,
+    run: RunId,
+    name: Annotated[str, typer.Argument(help="catalog.schema.model.")],
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Register the model of a run that completed without register_to."""
+    found = _runs(context).get(run)
+    found.register(name)
+    if detach:
+        _show(context, found, as_json)
+    else:
+        _follow(context, found, as_json)
+
+
 @finetune.command("load")
 def load(
     context: typer.Context,

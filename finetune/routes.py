@@ -55,6 +55,14 @@ class Asked(BaseModel):
     files: dict[Annotated[str, Field(pattern=rf"^{_FILE.pattern}$")], str] = {}
 
 
+class Named(BaseModel):
+    """What a model is to be called in the registry, `catalog.schema.model`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
 def router(
     runs: Runs,
     *,
@@ -109,6 +117,10 @@ def router(
             raise refuse(403, f"{foreign[0]!r} is of the server: only an administrator names it. Send files in 'files', by name.")
         return recipe
 
+    def room() -> None:
+        if sum(run.state()["status"] in ACTIVE for run in runs.list()) >= MAX_ACTIVE:
+            raise refuse(429, f"{MAX_ACTIVE} runs are going on. Wait for one to end, or cancel one.")
+
     def owned(run_id: str, who: Who) -> TrainingRun:
         run = next((each for each in runs.list() if each.id == run_id), None)
         if run is None or not _sees(who, run):
@@ -158,8 +170,7 @@ def router(
             check(recipe, wanted.files)
         except RecipeError as error:
             raise refuse(400, str(error)) from None
-        if sum(run.state()["status"] in ACTIVE for run in runs.list()) >= MAX_ACTIVE:
-            raise refuse(429, f"{MAX_ACTIVE} runs are going on. Wait for one to end, or cancel one.")
+        room()
         run = runs.create(recipe, tracking_uri=tracking_uri, created_by=_owner(who), files=wanted.files)
         run.start()
         return _shown(run)
@@ -186,6 +197,19 @@ def router(
         run = owned(run_id, who)
         try:
             run.start()
+        except RunError as error:
+            raise refuse(409, str(error)) from None
+        return _shown(run)
+
+    @routes.post("/runs/{run_id}/register")
+    def register(run_id: str, named: Named, who: Who = who_asks) -> dict[str, Any]:
+        run = owned(run_id, who)
+        may_register(who, named.name)
+        room()
+        try:
+            run.register(named.name)
+        except RecipeError as error:
+            raise refuse(400, str(error)) from None
         except RunError as error:
             raise refuse(409, str(error)) from None
         return _shown(run)
@@ -240,4 +264,4 @@ def _sees(who: Who, run: TrainingRun) -> bool:
 
 
 def _shown(run: TrainingRun) -> dict[str, Any]:
-    return {**run.summary(), "recipe": run.spec["recipe"]}
+    return {**run.summary(), "recipe": run.spec["recipe"], "registrable": run.registrable}

@@ -121,6 +121,41 @@ class TrainingRun:
             raise RunError(f"Run {self.id} is {status}; `smalti finetune events --follow {self.id}` shows how far it is.")
         if status == "COMPLETED":
             raise RunError(f"Run {self.id} has completed. Run its recipe again to train anew.")
+        self._launch()
+
+    @property
+    def registrable(self) -> bool:
+        """Whether a model came of it that can be registered yet: it has completed, kept its last checkpoint and is no trial."""
+        state = self.state()
+        done = state["status"] == "COMPLETED" and not (state.get("result") or {}).get("registered")
+        return done and "parent_run_id" not in self.spec and any((self.folder / "checkpoints").glob("step-*"))
+
+    def register(self, name: str) -> None:
+        """Register what a completed run gave: its process goes on behind the last step, judges the model anew and registers it.
+
+        Parameters
+        ----------
+        name: `catalog.schema.model`.
+
+        Raises
+        ------
+        RunError: there is nothing to register. RecipeError: it is no name of a model.
+        """
+        if not self.registrable:
+            raise RunError(
+                f"Run {self.id} gave no model to register: it must have completed without one, and have checkpoints "
+                "(a search has none; run its recipe again with register_to)."
+            )
+        spec = self.spec
+        recipe = load_recipe({**spec["recipe"], "register_to": name})
+        path = self.folder / "run.json"
+        new, times = path.with_name(".run.json"), path.stat()
+        new.write_text(json.dumps({**spec, "recipe": recipe.model_dump(mode="json")}, indent=1), encoding="utf-8")
+        os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))  # by which runs are listed
+        os.replace(new, path)
+        self._launch()
+
+    def _launch(self) -> None:
         (self.folder / "cancel").unlink(missing_ok=True)
         self.set_state(status="PENDING", message="", started=time.time(), first_event=self.size())
         environment = {**os.environ, **threads.environment(self.spec["threads"])}

@@ -42,6 +42,8 @@ def main(folder: Path) -> int:
 
 def perform(run: TrainingRun, watch: Watch | None = None) -> str:
     """Do a run in this process, which holds its lock; gives the status it ended with. `watch` is as in `finetune.job.execute`."""
+    if run.canceled():  # before anything heavy is loaded
+        return end_with(run, "canceled", "canceled before it began")
     from finetune.data import DataError
     from finetune.job import execute
     from finetune.loop import Canceled, TrainingError

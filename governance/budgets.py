@@ -11,9 +11,10 @@ import calendar
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -122,6 +123,32 @@ class Budgets:
         with self._engine.connect() as connection:
             rows = connection.execute(select(table).where(table.c.period.in_(periods)))
             return {(row.endpoint, row.metric, row.kind, row.whose, row.period): row.used for row in rows}
+
+    def standing(self, policies: Mapping[str, AiGatewayConfig]) -> list[dict[str, Any]]:
+        """Each budget in force, the fullest first: `endpoint`, `metric`, `kind`, `whose`, `period`, `soft`, `limit`, `used`.
+
+        Those of each user are there once they have used something. Money is in millionths of a dollar.
+
+        Parameters
+        ----------
+        policies: by endpoint.
+        """
+        now, found = self._clock(), []
+        with self._fetching:  # leases stay as the database knows them
+            used = self.used()
+            with self._lock:  # what this process leased and did not spend
+                spent = {key: count - (self._leases[key].left if key in self._leases else 0) for key, count in used.items()}
+        for endpoint, policy in policies.items():
+            for metric, period, soft, rules in policy.budgets:
+                at = _period(period, now)
+                names = [(kind, whose) for name, of, kind, whose, when in spent if (name, of, when) == (endpoint, metric, at)]
+                for kind, whose in dict.fromkeys((*rules.names, *names)):
+                    limit = rules.limit(kind, whose)
+                    if limit is not None:
+                        told = {"endpoint": endpoint, "metric": metric, "kind": kind, "whose": whose, "period": period}
+                        count = max(0, spent.get((endpoint, metric, kind, whose, at), 0))
+                        found.append({**told, "soft": soft, "limit": limit, "used": count})
+        return sorted(found, key=lambda each: -each["used"] / (each["limit"] or 1))
 
     def prune(self, before: str) -> int:
         """Forget the counters of days and months before an ISO date."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, case, func, literal, select, union_all
+from sqlalchemy import Connection, Engine, bindparam, case, func, literal, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from governance.tables import hourly, inference_table
@@ -19,7 +19,8 @@ from governance.tables import hourly, inference_table
 BANDS = tuple(round(1.25**power, 3) for power in range(-4, 56))
 """Upper ends of the latency bands in milliseconds: 0.4 ms to about 3.5 minutes; the last band has no end."""
 
-COUNTS = ("requests", "refused", "errors", "input_tokens", "output_tokens", "cost")
+COUNTS = ("requests", "refused", "limited", "errors", "input_tokens", "output_tokens", "cost")
+"""Of those refused, `limited` ran into a limit or a budget."""
 EVERYONE = ""
 _KEYS = ("requester", "hour", "endpoint", "inner_call", "band")
 _READ = (
@@ -28,6 +29,7 @@ _READ = (
 )  # fmt: skip
 _KNOWN = f"SELECT {', '.join(_READ)} FROM inference_table WHERE databricks_request_id IN (SELECT value FROM json_each(?))"
 _AT_ONCE = 400
+LIMITED = 429
 NO_BAND = -1
 """The band of calls that were refused or failed: how long that took is no latency of an answer."""
 
@@ -81,8 +83,8 @@ def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], 
     answered, duration = status < 400, row.get("execution_duration_ms")
     band = band_of(duration) if answered and duration is not None else NO_BAND
     numbers = (
-        1, 400 <= status < 500 and status != 499, status >= 500, row.get("input_tokens") or 0, row.get("output_tokens") or 0,
-        row.get("cost") or 0.0,
+        1, 400 <= status < 500 and status != 499, status == LIMITED, status >= 500, row.get("input_tokens") or 0,
+        row.get("output_tokens") or 0, row.get("cost") or 0.0,
     )  # fmt: skip
     for who in {EVERYONE, row.get("requester") or EVERYONE}:
         key = (who, time[:13], row["endpoint_name"], int(row.get("parent_request_id") is not None), band)
@@ -119,6 +121,7 @@ def fill(engine: Engine) -> None:
     numbers = (
         func.count(),
         func.sum(case((refused, 1), else_=0)),
+        func.sum(case((table.status_code == LIMITED, 1), else_=0)),
         func.sum(case((table.status_code >= 500, 1), else_=0)),
         func.coalesce(func.sum(table.input_tokens), 0),
         func.coalesce(func.sum(table.output_tokens), 0),
@@ -136,6 +139,26 @@ def fill(engine: Engine) -> None:
     rows = select(union_all(everyone, each).subquery()).where(literal(value=True))
     with engine.begin() as connection:
         connection.execute(insert(hourly).from_select([*_KEYS, *COUNTS], rows).on_conflict_do_nothing())
+
+
+def fill_limited(connection: Connection) -> None:
+    """Count the limits hit in hours from before they were counted, as far back as the inference table goes. Once."""
+    table, hour = inference_table.c, func.substr(inference_table.c.request_time, 1, 13).label("at")
+    inner = case((table.parent_request_id.is_(None), 0), else_=1).label("inner")
+    groups = (func.coalesce(table.requester, EVERYONE).label("who"), hour, table.endpoint_name.label("name"), inner)
+    counted = select(*groups, func.count().label("hits")).where(table.status_code == LIMITED).group_by(*groups)
+    totals: dict[tuple[Any, ...], int] = {}
+    for row in connection.execute(counted):
+        for who in {EVERYONE, row.who}:
+            key = (who, row.at, row.name, row.inner)
+            totals[key] = totals.get(key, 0) + row.hits
+    if totals:
+        names = ("who", "at", "name", "inner", "hits")
+        of = hourly.c
+        one = (of.requester == bindparam("who")) & (of.hour == bindparam("at")) & (of.endpoint == bindparam("name"))
+        one &= (of.inner_call == bindparam("inner")) & (of.band == NO_BAND)
+        values: list[dict[str, Any]] = [dict(zip(names, (*key, count), strict=True)) for key, count in totals.items()]
+        connection.execute(update(hourly).where(one).values(limited=bindparam("hits")), values)
 
 
 def read(

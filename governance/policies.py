@@ -242,6 +242,20 @@ class Rules:
         self.groups = sorted(groups.items(), key=lambda item: -item[1])
         self.any = self.endpoint is not None or bool(self.default or self.named or groups)
 
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Kind and name of everything that has a limit of its own."""
+        everyone = [("endpoint", "")] if self.endpoint is not None else []
+        return [*everyone, *(("user_group", group) for group, _ in self.groups), *self.named]
+
+    def limit(self, kind: str, whose: str) -> int | None:
+        """What that key may use; None for one that no limit speaks of."""
+        if kind == "endpoint":
+            return self.endpoint
+        if kind == "user_group":
+            return dict(self.groups).get(whose)
+        return self.named.get((kind, whose), self.default.get(kind, self.default.get("user")))
+
     def applying(self, caller: Caller) -> list[list[tuple[int, str, str]]]:
         """What must have room: of each inner list, one. Items are limit, kind of key, whose."""
         needed: list[list[tuple[int, str, str]]] = []

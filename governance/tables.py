@@ -119,6 +119,7 @@ hourly = Table(
     Column("band", Integer, primary_key=True),  # of latency; -1 for calls without an answer
     Column("requests", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
+    Column("limited", BigInteger, nullable=False, server_default="0"),  # of those refused, by a limit or a budget
     Column("errors", BigInteger, nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),

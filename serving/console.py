@@ -73,8 +73,8 @@ class Console:
         if name := query.get("caller"):
             where.append(table.requester == name)
         if (status := query.get("status", "")).isdigit():
-            lowest = int(status) * 100
-            where.append(table.status_code.between(lowest, lowest + 99))
+            lowest, highest = (int(status), int(status)) if len(status) > 1 else (int(status) * 100, int(status) * 100 + 99)
+            where.append(table.status_code.between(lowest, highest))
         elif status:
             where.append(table.status_code.is_(None))
         if text := query.get("text"):
@@ -173,8 +173,7 @@ class Console:
                 for g in platform.grants.list()
                 if not g.securable.startswith(f"index:{PREFIX}")  # what a person handed to a conversation is theirs
             ]
-            names = ("endpoint", "metric", "kind", "whose", "period")
-            budgets = [{**dict(zip(names, key, strict=True)), "used": used} for key, used in platform.budgets.used().items()]
+            budgets = platform.budgets.standing(platform.policies.list())
             return keys, grants, budgets, audit.entries(platform.engine, limit=AUDITED)
 
         return await asyncio.to_thread(read)

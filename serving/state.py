@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.schema import CreateColumn
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised whenever a table gains or loses a column, or rows a meaning. Older state is upgraded in place after a copy is kept."""
 
 
@@ -219,13 +220,12 @@ def _alone(engine: Engine) -> Iterator[None]:
 
 
 def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -> None:
+    from governance.hourly import fill_limited
     from serving.ownership import to_principals
 
     older = found is not None and found < SCHEMA_VERSION
     if older and engine.dialect.name == "sqlite" and engine.url.database:
-        with engine.begin() as connection:
-            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-        shutil.copy2(engine.url.database, f"{engine.url.database}.v{found}.bak")
+        _copy(engine, f"{engine.url.database}.v{found}.bak")
     for metadata in metadatas:
         metadata.create_all(engine)
         if older:
@@ -238,8 +238,22 @@ def _upgrade(engine: Engine, metadatas: Sequence[MetaData], found: int | None) -
         with engine.begin() as connection:
             if found is not None and found < 4:
                 to_principals(connection)
+            if found is not None and found < 5:
+                fill_limited(connection)
             connection.execute(text("DELETE FROM smalti_schema"))
             connection.execute(text("INSERT INTO smalti_schema (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
+
+
+def _copy(engine: Engine, target: str) -> None:
+    """The database as a file of its own, by SQLite itself.
+
+    A process that opens and closes the file by other means drops the locks that SQLite holds on it: the next command to close the
+    database would then take its write-ahead log away from the server (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+    with engine.connect() as connection, closing(sqlite3.connect(target)) as kept:
+        held: Any = connection.connection.driver_connection
+        held.backup(kept)
 
 
 def _add_columns(engine: Engine, metadata: MetaData) -> None:
@@ -249,5 +263,7 @@ def _add_columns(engine: Engine, metadata: MetaData) -> None:
             present = {column["name"] for column in seen.get_columns(table.name)}
             for column in table.columns:
                 if column.name not in present:
-                    kind = column.type.compile(engine.dialect)
-                    connection.execute(text(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {kind}'))
+                    made = f'"{column.name}" {column.type.compile(engine.dialect)}'  # older rows have nothing there
+                    if column.server_default is not None:
+                        made = str(CreateColumn(column).compile(dialect=engine.dialect))
+                    connection.execute(text(f'ALTER TABLE "{table.name}" ADD COLUMN {made}'))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from nicegui.client import Client
 from nicegui.element import Element
 
-from serving.ui.pace import Pace
+from serving.ui.pace import Growing, Pace
 from serving.ui.parts import Prose, button, how_answered, set_text, source_row, tag, thinking
 from serving.ui.turn import Ask, Turn
-
-FLUSH = 0.03
-"""Seconds between two drawings of a streaming answer."""
 
 Decide = Callable[[list[dict[str, Any]]], Any]
 Rate = Callable[[Turn, bool, str | None], Awaitable[bool]]
@@ -92,7 +87,8 @@ class AnswerView:
         decide: Decide | None = None,
     ) -> None:
         self.client, self.turn, self._rated, self._again, self._decide = client, turn, rate, again, decide
-        self._pace, self._last, self._asked = pace, 0.0, False
+        self._growing = Growing(pace, self._draw)
+        self.changed = self._growing.changed
         self.box = tag("article", "answer", aria_label="Answer")
         with self.box:
             with tag("div", "answer-head"):
@@ -102,22 +98,8 @@ class AnswerView:
             self._wait: Element | None = thinking()
             self._tail = tag("div")
 
-    def changed(self) -> None:
-        """Draw soon: at its next turn if nothing was drawn for a while, else when the pause is over."""
-        if not self._asked:
-            self._asked = True
-            pause = self._last + FLUSH - time.monotonic()
-            if pause <= 0:
-                self._pace.soon(self._turn)
-            else:
-                asyncio.get_running_loop().call_later(pause, self._pace.soon, self._turn)
-
-    def _turn(self) -> None:
-        if self._asked:  # else all was drawn meanwhile
-            self._draw()
-
     def _draw(self, *, whole: bool = False) -> None:
-        self._asked, self._last = False, time.monotonic()
+        self._growing.drawn()
         if self.client.is_deleted or self.box.is_deleted:
             return
         with self.client:

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 SLICE = 0.002
 """Seconds of CPU that are drawn in one go."""
+FLUSH = 0.03
+"""Seconds between two drawings of a growing answer."""
 REST = 1.0
 """Pause after a go, as a part of what it took: drawing takes at most half of the loop."""
 
@@ -41,3 +43,30 @@ class Pace:
         self._going = spent >= SLICE or bool(self._waiting)
         if self._going:
             asyncio.get_running_loop().call_later(spent * REST, self._go)
+
+
+class Growing:
+    """Drawings of one answer that grows: the first at once, then at most one in `FLUSH` seconds, each when it is its turn."""
+
+    def __init__(self, pace: Pace, draw: Callable[[], None]) -> None:
+        self._pace, self._draw = pace, draw
+        self._last, self._asked = 0.0, False
+
+    def changed(self) -> None:
+        """Draw soon: at its next turn if nothing was drawn for a while, else when the pause is over."""
+        if not self._asked:
+            self._asked = True
+            pause = self._last + FLUSH - time.monotonic()
+            if pause <= 0:
+                self._pace.soon(self._turn)
+            else:
+                asyncio.get_running_loop().call_later(pause, self._pace.soon, self._turn)
+
+    def drawn(self) -> None:
+        """It was drawn just now; a turn that was asked for before is not needed any more."""
+        self._asked, self._last = False, time.monotonic()
+
+    def _turn(self) -> None:
+        if self._asked:
+            self.drawn()
+            self._draw()

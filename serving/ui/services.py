@@ -118,7 +118,7 @@ class ConsoleData(Protocol):
         ...
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
-        """The newest calls. `query`: `since`, `endpoint`, `caller`, `status` (first digit, or `none`), `text`."""
+        """The newest calls. `query`: `since`, `endpoint`, `caller`, `status` (whole, its first digit, or `none`), `text`."""
         ...
 
     async def call(self, who: Caller, request_id: str) -> Row | None:
@@ -138,7 +138,7 @@ class ConsoleData(Protocol):
     async def set_limits(self, who: Caller, name: str, limits: Sequence[Row]) -> None: ...
 
     async def access(self, who: Caller) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row], Sequence[Row]]:
-        """Keys, grants, budgets in use and the audit log."""
+        """Keys, grants, budgets (`governance.budgets.Budgets.standing`) and the audit log."""
         ...
 
     async def create_key(self, who: Caller, name: str, kind: str, groups: Sequence[str], label: str) -> str:

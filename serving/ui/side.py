@@ -185,6 +185,7 @@ class _Sheet(ui.dialog):
 
     def __init__(self, title: str) -> None:
         super().__init__()
+        self.props["aria-label"] = title
         with self.default_slot:
             self.sheet = tag("div", "sheet", role="document")
         with self.sheet:

@@ -1,6 +1,8 @@
 """How quick the pages are: the console's home over a million calls, the chat's first paint, tokens, and 50 chats at once.
 
-`python -m tests.bench.ui [--calls 1000000] [--chats 50]`; needs Chromium. Prints JSON lines.
+`python -m tests.bench.ui [--calls 1000000] [--chats 50] [--only console|chats] [--state FOLDER]`; needs Chromium. Prints JSON
+lines. The chats that stream at once are sockets without a browser (`tests.bench.chats`), in a process of their own.
+`--state` keeps the million calls for the next time.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import json
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +25,8 @@ from typing import Any
 
 import sqlalchemy
 
+STREAMED = 8
+"""Seconds in which the event loop is watched."""
 COLUMNS = (
     "databricks_request_id, request_time, endpoint_name, task, requester, status_code, execution_duration_ms, input_tokens, "
     "output_tokens, cost, request, response"
@@ -52,7 +58,7 @@ def fill(home: Path, calls: int) -> None:
     engine.dispose()
 
 
-def console_pages(calls: int) -> list[dict[str, Any]]:
+def console_pages(calls: int, state: Path | None = None) -> list[dict[str, Any]]:
     """Seconds until the console's home shows its numbers, and the journal its rows, from the second opening on."""
     from playwright.sync_api import sync_playwright
 
@@ -62,9 +68,11 @@ def console_pages(calls: int) -> list[dict[str, Any]]:
         docs = Path(folder, "docs")
         docs.mkdir()
         (docs / "a.md").write_text("# A\n\nOne document.")
-        fill(Path(folder, "home"), calls)
+        home = state or Path(folder, "home")
+        if not home.exists():
+            fill(home, calls)
         began = time.perf_counter()
-        with serving(Path(folder, "home"), docs) as live, sync_playwright() as playwright:
+        with serving(home, docs) as live, sync_playwright() as playwright:
             ready = time.perf_counter() - began
             page = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"]).new_page()
             page.goto(f"{live.url}/login?next=/console")
@@ -100,12 +108,12 @@ def _seconds(seconds: list[float]) -> dict[str, float]:
 
 
 def chats(count: int) -> Iterator[dict[str, Any]]:
-    """First paint, time from an emitted token to the page, and the event loop's lag while so many chats stream."""
+    """First paint and time from an emitted token to the page, in a browser; the event loop's lag while so many chats stream."""
     from playwright.sync_api import sync_playwright
 
     from tests.serving.ui.world import World
 
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, sync_playwright() as playwright:
         world = World(Path(folder))
         world.start()
         asyncio.run_coroutine_threadsafe(world.pages.start(), world.loop).result(60)
@@ -149,6 +157,10 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
         late = [seen[i] - emitted[i] for i in range(1, 24) if i in seen and i in emitted]
         yield {"what": "token to page", "median_ms": round(statistics.median(late), 1), "worst_ms": round(max(late), 1)}
 
+        browser.close()
+
+        text = ("Mosaics are set from tiles of **glass** and `stone`. " * 12 + "\n\n") * 40
+        world.engine.answer = lambda question: (text, [], "generative")  # type: ignore[method-assign]
         world.engine.delay, lags, cpu, ended = 0.05, [], [], threading.Event()
 
         async def watch() -> None:
@@ -158,24 +170,24 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
                 lags.append((time.perf_counter() - began - 0.01) * 1000)
                 cpu.append((time.thread_time() - used) * 1000)
 
-        context.set_default_timeout(300_000)  # so many browsers on one machine take their time
-        pages = [context.new_page() for _ in range(count)]
-        for each in pages:
-            each.goto(world.url)
-            each.get_by_label("Your question").fill("slow please")
-            each.keyboard.press("Enter")
-        watching = asyncio.run_coroutine_threadsafe(watch(), world.loop)
-        time.sleep(10)
-        ended.set()
-        watching.result(10)
+        asked = [world.url, world.admin_key, str(count), "tell", str(STREAMED + 2)]
+        command = [sys.executable, "-m", "tests.bench.chats", *asked]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
+            assert clients.stdout is not None
+            clients.stdout.readline()
+            time.sleep(1)  # until the last one's answer has begun
+            watching = asyncio.run_coroutine_threadsafe(watch(), world.loop)
+            time.sleep(STREAMED)
+            ended.set()
+            watching.result(10)
+            yield {"what": "chats that stream", "chats": count, **json.loads(clients.stdout.readline())}
         yield {"what": "event loop lag", "chats": count, **_spread(lags)}
         yield {
             "what": "CPU of the event loop between two ticks 10 ms apart, which bounds its lag",
             "chats": count,
             **_spread(cpu),
         }
-        browser.close()
-        world.stop()
+        world.server.should_exit = True  # the answers that still come end with the process
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -189,8 +201,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--chats", type=int, default=50)
     parser.add_argument("--only", choices=("console", "chats"), help="One of the two halves.")
+    parser.add_argument("--state", type=Path, help="Folder of the calls; filled where it is not there.")
     given = parser.parse_args()
-    pages = () if given.only == "chats" else console_pages(given.calls)
+    pages = () if given.only == "chats" else console_pages(given.calls, given.state)
     for result in chain(pages, () if given.only == "console" else chats(given.chats)):
         print(json.dumps(result), flush=True)
 

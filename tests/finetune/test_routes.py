@@ -79,6 +79,10 @@ def test_a_run_from_its_recipe_to_its_last_event(live: Live, made: Path) -> None
         assert eve.get(RUNS).json() == {"runs": []}
         for path in (begun["id"], f"{begun['id']}/events", "none"):
             assert eve.get(f"{RUNS}/{path}").status_code == 404
+        assert shown["registrable"]  # the recipe named no model; it may be named yet
+        assert eve.post(f"{RUNS}/{begun['id']}/register", json={"name": "main.default.hers"}).status_code == 404
+        wrong = client.post(f"{RUNS}/{begun['id']}/register", json={"name": "no name"})
+        assert (wrong.status_code, "register_to" in wrong.json()["message"]) == (400, True)
 
 
 @pytest.mark.timeout(400)
@@ -105,6 +109,10 @@ def test_a_user_trains_what_the_grants_allow_on_files_of_their_own(live: Live, m
         assert begun["created_by"] == "user:anna"
         anna.post(f"{RUNS}/{begun['id']}/cancel").raise_for_status()
         assert [kind for _, kind, _ in events(anna, begun["id"])][-1] == "canceled"
+        early = anna.post(f"{RUNS}/{begun['id']}/register", json={"name": "main.default.reviews"})
+        assert (early.status_code, "gave no model" in early.json()["message"]) == (409, True)
+        other = anna.post(f"{RUNS}/{begun['id']}/register", json={"name": "main.default.other"})
+        assert other.status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,28 @@ def test_tokens_and_money_are_settled_by_what_was_used(database: Engine) -> None
     again.close()
 
 
+def test_budgets_in_force_are_told_with_what_is_left(database: Engine) -> None:
+    budgets = Budgets(database)
+    limits = [
+        {"calls": 500, "renewal_period": "day"}, {"tokens": 1_000, "key": "user", "renewal_period": "month"},
+        {"cost": 2.5, "key": "user_group", "principal": "ml", "renewal_period": "day", "soft": True},
+        {"calls": 5, "renewal_period": "minute"},
+    ]  # fmt: skip
+    policy = AiGatewayConfig.parse({"rate_limits": limits})
+    for _ in range(3):
+        charges, _warnings = take(budgets, policy, given=100)
+        budgets.settle(charges, 150, 0)
+    told = budgets.standing({"assistant": policy, "free": AiGatewayConfig()})
+    assert [
+        (row["kind"], row["whose"], row["metric"], row["period"], row["limit"], row["used"], row["soft"]) for row in told
+    ] == [
+        ("user", "alice", "tokens", "month", 1_000, 450, False),  # what was leased and not spent is not used
+        ("endpoint", "", "calls", "day", 500, 3, False),
+        ("user_group", "ml", "cost", "day", 2_500_000, 0, True),
+    ]
+    budgets.close()
+
+
 def test_a_new_day_begins_anew_and_old_counters_can_be_forgotten(database: Engine) -> None:
     now = [1_795_000_000.0]
     budgets = Budgets(database, lambda: now[0])

@@ -76,12 +76,19 @@ def test_counting_as_calls_arrive_equals_counting_the_table(tmp_path, engine):
     assert [row.cost for row in again] == pytest.approx([row.cost for row in kept])
     hourly.fill(engine)
     assert everything(engine) == again
+    assert sum(row.limited for row in again if row.requester == "") == sum(
+        ended is not None and ended["status_code"] == 429 for _, ended in calls()
+    )
+    with engine.begin() as connection:  # as a database from before limits were counted has it
+        connection.execute(table.update().values(limited=0))
+        hourly.fill_limited(connection)
+    assert everything(engine) == again
 
 
 def test_reading_sums_over_hours_and_endpoints(tmp_path, engine):
     now = time.time_ns()
     with Journal(engine, tmp_path / "journal", interval=None) as journal:
-        for i, status in enumerate([200, 200, 200, 429, 500]):
+        for i, status in enumerate([200, 200, 200, 429, 500, 403]):
             row = {"request_time": now - i % 2 * HOUR, "endpoint_name": "chat", "task": "chat", "requester": "alice"}
             more = {"status_code": status, "execution_duration_ms": 100.0 * (i + 1), "input_tokens": 3, "cost": 0.5}
             journal.append({"databricks_request_id": f"r{i}", **row, **more})
@@ -89,11 +96,11 @@ def test_reading_sums_over_hours_and_endpoints(tmp_path, engine):
         journal.append({"databricks_request_id": "inner", **row, "status_code": 200, "execution_duration_ms": 1.0})
         journal.ingest()
     rows = hourly.read(engine, since=iso(now - 2 * HOUR), by=("endpoint",))
-    assert [(r["endpoint"], r["inner_call"], r["requests"], r["refused"], r["errors"]) for r in rows] == [
-        ("chat", 0, 5, 1, 1),
-        ("docs", 1, 1, 0, 0),
+    assert [(r["endpoint"], r["inner_call"], r["requests"], r["refused"], r["limited"], r["errors"]) for r in rows] == [
+        ("chat", 0, 6, 2, 1, 1),
+        ("docs", 1, 1, 0, 0, 0),
     ]
-    assert (rows[0]["input_tokens"], rows[0]["cost"], sum(rows[0]["bands"].values())) == (15, 2.5, 3)
+    assert (rows[0]["input_tokens"], rows[0]["cost"], sum(rows[0]["bands"].values())) == (18, 3.0, 3)
     assert len(hourly.read(engine, since=iso(now - 2 * HOUR), requester="alice")) == 2
     assert hourly.read(engine, since=iso(now + HOUR)) == []
 

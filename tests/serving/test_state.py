@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from sqlalchemy import inspect, text
 
+from governance.hourly import read
 from governance.journal import Journal
 from governance.tables import metadata
 from serving.state import SCHEMA_VERSION, open_database, upgrade
@@ -60,3 +63,53 @@ def test_an_index_that_came_later_is_made_in_a_state_from_before_it(tmp_path: Pa
     upgrade(engine, [metadata])
     assert "inference_table_by_requester" in {each["name"] for each in inspect(engine).get_indexes("inference_table")}
     engine.dispose()
+
+
+def test_limits_hit_before_they_were_counted_are_counted_by_the_upgrade(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    upgrade(engine, [metadata])
+    row = {"request_time": 1_800_000_000_000_000_000, "endpoint_name": "assistant", "task": "agent", "requester": "ann"}
+    with Journal(engine, tmp_path / "journal", interval=None) as journal:
+        for number, status in enumerate((200, 429, 429, 403)):
+            journal.append({"databricks_request_id": f"r{number}", **row, "status_code": status})
+        journal.ingest()
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE usage_hourly DROP COLUMN limited"))
+        connection.execute(text("UPDATE smalti_schema SET version = 4"))
+    upgrade(engine, [metadata])
+    with Journal(engine, tmp_path / "journal", interval=None) as journal:
+        journal.append({"databricks_request_id": "later", **row, "status_code": 429})
+        journal.ingest()
+    (everyone,) = read(engine, since="2027-01-01T00")
+    (hers,) = read(engine, since="2027-01-01T00", requester="ann")
+    for counted in (everyone, hers):
+        assert (counted["requests"], counted["refused"], counted["limited"]) == (5, 4, 3)
+    engine.dispose()
+
+
+def test_a_command_beside_an_upgraded_server_leaves_it_its_log(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path}/smalti.db")
+    upgrade(engine, [metadata])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE smalti_schema SET version = 3"))
+    upgrade(engine, [metadata])
+    count = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); print(c.execute('SELECT count(*) FROM audit_log').fetchone()[0])"
+    )
+
+    def beside() -> str:
+        command = [sys.executable, "-c", f"{count}; c.close()", f"{tmp_path}/smalti.db"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    for written in range(2):
+        assert beside() == str(written)
+        with engine.begin() as connection:
+            entry = "INSERT INTO audit_log (time, actor, action, subject) VALUES ('', '', '', '')"
+            connection.execute(text(entry))
+    assert beside() == "2"
+    assert (tmp_path / "smalti.db-wal").exists()
+    engine.dispose()
+    kept = open_database(f"sqlite:///{tmp_path}/smalti.db.v3.bak")
+    with kept.connect() as connection:
+        assert connection.execute(text("SELECT version FROM smalti_schema")).scalar() == 3
+    kept.dispose()

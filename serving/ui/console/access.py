@@ -44,18 +44,19 @@ class AccessPage(ConsolePage):
     def _keys(self, keys: Sequence[Row]) -> None:
         columns = [
             ("id", "Key id"), ("name", "Name"), ("kind", "Kind"), ("groups", "Groups"), ("rights", "Rights"), ("label", "Label"),
-            ("state", "State"), ("created", "Made"), ("expires", "Expires"),
+            ("state", "State"), ("created", "Made"), ("expires", "Expires"), ("revoke", ""),
         ]  # fmt: skip
         rows = [
             {
                 "id": row["id"], "name": row["name"], "kind": row["kind"].replace("_", " "), "groups": ", ".join(row["groups"]),
                 "rights": "admin" if row["admin"] else "", "label": row["label"], "created": stamp(row["created_at"]),
                 "expires": stamp(row["expires_at"]) or "never", "state": "revoked" if row["revoked"] else "in force",
+                "revoke": "" if row["revoked"] else "Revoke",
             }
             for row in keys
         ]  # fmt: skip
         with tag("section", "panel-section", id="keys", aria_label="Keys"):
-            table("Keys", "No keys.", columns, rows, key="id", opens="id", on_open=self._revoking)
+            table("Keys", "No keys.", columns, rows, key="id", opens="revoke", on_open=self._revoking)
             self.revoke = tag("div")
             with form("Make a key", self.doing(self._create, "The key is made.")):
                 field("Name", "name", required=True, maxlength=256)
@@ -92,9 +93,15 @@ class AccessPage(ConsolePage):
             empty = "Nobody but administrators may call anything yet."
             table("Grants", empty, columns, rows, key="id", opens="remove", on_open=remove)
             with form("Grant", self.doing(self._grant, "The grant is in force.")):
-                field("Who (user:NAME, group:NAME, service_principal:NAME)", "principal", required=True, maxlength=300)
+                field(
+                    "Who",
+                    "principal",
+                    required=True,
+                    maxlength=300,
+                    placeholder="user:NAME, group:NAME or service_principal:NAME",
+                )
                 choice("May", "level", [(level, level) for level in LEVELS], "CAN_QUERY")
-                field("On (endpoint:NAME, index:NAME)", "securable", required=True, maxlength=500)
+                field("On", "securable", required=True, maxlength=500, placeholder="endpoint:NAME or index:NAME")
 
     async def _grant(self, given: Mapping[str, str]) -> None:
         try:
@@ -106,15 +113,21 @@ class AccessPage(ConsolePage):
         await self.data.revoke_grant(await self.who(), principal, securable)
 
     def _budgets(self, budgets: Sequence[Row]) -> None:
-        columns = [("endpoint", "Endpoint"), ("whose", "Whose"), ("metric", "Of"), ("used", "Used"), ("period", "Period")]
+        columns = [
+            ("endpoint", "Endpoint"), ("whose", "Whose"), ("period", "A"), ("limit", "Limit"), ("used", "Used"), ("left", "Left"),
+            ("spent", "Used %"), ("soft", "Over it"),
+        ]  # fmt: skip
         rows = [
             {
-                **row, "id": str(i), "used": dollars(row["used"] / 1e6) if row["metric"] == "cost" else row["used"],
+                "id": str(i), "endpoint": row["endpoint"], "period": row["period"], "limit": _amount(row, row["limit"]),
                 "whose": "all" if row["kind"] == "endpoint" else f"{row['kind'].replace('_', ' ')} {row['whose']}",
+                "used": _amount(row, row["used"]), "left": _amount(row, max(0, row["limit"] - row["used"])),
+                "spent": round(100 * row["used"] / row["limit"]) if row["limit"] else 100,
+                "soft": "warns" if row["soft"] else "refuses",
             }
             for i, row in enumerate(budgets)
         ]  # fmt: skip
-        empty = "No budget is in use. A limit by day or month on an endpoint makes one."
+        empty = "No budget is set. A limit by day or month on an endpoint makes one."
         with tag("section", "panel-section", id="budgets", aria_label="Budgets"):
             table("Budgets", empty, columns, rows, key="id")
 
@@ -126,8 +139,34 @@ class AccessPage(ConsolePage):
             {**row, "time": stamp(row["time"], "%Y-%m-%d %H:%M:%S"), "before": _said(row["before"]), "after": _said(row["after"])}
             for row in entries
         ]
+        by_id = {str(row["id"]): row for row in entries}
+
+        def opened(key: str) -> None:
+            self.entry.clear()
+            with self.entry:
+                self._entry(by_id[key])
+            self.client.run_javascript("smalti.to('#audit')")
+
         with tag("section", "panel-section", id="audit", aria_label="Audit log"):
-            table("Audit log", "Nothing was changed yet.", columns, rows, key="id", size=15)
+            self.entry = tag("div", aria_live="polite")
+            table("Audit log", "Nothing was changed yet.", columns, rows, key="id", size=15, opens="action", on_open=opened)
+
+    def _entry(self, entry: Row) -> None:
+        """One change with all of what was there before and after it."""
+        with tag("article", "detail tile"):
+            with tag("div", "section-head"):
+                tag("h2", text=f"{entry['action']} on {entry['subject']}")
+                button("button quiet small", "Close", self.entry.clear, text="Close")
+            tag("p", "hint", f"{stamp(entry['time'], '%Y-%m-%d %H:%M:%S')} (UTC) by {entry['actor']}")
+            for name in ("before", "after"):
+                if entry[name] not in (None, {}, []):
+                    tag("h3", text={"before": "From", "after": "To"}[name])
+                    tag("pre", "payload", json.dumps(entry[name], indent=2, ensure_ascii=False), tabindex="0", aria_label=name)
+
+
+def _amount(budget: Row, amount: int) -> str:
+    """An amount of what a budget counts; money is in millionths of a dollar."""
+    return dollars(amount / 1e6) if budget["metric"] == "cost" else f"{amount:,} {budget['metric']}"
 
 
 def _said(value: Any) -> str:

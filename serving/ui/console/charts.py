@@ -44,6 +44,11 @@ def band(name: str, points: Sequence[tuple[Any, float | None, float | None, floa
     ]
 
 
+def shortened(name: str, most: int = 26) -> str:
+    """A name as a legend has room for it, by its beginning and its end."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
+
+
 def plot(
     title: str,
     label: str,
@@ -54,6 +59,7 @@ def plot(
     x: str = "value",
     x_name: str = "",
     zero: bool = False,
+    whole: bool = True,
 ) -> None:
     """A figure with its caption.
 
@@ -63,6 +69,7 @@ def plot(
     categories: names of the columns; without them `x` is the kind of the x axis (`value`, `time`).
     empty: said in place of a chart where it is given.
     zero: a line is drawn there.
+    whole: counts and the like, so that no gridline stands between two whole numbers; over categories only.
     """
     with tag("figure", "plot"):
         tag("figcaption", text=title)
@@ -79,14 +86,15 @@ def plot(
             rule = {"silent": True, "symbol": "none", "label": {"show": False}, "data": [{"yAxis": 0}]}
             made[-1]["markLine"] = {**rule, "lineStyle": {"color": "var(--ink)", "type": "solid", "width": 1}}
         named = [each["name"] for each in made if "name" in each]
+        right = 34 if categories is None and x == "time" else 14  # half of a time stands beyond the end
         legend = len(named) > 1 or len(made) > len(named)
         options: Options = {
             "animation": False, "series": made, "xAxis": below,
-            "grid": {"left": 8, "right": 14, "top": 34 if legend else 14, "bottom": 22 if x_name else 4, "containLabel": True},
+            "grid": {"left": 8, "right": right, "top": 34 if legend else 14, "bottom": 22 if x_name else 4, "containLabel": True},
             "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
             "yAxis": {
                 "type": "value", "axisLabel": _TEXT, "splitLine": {"lineStyle": {"color": "var(--line)"}},
-                **({"minInterval": 1} if categories is not None else {"scale": not zero}),
+                **({"minInterval": 1 if whole else 0} if categories is not None else {"scale": not zero}),
             },
         }  # fmt: skip
         if legend:

@@ -15,6 +15,7 @@ from nicegui.element import Element
 from governance.call import Call, CallError, Event, bad_request
 from serving.ui.console.frame import ConsolePage, choice, field, form, milliseconds
 from serving.ui.console.tables import table
+from serving.ui.pace import Growing
 from serving.ui.parts import Prose, set_text, tag
 
 Row = Mapping[str, Any]
@@ -78,7 +79,9 @@ class EndpointsPage(ConsolePage):
         with self.detail:
             with tag("div", "section-head"):
                 tag("h2", text=name)
-                tag("a", "link", "Its calls in the journal", href=f"/console/journal?endpoint={name}")
+                with tag("div", "head-tools"):
+                    tag("a", "link", "Its numbers", href=f"/console?endpoint={name}")
+                    tag("a", "link", "Its calls in the journal", href=f"/console/journal?endpoint={name}")
             update = (endpoint.get("state") or {}).get("config_update")
             if update == "IN_PROGRESS":
                 tag("p", "hint", "A change is under way; what stands here answers until it is done.", role="status")
@@ -225,23 +228,29 @@ class Playground:
             set_text(title, name)
             set_text(note, "Working on the answer …")
             box.clear()
-            with box:
+            with box, tag("div") as drawn:
                 prose = Prose()
         message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": question}]}
         call = Call(
             endpoint=name, task="agent" if self.tasks[name].startswith("agent/") else "chat", stream=True,
             credential=self.page.credential, payload={"model": name, "stream": True, "input": [message]},
         )  # fmt: skip
-        text, began, first, told, drawn = "", time.monotonic(), None, "", 0.0
+        text, began, first, told = "", time.monotonic(), None, ""
+
+        def draw(*, whole: bool = False) -> None:
+            growing.drawn()
+            if not (self.page.client.is_deleted or drawn.is_deleted):
+                with self.page.client:
+                    prose.show(text, {}, whole=whole)
+
+        growing = Growing(self.page.services.pace, draw)
         try:
             async with aclosing(self.page.services.dispatcher.stream(call)) as events:  # type: ignore[type-var]
                 async for event in events:
                     if event.type == "response.output_text.delta":
                         first = first or time.monotonic() - began
                         text += str(event.data.get("delta", ""))
-                        if time.monotonic() - drawn > 0.05:
-                            drawn = time.monotonic()
-                            prose.show(text, {})
+                        growing.changed()
                     elif event.terminal:
                         told = _trouble(event)
         except CallError as error:
@@ -250,8 +259,8 @@ class Playground:
             return
         took = milliseconds((time.monotonic() - began) * 1000)
         waited = f", first words after {milliseconds(first * 1000)}" if first else ""
+        draw(whole=True)
         with self.page.client:
-            prose.show(text, {}, whole=True)
             set_text(note, told or f"{took}{waited} · request {call.request_id}")
 
 

@@ -1,19 +1,28 @@
-"""Evaluations: what was measured of an endpoint, with its intervals; what went wrong; and two runs held against each other."""
+"""Evaluations: what was measured of an endpoint, with its intervals; its course; what went wrong; two held against each other."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
+from nicegui import ui
+
 from governance.call import CallError
-from serving.ui.console.frame import ConsolePage, choice, form, stamp
+from serving.ui.console.charts import COLOURS, line, plot
+from serving.ui.console.frame import ConsolePage, choice, form, progress, stamp
 from serving.ui.console.tables import table
 from serving.ui.parts import Latest, tag
 from serving.ui.report import report_url
 
 AT = "/api/2.0/smalti/evaluations"
+EVERY = 3.0
+"""Seconds between looks at an evaluation that is going on."""
+RECORDED = 600
+"""Seconds after its beginning in which an evaluation may yet be recorded in MLflow."""
 _SHOWN = ("hit@5", "contains", "fact_recall", "accuracy", "abstention_recall", "latency_p95_ms")
 _KINDS = {
     "error": "no answer", "invented": "answered, should have declined", "refused": "declined, should have answered",
@@ -47,11 +56,16 @@ class EvaluationsPage(ConsolePage):
         found, chosen = loaded
         self.head("Evaluations", "How good the answers are, on questions whose answers are known.")
         if chosen is not None:
-            self._one(chosen, [each for each in found if each["sha256"] == chosen["sha256"] and each["id"] != chosen["id"]])
+            self.watched = tag("section", "detail tile", aria_label="Evaluation")
+            self._listed, self._seen = found, _state(chosen)
+            with self.watched:
+                self._one(chosen)
+            if self._going(chosen):
+                ui.timer(EVERY, self._look, immediate=False)
         measured = [name for name in _SHOWN if any(each["metrics"].get(name) is not None for each in found)]
         columns = [
-            ("started", "Begun (UTC)"), ("endpoint", "Endpoint"), ("dataset", "Dataset"), ("rows", "Rows"),
-            *((name, name) for name in measured), ("gate", "Gate"), ("id", "Evaluation"),
+            ("id", "Evaluation"), ("started", "Begun (UTC)"), ("endpoint", "Endpoint"), ("dataset", "Dataset"),
+            ("rows", "Rows"), *((name, name) for name in measured), ("gate", "Gate"),
         ]  # fmt: skip
         rows = [
             {
@@ -71,35 +85,79 @@ class EvaluationsPage(ConsolePage):
         await self.show()
         self.client.run_javascript("smalti.to('.detail')")
 
-    def _one(self, each: Row, others: Sequence[Row]) -> None:
-        with tag("section", "detail tile", aria_label="Evaluation"):
-            with tag("div", "section-head"):
-                tag("h2", text=f"{each['endpoint']} on {PurePath(each['dataset']).name}")
-                with tag("div", "head-tools"):
-                    tag("a", "link", "Report", href=report_url(each["id"]), target="_blank", rel="noopener")
-                    if each["run_id"] and self.data.mlflow:
-                        tag("a", "link", "Run in MLflow", href=mlflow_url(each), target="_blank", rel="noopener")
-            self._facts(each)
-            if each["conditions"]:
-                tag("h3", text=f"Gate: {each['gate']}")
-                with tag("ul", "lines"):
-                    for condition in each["conditions"]:
-                        with tag("li"):
-                            tag("span", text=f"{condition['name']}: {condition['reason']}")
-                            tag("span", f"status {'good' if condition['outcome'] == 'passed' else 'warn'}", condition["outcome"])
-            self._metrics(each["metrics"])
-            self._compared(each, others)
-            columns = [
-                ("kind", "What went wrong"),
-                ("question", "Question"),
-                ("expected", "Expected"),
-                ("got", "Got"),
-                ("id", "Row"),
-            ]
-            rows = [{**failure, "kind": _KINDS.get(failure["kind"], failure["kind"])} for failure in each["failures"]]
-            wrong = f"{each['wrong']:,} rows went wrong" if each["wrong"] != 1 else "1 row went wrong"
-            title = wrong if len(rows) == each["wrong"] else f"The worst {len(rows)} of {wrong}"
-            table(title if rows else "What went wrong", "Every row went right.", columns, rows, key="id")
+    async def _look(self) -> None:
+        """Draw an evaluation that is going on again where it went on; once it is recorded, the whole page."""
+        try:
+            await self.who()
+            each = await self.api("GET", f"{AT}/{quote(self.chosen or '', safe='')}")
+        except CallError as error:
+            self.tell(error)
+            return
+        if self.watched.is_deleted or each["id"] != self.chosen or _state(each) == self._seen:
+            return
+        if not self._going(each):
+            await self.show()
+            return
+        self._seen = _state(each)
+        self.watched.clear()
+        with self.watched:
+            self._one(each)
+
+    def _going(self, each: Row) -> bool:
+        """Whether more may come: rows, and after them what MLflow calls it."""
+        begun = datetime.fromisoformat(each["started"]).timestamp()
+        unrecorded = self.data.mlflow and not each["run_id"] and time.time() - begun < RECORDED
+        return each["rows"] < each["expected_rows"] or unrecorded
+
+    def _one(self, each: Row) -> None:
+        alike = [other for other in self._listed if other["sha256"] == each["sha256"]]
+        with tag("div", "section-head"):
+            tag("h2", text=f"{each['endpoint']} on {PurePath(each['dataset']).name}")
+            with tag("div", "head-tools"):
+                tag("a", "link", "Report", href=report_url(each["id"]), target="_blank", rel="noopener")
+                if each["run_id"] and self.data.mlflow:
+                    tag("a", "link", "Run in MLflow", href=mlflow_url(each), target="_blank", rel="noopener")
+        if each["rows"] < each["expected_rows"]:
+            told = f"{each['rows']:,} of {each['expected_rows']:,} rows: it is going on, or was ended early."
+            progress(told, round(100 * each["rows"] / each["expected_rows"]))
+        self._facts(each)
+        if each["conditions"]:
+            tag("h3", text=f"Gate: {each['gate']}")
+            with tag("ul", "lines"):
+                for condition in each["conditions"]:
+                    with tag("li"):
+                        tag("span", text=f"{condition['name']}: {condition['reason']}")
+                        tag("span", f"status {'good' if condition['outcome'] == 'passed' else 'warn'}", condition["outcome"])
+        self._metrics(each["metrics"])
+        self._compared(each, [other for other in alike if other["id"] != each["id"]])
+        self._courses([other for other in alike if other["endpoint"] == each["endpoint"]])
+        self._failures(each)
+
+    def _courses(self, alike: Sequence[Row]) -> None:
+        """How an endpoint did on one dataset, from evaluation to evaluation."""
+        drawn = courses(alike)
+        if not drawn:
+            return
+        with tag("div", "charts"):
+            for title, lines in drawn.items():
+                series = [
+                    line(name, points, colour, symbol="circle")
+                    for colour, (name, points) in zip(COLOURS * 2, lines.items(), strict=False)
+                ]
+                said = "; ".join(
+                    f"{name} {_number(points[0][1])}, now {_number(points[-1][1])}" for name, points in lines.items()
+                )
+                plot(title, f"{title}, by evaluation: {said}", series, x="time")
+
+    def _failures(self, each: Row) -> None:
+        columns = [
+            ("kind", "What went wrong"), ("question", "Question"), ("expected", "Expected"), ("got", "Got"), ("id", "Row"),
+        ]  # fmt: skip
+        rows = [{**failure, "kind": _KINDS.get(failure["kind"], failure["kind"])} for failure in each["failures"]]
+        wrong = f"{each['wrong']:,} rows went wrong" if each["wrong"] != 1 else "1 row went wrong"
+        title = wrong if len(rows) == each["wrong"] else f"The worst {len(rows)} of {wrong}"
+        empty, shown = "Every row went right.", ("question", "expected", "got")
+        table(title if rows else "What went wrong", empty, columns, rows, key="id", wraps=shown)
 
     def _facts(self, each: Row) -> None:
         errors = [f"{name} failed on {count} rows" for name, count in each["scorer_errors"].items()]
@@ -170,6 +228,23 @@ class EvaluationsPage(ConsolePage):
             for item in found["differences"]
         ]  # fmt: skip
         table("Differences", "No score is in both.", columns, rows, key="score")
+
+
+def _state(each: Row) -> tuple[Any, ...]:
+    return each["rows"], each["run_id"], each["gate"]
+
+
+def courses(alike: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """By chart and metric: (milliseconds, value) of evaluations of one endpoint on one dataset, from the second on."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for each in sorted(alike, key=lambda other: other["started"]):
+        at = int(datetime.fromisoformat(each["started"]).timestamp() * 1000)
+        for name in _SHOWN:
+            if (value := each["metrics"].get(name)) is not None:
+                chart = "Latency p95 over time, ms" if name == "latency_p95_ms" else "Scores over time"
+                found.setdefault(chart, {}).setdefault(name, []).append((at, round(value, 4)))
+    kept = {chart: {name: points for name, points in lines.items() if len(points) > 1} for chart, lines in found.items()}
+    return {chart: lines for chart, lines in kept.items() if lines}
 
 
 def mlflow_url(each: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from nicegui import ui
 
 from governance.call import CallError, bad_request
 from serving.ui.console.charts import COLOURS, line, plot
-from serving.ui.console.frame import ConsolePage, field, form, stamp
+from serving.ui.console.frame import ConsolePage, field, form, progress, stamp
 from serving.ui.console.recipe import NewRun, duration
 from serving.ui.console.tables import table
 from serving.ui.parts import tag
@@ -62,17 +63,18 @@ class FineTuningPage(ConsolePage):
             if chosen[0]["status"] in ACTIVE:
                 ui.timer(EVERY, self._look, immediate=False)
         columns = [
-            ("id", "Run"), ("task", "Task"), ("state", "State"), ("progress", "Done %"), ("created", "Begun (UTC)"),
-            ("created_by", "By"), ("registered", "Registered"), ("message", "Message"),
+            ("id", "Run"), ("task", "Task"), ("state", "State"), ("done", "Done"), ("message", "Why"),
+            ("registered", "Registered"), ("created", "Begun (UTC)"), ("created_by", "By"),
         ]  # fmt: skip
         rows = [
             {
                 **{key: run[key] for key in ("id", "task", "created_by", "message")}, "state": run["status"],
-                "progress": share_done(run), "created": stamp(run["created"]), "registered": registered(run),
+                "done": share_done(run), "created": stamp(run["created"]), "registered": registered(run),
             }
             for run in runs
         ]  # fmt: skip
-        table("All runs", "No run of yours yet. Begin one below.", columns, rows, key="id", opens="id", on_open=self.watch)
+        table("All runs", "No run of yours yet. Begin one below.", columns, rows, key="id", opens="id", on_open=self.watch,
+              wraps=("message",))  # fmt: skip
         self.new.draw()
 
     async def watch(self, run_id: str) -> None:
@@ -113,11 +115,7 @@ class FineTuningPage(ConsolePage):
         done, steps = share_done(run), run["steps"]
         if run["status"] in ACTIVE or steps:
             told = f"Step {run['step'] or 0:,} of {steps:,}" if steps else "It is getting ready."
-            tag("p", "hint", told)
-            with tag(
-                "div", "progress", role="progressbar", aria_label=told, aria_valuenow=done, aria_valuemin=0, aria_valuemax=100
-            ):
-                tag("span").style(f"width: {done}%")
+            progress(told, done)
         self._facts(run)
         self._actions(run)
         self._curves(events)
@@ -158,7 +156,16 @@ class FineTuningPage(ConsolePage):
                 question = "Go on from its newest checkpoint?"
                 self.confirmed("Resume", question, lambda: post("resume"), "The run goes on.")
         made = (run["result"] or {}).get("registered")
-        if made:
+        if run["registrable"]:
+
+            async def register(given: Mapping[str, str]) -> None:
+                await self.who()
+                await self.api("POST", f"{at}/register", json={"name": given.get("name", "").strip()})
+
+            proposed = f"main.default.{re.sub('[^a-z0-9]+', '_', run['name'].lower()).strip('_')}"
+            with form("Register", self.doing(register, "The model is judged once more and registered."), "decide"):
+                field("As model (catalog.schema.model)", "name", value=proposed, required=True, maxlength=300)
+        elif made:
             name = made["name"].rsplit(".", 1)[-1]
 
             async def serve(given: Mapping[str, str]) -> None:
@@ -189,11 +196,11 @@ class FineTuningPage(ConsolePage):
     def _result(self, run: Row) -> None:
         result = run["result"] or {}
         if metrics := result.get("metrics"):
-            baseline, name = result.get("baseline") or {}, result.get("baseline_name", "Baseline")
+            baseline, name = result.get("baseline") or {}, str(result.get("baseline_name", "baseline"))
             columns = [
                 ("metric", "Metric"),
                 ("this", "This model"),
-                ("baseline", str(name).capitalize()),
+                ("baseline", f"{name[:1].upper()}{name[1:]}"),
                 ("difference", "Difference"),
             ]
             rows = [

@@ -242,6 +242,13 @@ def choice(label: str, name: str, options: Sequence[tuple[str, str]], chosen: st
                 tag("option", text=text, value=value, selected=True if value == chosen else None)
 
 
+def progress(told: str, done: int) -> None:
+    """A bar under the words that say how far something is; `done` is in percent."""
+    tag("p", "hint", told)
+    with tag("div", "progress", role="progressbar", aria_label=told, aria_valuenow=done, aria_valuemin=0, aria_valuemax=100):
+        tag("span").style(f"width: {done}%")
+
+
 def stamp(value: Any, form: str = "%Y-%m-%d %H:%M") -> str:
     """A time (Unix seconds or ISO 8601) as text in UTC; "" for none."""
     if value is None or value == "":

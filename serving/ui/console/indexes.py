@@ -60,7 +60,7 @@ class IndexesPage(ConsolePage):
             for row in loaded
         ]  # fmt: skip
         empty = "There is no index yet. Add one with: smalti index add NAME FOLDER"
-        table("All indexes", empty, columns, shown, key="name")
+        table("All indexes", empty, columns, shown, key="name", wraps=("error",))
         for row in loaded:
             if row["skipped"]:
                 with tag("details", "how"):
@@ -113,4 +113,6 @@ class IndexesPage(ConsolePage):
 
         self.results.clear()
         with self.results:
-            table("Passages", "Nothing was found.", columns, rows, key="id", size=20, opens="title", on_open=opened)
+            table(
+                "Passages", "Nothing was found.", columns, rows, key="id", size=20, opens="title", on_open=opened, wraps=("text",)
+            )

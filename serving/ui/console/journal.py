@@ -14,10 +14,17 @@ from serving.ui.parts import tag
 
 LISTED = 500
 SPANS = [("1", "1 hour"), ("24", "24 hours"), ("168", "7 days"), ("720", "30 days"), ("", "all time")]
-STATUSES = [("", "any"), ("2", "answered"), ("4", "refused (4xx)"), ("5", "failed (5xx)"), ("none", "no answer")]
+STATUSES = [
+    ("", "any"),
+    ("2", "answered"),
+    ("4", "refused (4xx)"),
+    ("429", "limit hit (429)"),
+    ("5", "failed (5xx)"),
+    ("none", "no answer"),
+]
 _COLUMNS = [
     ("time", "Time (UTC)"), ("status", "Status"), ("endpoint", "Endpoint"), ("task", "Task"), ("caller", "Caller"),
-    ("latency", "ms"), ("tokens", "Tokens"), ("cost", "Cost $"), ("request", "Request"), ("error", "Error"),
+    ("latency", "ms"), ("tokens", "Tokens"), ("cost", "Cost $"), ("error", "Error"), ("request", "Request"),
 ]  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -49,7 +56,7 @@ class JournalPage(ConsolePage):
             self._request(chosen)
         title = "Calls" if len(rows) < LISTED else f"Newest {LISTED} calls"
         empty = "No calls match. Widen the time, or leave a field empty."
-        table(title, empty, _COLUMNS, shown(rows), key="request", size=15, opens="request", on_open=self._open)
+        table(title, empty, _COLUMNS, shown(rows), key="request", size=15, opens="time", on_open=self._open)
 
     def query(self) -> dict[str, str]:
         """What is asked for, in the words of `ConsoleData.calls`."""
@@ -109,7 +116,7 @@ class JournalPage(ConsolePage):
                         tag("summary", text=name.capitalize())
                         tag("pre", "payload", text=_pretty(row[name]), tabindex="0")
             if inner := row.get("inner"):
-                table("Inner calls", "", _COLUMNS, shown(inner), key="request", opens="request", on_open=self._open)
+                table("Inner calls", "", _COLUMNS, shown(inner), key="request", opens="time", on_open=self._open)
 
 
 def shown(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from nicegui import ui
 
 from governance.call import bad_request
-from serving.ui.console.frame import ConsolePage, choice, field, form, stamp
+from serving.ui.console.frame import ConsolePage, choice, field, form, progress, stamp
 from serving.ui.console.journal import SPANS
 from serving.ui.console.tables import table
 from serving.ui.parts import Prose, button, tag
@@ -138,10 +138,7 @@ class ReviewPage(ConsolePage):
         items, done, mine = queue["items"], queue["done"], queue["reviews_by"].get(self.caller.name, 0)
         each = f", {queue['reviews_per_item']} reviews each" if queue["reviews_per_item"] > 1 else ""
         told = f"{done:,} of {items:,} answers of {queue['endpoint']} reviewed{each}; {mine:,} by you"
-        tag("p", "hint", told)
-        share = round(100 * done / items) if items else 0
-        with tag("div", "progress", role="progressbar", aria_label=told, aria_valuenow=share, aria_valuemin=0, aria_valuemax=100):
-            tag("span").style(f"width: {share}%")
+        progress(told, round(100 * done / items) if items else 0)
 
     def _item(self, opened: Opened, item: Row) -> None:
         content, own = item["content"], item["labels"].get(self.caller.name, {})

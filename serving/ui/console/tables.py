@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -26,9 +26,13 @@ _STATES = {
 _STATE = f"""<q-td :props="props"><span v-if="props.value"
  :class="'status ' + ({json.dumps(_STATES).replace('"', "'")}[props.value] || 'warn')">{{{{ props.value }}}}</span></q-td>"""
 _OPEN = """<q-td :props="props"><button type="button" class="cell-link" @click="$parent.$emit('opened', props.row.__key)"
- :aria-label="'Open ' + props.value">{{ props.value }}</button></q-td>"""
+ :aria-label="props.col.label ? 'Open ' + props.value : props.value + ' ' + props.row.__key"
+ :title="String(props.value ?? '').length > 28 ? props.value : null">{{ props.value }}</button></q-td>"""
+_METER = """<q-td :props="props"><span class="meter" :class="{ full: props.col.name === 'spent' && props.value >= 80 }"><span
+ :style="'width:' + Math.min(100, props.value) + '%'"></span></span>{{ props.value }} %</q-td>"""
 _CELL = """<q-td :props="props"><span
- :title="String(props.value ?? '').length > 28 ? props.value : null">{{ props.value }}</span></q-td>"""
+ :title="String(props.value ?? '').length > 28 ? props.value : null">{{ typeof props.value === 'number'
+ ? props.value.toLocaleString('en-US', { maximumFractionDigits: 6 }) : props.value }}</span></q-td>"""
 
 
 def csv_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -52,6 +56,7 @@ def table(
     size: int = 10,
     opens: str | None = None,
     on_open: Callable[[str], Any] | None = None,
+    wraps: Collection[str] = (),
 ) -> ui.table | None:
     """A table under its heading, of the columns that say something; `empty` is said where there are no rows.
 
@@ -59,7 +64,9 @@ def table(
     ----------
     key: the field that names a row.
     size: rows a page.
-    opens: the field whose cells are buttons that call `on_open` with the row's key.
+    opens: the field whose cells are buttons that call `on_open` with the row's key. In a column without a heading they say what
+        is done with the row.
+    wraps: fields of longer texts, which take several lines. Those of others are cut off and told whole when pointed at.
     """
     with tag("div", "section-head"):
         tag("h2", text=title)
@@ -71,7 +78,9 @@ def table(
                 button(
                     "button quiet small",
                     f"{title} as CSV",
-                    lambda: ui.download.content(csv_of(columns, rows), f"{name.replace(' ', '-')}.csv", "text/csv"),
+                    lambda: ui.download.content(
+                        csv_of([each for each in columns if each[1]], rows), f"{name.replace(' ', '-')}.csv", "text/csv"
+                    ),
                     text="CSV",
                 )
     if search is None:
@@ -81,7 +90,14 @@ def table(
     filled = {name for name, _ in columns if any(row.get(name) not in (None, "") for row in rows)}  # the CSV has them all
     made = ui.table(
         columns=[
-            {"name": name, "label": label, "field": name, "sortable": True, "align": "right" if name in numeric else "left"}
+            {
+                "name": name,
+                "label": label,
+                "field": name,
+                "sortable": True,
+                "align": "right" if name in numeric else "left",
+                "classes": "wraps" if name in wraps else "",
+            }
             for name, label in columns
             if name in filled
         ],
@@ -95,6 +111,8 @@ def table(
     made.add_slot("body-cell", _CELL)
     made.add_slot("body-cell-status", _STATUS)
     made.add_slot("body-cell-state", _STATE)
+    for share in ("done", "spent"):
+        made.add_slot(f"body-cell-{share}", _METER)
     if opens is not None and on_open is not None:
         made.add_slot(f"body-cell-{opens}", _OPEN)
         made.on("opened", lambda event: on_open(str(event.args)))

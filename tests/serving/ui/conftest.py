@@ -93,6 +93,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         made = client.post("/api/2.0/smalti/keys", json={"name": "alice", "groups": ["team-a"], "label": XSS[1]}).json()
         client.post("/api/2.0/smalti/keys", json={"name": f"bob {XSS[0]}"})
         server.told["alice"] = made["key"]
+        limit = {"calls": 500, "key": "user_group", "principal": XSS[1], "renewal_period": "day"}
+        budget = client.put("/api/2.0/serving-endpoints/all-minilm-l6-v2/ai-gateway", json={"rate_limits": [limit]})
+        assert budget.status_code == 200, budget.text
         granted = {"access_control_list": [{"user_name": "alice", "permission_level": "CAN_QUERY"}]}
         assert client.patch("/api/2.0/permissions/serving-endpoints/assistant", json=granted).status_code == 200
         for secret, question in ((KEY, "What do I need to install it?"), (made["key"], f"Who prints {XSS[1]}?")):

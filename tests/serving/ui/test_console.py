@@ -7,7 +7,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.serving.ui.world import ARTIFACTS
+from tests.serving.ui.test_accessible import axe
+from tests.serving.ui.world import ARTIFACTS, XSS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -42,10 +43,20 @@ def test_home_tells_what_was_asked_and_what_needs_attention(console, live):
     expect(page.locator(".plot svg").first).to_be_visible()
     row = page.locator(".grid tbody tr", has_text="assistant")
     expect(row).to_contain_text("READY")
+    expect(page.locator(".plot figcaption")).to_have_text(
+        ["Requests", "Latency, ms", "Tokens", "Cost, $", "Feedback", "Requests by endpoint"]
+    )
     page.get_by_role("button", name="7 days").click()
     expect(page.get_by_role("button", name="7 days")).to_have_attribute("aria-pressed", "true")
     expect(figures.first).to_have_text(asked)
     pictures(page, "home")
+    page.get_by_role("button", name="Open main.default.docs").click()  # one endpoint's numbers, its inner calls among them
+    expect(page.get_by_label("Endpoint", exact=True)).to_have_value("main.default.docs")
+    searched = str(sum(row["endpoint_name"] == "main.default.docs" for row in rows))
+    expect(figures.first).to_have_text(searched)
+    assert page.url.endswith("?endpoint=main.default.docs&hours=168")
+    page.get_by_role("link", name="Its calls in the journal").click()
+    expect(page.locator(".grid tbody tr").first).to_contain_text("main.default.docs")
 
 
 def test_tables_filter_sort_and_leave_as_csv(console):
@@ -148,11 +159,17 @@ def test_keys_and_grants_are_made_and_taken_back(console, live):
     expect(direct).to_contain_text("endpoint:assistant")
     expect(mine).to_have_count(2)  # the index that the agent reads came with it
     expect(page.locator("#audit")).to_contain_text("grants.set")
+    budget = page.locator("#budgets tbody tr", has_text="all-minilm-l6-v2")
+    expect(budget).to_contain_text(f"user group {XSS[1]}")  # as text
+    expect(budget).to_contain_text("500 calls")
+    page.locator("#audit tbody .cell-link", has_text="grants.set").first.click()
+    expect(page.locator("#audit .payload").last).to_contain_text('"user:carol": "CAN_QUERY"')
     pictures(page, "access")
     direct.locator(".cell-link", has_text="Remove").click()
     expect(mine).to_have_count(0)
     page.locator("#keys tbody tr", has_text="carol").locator(".cell-link").click()
-    page.get_by_role("button", name="Revoke").click()
+    assert not (wrong := axe(page, "access, with a change and a question open")), "\n".join(wrong)
+    page.get_by_role("button", name="Revoke", exact=True).click()
     expect(page.locator("#keys tbody tr", has_text="carol")).to_contain_text("revoked")
     with live.client() as client:
         me = client.get("/api/2.0/preview/scim/v2/Me", headers={"Authorization": f"Bearer {secret}"})

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from serving.ui.console import finetuning, review
 from serving.ui.console.endpoints import guards_said, limit_said, shares_of
-from serving.ui.console.home import attention, overview
 from serving.ui.console.indexes import ranked
+from serving.ui.console.overview import OTHERS, attention, overview
 from serving.ui.console.schema_form import fields
 from serving.ui.console.tables import csv_of
 
@@ -18,6 +18,7 @@ def row(hour, endpoint="chat", inner=0, requests=10, **more):
     numbers = {
         "requests": requests,
         "refused": 0,
+        "limited": 0,
         "errors": 0,
         "input_tokens": 5,
         "output_tokens": 2,
@@ -52,8 +53,34 @@ def test_the_worst_needs_attention_first():
     told = attention(seen, endpoints, [{"name": "main.default.docs", "error": "", "skipped": [{}, {}]}])
     assert [severity for severity, *_ in told] == ["bad", "bad", "warn", "warn"]
     assert "down is not ready" in told[0][1]
-    assert ("4 of 10 calls of chat failed." in told[1][1], told[1][2]) == (True, "/console/journal?endpoint=chat&status=5")
+    assert ("4 of 10 calls of chat failed." in told[1][1], told[1][2]) == (
+        True,
+        "/console/journal?endpoint=chat&hours=24&status=5",
+    )
     assert attention(overview([], NOW, 24, 1), [], []) == []
+
+
+def test_limits_hit_are_told_apart_from_what_was_refused():
+    seen = overview([row("2026-11-23T09", refused=3, limited=2)], NOW, 168, 6)
+    assert (seen.total.limited, seen.total.refused, seen.total.answered) == (2, 1, 7)
+    assert attention(seen, [], [], 168) == [
+        ("warn", "2 calls of chat hit a limit or a budget.", "/console/journal?endpoint=chat&hours=168&status=429"),
+        ("warn", "1 call of chat was refused: grants or input.", "/console/journal?endpoint=chat&hours=168&status=4"),
+    ]
+
+
+def test_one_endpoint_is_shown_with_its_inner_calls_and_thumbs():
+    rows = [row("2026-11-23T09"), row("2026-11-23T08", "docs", 1, requests=4), row("2026-11-23T09", "docs")]
+    thumbs = [{"time": NOW.timestamp(), "helpful": True, "endpoint": name} for name in ("chat", "docs", "docs")]
+    seen = overview(rows, NOW, 24, 1, thumbs, only="docs")
+    assert (seen.total.requests, seen.total.rated, seen.endpoints["chat"].requests) == (14, 2, 10)
+    assert [numbers.requests for _, numbers in seen.columns[-2:]] == [4, 10]
+
+
+def test_the_busiest_endpoints_have_a_colour_of_their_own():
+    rows = [row("2026-11-23T09", f"e{i}", requests=i) for i in range(1, 9)]
+    shares = overview(rows, NOW, 24, 1).busiest()
+    assert {name: sum(counts) for name, counts in shares.items()} == {"e8": 8, "e7": 7, "e6": 6, "e5": 5, "e4": 4, OTHERS: 6}
 
 
 def test_csv_quotes_what_a_spreadsheet_would_run():

@@ -140,7 +140,7 @@ def rows(tmp_path_factory):
     return folder
 
 
-def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, rows):
+def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(console, live, rows):
     page = console("/console/finetuning")
     new = page.locator("#new-run")
     expect(page.locator(".empty-state")).to_contain_text("No run of yours yet")
@@ -154,9 +154,8 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     new.get_by_role("button", name="Check the data").click()
     expect(new.locator(".problem")).to_contain_text("name")  # no blanks in a name
     new.get_by_label("Name", exact=True).fill("films")
-    new.get_by_label("Register to", exact=True).fill("main.default.films")
     new.get_by_label("Base model", exact=True).fill(str(rows / "base"))
-    new.get_by_label("Training duration", exact=True).fill("3ep")
+    new.get_by_label("Training duration", exact=True).fill("10ep")
     new.get_by_label("Batch size", exact=True).fill("8")
     new.locator("summary").click()
     new.get_by_label("Threads", exact=True).fill("1")
@@ -167,13 +166,20 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     expect(new.locator(".verdict")).to_contain_text("100 rows")
     new.get_by_role("button", name="Estimate").click()
     expect(new.locator(".verdict")).to_contain_text("It fits", timeout=90_000)
-    expect(new.locator(".facts")).to_contain_text("30 steps")
+    expect(new.locator(".facts")).to_contain_text("100 steps")
     pictures(page, "finetuning-plan")
     new.get_by_role("button", name="Begin").click()
     detail = page.locator(".detail").first
     expect(detail.locator("h2").first).to_have_text("films", timeout=30_000)
+    detail.get_by_role("button", name="Cancel the run").click()  # before its process has come to the first step
+    detail.get_by_role("alertdialog").get_by_role("button", name="Cancel the run").click()
+    expect(detail.locator(".section-head .status").first).to_have_text("CANCELED", timeout=60_000)
+    listed = page.locator(".grid", has_text="Begun (UTC)").locator("tbody tr").first
+    expect(listed).to_contain_text("canceled ")  # the list says why
+    detail.get_by_role("button", name="Resume").click()
+    detail.get_by_role("alertdialog").get_by_role("button", name="Resume").click()
     expect(detail.locator(".section-head .status").first).to_have_text("COMPLETED", timeout=120_000)
-    expect(detail).to_contain_text("Step 30 of 30")
+    expect(detail).to_contain_text("Step 100 of 100")
     expect(detail.get_by_role("link", name="Run in MLflow")).to_have_count(0)  # it is off here
     expect(detail.locator(".plot figcaption").first).to_have_text("Loss")
     beside = detail.locator(".grid").first
@@ -184,7 +190,9 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
     page.reload()
     expect(detail.locator("h2").first).to_have_text("films")
     assert re.search(r"\?run=films-", page.url)
-    expect(detail.locator(".facts")).to_contain_text("main.default.films version 1")
+    expect(detail.get_by_label("As model")).to_have_value("main.default.films")  # the recipe did not say so
+    detail.get_by_role("button", name="Register").click()
+    expect(detail.locator(".facts")).to_contain_text("main.default.films version 1", timeout=60_000)
     detail.get_by_label("As endpoint").fill("film-reviews")
     detail.get_by_role("button", name="Serve").click()
     expect(page.get_by_role("heading", name="film-reviews")).to_be_visible(timeout=30_000)
@@ -195,7 +203,8 @@ def test_a_run_is_checked_planned_begun_watched_and_opened_again(console, live, 
 def evaluations(live, tmp_path_factory):
     """Two evaluations of one dataset, the second better; and what they asked about is hostile."""
     folder = tmp_path_factory.mktemp("evals")
-    data = folder / "questions.jsonl"
+    data = folder / XSS[1] / "questions.jsonl"
+    data.parent.mkdir()
     questions = [f"Question {i} {XSS[i % len(XSS)]}" for i in range(24)]
     data.write_text("".join(json.dumps({"question": q, "expected_facts": [f"fact {i}"]}) + "\n" for i, q in enumerate(questions)))
 
@@ -226,6 +235,8 @@ def test_an_evaluation_shows_what_went_wrong_and_is_compared(console, live, eval
     expect(detail.locator(".grid").last).to_contain_text("facts missing")
     detail.get_by_role("button", name="Compare").click()
     expect(detail.locator(".verdict")).to_contain_text("assistant is better in contains")
+    expect(detail.locator(".plot figcaption").first).to_have_text("Scores over time")
+    expect(detail.locator(".facts")).to_contain_text(XSS[1])  # the dataset's folder, as text
     pictures(page, "evaluations")
     assert not (wrong := both(page, "evaluations")), "\n".join(wrong)
     with page.context.expect_page() as opened:
