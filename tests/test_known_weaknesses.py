@@ -269,7 +269,6 @@ def test_nobody_gives_a_key_more_than_they_have(live: Live, alice: str) -> None:
         for path, body in (
             ("/api/2.0/smalti/keys", wanted),
             ("/api/2.0/smalti/keys/any/rotate", None),
-            ("/api/2.0/token/create", {"comment": "x"}),
         ):
             assert http.post(path, json=body).status_code in (403, 404), path
         assert http.put("/api/2.0/smalti/principals/alice/groups", json={"groups": ["admins"]}).status_code == 403
@@ -277,6 +276,11 @@ def test_nobody_gives_a_key_more_than_they_have(live: Live, alice: str) -> None:
         narrow = admin.post("/api/2.0/smalti/keys", json={"name": "alice", "scopes": ["endpoint:other"]}).json()["key"]
     with client(live, narrow) as http:
         assert http.post("/v1/chat/completions", json=CHAT).status_code == 403
+        token = http.post("/api/2.0/token/create", json={"comment": "x"}).json()["token_value"]
+        assert http.post("/api/2.0/token/create", json={"scopes": ["endpoint:*"]}).status_code == 400
+    with client(live, token) as http:
+        assert http.post("/v1/chat/completions", json=CHAT).status_code == 403
+        assert http.post("/api/2.0/smalti/keys", json=wanted).status_code == 403
 
 
 def test_a_host_header_opens_nothing(live: Live) -> None:
