@@ -34,6 +34,14 @@ def markdown_of(title: str, messages: Sequence[ThreadMessage]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+_OPEN = """(e) => {
+  const link = e.target.closest?.("a.thread-open");
+  if (!link || e.ctrlKey || e.metaKey) return;
+  e.preventDefault();
+  emit(new URL(link.href).searchParams.get("thread"));
+}"""
+
+
 class SideBar:
     """Lists, opens, renames and deletes the caller's conversations."""
 
@@ -53,6 +61,8 @@ class SideBar:
             find = tag("input", "field find", type="search", placeholder="Search", aria_label="Search conversations")
             find.on("input", self._search, js_handler="(e) => emit(e.target.value)")
             self.list = tag("nav", "threads", aria_label="Conversations")
+            # Here and not on the links, which are made anew whenever the list is: a click in that moment would be lost.
+            self.list.on("click", lambda event: self.page.open(str(event.args)), js_handler=_OPEN)
             with tag("div", "side-foot"):
                 tag("span", "who", text=self.page.caller.name, title=self.page.caller.name)
                 with tag("a", "icon-button", href="/console", aria_label="Console", title="Console"):
@@ -103,12 +113,6 @@ class SideBar:
                 href=f"/?thread={quote(thread.id, safe='')}",
                 title=title,
                 aria_current="page" if current else None,
-            )
-            link.on(
-                "click",
-                lambda: self.page.open(thread.id),
-                [],
-                js_handler="(e) => { if (!e.ctrlKey && !e.metaKey) { e.preventDefault(); emit(); } }",
             )
             with link:
                 tag("span", text=title)
