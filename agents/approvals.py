@@ -78,7 +78,7 @@ class Waiting:
 
     def of_calls(self, decisions: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
         """What was decided of tool calls, by call id."""
-        said = {ask.call_id: decisions[ask.id] for ask in self.asks if ask.approval and ask.id in decisions}
+        said = {ask.call_id: decisions[ask.id] for ask in self.asks if ask.approval}
         return {call: {"approve": d.approve, "arguments": d.arguments, "reason": d.reason} for call, d in said.items()}
 
     def resume(self, decisions: Mapping[str, Decision]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, delete, insert, select, update
 
-from agents.checkpoints import configured, rewritten
+from agents.checkpoints import configured, lacking, rewritten
 from agents.tables import MAX_BRANCHES, metadata, thread_branches
 from agents.values import Values, lasting
 
@@ -244,8 +244,7 @@ async def _held(saver: Saver, thread_id: str, checkpoint_id: str | None, asked: 
         return Held("", list(asked)) if asked else None
     values = saved.checkpoint["channel_values"]
     messages = list(values.get("messages") or ())
-    there = {message.id for message in messages}
-    messages += [message for message in asked if message.id not in there]
+    messages += lacking(messages, asked)
     return Held(saved.checkpoint["id"], messages, values, saved.checkpoint["ts"])
 
 

@@ -100,6 +100,12 @@ async def last_of(saver: Saver, thread_id: str) -> str | None:
     return saved.checkpoint["id"] if saved else None
 
 
+def lacking(messages: Sequence[BaseMessage], asked: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What a run was asked that is not among the messages of its thread, which hold it once its first step is done."""
+    there = {message.id for message in messages}
+    return [message for message in asked if message.id not in there]
+
+
 async def unfinished(saver: Saver, thread_id: str) -> list[str]:
     """The nodes that a thread's graph would run next."""
     saved = await saver.aget_tuple({"configurable": {"thread_id": thread_id}})
@@ -193,9 +199,7 @@ async def settle(
     saved = await saver.aget_tuple(config)
     values = saved.checkpoint["channel_values"] if saved else {}
     messages = list(values.get("messages") or [])
-    there = {m.id for m in messages}
-    missing = [m for m in new if m.id not in there]
-    messages += missing
+    messages += (missing := lacking(messages, new))
     if not messages:
         return
     held, offset = await _within(saver, config, messages)

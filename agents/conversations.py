@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents.branches import Branches, History
-from agents.checkpoints import copy, messages_of, open_saver
+from agents.checkpoints import copy, lacking, messages_of, open_saver
 from agents.kept import Kept
 from agents.run import Run, ThreadBusy, ThreadNotFound, asked
 from agents.snapshot import Snapshot, snapshot_of
@@ -115,8 +115,7 @@ class Conversations:
         thread = await self.thread(thread_id, owner)
         messages = await messages_of(await self.open(), thread_id)
         if thread.running:
-            there = {message.id for message in messages}
-            messages += [message for message in asked(thread) if message.id not in there]
+            messages += lacking(messages, asked(thread))
         return turns_of(messages)
 
     async def copy(self, thread_id: str, owner: str, to: str) -> Thread:

@@ -18,6 +18,10 @@ MADE = frozenset({"documents", "citations", "route", "offset", "plan", "notes", 
 """Values that our graphs make of each question; nobody else can."""
 
 
+INNER = ("__", "branch:", "join:")
+"""Begin the names of LangGraph's own channels."""
+
+
 class NotAnUpdate(ValueError):
     """Values that a graph's state cannot take."""
 
@@ -38,7 +42,7 @@ async def apply(graph: CompiledStateGraph, thread_id: str, values: Mapping[str, 
     nodes = [name for name in graph.nodes if not name.startswith("__")]
     if as_node is not None and as_node not in (*nodes, "__start__", "__end__"):
         raise NotAnUpdate(f"'{as_node[:80]}' is no node of this graph; it has {', '.join(nodes)}")
-    known = [name for name in graph.channels if not name.startswith(("__", "branch:", "join:")) and name not in graph.nodes]
+    known = [name for name in graph.channels if not name.startswith(INNER) and name not in graph.nodes]
     taken = [name for name in known if not ("messages" in known and name in MADE and "offset" in known)]
     if strange := [str(name)[:80] for name in values if name not in taken]:
         raise NotAnUpdate(f"'{strange[0]}' cannot be set from outside; this graph takes {', '.join(taken) or 'nothing'}")

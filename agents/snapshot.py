@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from agents.approvals import APPROVAL, Ask, Waiting
-from agents.checkpoints import next_of
+from agents.checkpoints import lacking, next_of
 from agents.tables import Thread
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread, asked: Sequenc
     channels = saved.checkpoint["channel_values"]
     values = told(channels)
     if asked:
-        there = {message.id for message in channels.get("messages") or ()}
-        values["messages"] = [*values.get("messages", ()), *(plain(m) for m in asked if m.id not in there)]
+        values["messages"] = [*values.get("messages", ()), *map(plain, lacking(channels.get("messages") or (), asked))]
     return Snapshot(thread, values, saved.checkpoint["id"], saved.checkpoint["ts"], tuple(next_of(channels)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, delete, insert, select
 
-from agents.edits import MADE
+from agents.edits import INNER, MADE
 from agents.tables import thread_values
 
 if TYPE_CHECKING:
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 
     from agents.branches import State
 
-_INNER = ("__", "branch:", "join:")
-
 
 def lasting(graph: CompiledStateGraph) -> list[str]:
     """The channels of a graph that last from turn to turn, beside its messages."""
     made = MADE - {"active"} if "offset" in graph.channels else frozenset[str]()
-    return [name for name in graph.channels if not name.startswith(_INNER) and name not in made and name != "messages"]
+    return [name for name in graph.channels if not name.startswith(INNER) and name not in made and name != "messages"]
 
 
 class Values:

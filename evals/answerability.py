@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from evals.cache import digest
-from evals.support import Embed, Vectors, Word, sentences, words
+from evals.support import Embed, Vectors, Word, probability, sentences, words
 
 PASSAGES, SENTENCES, LONGEST = 10, 20, 700
 """Passages that are looked at, sentences of them that are embedded, characters of a passage that are."""
@@ -101,7 +101,7 @@ class Machine:
         plain = (np.array([values[name] for name in self.names]) - held["centre"]) / held["scale"]
         away = ((held["support"] - np.concatenate([plain, *seen])) ** 2).sum(axis=1)
         found = slope * (float(held["dual"] @ np.exp(-gamma * away)) + intercept) + shift
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, found))))
+        return probability(found)
 
 
 @cache

@@ -1,8 +1,7 @@
 """Faithfulness of a summary without an LLM: the probability that what restates passages has changed nothing that they say.
 
 `evals.groundedness` asks whether a text is found in passages at all. A summary is found in them nearly whole, and may be false by
-one
-word: here each word piece is held against what stands in its place (`evals.wording`), and what comes of it is weighed by a
+one word: here each word piece is held against what stands in its place (`evals.wording`), and what comes of it is weighed by a
 logistic regression and by boosted trees, which see the features of `evals.support` too. `faithfulness.json` and
 `faithfulness.npz` are made by `python -m evals.train_faithfulness FOLDER --out evals/faithfulness.json`; here they are only
 applied. What the model reaches on domains it has not seen is written in the former, under `validation`: clearly more than chance,
@@ -12,7 +11,6 @@ and far less than people or a good judge.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -20,7 +18,7 @@ from typing import Any
 
 from evals.cache import digest
 from evals.groundedness import scored
-from evals.support import features
+from evals.support import features, probability
 from evals.wording import Network, Read, Wording, pooled, shipped
 
 
@@ -52,7 +50,7 @@ class Weighed:
     def __call__(self, values: Mapping[str, float]) -> float:
         """The probability; evidence for and against counted as equally likely beforehand."""
         line = self.intercept + sum(weight * values[name] for name, weight in self.coefficients.items())
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, self.slope * (line + self.trees(values))))))
+        return probability(self.slope * (line + self.trees(values)))
 
 
 @cache

@@ -9,7 +9,6 @@ changed for another is told apart hardly better than by chance (SummEdits); `eva
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from evals.cache import digest
-from evals.support import Embed, Vectors, features
+from evals.support import Embed, Vectors, features, probability
 
 
 class Model:
@@ -32,7 +31,7 @@ class Model:
     def __call__(self, values: Mapping[str, float]) -> float:
         """The probability; evidence for and against counted as equally likely beforehand."""
         logit = self.intercept + sum(weight * values[name] for name, weight in self.coefficients.items())
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))
+        return probability(logit)
 
 
 @cache

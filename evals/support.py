@@ -248,3 +248,8 @@ def _copied(sequence: Sequence[str], ground: Evidence) -> dict[str, float]:
     runs.append(run)
     dense = sum(run * run for run in runs) / max(1, len(sequence))
     return {"run": max(runs) / max(1, len(sequence) - 1), "dens": math.log1p(dense)}
+
+
+def probability(logit: float) -> float:
+    """What log-odds stand for; bounded, so that no exponent overflows."""
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))

@@ -54,10 +54,7 @@ def run(
         check(loaded)  # told now, not by a process that ends
         new = _runs(context).create(loaded, tracking_uri=uri, created_by="command line")
         new.start()
-        if detach:
-            _show(context, new, as_json)
-        else:
-            _follow(context, new, as_json)
+        _begun(context, new, detach, as_json)
         return
     from finetune.train import run as train
 
@@ -220,10 +217,7 @@ def resume(
     """Go on with a run that failed, was canceled or was killed, from its newest whole checkpoint."""
     found = _runs(context).get(run)
     found.start()
-    if detach:
-        _show(context, found, as_json)
-    else:
-        _follow(context, found, as_json)
+    _begun(context, found, detach, as_json)
 
 
 @finetune.command("register")
@@ -237,10 +231,7 @@ def register(
     """Register the model of a run that completed without register_to."""
     found = _runs(context).get(run)
     found.register(name)
-    if detach:
-        _show(context, found, as_json)
-    else:
-        _follow(context, found, as_json)
+    _begun(context, found, detach, as_json)
 
 
 @finetune.command("load")
@@ -268,6 +259,13 @@ def _show(context: typer.Context, run: TrainingRun, as_json: bool) -> None:
     print("\n".join(f"{key:14} {value}" for key, value in row.items() if value not in (None, "")))
     if result:
         print(_summary(result))
+
+
+def _begun(context: typer.Context, run: TrainingRun, detach: bool, as_json: bool) -> None:
+    if detach:
+        _show(context, run, as_json)
+    else:
+        _follow(context, run, as_json)
 
 
 def _follow(context: typer.Context, run: TrainingRun, as_json: bool) -> None:

@@ -46,16 +46,10 @@ def router(catalog: Catalog, authorize: Authorize) -> APIRouter:
         return add
 
     async def found(who: Caller, name: str) -> dict[str, Any]:
-        model = await catalog.model(who, name)
-        if not _is_prompt(model):
-            raise not_found(f"{name!r} is a registered model, no prompt.")
-        return model
+        return _prompts(await catalog.model(who, name))
 
     async def version_of(who: Caller, name: str, number: str) -> dict[str, Any]:
-        row = await catalog.version(who, name, number)
-        if not _is_prompt(row):
-            raise not_found(f"{name!r} is a registered model, no prompt.")
-        return row
+        return _prompts(await catalog.version(who, name, number))
 
     # --- prompts; what has a fixed last word comes before what has a name there ---
 
@@ -171,8 +165,11 @@ def router(catalog: Catalog, authorize: Authorize) -> APIRouter:
     return routes
 
 
-def _is_prompt(row: Mapping[str, Any]) -> bool:
-    return any(tag["key"] == _IS_PROMPT for tag in row.get("tags") or ())
+def _prompts(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a prompt, or of a version of one; raises `CallError` 404 for another model's."""
+    if not any(tag["key"] == _IS_PROMPT for tag in row.get("tags") or ()):
+        raise not_found(f"{row['name']!r} is a registered model, no prompt.")
+    return row
 
 
 def _tags(fields: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -220,7 +217,7 @@ def _prompt(model: Mapping[str, Any]) -> dict[str, Any]:
 def _version(row: Mapping[str, Any]) -> dict[str, Any]:
     held = {tag["key"]: tag["value"] for tag in row.get("tags") or ()}
     if _TEXT not in held:
-        raise CallError(f"Version {row['version']} of {row['name']} has no text.", status=404, code="RESOURCE_DOES_NOT_EXIST")
+        raise not_found(f"Version {row['version']} of {row['name']} has no text.")
     text = held[_TEXT]
     return {
         "name": row["name"],
