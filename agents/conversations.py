@@ -92,14 +92,14 @@ class Conversations:
 
     async def rested(self, thread_id: str) -> None:
         """Until no run goes on a thread."""
-        while (run := self._runs.get(thread_id)) is not None and run.task is not None:
-            await asyncio.wait([run.task])
+        while (run := self._runs.get(thread_id)) is not None:
+            await run.over.wait()
 
     async def snapshot(self, thread_id: str, owner: str) -> Snapshot:
         """How a thread stands, once its last run is at rest; raises ThreadNotFound."""
         await self.thread(thread_id, owner)
-        if (run := self._runs.get(thread_id)) is not None and run.ending and run.task is not None:
-            await asyncio.wait([run.task])
+        if (run := self._runs.get(thread_id)) is not None and run.ending:
+            await run.over.wait()
         thread = await self.thread(thread_id, owner)
         return await snapshot_of(await self.open(), thread, asked(thread))
 

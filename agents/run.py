@@ -62,6 +62,11 @@ class Run:
     new: Sequence[BaseMessage]
     queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     task: asyncio.Task[None] | None = None
+    """Answers; None where nothing does: values are written."""
+    begun: bool = False
+    """Its task may be cancelled: the thread is where the run goes on from, and is settled however the run ends."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its thread is at rest."""
     ending: bool = False
     """Its last part is out, or it was told to stop: the next run waits for it instead of failing."""
     said: str = ""

@@ -67,11 +67,11 @@ class Runtime(Conversations):
 
     async def close(self) -> None:
         """Stop what runs, leave its threads usable, close the checkpoints."""
-        tasks = [run.task for run in self._runs.values() if run.task is not None]
-        for run in list(self._runs.values()):
+        runs = list(self._runs.values())
+        for run in runs:
             self._stop(run)
-        if tasks:
-            await asyncio.wait(tasks)
+        for run in runs:
+            await run.over.wait()
         if self._saver is not None:
             saver, self._saver = self._saver, None
             await close_saver(saver)
@@ -142,9 +142,10 @@ class Runtime(Conversations):
             finally:
                 whose.set(outer)
             return
-        run = await self._begin(agent, list(messages), thread_id, owner, run_id, config, decisions, state, again)
+        saver = await self.open()
+        run = await self._claim(thread_id, owner, run_id, messages, agent)
+        run.task = asyncio.create_task(self._perform(agent, run, saver, messages, config, decisions, state, again))
         try:
-            await asyncio.sleep(0)  # the task has begun: from now on it settles the thread however it ends
             while (part := await run.queue.get()) is not DONE:
                 if isinstance(part, BaseException):
                     raise part
@@ -161,74 +162,92 @@ class Runtime(Conversations):
             raise NotAsked(f"no run of yours waits for {', '.join(decisions)}; it was decided, or the conversation went on")
         return thread
 
-    async def _begin(
+    async def _perform(
         self,
         agent: Agent,
-        messages: list[BaseMessage],
-        thread_id: str,
-        owner: str,
-        run_id: str,
+        run: Run,
+        saver: Saver,
+        messages: Sequence[BaseMessage],
         config: RunnableConfig,
         decisions: Mapping[str, Decision] | None,
         state: str | None,
         again: bool,
-    ) -> Run:
-        from langgraph.types import Command
-
-        from agents.history import fresh, questions, unanswered
-
-        saver = await self.open()
-        run = await self._claim(thread_id, owner, run_id, (questions(messages) or [""])[0], agent)
-        thread = run.thread
+    ) -> None:
+        """One threaded run in its own task, so that stopping its reader never leaves its thread half way."""
+        here: RunnableConfig = {**config, "configurable": {"user_id": run.thread.owner, "thread_id": run.thread.id}}
         try:
             graph = self._with_store(agent.threaded(saver))
-            here: RunnableConfig = {**config, "configurable": {"user_id": owner, "thread_id": thread_id}}
-            target = await self._target(saver, thread, state, again)
+            target = await self._target(saver, run.thread, state, again)
             if decisions:
                 if target is not None:
                     raise NotAsked("the state that is named asks nobody; the thread has gone on since")
-                waiting = Waiting.from_json(thread.waiting or '{"run_id": "", "asks": []}')
-                given: Any = Command(resume=waiting.resume(decisions))
-                run.decided = waiting.of_calls(decisions)
-                if not waits(await graph.aget_state(here, subgraphs=True)):
-                    await self._recover(agent, saver, thread)
-                    await self._rest(saver, run, agent)
-                    raise AgentChanged(
-                        f"{agent.name} was changed after it had asked this: the step that waited is no longer in its graph. "
-                        "What it asked for was not done; ask it again"
-                    )
+                given: Any = await self._resumed(agent, graph, run, saver, decisions, here)
             else:
                 if target is not None or not again:
-                    await self._recover(agent, saver, thread)
-                run.before = await self._stands(saver, thread_id)
+                    await self._recover(agent, saver, run.thread)
+                run.before = await self._stands(saver, run.thread.id)
                 if target is not None:
-                    await self.branches.go_back(graph, saver, thread_id, target)
-                new: list[BaseMessage] = []
-                if not again:
-                    new = fresh(messages) if await known(saver, thread_id) else list(messages)
-                    if any(message.type == "tool" for message in new):
-                        new = unanswered(new, await messages_of(saver, thread_id))
-                    if not new:
-                        raise NothingAsked("there is nothing new after the last assistant message; send a user message")
-                # The ids tell later which run a message belongs to.
-                run.new = [m.model_copy(update={"id": f"{run_id}:{i}"}) for i, m in enumerate(new)]
+                    await self.branches.go_back(graph, saver, run.thread.id, target)
+                run.new = [] if again else await self._said(saver, run, messages)
                 given = None if again else {"messages": run.new}
-            run.task = asyncio.create_task(self._execute(agent, graph, run, saver, given, here))
-        except BaseException:
-            del self._runs[thread_id]
-            raise
-        return run
+        except BaseException as error:
+            try:
+                if run.before:
+                    await self._take_back(saver, run.thread.id, run.before)
+            finally:
+                self._leave(run)
+                run.queue.put_nowait(error)
+        else:
+            await self._execute(agent, graph, run, saver, given, here)
 
-    async def _claim(self, thread_id: str, owner: str, run_id: str, title: str, agent: Agent) -> Run:
+    async def _resumed(
+        self,
+        agent: Agent,
+        graph: CompiledStateGraph,
+        run: Run,
+        saver: Saver,
+        decisions: Mapping[str, Decision],
+        config: RunnableConfig,
+    ) -> Any:
+        """What hands a person's decisions to the steps that wait for them; raises NotAsked, AgentChanged."""
+        from langgraph.types import Command
+
+        waiting = Waiting.from_json(run.thread.waiting or '{"run_id": "", "asks": []}')
+        resume = waiting.resume(decisions)
+        run.decided = waiting.of_calls(decisions)
+        if not waits(await graph.aget_state(config, subgraphs=True)):
+            await self._recover(agent, saver, run.thread)
+            await self._rest(saver, run, agent)
+            raise AgentChanged(
+                f"{agent.name} was changed after it had asked this: the step that waited is no longer in its graph. "
+                "What it asked for was not done; ask it again"
+            )
+        return Command(resume=resume)
+
+    async def _said(self, saver: Saver, run: Run, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Of the messages those that the thread lacks, with ids that tell later which run they belong to; raises NothingAsked."""
+        from agents.history import fresh, unanswered
+
+        new = fresh(messages) if await known(saver, run.thread.id) else list(messages)
+        if any(message.type == "tool" for message in new):
+            new = unanswered(new, await messages_of(saver, run.thread.id))
+        if not new:
+            raise NothingAsked("there is nothing new after the last assistant message; send a user message")
+        return [message.model_copy(update={"id": f"{run.id}:{i}"}) for i, message in enumerate(new)]
+
+    async def _claim(self, thread_id: str, owner: str, run_id: str, messages: Sequence[BaseMessage], agent: Agent) -> Run:
         """The thread, made if there is none, with this run on it and no other. Raises ThreadNotFound, ThreadBusy."""
+        from agents.history import questions
+
         if not thread_id or len(thread_id) > MAX_ID:
             raise ThreadNotFound(f"a thread id has 1 to {MAX_ID} characters; this one has {len(thread_id)}")
+        title = (questions(messages) or [""])[0]
         claim = (self.table.claim, thread_id, owner)
         thread = await asyncio.to_thread(*claim, title=title, agent=agent.name)
         while (going := self._runs.get(thread_id)) is not None and thread is not None:
-            if not going.ending or going.task is None:
+            if not going.ending:
                 raise ThreadBusy(f"thread '{thread_id}' is answering another message; wait for it or stop it first")
-            await asyncio.wait([going.task])
+            await going.over.wait()
             thread = None if thread_id in self._runs else await asyncio.to_thread(*claim, title=title, agent=agent.name)
         if thread is None:
             raise ThreadNotFound(f"there is no thread '{thread_id}' of yours; leave the id out to start a new one")
@@ -270,19 +289,27 @@ class Runtime(Conversations):
     def _stop(self, run: Run) -> None:
         if not run.ending:
             run.ending = True
-            if run.task is not None:
+            if run.begun and run.task is not None:
                 run.task.cancel()
+
+    def _leave(self, run: Run) -> None:
+        """Have the next run take the thread."""
+        self._runs.pop(run.thread.id, None)
+        run.over.set()
 
     async def _execute(
         self, agent: Agent, graph: CompiledStateGraph, run: Run, saver: Saver, given: Any, config: RunnableConfig
     ) -> None:
-        """One threaded run in its own task, so that stopping its reader never interrupts the settling of its thread."""
+        """Answer, and settle the thread however that ends."""
         kept.set(self._kept(saver, run.thread.id))  # for this task, and what it starts
         whose.set(run.thread.owner)
         decided.set(run.decided)
         outcome: Any = DONE
         noted = asyncio.ensure_future(asyncio.to_thread(self.table.begin, run.thread.id, running(run)))
+        run.begun = True
         try:
+            if run.ending:
+                raise asyncio.CancelledError
             await asyncio.shield(noted)
             run.queue.put_nowait(((), "started", run.id))
             async with aclosing(parts(agent, graph, given, config)) as stream:
@@ -306,7 +333,7 @@ class Runtime(Conversations):
             except Exception:
                 log.exception("thread %s could not be brought to rest; the next run tries again", run.thread.id)
             finally:
-                self._runs.pop(run.thread.id, None)
+                self._leave(run)
 
     async def _note(self, run: Run, part: Part, agent: Agent) -> None:
         _, mode, chunk = part
@@ -364,7 +391,7 @@ class Runtime(Conversations):
         ThreadNotFound, ThreadBusy, StateNotFound, NotAnUpdate.
         """
         saver = await self.open()
-        run = await self._claim(thread_id, owner, run_id, "", agent)
+        run = await self._claim(thread_id, owner, run_id, (), agent)
         graph = agent.threaded(saver)
         try:
             target = await self._target(saver, run.thread, state, again=False)
@@ -389,7 +416,7 @@ class Runtime(Conversations):
             if (head := now.head) is not None and head.open and head.messages[-1].type == "ai":
                 await self._dangling(thread_id)
         finally:
-            del self._runs[thread_id]
+            self._leave(run)
 
     async def _take_back(self, saver: Saver, thread_id: str, stood: Stood) -> None:
         await take_back(saver, thread_id, stood[0])

@@ -160,6 +160,48 @@ async def test_taken_back_as_if_it_had_never_been(runtime: Runtime, state: str |
     assert await ask(runtime, agent, "b") == ["a", "a #0", "b", "a+b #1"]
 
 
+@pytest.mark.parametrize("undone", [True, False])
+async def test_stopped_on_the_way_to_an_earlier_state(runtime: Runtime, undone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = echo()
+    await ask(runtime, agent, "a")
+    history = await runtime.history("t", "ann")
+    there, go_on, go_back = asyncio.Event(), asyncio.Event(), runtime.branches.go_back
+
+    async def slowly(*args: Any) -> None:
+        await go_back(*args)
+        there.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(runtime.branches, "go_back", slowly)
+    running = asyncio.create_task(ask(runtime, agent, "b", run_id="r9", state=history.states[-1].id))
+    await there.wait()
+    assert not undone or runtime.undo("t", "r9")
+    running.cancel()
+    await asyncio.wait([running])
+    resting = asyncio.create_task(runtime.history("t", "ann"))
+    await asyncio.sleep(0.05)
+    assert not resting.done()
+    go_on.set()
+    states = (await resting).states
+    if undone:
+        assert [state.id for state in states] == [state.id for state in history.states]
+        assert await ask(runtime, agent, "c") == ["a", "a #0", "c", "a+c #1"]
+    else:
+        assert texts(states[0].messages)[0] == "b", "what was said is kept"
+        assert (await ask(runtime, agent, "c"))[-1] == "b+c #1"
+
+
+async def test_a_run_that_cannot_begin_leaves_its_thread_where_it_stood(runtime: Runtime) -> None:
+    agent = echo()
+    await ask(runtime, agent, "a")
+    history = await runtime.history("t", "ann")
+    parts = runtime.stream(agent, [AIMessage("made up")], thread_id="t", owner="ann", state=history.states[1].id)
+    with pytest.raises(ValueError, match="nothing new"):
+        await anext(parts)
+    assert (await runtime.history("t", "ann")).head == history.head
+    assert await ask(runtime, agent, "b") == ["a", "a #0", "b", "a+b #1"]
+
+
 @both
 async def test_what_a_graph_keeps_beside_its_messages_is_gone_back_to(runtime: Runtime) -> None:
     from langgraph.graph import START, MessagesState, StateGraph
