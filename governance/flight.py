@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from governance.call import Call, CallError, CallRecord, Event, unavailable
+from governance.call import Call, CallError, CallRecord, Event, is_failure, unavailable
 from governance.frames import payload
 from governance.journal import JournalError
 from governance.limits import Reservation
@@ -134,7 +134,7 @@ class Flight:
 
     def failed_response(self, error: CallError) -> dict[str, Any]:
         """The Response object of a `response.failed` event."""
-        code = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
         base = {
             "id": f"resp_{self.call.request_id}",
             "object": "response",
