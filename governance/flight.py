@@ -207,8 +207,22 @@ class Flight:
         except JournalError as trouble:
             logger.error("call %s of %s could not be recorded: %s", call.request_id, call.endpoint, trouble)
             unrecorded, status, error = trouble, 503, str(trouble)
+        if gateway.observers:
+            self._tell(status, end, response, error, usage, cost)
+        if unrecorded is not None:
+            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+
+    def _tell(
+        self,
+        status: int,
+        end: int,
+        response: Mapping[str, Any] | None,
+        error: str | None,
+        usage: Mapping[str, int],
+        cost: float | None,
+    ) -> None:
         record = CallRecord(
-            call,
+            self.call,
             status,
             self.start_ns,
             end,
@@ -221,13 +235,11 @@ class Flight:
             tuple(self.verdicts),
             self.served,
         )
-        for observer in gateway.observers:
+        for observer in self.gateway.observers:
             try:
                 observer(record)
             except Exception:
-                logger.exception("an observer of call %s failed", call.request_id)
-        if unrecorded is not None:
-            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+                logger.exception("an observer of call %s failed", self.call.request_id)
 
     def _cost(self, usage: Mapping[str, int], response: Mapping[str, Any] | None) -> float | None:
         """US dollars, where tokens are known and the model has a price."""

@@ -193,14 +193,17 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     if not rules.any:
         return call, [], None
     all_found: list[Any] = []
+    find = rules.find
 
     def each(text: str) -> str:
-        found = rules.find(text)
+        if not (found := find(text)):
+            return text
         all_found.extend(found)
-        return mask(text, found) if found else text
+        return mask(text, found)
 
     rows = call.task in ROWS
     payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
     tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
-    blocked = rules.blocking(all_found)
-    return (replace(call, payload=payload, usage_context=tags) if all_found else call), all_found, blocked
+    if not all_found:
+        return call, all_found, None
+    return replace(call, payload=payload, usage_context=tags), all_found, rules.blocking(all_found)
