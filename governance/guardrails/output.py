@@ -17,7 +17,7 @@ from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, json_text, stri
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
-_ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
+_ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _OF_TEXT = ("text", "type", "annotations")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
@@ -60,6 +60,8 @@ class Shield:
     def feed(self, event: Event) -> list[Event]:
         """What may leave now that this event has come."""
         kind, data = event.type, event.data
+        if kind in TERMINAL:
+            return [*self._flush(), self._ended(event)]
         if kind == STEP:
             masked = walk(data, self._masked, frozenset({"name", "kind", "status"})) if self.rules.pii != "NONE" else data
             return [Event(kind, masked)]
@@ -73,22 +75,22 @@ class Shield:
         if kind.endswith("annotation.added"):
             return self._annotation(event)
         ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
-        if kind in TERMINAL:
-            body = "result" if kind == "result" else "response"
-            inner = data.get(body, data)
-            if self._call.task in ROWS:
-                looked = walk(inner, self._checked, frozenset(), numbers=True)
-                return [*ready, Event(kind, {**data, body: looked} if body in data else looked)]
-            looked = self._body(inner)
-            if looked is inner:
-                return [*ready, event]
-            return [*ready, Event(kind, {**data, body: looked} if body in data else looked)]
         shown = Event(kind, self._guarded(data))
         if self._waiting or any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
             hold = next(iter(self._holds.values()))[0]
             self._waiting.append((hold, hold.arrived, shown))
             return ready
         return [*ready, shown]
+
+    def _ended(self, event: Event) -> Event:
+        """The terminal event as it may leave."""
+        body = "result" if event.type == "result" else "response"
+        inner = event.data.get(body, event.data)
+        if self._call.task in ROWS:
+            looked = walk(inner, self._checked, frozenset(), numbers=True)
+        elif (looked := self._body(inner)) is inner:
+            return event
+        return Event(event.type, {**event.data, body: looked} if body in event.data else looked)
 
     def stopped(self, sent: str) -> Event:
         """The terminal event of an answer that a guardrail stopped after `sent`."""
@@ -191,6 +193,11 @@ class Shield:
         the same object."""
         if isinstance(value, str):
             return self._checked(value)
+        if isinstance(value, (list, tuple)):
+            if vector(value):
+                return value
+            items = [self._guarded(item) for item in value]
+            return items if any(map(is_not, items, value)) else value
         if isinstance(value, OBJECT):
             if value.get("type") == "output_text" and isinstance(value.get("text"), str):
                 return self._part(value)
@@ -209,10 +216,7 @@ class Shield:
                 if looked is not item:
                     made[key] = looked
             return {**value, **made} if made else value
-        if not isinstance(value, (list, tuple)) or vector(value):
-            return value
-        items = [self._guarded(item) for item in value]
-        return items if any(map(is_not, items, value)) else value
+        return value
 
     def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same for a text with its annotations."""

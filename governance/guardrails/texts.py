@@ -67,6 +67,10 @@ def walk(
         if key == "image_url" and _IMAGE.match(value):
             return value
         return json_text(value, each) if key in ("arguments", "output") else each(value)
+    if isinstance(value, (list, tuple)):  # before what asks an abstract class
+        if vector(value):
+            return value
+        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
     if isinstance(value, OBJECT):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
@@ -79,10 +83,6 @@ def walk(
                 item = walk(item, each, skipped, depth + 1, name, numbers=numbers)
             made[each(name) if numbers else name] = item
         return made
-    if isinstance(value, (list, tuple)):
-        if vector(value):
-            return value
-        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
     return _number(value, each) if numbers and type(value) is int else value
 
 
