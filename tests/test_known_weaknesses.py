@@ -41,7 +41,7 @@ class Listener:
             except OSError:
                 return
             with connection:
-                connection.settimeout(2)
+                connection.settimeout(60)
                 try:
                     self.heard.append(connection.recv(65_536))
                     connection.sendall(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")

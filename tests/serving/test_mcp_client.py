@@ -27,6 +27,7 @@ from governance.call import Call, CallError
 from serving.agent_settings import McpDeclaration, ToolDeclaration
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
+from serving.engines.ports import free_port
 from serving.mcp_client import McpServers, late_engine
 from serving.settings import Settings
 from serving.tools import make_tools
@@ -179,9 +180,7 @@ async def test_a_server_that_does_not_start_is_named_and_tried_again(tmp_path: P
 
 @pytest.fixture
 def address(script: Path) -> Iterator[tuple[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -194,6 +193,7 @@ def address(script: Path) -> Iterator[tuple[str, Any]]:
                 return
             except OSError:
                 time.sleep(0.05)
+        raise AssertionError("the MCP server did not start")
 
     start()
     yield f"http://127.0.0.1:{port}/mcp", start
