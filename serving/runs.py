@@ -158,6 +158,12 @@ class Runs:
             live.stopping = True
             live.cancel()
 
+    async def heard(self, run_id: str) -> None:
+        """Until a run that goes on here has said something: its agent is at work, on its thread."""
+        live = self._live.get(run_id)
+        while live is not None and not live.events and not live.done:
+            await live.changed.wait()
+
     async def wait(self, run_id: str, unless: Coroutine[Any, Any, None] | None = None) -> None:
         """Until a run that goes on here has ended, or `unless` has."""
         live = self._live.get(run_id)

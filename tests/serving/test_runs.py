@@ -267,6 +267,30 @@ async def test_whatever_happens_while_a_run_is_noted_it_is_ended(tmp_path: Path,
 
 
 @pytest.mark.anyio
+async def test_a_run_is_heard_once_its_agent_is_at_work(tmp_path: Path) -> None:
+    engine, runs = service(tmp_path, 6)
+    go_on, append = asyncio.Event(), runs.log.append
+
+    async def slowly(*given: Any, **named: Any) -> None:
+        await go_on.wait()
+        await append(*given, **named)
+
+    runs.log.append = slowly  # type: ignore[method-assign]
+    starting = asyncio.create_task(runs.start(Call("agent", "agent", {}, request_id="r1", stream=True), ADMIN))
+    while "r1" not in runs._live:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    hearing = asyncio.create_task(runs.heard("r1"))
+    await asyncio.sleep(0.05)
+    assert not hearing.done()
+    go_on.set()
+    await hearing
+    await starting
+    await runs.wait("r1")
+    await runs.heard("r1")
+    engine.dispose()
+
+
+@pytest.mark.anyio
 async def test_a_run_that_cannot_be_noted_is_told_to_whom_began_it(tmp_path: Path) -> None:
     engine, runs = service(tmp_path, 6)
     call = Call("agent", "agent", {}, request_id="r1", stream=True)
