@@ -34,7 +34,7 @@ def test_a_person_asks_and_opens_the_cited_passage(tmp_path: Path, chromium: Bro
         assert target
         page.goto(live.url + target if target.startswith("/") else target)
         mark = page.locator("mark#passage")
-        mark.wait_for(timeout=10_000)
+        mark.wait_for(timeout=30_000)
         assert mark.is_visible()
         assert mark.inner_text().strip()
         outside = [url for url in asked_of if not url.startswith((live.url, live.url.replace("http", "ws", 1), "data:", "blob:"))]

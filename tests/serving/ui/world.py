@@ -160,7 +160,7 @@ class Engine:
         if "approve" in question.lower():
             return "", [], "generative"
         if "slow" in question.lower():
-            return "word " * 4000, [], "generative"
+            return "word " * 20_000, [], "generative"
         return "I could not find this in these documents.", [], "extractive"
 
     async def stream(self, call: Call) -> AsyncIterator[Event]:
