@@ -60,7 +60,7 @@ def test_answer_is_visible_before_it_ends_and_shows_how_it_came(world, sign_in, 
     expect(shown.locator(".step .name")).to_contain_text(["route", "search", "extract answer"])
     expect(shown.locator(".step").nth(1)).to_contain_text("5 passages")
     expect(shown.locator(".step .ms").nth(1)).to_have_text("15 ms")
-    assert page.url.endswith(f"/?thread={call.thread_id}")
+    expect(page).to_have_url(f"{world.url}/?thread={call.thread_id}")
 
 
 def test_citation_shows_its_quote_and_opens_the_document_there(world, sign_in, samples):
@@ -110,6 +110,7 @@ def test_an_answer_goes_on_while_its_page_is_reloaded_or_elsewhere(world, sign_i
     ask(page, "slow please")
     prose = answer(page).locator(".prose")
     expect(prose).to_contain_text("word word word")
+    expect(page).to_have_url(re.compile("thread="))
     address = page.url
     before = len(prose.inner_text())
     page.reload()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import expect
@@ -54,6 +56,7 @@ def test_an_answer_cites_what_was_handed_in_there_and_nowhere_else(chat, live):
     page.screenshot(path=ARTIFACTS / "chat-document.png")
     page.keyboard.press("Escape")
     assert not (wrong := both(page, "a conversation with a document")), "\n".join(wrong)
+    expect(page).to_have_url(re.compile("thread="))
     address, document = page.url, live.url + (chip.get_attribute("href") or "")
 
     def status(key):
