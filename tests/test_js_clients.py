@@ -90,7 +90,6 @@ def ran(program: str, modules: Path, live: Live) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(240)
 def test_a_page_for_langgraphs_server(modules: Path, live: Live) -> None:
     seen = ran("stream.mjs", modules, live)
     assert seen["edited"] == [["one", "one", "TWO", "TWO"], ["", "", "2/2", ""]]
@@ -106,7 +105,6 @@ def test_a_page_for_langgraphs_server(modules: Path, live: Live) -> None:
     assert seen["resolved"] is None
 
 
-@pytest.mark.timeout(240)
 def test_they_work_unmodified(modules: Path, live: Live) -> None:
     seen = ran("clients.mjs", modules, live)
     for face in ("response", "streamed", "chat", "chatStreamed", "background", "ui"):

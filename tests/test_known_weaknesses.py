@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from tests.live import KEY, Live, serving, wait_until
 
-pytestmark = pytest.mark.timeout(180)
 CHAT = {"model": "assistant", "messages": [{"role": "user", "content": "What is a tessera?"}]}
 
 

@@ -14,7 +14,6 @@ from tests.live import Live, wait_until
 from tests.test_langgraph_client import client, human, live, refused
 
 __all__ = ["client", "live"]
-pytestmark = pytest.mark.timeout(120)
 
 
 def said(state: Any) -> list[str]:

@@ -9,12 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.live import ROOT, environment, wait_until
 
 
-@pytest.mark.timeout(240)
 def test_the_server_ends_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     command = [sys.executable, "-c", "from app import main; main()", "dev", "--port", "0"]

@@ -22,7 +22,7 @@ from tests.live import ROOT, Live, environment, mlflow_store, serving, start, wa
 from tests.programs import Programs
 from tests.serving import models
 
-SOON = datetime.timedelta(seconds=60)
+SOON = datetime.timedelta(seconds=120)
 ROW = s.DataframeSplitInput(columns=["a", "b", "c"], data=[[1.0, 2.0, 3.0]], index=[0])
 
 

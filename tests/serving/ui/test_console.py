@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.serving.ui.test_accessible import axe
 from tests.serving.ui.world import ARTIFACTS, XSS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 
 def pictures(page: Page, name: str) -> None:

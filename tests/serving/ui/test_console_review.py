@@ -12,7 +12,7 @@ from tests.serving.ui.test_accessible import both
 from tests.serving.ui.test_console import pictures
 from tests.serving.ui.world import XSS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 AT = "/api/2.0/smalti/reviews"
 LABELS = [

@@ -13,7 +13,7 @@ from tests.serving.ui.test_accessible import both
 from tests.serving.ui.test_chat import ask, done
 from tests.serving.ui.world import ARTIFACTS, XSS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 BADGE = "# Badges\n\nThe badge of Quillon Ferndale has the number 7741 and is kept in the blue drawer of the archive.\n"
 QUESTION = "What number has the badge of Quillon Ferndale?"
