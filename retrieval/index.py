@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy.engine import Engine, Row
+from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval import filters as filtering
 from retrieval import passages
@@ -157,7 +157,8 @@ class Indexes:
         NotFound: no such index.
         BadRequest: `k` is not in 1 to 1000, or `mode` is not hybrid, dense or lexical.
         """
-        row, query = self._searchable(name, query, k, mode)
+        _check(k, mode)
+        row, query = self._row(name), searching.tidy(query)
         asked = self.encoder.ask(query) if query and self._dense(row) else None
         return self._search(row, query, asked, k, mode, filters, groups, diversity)
 
@@ -177,14 +178,19 @@ class Indexes:
 
         `merge` joins passages that follow each other, see `retrieval.gather.merged`.
         """
+        _check(k, mode)
         full = full_name(name)
-        if await asyncio.to_thread(self.over_rows.find, full) is not None:
-            _check(k, mode)
+        row = await asyncio.to_thread(self._over_folder, full)
+        if row is None:
             return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
-        row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
+        query = searching.tidy(query)
         asked = await self.encoder.aask(query) if query and self._dense(row) else None
-        found = await asyncio.to_thread(self._search, row, query, asked, k, mode, filters, groups, diversity)
-        return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
+
+        def find() -> list[Passage]:
+            found = self._search(row, query, asked, k, mode, filters, groups, diversity)
+            return self._merged(row, found) if merge and len(found) > 1 else found
+
+        return await asyncio.to_thread(find)
 
     async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
         """A query or scan as `retrieval.ask` made it of a request, for a caller in `groups`."""
@@ -291,6 +297,11 @@ class Indexes:
             raise NotFound(f"index {full} does not exist: `smalti index add {full.rsplit('.', 1)[1]} FOLDER` makes it")
         return row
 
+    def _over_folder(self, full: str) -> Row[Any] | None:
+        """An index over a folder; None for one over rows. Raises NotFound."""
+        row = self._store.index(full)
+        return self._row(full) if row is None and self.over_rows.find(full) is None else row
+
     def _info(self, row: Row[Any]) -> IndexInfo:
         documents, chunks = self._store.counts(row.id)
         lock = self._syncing.get(row.id)
@@ -315,10 +326,6 @@ class Indexes:
     def _dense(self, row: Row[Any]) -> bool:
         return row.encoder == self.encoder.fingerprint
 
-    def _searchable(self, name: str, query: str, k: int, mode: str) -> tuple[Row[Any], str]:
-        _check(k, mode)
-        return self._row(name), searching.tidy(query)
-
     def _search(
         self,
         row: Row[Any],
@@ -333,24 +340,23 @@ class Indexes:
         if not query:
             return []
         memory = self._memory(row.id)
-
         rows, hits, found = memory.snapshot(), [], {}
         for _ in range(3):
             rows = memory.snapshot()
-            chosen = self._seen(row.name, rows, filters, groups)
-            hits = searching.search(
-                rows,
-                query,
-                asked.vector if asked else None,
-                k,
-                mode,
-                mask=chosen,
-                nearest=lambda v, n: self._vectors.query(row.id, v, n),
-                diversity=diversity,
-                asked=asked,
-                pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
-            )
-            found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits])
+            with self._store.reading() as db:
+                hits = searching.search(
+                    rows,
+                    query,
+                    asked.vector if asked else None,
+                    k,
+                    mode,
+                    mask=self._seen(row.name, rows, filters, groups, db),
+                    nearest=lambda v, n: self._vectors.query(row.id, v, n),
+                    diversity=diversity,
+                    asked=asked,
+                    pieces=lambda slots, rows=rows, db=db: self._store.pieces(rows.seqs[slots].tolist(), db),
+                )
+                found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits], db)
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
@@ -366,9 +372,16 @@ class Indexes:
 
         return merged(found, between)
 
-    def _seen(self, index: str, rows: Snapshot, given: Mapping[str, Any] | str | None, groups: Groups) -> np.ndarray | None:
+    def _seen(
+        self,
+        index: str,
+        rows: Snapshot,
+        given: Mapping[str, Any] | str | None,
+        groups: Groups,
+        db: Connection | None = None,
+    ) -> np.ndarray | None:
         """Rows that meet a filter and that the groups may see; None for all."""
-        return both(filtering.of(rows, given, FILTERED) if given else None, self.guards.mask(index, rows, groups))
+        return both(filtering.of(rows, given, FILTERED) if given else None, self.guards.mask(index, rows, groups, db))
 
     def _memory(self, index_id: int) -> Memory:
         with self._lock:

@@ -81,8 +81,14 @@ class Store:
                     db.exec_driver_sql(f'DROP TABLE IF EXISTS "{name}"')
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection whose reads neither take a lock nor begin a transaction: each statement sees one committed state."""
+    def reading(self, db: Connection | None = None) -> Iterator[Connection]:
+        """A connection whose reads neither take a lock nor begin a transaction: each statement sees one committed state.
+
+        `db` is such a connection where there is one already: what reads several times does so over one.
+        """
+        if db is not None:
+            yield db
+            return
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield connection
 
@@ -241,20 +247,20 @@ class Store:
         with self.reading() as db:
             return {row.id: _passage(index, row) for row in db.execute(statement)}
 
-    def texts(self, seqs: Sequence[int]) -> dict[int, str]:
+    def texts(self, seqs: Sequence[int], db: Connection | None = None) -> dict[int, str]:
         """Texts of chunks by number. Those that are gone are left out."""
-        return self._picked(chunks.c.text, seqs)
+        return self._picked(chunks.c.text, seqs, db)
 
-    def pieces(self, seqs: Sequence[int]) -> list[bytes] | None:
+    def pieces(self, seqs: Sequence[int], db: Connection | None = None) -> list[bytes] | None:
         """Word pieces of some chunks; None where one has none: it was embedded without, or is gone."""
-        found = self._picked(pieces.c.pieces, seqs)
+        found = self._picked(pieces.c.pieces, seqs, db)
         return [found[seq] for seq in seqs] if len(found) == len(seqs) else None
 
-    def _picked(self, column: sa.Column[Any], seqs: Sequence[int]) -> dict[int, Any]:
+    def _picked(self, column: sa.Column[Any], seqs: Sequence[int], db: Connection | None) -> dict[int, Any]:
         # Plain SQL: making the statement would take longer than reading the rows.
         numbers = ",".join(str(int(seq)) for seq in seqs)
         statement = f"SELECT seq, {column.name} FROM {column.table.name} WHERE seq IN ({numbers})"
-        with self.reading() as db:
+        with self.reading(db) as db:
             return dict(db.exec_driver_sql(statement).fetchall()) if numbers else {}  # type: ignore[arg-type]
 
     def rows(self, index_id: int, index: str) -> Iterator[Passage]:
