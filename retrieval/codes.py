@@ -89,7 +89,7 @@ class Codes:
         # In how many dimensions that many differ at most is seen in a part of the rows.
         part = apart[:: max(1, len(apart) // SAMPLE)]
         within = np.cumsum(np.bincount(part.astype(np.intp), minlength=1))
-        found = np.flatnonzero(apart <= within.searchsorted(count * len(part) / len(apart)))
+        found = np.flatnonzero(apart < within.searchsorted(count * len(part) / len(apart), "right"))
         if not count // 2 <= len(found) <= 2 * count:  # many rows are the same, or lie in an order
             found = np.sort(np.argpartition(apart, min(count, len(apart) - 1))[:count])
         return found.astype(np.int32) if slots is None else slots[found]

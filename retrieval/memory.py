@@ -175,12 +175,20 @@ class Snapshot:
         """BM25 of a few rows, or what these terms add to their scores."""
         scores = np.zeros(len(slots), np.float32) if onto is None else onto
         slots = slots.astype(np.int32, copy=False)
+        order = np.argsort(slots, kind="stable") if len(self.postings) > 1 else None  # a part is of some of the rows
+        if order is not None:
+            slots, scores = slots[order], scores[order]
         for idf, parts in spans:
             for part, a, b in parts:
-                held = part.slots[a:b]
-                at = held.searchsorted(slots)
+                held, some = part.slots[a:b], slice(None)
+                if order is not None:
+                    some = slice(*slots.searchsorted((held[0], held[-1] + 1)))
+                wanted = slots[some]
+                at = held.searchsorted(wanted)
                 np.minimum(at, b - a - 1, out=at)
-                scores += np.float32(idf) * part.impacts[a:b][at] * (held[at] == slots)
+                scores[some] += np.float32(idf) * part.impacts[a:b][at] * (held[at] == wanted)
+        if order is not None:
+            scores[order] = scores.copy()
         return scores
 
     def worded(
