@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.chunk_reads import folder_of
 from retrieval.memory import Fields, Page, Snapshot
 from retrieval.search import Hit
-from retrieval.store import Store, folder_of
+from retrieval.store import Store
 from retrieval.types import Passage
 
 
