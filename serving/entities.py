@@ -19,6 +19,7 @@ from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
 from serving.engines.environment import Environments
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.forks import ForkServer
 from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
 from serving.engines.providers import NO_KEY, key_of, upstream_of
@@ -132,6 +133,7 @@ class Entities:
         self._loads = asyncio.Semaphore(loads)
         self._memory = memory
         self._environments = Environments(home / "environments", build=environments)
+        self._forks = ForkServer(self._logs / ".forks.log")
 
     async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
         """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
@@ -176,10 +178,15 @@ class Entities:
                 loads=self._loads,
                 memory_limit=limit,
                 interpreter=partial(self._environments.python, version.path),
+                forks=self._forks,
             )
 
         processes = [process(number) for number in range(count)]
         return _Model(processes[0] if len(processes) == 1 else Replicas(processes), version, task)
+
+    async def close(self) -> None:
+        """End what starts models, once none of them runs."""
+        await self._forks.close()
 
     def forget(self, endpoint: str) -> None:
         """Remove what an endpoint that is gone leaves behind. Blocking."""

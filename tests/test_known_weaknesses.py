@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from tests.live import KEY, Live, serving, wait_until
 
-pytestmark = pytest.mark.timeout(180)
 CHAT = {"model": "assistant", "messages": [{"role": "user", "content": "What is a tessera?"}]}
 
 
@@ -41,7 +40,7 @@ class Listener:
             except OSError:
                 return
             with connection:
-                connection.settimeout(2)
+                connection.settimeout(60)
                 try:
                     self.heard.append(connection.recv(65_536))
                     connection.sendall(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
@@ -212,7 +211,7 @@ def test_a_model_is_not_at_an_address_within(live: Live, address: str) -> None:
         if made.status_code == 200:
             wait_until(lambda: "NOT_UPDATING" in admin.get(f"/api/2.0/serving-endpoints/{name}").text, 60)
             told = admin.post("/v1/chat/completions", json={**CHAT, "model": name})
-            assert told.status_code in (400, 404, 502, 503), told.text
+            assert told.status_code in (400, 404, 424, 502, 503), told.text
             assert "private network" in told.text or "not" in told.text
             admin.delete(f"/api/2.0/serving-endpoints/{name}")
         else:

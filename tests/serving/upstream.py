@@ -268,14 +268,14 @@ class Upstream:
                 self.close_connection = True
 
             def _silent(self, body: Any) -> None:
-                upstream.gone.wait(5)
+                upstream.gone.wait(60)
                 self.close_connection = True
 
             def _stalls(self, body: Any) -> None:
                 self._open()
                 self._delta({"content": "Wait"})
                 self.wfile.flush()
-                upstream.gone.wait(5)
+                upstream.gone.wait(60)
 
             def _endless(self, body: Any) -> None:
                 self._open()
@@ -418,7 +418,7 @@ def serving(app: Any) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.started, "the server did not start"

@@ -117,7 +117,7 @@ def upstream() -> Iterator[Anthropic]:
 async def ask(upstream: Anthropic, model: str, **payload: Any) -> list[Event]:
     headers = {"anthropic-version": "2023-06-01"}
     address = Upstream(upstream.url, model, KEY, "anthropic", header="x-api-key", headers=headers)
-    engine = ExternalChat(address, timeouts=Timeouts(first_byte=5, between=5))
+    engine = ExternalChat(address, timeouts=Timeouts(first_byte=60, between=60))
     given = {"input": [{"type": "message", "role": "user", "content": "hello"}], **payload}
     try:
         return [event async for event in engine.run(Call("chat", "chat", given))]
