@@ -94,7 +94,19 @@ class Queue(BaseModel):
     reviewers: list[Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]] = []
     """Who may review besides those who manage the endpoint: `user:NAME`, `group:NAME`, `service_principal:NAME`."""
     reviews_per_item: Annotated[int, Field(ge=1, le=20)] = 1
+    """Where it is not given: two, which agreement takes, if two or more may review; else one."""
     instruction: Annotated[str, Field(max_length=10_000)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "reviews_per_item" in given:
+            return given
+        named = given.get("reviewers")
+        several = isinstance(named, list) and (
+            len(set(map(str, named))) > 1 or any(str(each).startswith("group:") for each in named)
+        )
+        return {**given, "reviews_per_item": 2 if several else 1}
 
     @field_validator("labels")
     @classmethod

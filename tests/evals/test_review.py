@@ -43,6 +43,22 @@ def queues(tmp_path: Path) -> Iterator[Reviews]:
     engine.dispose()
 
 
+def test_an_item_needs_two_reviews_where_two_may_review() -> None:
+    free = {key: value for key, value in QUEUE.items() if key != "reviews_per_item"}
+    for reviewers, wanted in (
+        ([], 1),
+        (["user:ann"], 1),
+        (["user:ann", "user:ann"], 1),
+        (["user:ann", "user:bob"], 2),
+        (["group:t"], 2),
+    ):
+        assert Queue.parse({**free, "reviewers": reviewers}).reviews_per_item == wanted
+    assert Queue.parse({**QUEUE, "reviews_per_item": 1}).reviews_per_item == 1
+    for wrong in ("ann", [7], 7):
+        with pytest.raises(CallError, match="reviewers"):
+            Queue.parse({**free, "reviewers": wrong})
+
+
 def test_reviewers_get_what_needs_them_most_and_their_majority_becomes_a_dataset(queues: Reviews, tmp_path: Path) -> None:
     assert queues.add("first", [{"id": "0", "question": "Q0?"}, {"id": "4", "question": "Q4?"}]) == 1
     for reviewer in ("ann", "bob"):
