@@ -126,6 +126,15 @@ class Queue(BaseModel):
             raise bad_request(f"Field {field!r}: {problem['msg']}.", field or None) from None
 
 
+def _written(item: Mapping[str, Any]) -> str:
+    return json.dumps(dict(item), ensure_ascii=False, default=str)
+
+
+def readable(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The items that are not too long for a queue."""
+    return [item for item in items if len(_written(item)) <= MAX_CONTENT]
+
+
 class Reviews:
     """The queues of a state database. All methods block; those that name a queue raise `CallError` (404) where there is none."""
 
@@ -183,7 +192,7 @@ class Reviews:
                 asked = item.get("question") if isinstance(item, Mapping) else None
                 if not (isinstance(asked, str) and asked.strip()) and not (isinstance(item, Mapping) and item.get("inputs")):
                     raise bad_request(f"Item {number} has no 'question' and no 'inputs'.", "items")
-                content = json.dumps(dict(item), ensure_ascii=False, default=str)
+                content = _written(item)
                 if len(content) > MAX_CONTENT:
                     raise bad_request(f"Item {number} has more than {MAX_CONTENT} characters.", "items")
                 identity = str(item.get("request_id") or item.get("id") or hashlib.sha256(content.encode()).hexdigest()[:32])[:64]

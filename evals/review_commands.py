@@ -80,6 +80,7 @@ def add(
 ) -> None:
     """Fill a queue with the endpoint's answers in the journal, or with those of an evaluation."""
     from evals import collect
+    from evals.review import readable
 
     work = context.obj
     with _queues(context) as queues:
@@ -92,8 +93,10 @@ def add(
             rows = work.journal.rows(since, endpoint=queues.queue(name).endpoint)
             found = collect.from_journal(rows, match=match, sample=sample, seed=seed)
             items = [{**row, "request_id": row["id"], "trace_id": f"tr-{row['id']}"} for row in found]
-        count = queues.add(name, items)
-    _show(context, {"added": count}, as_json, f"{count} items added to {name}")
+        short = readable(items)
+        told = {"added": queues.add(name, short), "too_long": len(items) - len(short)}
+    left = f"; {told['too_long']} left out, which are too long to be read" if told["too_long"] else ""
+    _show(context, told, as_json, f"{told['added']} items added to {name}{left}")
 
 
 def _of_run(result: Any) -> dict[str, Any]:
