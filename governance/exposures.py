@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from sqlalchemy import Engine, func, select
 
-from governance.call import MODEL_FAILED
+from governance.call import MODEL_FAILED, is_failure
 from governance.flight import CLIENT_GONE
 from governance.frames import iso
 from governance.tables import experiment_events, inference_table
@@ -172,7 +172,7 @@ class Exposures:
         self._add(position, "fallback", float(fallback))
         self._add(position, "abandoned", float(status == CLIENT_GONE))
         if status != CLIENT_GONE:
-            self._add(position, "error", float(status >= 500 or status == 429 or row["failed"] == MODEL_FAILED))
+            self._add(position, "error", float(is_failure(status) or status == 429 or row["failed"] == MODEL_FAILED))
         if status == 200:
             self._add(position, "latency_ms", row["execution_duration_ms"])
             self._add(position, "ttfb_ms", row["time_to_first_byte_ms"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from governance.call import Call, CallError, CallRecord, Event, unavailable
+from governance.call import Call, CallError, CallRecord, Event, is_failure, unavailable
 from governance.frames import payload
 from governance.journal import JournalError
 from governance.limits import Reservation
@@ -147,7 +147,7 @@ class Flight:
 
     def failed_response(self, error: CallError) -> dict[str, Any]:
         """The Response object of a `response.failed` event."""
-        code = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
         base = {
             "id": f"resp_{self.call.request_id}",
             "object": "response",
@@ -220,8 +220,22 @@ class Flight:
         except JournalError as trouble:
             logger.error("call %s of %s could not be recorded: %s", call.request_id, call.endpoint, trouble)
             unrecorded, status, error = trouble, 503, str(trouble)
+        if gateway.observers:
+            self._tell(status, end, response, error, usage, cost)
+        if unrecorded is not None:
+            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+
+    def _tell(
+        self,
+        status: int,
+        end: int,
+        response: Mapping[str, Any] | None,
+        error: str | None,
+        usage: Mapping[str, int],
+        cost: float | None,
+    ) -> None:
         record = CallRecord(
-            call,
+            self.call,
             status,
             start,
             end,
@@ -234,13 +248,11 @@ class Flight:
             tuple(self.verdicts),
             self.served,
         )
-        for observer in gateway.observers:
+        for observer in self.gateway.observers:
             try:
                 observer(record)
             except Exception:
-                logger.exception("an observer of call %s failed", call.request_id)
-        if unrecorded is not None:
-            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+                logger.exception("an observer of call %s failed", self.call.request_id)
 
     def _cost(self, usage: Mapping[str, int], response: Mapping[str, Any] | None) -> float | None:
         """US dollars, where tokens are known and the model has a price."""
