@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from governance import reports, token_routes
+from governance import reports, scim, token_routes
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from governance.retention import keep_on
@@ -121,6 +121,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
 
     app.include_router(token_routes.router(platform.identity, caller=caller))
+    app.include_router(scim.router(platform.identity, caller=caller))
     app.include_router(names.router(names.visible(platform), caller, partial(names.taken, platform)))
 
     async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
