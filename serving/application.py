@@ -271,10 +271,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
-        app.state.reports = await asyncio.to_thread(platform.sync, getattr(app.state, "progress", None))
+        app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()
-        titles = await asyncio.to_thread(platform.titles, lambda name: True, 1)
+        titles = await asyncio.to_thread(platform.collection.titles, lambda name: True, 1)
         app.state.example = f"What is said about {titles[0]}?" if titles else "What is this about?"
     except Exception as error:
         if not type(error).__module__.startswith("retrieval"):

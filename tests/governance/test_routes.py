@@ -14,6 +14,7 @@ from databricks.sdk.service import iam, serving
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from governance import scim
 from governance.call import Caller, CallError
 from governance.routes import router
 
@@ -35,6 +36,7 @@ def app(house: House) -> FastAPI:
 
     routes = router(house.identity, house.grants, house.policies, house.journal, caller=caller, exists=KNOWN.__contains__)
     app.include_router(routes)
+    app.include_router(scim.router(house.identity, caller=caller))
     return app
 
 
