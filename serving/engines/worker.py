@@ -20,6 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,9 @@ class Model:
             skops.import_lean(Path(path) / scikit["pickled_model"])
         import mlflow.pyfunc
 
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # MLflow would make a database here, and keep every request in it
+            with suppress(AttributeError):  # a model's own environment may have an older one
+                mlflow.tracing.disable()
         # what the model requires was compared with this environment before: MLflow would list every installed file for it
         self.pyfunc = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         meta = self.pyfunc.metadata
