@@ -104,8 +104,10 @@ class Model:
         import mlflow.pyfunc
 
         if "MLFLOW_TRACKING_URI" not in os.environ:  # MLflow would make a database here, and keep every request in it
-            with suppress(AttributeError):  # a model's own environment may have an older one
-                mlflow.tracing.disable()
+            with suppress(ImportError):  # a model's own environment may have an older one
+                from mlflow.tracing import disable
+
+                disable()
         # what the model requires was compared with this environment before: MLflow would list every installed file for it
         self.pyfunc = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         meta = self.pyfunc.metadata
