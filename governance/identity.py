@@ -13,7 +13,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -101,6 +101,11 @@ class Identity:
     def groups_of(self, name: str, kind: Kind = "user") -> frozenset[str]:
         self._refresh()
         return self._groups.get((kind, name), frozenset())
+
+    def members(self) -> Mapping[tuple[Kind, str], frozenset[str]]:
+        """The groups of each user and service principal that was ever put into one, by kind and name."""
+        self._refresh()
+        return cast("Mapping[tuple[Kind, str], frozenset[str]]", self._groups)
 
     def principal(self, name: str) -> str:
         """`KIND:NAME` of a name that may lack its kind: a service principal or a group where there is one, else a user."""
@@ -202,6 +207,18 @@ class Identity:
                 raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
             audit.record(connection, by, "key.revoke", f"key:{key_id}", {"name": row["name"], "kind": row["kind"]})
             return key_of({**row, "groups": json.dumps(self._stored_groups(connection, row["kind"], row["name"]))})
+
+    def relabel(self, key_id: str, label: str, *, by: str | None = None) -> None:
+        """Say anew what a key is for. Raises `KeyError` where there is no such key, and `ValueError` for a label with a
+        meaning."""
+        with self.changes.write("identity") as (connection, version):
+            old = connection.execute(select(keys.c.label).where(keys.c.id == key_id)).first()
+            if old is None:
+                raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
+            if {old.label, label} & {GIVEN, "session"}:
+                raise ValueError(f"the labels {GIVEN!r} and 'session' tell of what a key comes from, and stay")
+            connection.execute(update(keys).where(keys.c.id == key_id).values(label=label[:256], changed=version))
+            audit.record(connection, by, "key.relabel", f"key:{key_id}", old.label, label)
 
     def rotate(self, key_id: str, *, overlap: float = 86_400.0, by: str | None = None) -> tuple[Key, str]:
         """A key in place of another, with its rights and its end; the other one works for `overlap` seconds more.

@@ -1,4 +1,4 @@
-"""Administration over HTTP: keys, permissions, policies, the journal, and who one is.
+"""Administration over HTTP: keys, permissions, policies and the journal.
 
 Paths and bodies are those of the Databricks REST API where it has them, so that `databricks-sdk` speaks to them. Every
 failure is raised as `CallError`; the application turns it into a response.
@@ -60,7 +60,7 @@ class AccessControl(BaseModel):
     user_name: str | None = None
     group_name: str | None = None
     service_principal_name: str | None = None
-    permission_level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_USE", "CAN_MANAGE"]
+    permission_level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_USE", "CAN_READ", "CAN_MANAGE"]
 
     @model_validator(mode="after")
     def _one(self) -> AccessControl:
@@ -70,7 +70,7 @@ class AccessControl(BaseModel):
 
     @property
     def level(self) -> str:
-        return "CAN_QUERY" if self.permission_level == "CAN_USE" else self.permission_level
+        return "CAN_QUERY" if self.permission_level in ("CAN_USE", "CAN_READ") else self.permission_level
 
     @property
     def principal(self) -> str:
@@ -192,6 +192,8 @@ def router(
             name = named(kind, name)
             securable = manager(who, kind, name)
             wanted = parse_body(Permissions, body)
+            if kind != "model" and any(entry.permission_level == "CAN_READ" for entry in wanted.access_control_list):
+                raise bad_request("CAN_READ is a level of registered models; give CAN_VIEW or CAN_QUERY.", "permission_level")
             try:
                 entries = [(entry.principal, entry.level) for entry in wanted.access_control_list]
                 grants.apply(securable, entries, replace=replace, by=who)
@@ -251,21 +253,6 @@ def router(
             return {"rows": list(journal.rows(since, limit, endpoint, request_id=request_id, newest=True))}
         except ValueError as error:
             raise bad_request(str(error), "since") from None
-
-    # --- who am I ---
-
-    @routes.get("/api/2.0/preview/scim/v2/Me")
-    def me(who: Caller = who_asks) -> dict[str, Any]:
-        groups = sorted(who.groups | {"admins"}) if who.admin else sorted(who.groups)
-        return {
-            "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"],
-            "id": f"{who.kind}:{who.name}",
-            "userName": who.name,
-            "displayName": who.name,
-            "active": True,
-            "emails": [{"type": "work", "value": who.name, "primary": True}] if "@" in who.name else [],
-            "groups": [{"display": group, "value": group, "type": "direct"} for group in groups],
-        }
 
     return routes
 

@@ -33,6 +33,19 @@ class NewToken(BaseModel):
     lifetime_seconds: int | None = Field(default=None, gt=0, description="none: as long as the key that makes it")
 
 
+class Told(BaseModel):
+    """What of a token can be changed."""
+
+    comment: str = Field(default="", max_length=256)
+
+
+class Change(BaseModel):
+    """A change of a token."""
+
+    token: Told
+    update_mask: str = "comment"
+
+
 class TokenId(BaseModel):
     """Which token is meant."""
 
@@ -74,6 +87,19 @@ def router(identity: Identity, *, caller: Callable[..., Any]) -> APIRouter:
         if token not in {key.id for key in held(who)}:
             raise not_found(f"{who.kind}:{who.name} has no token with id {token[:80]!r}.")
         identity.revoke(token, by=who.name)
+        return {}
+
+    @routes.patch("/api/2.0/token/{token}")
+    def change(token: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
+        wanted = parse_body(Change, body)
+        if wanted.update_mask not in ("comment", "*"):
+            raise bad_request("Field 'update_mask' must be 'comment': nothing else of a token can be changed.", "update_mask")
+        if token not in {key.id for key in held(who)}:
+            raise not_found(f"{who.kind}:{who.name} has no token with id {token[:80]!r}.")
+        try:
+            identity.relabel(token, wanted.token.comment, by=who.name)
+        except ValueError as error:
+            raise bad_request(str(error), "comment") from None
         return {}
 
     def everybodys(who: Caller) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from governance import reports, token_routes
+from governance import reports, scim, token_routes
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from governance.retention import keep_on
@@ -122,6 +122,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
 
     app.include_router(token_routes.router(platform.identity, caller=caller))
+    app.include_router(scim.router(platform.identity, caller=caller))
     app.include_router(names.router(names.visible(platform), caller, partial(names.taken, platform)))
 
     async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
@@ -272,10 +273,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
-        app.state.reports = await asyncio.to_thread(platform.sync, getattr(app.state, "progress", None))
+        app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()
-        titles = await asyncio.to_thread(platform.titles, lambda name: True, 1)
+        titles = await asyncio.to_thread(platform.collection.titles, lambda name: True, 1)
         app.state.example = f"What is said about {titles[0]}?" if titles else "What is this about?"
     except Exception as error:
         if not type(error).__module__.startswith("retrieval"):

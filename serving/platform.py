@@ -32,9 +32,10 @@ from governance.prices import Prices
 from governance.resilience import resilient
 from governance.shared import SharedWindows
 from retrieval.embed import Encoder
-from retrieval.index import Indexes, full_name
+from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
 from serving.artifacts import Artifacts
+from serving.collection import Collection
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
@@ -61,7 +62,6 @@ from serving.volumes import Volumes
 if TYPE_CHECKING:
     from agents.memory import Memory
     from agents.state import Route, Router
-    from retrieval.types import SyncReport
     from serving.mcp_client import McpServers
     from serving.tracing import Tracer
     from serving.tracking import MlflowServer
@@ -127,6 +127,7 @@ class Platform:
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
         self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        self.collection = Collection(settings, self.indexes)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
@@ -363,40 +364,7 @@ class Platform:
         found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
         return found[0] if found else identifier
 
-    def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
-        """Titles of some documents in the indexes that `visible` lets through."""
-        found: dict[str, None] = {}
-        for info in self.indexes.list():
-            if visible(info.name) and self.indexes.guards.column(info.name) is None:
-                for row in self.indexes.rows(info.name):
-                    found[row["title"]] = None
-                    if len(found) >= limit:
-                        return list(found)
-        return list(found)
-
     # ---- life
-
-    def sync(self, progress: Callable[[Any], None] | None = None) -> list[SyncReport]:
-        """Bring the configured indexes up to date with their folders. Blocking.
-
-        Raises
-        ------
-        RetrievalError: a folder is missing or holds nothing that can be read; a declared table cannot be read.
-        """
-        for table in self.settings.tables:
-            place = table.source if "://" in table.source else str(Path(table.source).expanduser().absolute())
-            self.indexes.over_rows.tables.add(full_name(table.name), place)
-        for index in self.settings.indexes:
-            if index.row_access is not None:  # before there are rows to see
-                self.indexes.guards.set(full_name(index.name), index.row_access)
-        sources = [(index.name, index.source) for index in self.settings.indexes]
-        if self.settings.docs is not None:
-            sources.insert(0, ("docs", self.settings.docs))
-        reports = []
-        for name, path in sources:
-            info = self.indexes.add(name, path)
-            reports.append(self.indexes.sync(info.name, progress))
-        return reports
 
     async def warm(self) -> None:
         """Touch what the first question needs, so that it is not slower than the second."""

@@ -79,7 +79,7 @@ def page_services(platform: Platform, api: Api) -> UiServices:
         return sorted(names, key=lambda name: (name != platform.settings.main_agent, name))
 
     async def suggestions(who: Caller) -> Sequence[str]:
-        return await asyncio.to_thread(platform.titles, lambda name: may(who, f"index:{name}"))
+        return await asyncio.to_thread(platform.collection.titles, lambda name: may(who, f"index:{name}"))
 
     async def feedback(request_id: str, helpful: bool, comment: str | None, who: Caller) -> None:
         await platform.feedback(request_id, helpful, comment, who)

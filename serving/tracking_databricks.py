@@ -7,26 +7,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request
 from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import number, take
+from serving.registry import reading
 from serving.tracking import MlflowServer
 from serving.unity_catalog import Authorize, answer, fields_of
 
 _AT = "/api/2.0/mlflow/databricks"
 _PERMISSIONS = "/api/2.0/permissions/experiments/{experiment_id}"
 _MOST = 1000
-"""Runs that one request deletes."""
+"""Runs that one request deletes or restores."""
+_DELETED = text(
+    "SELECT run_uuid FROM runs WHERE experiment_id = :experiment AND lifecycle_stage = 'deleted' AND deleted_time >= :since "
+    "ORDER BY deleted_time DESC LIMIT :most"
+)
+
+
+def deleted(database: Path, experiment: str, since_ms: int, most: int) -> list[str]:
+    """Ids of the runs of an experiment that were deleted from a time on, which MLflow's own API does not tell. Blocking."""
+    with reading(database, "runs") as connection:
+        given = {"experiment": experiment, "since": since_ms, "most": most}
+        return list(connection.execute(_DELETED, given).scalars()) if connection is not None and experiment.isdigit() else []
 
 
 def router(server: MlflowServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
-    """`experiments.delete_runs` and permissions; `model_registry.get_model` and `transition_stage`.
+    """`experiments.delete_runs`, `restore_runs` and permissions; `model_registry.get_model` and `transition_stage`.
 
     Parameters
     ----------
@@ -57,23 +71,38 @@ def router(server: MlflowServer, access: ModelAccess, authorize: Authorize) -> A
         done = await registry(who, "POST", "model-versions/transition-stage", asked)
         return answer({"model_version_databricks": done["model_version"]})
 
-    @routes.post(f"{_AT}/runs/delete-runs", include_in_schema=False)
-    async def delete_runs(http: Request) -> Response:
+    async def bounds(http: Request, bound: str) -> tuple[str, int, int]:
+        """The experiment, the time that bounds its runs, and how many at most, of a request to change many."""
         check_unscoped(await authorize(http))
         fields = await fields_of(http)
-        moment = take(fields, "max_timestamp_millis", int)
+        moment = take(fields, bound, int)
         if moment is None:
-            raise bad_request("Missing field 'max_timestamp_millis': send a time in Unix milliseconds.", "max_timestamp_millis")
+            raise bad_request(f"Missing field {bound!r}: send a time in Unix milliseconds.", bound)
+        most = number(fields, "max_runs", 1, _MOST, kind=int) or _MOST
+        return take(fields, "experiment_id", str, required=True), moment, most
+
+    @routes.post(f"{_AT}/runs/delete-runs", include_in_schema=False)
+    async def delete_runs(http: Request) -> Response:
+        experiment, moment, most = await bounds(http, "max_timestamp_millis")
         sought = {
-            "experiment_ids": [take(fields, "experiment_id", str, required=True)],
+            "experiment_ids": [experiment],
             "filter": f"attributes.start_time <= {moment}",
-            "max_results": number(fields, "max_runs", 1, _MOST, kind=int) or _MOST,
+            "max_results": most,
             "order_by": ["attributes.start_time ASC"],
         }
         found = (await server.ask("POST", "/api/2.0/mlflow/runs/search", sought)).get("runs") or []
         for run in found:
             await server.ask("POST", "/api/2.0/mlflow/runs/delete", {"run_id": run["info"]["run_id"]})
         return answer({"runs_deleted": len(found)})
+
+    @routes.post(f"{_AT}/runs/restore-runs", include_in_schema=False)
+    async def restore_runs(http: Request) -> Response:
+        experiment, moment, most = await bounds(http, "min_timestamp_millis")
+        await server.ask("GET", "/api/2.0/mlflow/experiments/get", {"experiment_id": experiment})
+        found = await asyncio.to_thread(deleted, server.home / "mlflow.db", experiment, moment, most)
+        for run in found:
+            await server.ask("POST", "/api/2.0/mlflow/runs/restore", {"run_id": run})
+        return answer({"runs_restored": len(found)})
 
     @routes.get(_PERMISSIONS, include_in_schema=False)
     async def permissions(http: Request, experiment_id: str) -> Response:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -44,6 +45,7 @@ _RESOURCES = {
 out on behalf of whoever asks: they stay shut, as does whatever a later release adds."""
 _RENAMED = {"experiments/list": "experiments/search", "registered-models/list": "registered-models/search"}
 """What databricks-sdk still asks for under names that MLflow has given up."""
+_LOGGED = re.compile(r"/mlflow/logged-models/(m-[^/]+)(?:/params)?$")
 MAX_BODY = 128 * 2**20
 """Bytes a request may have, artifacts excepted: MLflow keeps others in memory."""
 _LOOKED_AT = 1 << 16  # bytes of a body that is looked at before it is passed on
@@ -149,6 +151,8 @@ class _Proxy:
                 content = await asyncio.to_thread(from_databricks, content) if databricks else content
                 if databricks and path.endswith("/mlflow/experiments/search") and request.method == "POST":
                     content = json.dumps({"max_results": 1000, **_object(content or b"{}")}).encode()  # left out, it is 0 there
+                if databricks and request.method in ("POST", "PATCH") and (model := _LOGGED.search(path)):
+                    content = json.dumps({**_object(content or b"{}"), "model_id": model[1]}).encode()  # the path says it alone
                 if made or (action and request.method not in _READING):
                     fields = _object(content) if content or made else dict(request.query_params)
                     content = _new_experiment(fields, who) if made else json.dumps(fields).encode()

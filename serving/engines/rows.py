@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class Table:
     def __init__(self, schema: Any, kinds: Sequence[Any]) -> None:
         self._specs = [(spec.name, bool(spec.required), kind) for spec, kind in zip(schema.inputs, kinds, strict=True)]
         self.names = [name for name, _, _ in self._specs]
+        self._optional = frozenset(name for name, required, _ in self._specs if not required)
         self._doubles = all(spec.type.name == "double" and spec.required for spec in schema.inputs)
 
     def rows(self, payload: Mapping[str, Any]) -> list[list[Any]] | None:
@@ -92,7 +93,7 @@ class Table:
         return data
 
     def __call__(self, payload: Mapping[str, Any]) -> tuple[Columns, int]:
-        values, rows = _columns(payload, self.names)
+        values, rows = _columns(payload, self.names, self._optional)
         columns: Columns = {}
         for name, required, kind in self._specs:
             given = values.get(name)
@@ -101,11 +102,17 @@ class Table:
                     there = ", ".join(map(str, list(values)[:20])) or "none"
                     raise Refused(f"Column {name!r} is missing. The model takes {', '.join(self.names)}; sent: {there}.", name)
                 continue
-            columns[name] = kind(name, given)
+            try:
+                columns[name] = kind(name, given)
+            except Refused:
+                if required or any(value is not None for value in given):
+                    raise  # a column may be left out, and be sent without values as well
         return columns, rows
 
 
-def _columns(payload: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, list[Any]], int]:
+def _columns(
+    payload: Mapping[str, Any], names: Sequence[str], optional: Collection[str] = ()
+) -> tuple[dict[str, list[Any]], int]:
     """Columns by name, whatever format they came in, and the number of rows."""
     key, value = split(payload)
     if key == "dataframe_split":
@@ -116,6 +123,8 @@ def _columns(payload: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str
             columns = list(names)
         if not isinstance(columns, list) or not all(isinstance(name, str | int) for name in columns):
             raise Refused("'dataframe_split.columns' must be an array of names.", "dataframe_split.columns")
+        if len(set(columns)) < len(columns):
+            raise Refused("'dataframe_split.columns' names a column twice.", "dataframe_split.columns")
         return _transposed(value["data"], columns, "dataframe_split.data")
     if key == "inputs" and isinstance(value, Mapping):
         table = {name: given if isinstance(given, list) else [given] for name, given in value.items()}
@@ -141,7 +150,7 @@ def _columns(payload: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str
         known.update(dict.fromkeys(row))
     for name in known:
         try:
-            table[name] = [row[name] for row in value]
+            table[name] = [row.get(name) for row in value] if name in optional else [row[name] for row in value]
         except KeyError:
             if name in names:
                 position = next(index for index, row in enumerate(value) if name not in row)
@@ -223,6 +232,8 @@ def _binary(name: str, values: list[Any]) -> np.ndarray:
 def _datetime(name: str, values: list[Any]) -> np.ndarray:
     import pandas as pd
 
+    if not set(map(type, values)) <= _TEXTS:  # of a number nobody knows what it counts
+        raise _wrong(name, values, "points in time as ISO 8601 text", lambda value: type(value) in _TEXTS)
     try:
         return pd.to_datetime(pd.Series(values, dtype=object), utc=False).to_numpy(dtype="datetime64[ns]")
     except (ValueError, TypeError) as error:
@@ -249,12 +260,23 @@ def _array(value: Any, dtype: Any, shape: Sequence[int], what: str) -> np.ndarra
         made = np.asarray(value)
     except ValueError:
         raise Refused(f"{what} is ragged: its rows differ in length.", what) from None
+    if dtype.kind == "f" and made.dtype == object and set(map(type, made.flat)) <= _FLOATS:
+        made = made.astype(np.float64)  # a number that is missing
     if dtype.kind in _NUMBERS and made.size and made.dtype.kind not in _NUMBERS:
         raise Refused(f"{what} takes numbers ({dtype.name}); it holds something else.", what)
     if len(shape) == made.ndim + 1 and shape[0] == -1:
         made = made[np.newaxis]  # one row, sent bare
     if len(shape) != made.ndim or any(want not in (-1, have) for want, have in zip(shape, made.shape, strict=True)):
         raise Refused(f"{what} has shape {made.shape}; the model takes {tuple(shape)}.", what)
+    if dtype.kind in "iu" and made.size and made.dtype != dtype:  # NumPy would make another number of it
+        limits = np.iinfo(dtype)
+        odd = (
+            (made < limits.min)
+            | (made >= limits.max + 1)
+            | (np.not_equal(np.floor(made), made) if made.dtype.kind == "f" else False)
+        )
+        if odd.any():
+            raise Refused(f"{what} takes integers from {limits.min} to {limits.max}; it holds {made[odd].flat[0]}.", what)
     return made.astype(dtype, copy=False)
 
 

@@ -20,12 +20,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from serving.engines import skops
+from serving.engines.replies import plain, told
 from serving.engines.rows import FORMATS, Refused, Table, reader, typed
 
 _LENGTH = struct.Struct(">I")
@@ -81,24 +83,12 @@ class Wire:
 
     @staticmethod
     def frame(identifier: int, kind: str, body: Any) -> bytes:
-        raw = orjson.dumps([identifier, kind, body], option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=_plain)
+        raw = orjson.dumps([identifier, kind, body], option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS, default=plain)
         return _LENGTH.pack(len(raw)) + raw
 
     def flush(self, frames: bytes) -> None:
         with self._lock:
             self._socket.sendall(frames)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know: numbers of numpy, times and tables of pandas, objects of MLflow's."""
-    for method in ("to_dict", "model_dump", "tolist", "isoformat"):
-        if (give := getattr(value, method, None)) is not None:
-            return value.to_dict(orient="records") if hasattr(value, "iloc") and hasattr(value, "columns") else give()
-    if isinstance(value, bytes):
-        import base64
-
-        return base64.b64encode(value).decode()
-    return str(value)
 
 
 class Model:
@@ -113,6 +103,11 @@ class Model:
             skops.import_lean(Path(path) / scikit["pickled_model"])
         import mlflow.pyfunc
 
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # MLflow would make a database here, and keep every request in it
+            with suppress(ImportError):  # a model's own environment may have an older one
+                from mlflow.tracing import disable
+
+                disable()
         # what the model requires was compared with this environment before: MLflow would list every installed file for it
         self.pyfunc = mlflow.pyfunc.load_model(path, suppress_warnings=True)
         meta = self.pyfunc.metadata
@@ -120,8 +115,8 @@ class Model:
         self.loader = str(flavor.get("loader_module"))
         self.streams = bool(flavor.get("streamable"))
         self.read, self.table = (typed, False) if meta._is_signature_from_type_hint() else reader(meta.signature)
-        told = (meta.metadata or {}).get("rowwise")
-        self.rowwise = self.table and (self.loader in ROWWISE if told is None else bool(told))
+        says = (meta.metadata or {}).get("rowwise")
+        self.rowwise = self.table and (self.loader in ROWWISE if says is None else bool(says))
         self._params = meta.get_params_schema() is not None
         self._arrays = (
             isinstance(self.read, Table) and self.loader == "mlflow.sklearn" and takes_arrays(self.pyfunc, self.read.names)
@@ -314,7 +309,7 @@ class Server:
                 return self._wire.frame(identifier, "result", {"predictions": result})
             except (TypeError, ValueError) as error:
                 result = error
-        return self._wire.frame(identifier, "error", _told(result))
+        return self._wire.frame(identifier, "error", told(result))
 
     def _converse(self, identifier: int, kind: str, body: Any) -> None:
         try:
@@ -329,25 +324,9 @@ class Server:
         except BrokenPipeError:
             os._exit(0)
         except Exception as error:
-            self._wire.send(identifier, "error", _told(error))
+            self._wire.send(identifier, "error", told(error))
         finally:
             self._streams.pop(identifier, None)
-
-
-def _told(error: Exception) -> dict[str, Any]:
-    """An error as the server is told of it: what the client did wrong, or that the model failed.
-
-    What a model raises is answered with 400, as MLflow's and Databricks' servers do: it would be raised again, so nobody should
-    ask again (mlflow/pyfunc/scoring_server). MLflow's own errors keep their status.
-    """
-    if isinstance(error, Refused):
-        return {"message": error.message, "status": 400, "param": error.param}
-    traceback.print_exception(error)
-    text = " ".join(str(error).split())[:500]
-    told = getattr(error, "error_code", "") if type(error).__name__ == "MlflowException" else None
-    wrong = told in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
-    message = text if wrong else f"{type(error).__name__}: {text}"
-    return {"message": message, "status": 400 if wrong or told is None else 500, "param": None, "failed": not wrong}
 
 
 def leave_with(connection: socket.socket) -> None:

@@ -116,7 +116,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
 
 def answers() -> dict[str, Any]:
     """What each model answers to each request alone, to all of them at once, and what it is."""
-    from serving.engines.worker import Model, _told
+    from serving.engines import replies
+    from serving.engines.worker import Model
 
     told: dict[str, Any] = {}
     for name, bodies in ASKED.items():
@@ -125,7 +126,7 @@ def answers() -> dict[str, Any]:
         model = Model(str(FOLDER / name))
 
         def given(results: list[Any]) -> list[Any]:
-            return [_told(each) if isinstance(each, Exception) else each for each in results]
+            return [replies.told(each) if isinstance(each, Exception) else each for each in results]
 
         alone = [result for body in bodies for result in given(model.rows([body]))]
         together = given(model.rows(bodies)) if model.rowwise else None
@@ -142,6 +143,6 @@ if __name__ == "__main__":
     save_all()
     import orjson
 
-    from serving.engines.worker import _plain
+    from serving.engines.replies import plain
 
-    print("\n" + orjson.dumps(answers(), default=_plain, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+    print("\n" + orjson.dumps(answers(), default=plain, option=orjson.OPT_SERIALIZE_NUMPY).decode())

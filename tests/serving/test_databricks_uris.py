@@ -11,9 +11,17 @@ from pathlib import Path
 import httpx
 import pytest
 from databricks.sdk import WorkspaceClient
+from databricks.sdk.common.types.fieldmask import FieldMask
 from databricks.sdk.config import Config
 from databricks.sdk.errors import AlreadyExists, BadRequest, NotFound, PermissionDenied, ResourceAlreadyExists, ResourceConflict
 from databricks.sdk.service.catalog import PermissionsChange, Privilege
+from databricks.sdk.service.ml import (
+    LoggedModelParameter,
+    LoggedModelStatus,
+    RegisteredModelAccessControlRequest,
+    RegisteredModelPermissionLevel,
+)
+from databricks.sdk.service.settings import PublicTokenInfo
 from databricks.sdk.service.workspace import AclPermission
 
 from tests.live import Live, serving, smalti, wait_until
@@ -512,11 +520,30 @@ def test_experiments_and_the_older_registry_through_the_sdk(workspace: Workspace
     assert workspace.experiments.delete_runs(own, 2_000).runs_deleted == 2
     left = workspace.experiments.search_runs(experiment_ids=[own])
     assert [each.info.start_time for each in left if each.info] == [3_000]
+    assert workspace.experiments.restore_runs(own, 4_000_000_000_000).runs_restored == 0
+    assert workspace.experiments.restore_runs(own, 0, max_runs=1).runs_restored == 1
+    assert workspace.experiments.restore_runs(own, 0).runs_restored == 1
+    assert len(list(workspace.experiments.search_runs(experiment_ids=[own]))) == 3
+    logged = workspace.experiments.create_logged_model(own, name="logged").model
+    assert logged is not None
+    assert logged.info is not None
+    kept = logged.info.model_id or ""
+    workspace.experiments.log_logged_model_params(kept, params=[LoggedModelParameter("depth", "3")])
+    workspace.experiments.finalize_logged_model(kept, LoggedModelStatus.LOGGED_MODEL_READY)
+    ready = workspace.experiments.get_logged_model(kept).model
+    assert ready is not None
+    assert ready.info is not None
+    assert ready.info.status == LoggedModelStatus.LOGGED_MODEL_READY
     workspace.model_registry.create_model("flat", description="of one level")
     flat = workspace.model_registry.get_model("flat").registered_model_databricks
     assert flat is not None
     assert (flat.name, flat.description) == ("flat", "of one level")
     assert "flat" in [each.name for each in workspace.model_registry.list_models()]
+    reads = RegisteredModelAccessControlRequest(user_name="rita", permission_level=RegisteredModelPermissionLevel.CAN_READ)
+    workspace.model_registry.set_permissions("flat", access_control_list=[reads])
+    levels = workspace.api_client.do("GET", "/api/2.0/permissions/registered-models/flat")
+    assert "'CAN_QUERY'" in str(levels)
+    assert "rita" in str(levels)
     workspace.model_registry.delete_model("flat")
 
 
@@ -595,8 +622,16 @@ def test_tokens_are_for_oneself_and_no_longer_good_than_what_made_them(live: Liv
     assert (made.token_info.expiry_time or 0) - (made.token_info.creation_time or 0) <= 600_000
     assert "mine" in [each.comment for each in tess.tokens.list()]
     assert "mine" not in [each.comment for each in workspace.tokens.list()]
+    tess.tokens.update(made.token_info.token_id or "", PublicTokenInfo(comment="still mine"), FieldMask(["comment"]))
+    assert "still mine" in [each.comment for each in tess.tokens.list()]
+    with pytest.raises(NotFound):
+        workspace.tokens.update(made.token_info.token_id or "", PublicTokenInfo(comment="yours"), FieldMask(["comment"]))
     with pytest.raises(PermissionDenied):
         tess.token_management.list()
+    assert [each.user_name for each in tess.users.list()] == ["tess"]
+    assert {"admin", "tess"} <= {each.user_name for each in workspace.users.list()}
+    assert "admins" in [each.display_name for each in workspace.groups.list()]
+    assert list(tess.service_principals.list()) == []
     used = client_of(live, made.token_value)
     assert used.current_user.me().user_name == "tess"
     with pytest.raises(PermissionDenied, match="good for endpoint:assistant only"):

@@ -164,6 +164,7 @@ def test_chat_and_agents_from_mlflow(live: Live) -> None:
     assert "".join(event.delta for event in streamed if event.type == "response.output_text.delta") == "you said"
     assert streamed[-1].type == "response.completed"
     assert client.responses.create(model="my-chatagent", input="a word").output_text == "heard a word"
+    assert not list((live.home / "logs").rglob("*.db"))  # MLflow would keep traces beside each log
     for name in ("chat", "agent", "chatagent"):
         w.serving_endpoints.delete(f"my-{name}")
     with pytest.raises(NotFound):

@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
 from serving.engines.rows import Refused, reader
+from serving.engines.worker import Wire
 
 MIXED = Schema(
     [
@@ -61,6 +63,7 @@ def test_every_format_means_the_same(payload: dict[str, Any]) -> None:
         ({"dataframe_split": [], "instances": []}, "exactly one of"),
         ({}, "exactly one of"),
         ({"instances": "x"}, "array of rows"),
+        ({"dataframe_split": {"columns": ["price", "price"], "data": [[1, 2]]}}, "names a column twice"),
     ],
 )
 def test_what_is_wrong_is_named(payload: dict[str, Any], message: str) -> None:
@@ -80,3 +83,40 @@ def test_tensors_keep_their_shape() -> None:
     for wrong, message in (([[1, 2]], "has shape"), ([[1, 2, 3], [1]], "ragged"), ([["a", "b", "c"]], "takes numbers")):
         with pytest.raises(Refused, match=message):
             read(schema, {"inputs": wrong})
+
+
+def test_missing_values_and_what_an_integer_cannot_hold() -> None:
+    single = Schema([TensorSpec(np.dtype(np.float32), (-1, 2))])
+    tensor, _ = read(single, {"inputs": [[1, None]]})
+    assert (tensor.dtype, np.isnan(tensor).tolist()) == (np.float32, [[False, True]])
+    with pytest.raises(Refused, match="takes numbers"):
+        read(single, {"inputs": [["1", None]]})
+    for kind, value in (("int64", 1.5), ("int64", 9.3e18), ("uint8", 256), ("uint8", -1), ("int64", None)):
+        with pytest.raises(Refused, match="takes"):
+            read(Schema([TensorSpec(np.dtype(kind), (-1, 2))]), {"inputs": [[1, value]]})
+    assert read(Schema([TensorSpec(np.dtype("uint8"), (-1, 2))]), {"inputs": [[255, 0.0]]})[0].tolist() == [[255, 0]]
+
+
+def test_columns_that_may_be_left_out_may_come_without_values() -> None:
+    columns = [ColSpec("double", "x"), ColSpec("long", "n", required=False), ColSpec("string", "s", required=False)]
+    schema = Schema([*columns, ColSpec("datetime", "d", required=False)])
+    found, rows = read(schema, {"dataframe_records": [{"x": 1, "n": None, "d": None}, {"x": 2, "s": "t"}]})
+    assert (rows, list(found), found["s"].tolist()) == (2, ["x", "s", "d"], [None, "t"])
+    with pytest.raises(Refused, match="Column 'n' takes 64-bit integers; row 1 has None"):
+        read(schema, {"dataframe_records": [{"x": 1, "n": 1}, {"x": 2}]})
+    with pytest.raises(Refused, match="Column 'd' takes points in time as ISO 8601 text; row 0 has 1700000000000"):
+        read(schema, {"dataframe_records": [{"x": 1, "d": 1_700_000_000_000}]})
+
+
+def test_what_models_give_is_told_as_json() -> None:
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+    def told(value: object) -> object:
+        return orjson.loads(Wire.frame(1, "result", value)[4:])[2]
+
+    assert told(pd.Series([1.0, 2.0], index=["a", "a"])) == [{"0": 1.0}, {"0": 2.0}]  # as MLflow's server gives it
+    assert told(pd.DataFrame({"t": [pd.Timestamp("2020-01-01"), pd.NaT]})) == [{"t": "2020-01-01T00:00:00"}, {"t": None}]
+    assert told(csr_matrix([[1, 0]])) == [[1, 0]]
+    assert told({1}) == [1]
+    assert told(number for number in (1, 2)) == [1, 2]
