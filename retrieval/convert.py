@@ -226,10 +226,10 @@ BLOCKS = frozenset(
 
 def _cell(cell: Any) -> str:
     """A cell's text in one line; its paragraphs, and the cells of a table in it, stay apart."""
-    from lxml import etree
+    from lxml.etree import iterwalk  # type: ignore[attr-defined]
 
     parts: list[str] = []
-    for event, node in etree.iterwalk(cell, events=("start", "end", "comment", "pi")):
+    for event, node in iterwalk(cell, events=("start", "end", "comment", "pi")):
         if node is not cell and (node.tag in BLOCKS or node.tag == "br"):
             parts.append(" ")
         if event == "start":
