@@ -22,6 +22,22 @@ Embedded = tuple[bytes, bytes]
 """A chunk's vector and word pieces, see `retrieval.late`."""
 
 
+@contextmanager
+def one_state(engine: Engine) -> Iterator[Connection]:
+    """A connection all of whose reads see one committed state. For what is short: meanwhile SQLite's log cannot be taken over."""
+    sqlite = engine.dialect.name == "sqlite"
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT" if sqlite else "REPEATABLE READ") as db:
+        if sqlite:  # its driver begins no transaction for what only reads
+            db.exec_driver_sql("BEGIN")
+        try:
+            yield db
+        finally:
+            if sqlite:
+                db.exec_driver_sql("ROLLBACK")
+            else:
+                db.rollback()
+
+
 class ChunkReads:
     """What is read of chunks on one engine. Thread-safe as far as the engine is."""
 
@@ -108,17 +124,17 @@ class ChunkReads:
             yield [row.id for row in rows], unpack([row.vector for row in rows])
             last = rows[-1].seq
 
-    def seqs(self, index_id: int) -> np.ndarray:
+    def seqs(self, index_id: int, db: Connection | None = None) -> np.ndarray:
         """Numbers of an index's chunks, ascending."""
-        with self.reading() as db:
-            found = db.execute(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id).order_by(chunks.c.seq))
-            return np.fromiter((row[0] for row in found), np.int64)
+        statement = f"SELECT seq FROM {chunks.name} WHERE index_id = {int(index_id)} ORDER BY seq"
+        with self.reading(db) as db:
+            return np.array(db.exec_driver_sql(statement).scalars().all(), np.int64)
 
-    def records(self, index_id: int, after: int) -> Iterator[Sequence[Any]]:
+    def records(self, index_id: int, after: int, db: Connection | None = None) -> Iterator[Sequence[Any]]:
         """Chunks above a number, a few hundred at a time: number, id, vector, terms, document, source, title, heading, place."""
         while True:
-            with self.reading() as db:
-                rows = db.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()
+            with self.reading(db) as reader:
+                rows = reader.execute(_RECORDS.where(chunks.c.index_id == index_id, chunks.c.seq > after)).all()
             if not rows:
                 return
             yield rows

@@ -6,12 +6,14 @@ import json
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from sqlalchemy.engine import Connection
 
-from retrieval.chunk_reads import folder_of
+from retrieval.chunk_reads import folder_of, one_state
 from retrieval.memory import Fields, Page, Snapshot
 from retrieval.search import Hit
 from retrieval.store import Store
@@ -21,14 +23,19 @@ from retrieval.types import Passage
 class ChunkSource:
     """The chunks of one index, for `retrieval.memory`."""
 
-    def __init__(self, store: Store, index_id: int) -> None:
-        self._store, self._index_id = store, index_id
+    def __init__(self, store: Store, index_id: int, db: Connection | None = None) -> None:
+        self._store, self._index_id, self._db = store, index_id, db
+
+    @contextmanager
+    def frozen(self) -> Iterator[ChunkSource]:
+        with one_state(self._store.engine) as db:
+            yield ChunkSource(self._store, self._index_id, db)
 
     def seqs(self) -> np.ndarray:
-        return self._store.seqs(self._index_id)
+        return self._store.seqs(self._index_id, self._db)
 
     def pages(self, after: int) -> Iterator[Page]:
-        for rows in self._store.records(self._index_id, after):
+        for rows in self._store.records(self._index_id, after, self._db):
             seqs, keys, vectors, terms, *place = zip(*rows, strict=True)
             yield Page(seqs, keys, vectors, terms, ChunkFields(keys, *place))
 

@@ -189,7 +189,8 @@ def _markdown(root: Any) -> str:
                 continue
             if tag == "table":
                 flush()
-                rows = [[_cell(cell) for cell in row.xpath("./td|./th")] for row in node.iter("tr")]
+                own = node.xpath("./tr|./thead/tr|./tbody/tr|./tfoot/tr")  # not those of a table in one of its cells
+                rows = [[_cell(cell) for cell in row.xpath("./td|./th")] for row in own]
                 rows = [row for row in rows if any(row)]
                 if rows:
                     width = max(map(len, rows))
@@ -224,7 +225,18 @@ BLOCKS = frozenset(
 
 
 def _cell(cell: Any) -> str:
-    return " ".join(cell.text_content().split()).replace("|", "\\|")
+    """A cell's text in one line; its paragraphs, and the cells of a table in it, stay apart."""
+    from lxml.etree import iterwalk  # type: ignore[attr-defined]
+
+    parts: list[str] = []
+    for event, node in iterwalk(cell, events=("start", "end", "comment", "pi")):
+        if node is not cell and (node.tag in BLOCKS or node.tag == "br"):
+            parts.append(" ")
+        if event == "start":
+            parts.append(node.text or "")
+        elif node is not cell:
+            parts.append(node.tail or "")
+    return " ".join("".join(parts).split()).replace("|", "\\|")
 
 
 MARKS = (

@@ -12,6 +12,8 @@ from typing import Any
 from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded, html
 
 MAX_CELLS = 2_000_000
+NESTED = 5
+"""Mails within mails that are read."""
 
 
 def _unpacks(data: bytes) -> None:
@@ -28,6 +30,7 @@ def _unpacks(data: bytes) -> None:
 def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
     """Each row as an item that names its columns, so that a passage cut from a table needs no header."""
     header: list[str] = []
+    used: set[str] = set()
     lines: list[str] = []
     cells = size = 0
     for row in rows:
@@ -38,16 +41,14 @@ def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
         if not header:
             header = values
             continue
-        named = (
-            f"{name}: {value}" if name else value
-            for name, value in zip([*header, *[""] * len(values)], values, strict=False)
-            if value
-        )
-        lines.append("- " + "; ".join(named))
+        named = [(name, value) for name, value in zip([*header, *[""] * len(values)], values, strict=False) if value]
+        used.update(name for name, _ in named)
+        lines.append("- " + "; ".join(f"{name}: {value}" if name else value for name, value in named))
         size += len(lines[-1])
         if cells > MAX_CELLS or size > MAX_TEXT:
             raise Unreadable(f"is a data set (more than {MAX_CELLS:,} cells): declare it as a table instead")
-    return lines or (["- " + "; ".join(filter(None, header))] if header else [])
+    unused = [name for name in header if name and name not in used]
+    return ["- " + "; ".join(unused), *lines] if unused else lines
 
 
 def pptx(data: bytes) -> Converted:
@@ -119,16 +120,27 @@ def table(data: bytes) -> Converted:
 def json_text(data: bytes) -> Converted:
     text = decoded(data)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole)
     except ValueError:
-        try:  # JSON lines
-            value = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise Unreadable("broken JSON") from error
+        value = _json_lines(text)
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         lines = ["- " + "; ".join(f"{key}: {_flat(item)}" for key, item in row.items() if item is not None) for row in value]
         return Converted("\n".join(lines) + "\n")
     return Converted("```json\n" + json.dumps(value, ensure_ascii=False, indent=1) + "\n```\n")
+
+
+def _json_lines(text: str) -> list[Any]:
+    found: list[Any] = []
+    for at, line in enumerate(text.split("\n"), 1):
+        try:
+            found.extend([json.loads(line, parse_int=_whole)] if line.strip() else [])
+        except ValueError as error:
+            raise Unreadable(f"broken JSON in line {at}" if found else "broken JSON") from error
+    return found
+
+
+def _whole(digits: str) -> int | str:
+    return int(digits) if len(digits) < 4000 else digits  # longer ones Python does not read
 
 
 def _flat(value: Any) -> str:
@@ -139,7 +151,10 @@ def mail(data: bytes) -> Converted:
     import email
     from email import policy
 
-    message: Any = email.message_from_bytes(data, policy=policy.default)
+    return _mail(email.message_from_bytes(data, policy=policy.default))
+
+
+def _mail(message: Any, depth: int = 0) -> Converted:
     if not message.keys():
         raise Unreadable("broken mail (it has no headers)")
     subject = " ".join(str(message.get("subject") or "").split())
@@ -147,20 +162,34 @@ def mail(data: bytes) -> Converted:
         f"{name.capitalize()}: {' '.join(str(message[name]).split())}" for name in ("from", "to", "cc", "date") if message[name]
     ]
     part = message.get_body(preferencelist=("plain", "html"))
-    body = ""
-    if part is not None:
-        try:
-            body = part.get_content()
-        except (LookupError, ValueError):
-            body = decoded(part.get_payload(decode=True) or b"")
-        if part.get_content_type() == "text/html":
-            body = html(body.encode("utf-8", "replace")).text
-    names = [name for each in message.iter_attachments() if (name := each.get_filename())]
+    body = "" if part is None else _written(part)
+    attached = list(message.iter_attachments()) if message.is_multipart() else []
+    names = [name for each in attached if (name := each.get_filename())]
     if names:
         body += "\n\nAttachments: " + ", ".join(names)
+    for each in attached:
+        kind = each.get_content_type()
+        if kind in ("text/plain", "text/html"):
+            body += f"\n\n## {each.get_filename() or 'Attachment'}\n\n{_written(each)}"
+        elif kind == "message/rfc822" and depth < NESTED and isinstance(each.get_payload(), list):
+            body += "\n\n#" + _mail(each.get_payload(0), depth + 1).text
     if not body.strip() and not subject:
         raise Unreadable("mail has no text")
     return Converted(f"# {subject or 'Mail'}\n\n" + "\n".join(head) + "\n\n" + body.replace("\r\n", "\n").strip() + "\n", subject)
+
+
+def _written(part: Any) -> str:
+    """The text of a part that is text."""
+    try:
+        body = part.get_content()
+    except (LookupError, ValueError):
+        body = decoded(part.get_payload(decode=True) or b"")
+    if part.get_content_type() != "text/html":
+        return body
+    try:
+        return html(body.encode("utf-8", "replace")).text
+    except Unreadable:  # as of a mail that is a picture
+        return ""
 
 
 def archived(data: bytes) -> Converted:
@@ -186,14 +215,15 @@ def archived(data: bytes) -> Converted:
 def notebook(data: bytes) -> Converted:
     try:
         value = json.loads(decoded(data))
-        cells = value["cells"]
+        # Until version 4 there were worksheets, and what was run was called input.
+        cells = value["cells"] if "cells" in value else [cell for sheet in value["worksheets"] for cell in sheet["cells"]]
         language = value.get("metadata", {}).get("kernelspec", {}).get("language", "python")
         parts = []
         for cell in cells:
-            source = cell["source"]
+            source = cell.get("source", cell.get("input", ""))
             source = ("".join(source) if isinstance(source, list) else str(source)).strip()
             if source:
-                parts.append(f"```{language}\n{source}\n```" if cell["cell_type"] == "code" else source)
+                parts.append(f"```{language}\n{source}\n```" if cell.get("cell_type") == "code" else source)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable("broken notebook") from error
     if not parts:

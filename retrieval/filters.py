@@ -166,9 +166,9 @@ class _Column:
             if self._numeric is None:
                 numbers = [isinstance(mine, int | float) and not isinstance(mine, bool) for mine in self._distinct]
                 self._numeric = np.array(
-                    [mine if ok else np.nan for mine, ok in zip(self._distinct, numbers, strict=True)], float
+                    [_float(mine) if ok else np.nan for mine, ok in zip(self._distinct, numbers, strict=True)]
                 )
-            return test(self._numeric, value)[self._codes]
+            return test(self._numeric, _float(value))[self._codes]
         return self._of([code for code, mine in enumerate(self._distinct) if isinstance(mine, str) and test(mine, value)])
 
     def holding(self, token: str) -> np.ndarray:
@@ -192,6 +192,13 @@ class _Column:
         return self._of([code for code, value in enumerate(self._distinct) if isinstance(value, str) and wanted.fullmatch(value)])
 
 
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return np.inf if value > 0 else -np.inf
+
+
 def _plain(value: Any) -> Any:
     """What equality compares: 1 and 1.0 are one, 1 and true are not."""
     if isinstance(value, dict | list):
@@ -204,10 +211,12 @@ _SQL = re.compile(
     r"|(?P<mark>[(),])|(?P<quoted>`[^`]+`)|(?P<word>[A-Za-z_]\w*))"
 )
 _DEEPEST = 50
+_DIGITS = 300
+"""Of a whole number that is taken as it is written."""
 
 
 def sql_mask(rows: Snapshot, text: str, columns: Sequence[str]) -> np.ndarray:
-    """Which rows meet a `filter_string`: comparisons, IN, LIKE (`%` and `_`), IS NULL, with AND, OR, NOT and parentheses.
+    """Which rows meet a `filter_string`: comparisons, IN, BETWEEN, LIKE (`%`, `_`), IS NULL, with AND, OR, NOT and parentheses.
 
     Raises
     ------
@@ -305,6 +314,11 @@ class _Sql:
             met = data.equal(values)
         elif self._take("LIKE"):
             met = data.like(str(self._value()))
+        elif self._take("BETWEEN"):
+            met = data.compared(">=", self._value())
+            if not self._take("AND"):
+                raise self._wrong("where BETWEEN lacks its AND")
+            met = met & data.compared("<=", self._value())
         elif negated:
             raise self._wrong("after NOT")
         else:
@@ -323,7 +337,7 @@ class _Sql:
         if kind == "string":
             return token[1:-1].replace("''", "'")
         if kind == "number":
-            return float(token) if re.search(r"[.eE]", token) else int(token)
+            return float(token) if re.search(r"[.eE]", token) or len(token) > _DIGITS else int(token)
         if kind == "word" and token.upper() in ("TRUE", "FALSE"):
             return token.upper() == "TRUE"
         raise self._wrong(f"at {token!r}")

@@ -14,7 +14,7 @@ from retrieval.convert import Converted, Unreadable, decoded
 from retrieval.errors import SourceError
 from retrieval.worker import Workers
 
-VERSION = "2"
+VERSION = "3"
 """Raised when the same file may now give another text; documents of another version are read again."""
 MAX_BYTES = 50_000_000
 

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, Self
@@ -83,6 +84,10 @@ class Source(Protocol):
 
     def pages(self, after: int) -> Iterator[Page]:
         """Rows with a number above `after`, ascending; a few hundred at once, so that they stay in the processor's cache."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[Source]:
+        """The same, all of whose reads are of one state."""
         ...
 
 
@@ -299,39 +304,52 @@ class Memory:
     def refresh(self) -> Snapshot:
         """Takes over what changed in the truth since the last time."""
         with self._lock:
-            now = self._snapshot
-            live = self._source.seqs()
-            if now is not None:
-                have = now.seqs[: now.size]
-                alive = np.isin(have, live, assume_unique=True)
-                last = int(have[-1]) if now.size else 0
-                if np.array_equal(alive, now.alive) and (not len(live) or live[-1] <= last):
-                    return now
-                if alive.sum() >= (1 - DEAD) * now.size:
-                    self._snapshot = self._append(now, alive, last)
-                    return self._snapshot
-            empty = Snapshot(
-                0,
-                0,
-                [],
-                np.empty(0, np.int64),
-                np.empty((len(live), self._dimension), np.float32),
-                np.empty(0, np.float32),
-                np.empty(0, bool),
-                self._fields(),
-                (),
-                (),
-            )
-            self._snapshot = self._append(empty, empty.alive, 0)
-            return self._snapshot
+            found, whole = self._next(self._snapshot, self._source)
+            if not whole:  # little is left to be read now, so that a state is held for a moment only
+                with self._source.frozen() as source:
+                    found, _ = self._next(found, source)
+            self._snapshot = found
+            return found
 
-    def _append(self, old: Snapshot, alive: np.ndarray, after: int) -> Snapshot:
+    def _next(self, now: Snapshot | None, source: Source) -> tuple[Snapshot, bool]:
+        """The state after one, and whether it is whole: a row that was replaced between two reads may be in it in neither form.
+
+        A row that came after the first read is not alive yet: what it replaces is.
+        """
+        live = source.seqs()
+        if now is not None:
+            alive = np.isin(now.seqs, live, assume_unique=True)
+            last = int(now.seqs[-1]) if now.size else 0
+            new = len(live) - int(live.searchsorted(last, "right"))
+            known = int(alive.sum())
+            if not new and known == len(live) and np.array_equal(alive, now.alive):
+                return now, True
+            # A number below the last may have come later where several write at once: then all is read anew.
+            if known + new == len(live) and known >= (1 - DEAD) * now.size:
+                found = self._append(now, alive, live, last, source)
+                return found, found.live == len(live)
+        empty = Snapshot(
+            0,
+            0,
+            [],
+            np.empty(0, np.int64),
+            np.empty((len(live), self._dimension), np.float32),
+            np.empty(0, np.float32),
+            np.empty(0, bool),
+            self._fields(),
+            (),
+            (),
+        )
+        found = self._append(empty, empty.alive, live, 0, source)
+        return found, found.live == len(live)
+
+    def _append(self, old: Snapshot, alive: np.ndarray, present: np.ndarray, after: int, source: Source) -> Snapshot:
         keys, seqs = list(old.keys), [old.seqs[: old.size]]
         parts: list[Any] = []
         matrix, at = old.matrix, old.size
         gathered, lengths = Gathered(at), [old.lengths[: old.size]]
         spoken = dict.fromkeys(old.languages, 0)
-        for page in _ahead(self._source.pages(after)):
+        for page in _ahead(source.pages(after)):
             count = len(page.keys)
             end = at + count
             if end > len(matrix):
@@ -352,8 +370,8 @@ class Memory:
             parts.append(page.fields)
             seqs.append(np.array(page.seqs, np.int64))
             at = end
-        length = np.concatenate(lengths)
-        alive = np.concatenate((alive, np.ones(at - old.size, bool)))
+        length, numbers = np.concatenate(lengths), np.concatenate(seqs)
+        alive = np.concatenate((alive, np.isin(numbers[old.size :], present, assume_unique=True)))
         average = float(length.mean()) if len(length) else 0.0
         postings = gathered.onto(old.postings, length, average)
         languages = tuple(sorted(spoken, key=lambda number: -spoken[number]))
@@ -361,7 +379,7 @@ class Memory:
         coded = old.codes or Codes.empty(self._dimension)
         codes = coded.extended(matrix, at) if at >= CODED and self._dimension else None
         live, fields = int(alive.sum()), old.fields.joined(parts)
-        return Snapshot(at, live, keys, np.concatenate(seqs), matrix, length, alive, fields, postings, languages, squares, codes)
+        return Snapshot(at, live, keys, numbers, matrix, length, alive, fields, postings, languages, squares, codes)
 
 
 def _ahead(pages: Iterator[Page]) -> Iterator[Page]:

@@ -198,7 +198,7 @@ def scan(store: RowStore, name: str, count: int, after: str | None, seen: Seen) 
     if after is not None:
         numeric = bool(order) and order[0][0][0] == 0
         try:
-            mark = _sortable(float(after) if numeric else after)
+            mark = _sortable(_number(after) if numeric else after)
         except ValueError:
             raise BadRequest("field 'last_primary_key' must be a primary key of the index") from None
         at = bisect.bisect_right(order, (mark, len(rows.keys)))
@@ -218,6 +218,13 @@ def _shown(spec: Spec, rows: Snapshot, slot: int, column: str) -> Any:
     if column == spec.vector:
         return [float(x) for x in rows.matrix[slot]]
     return rows.fields[slot].get(column)
+
+
+def _number(key: str) -> float:
+    try:
+        return int(key)  # exact: one of 64 bits may be more than a float tells apart
+    except ValueError:
+        return float(key)
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

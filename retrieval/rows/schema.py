@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,6 +17,8 @@ __all__ = ["Spec", "checked", "infer", "key_of", "read", "replace"]
 KINDS = ("DIRECT_ACCESS", "DELTA_SYNC")
 SUBTYPES = ("HYBRID", "FULL_TEXT", "VECTOR")
 PIPELINES = ("TRIGGERED", "CONTINUOUS")
+LONGEST, NESTED = 1 << 63, 16
+"""Whole numbers are of 64 bits; lists are nested at most that deep."""
 INTEGERS = frozenset({"int", "integer", "long", "bigint", "short", "smallint", "byte", "tinyint"})
 NUMBERS = frozenset({"float", "double", "decimal", "real"})
 STRINGS = frozenset({"string", "text", "varchar", "date", "timestamp"})
@@ -178,7 +180,8 @@ def key_of(value: Any) -> str:
     """A primary key as rows are named by it. Raises ValueError for what cannot be one."""
     if value is None or isinstance(value, bool | dict | list) or value == "":
         raise ValueError("has no primary key")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return text.encode("utf-8", "replace").decode()
 
 
 def checked(spec: Spec, row: Any) -> tuple[str, dict[str, Any], np.ndarray | None]:
@@ -199,7 +202,7 @@ def checked(spec: Spec, row: Any) -> tuple[str, dict[str, Any], np.ndarray | Non
     if spec.vector:
         try:
             vector = np.asarray(row.get(spec.vector), np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             vector = np.empty(0, np.float32)
         if vector.shape != (spec.dimension,) or not np.isfinite(vector).all():
             raise ValueError(f"needs {spec.dimension} finite numbers in {spec.vector!r}")
@@ -212,17 +215,32 @@ def _value(name: str, kind: str, value: Any) -> Any:
     if kind in INTEGERS:
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and -LONGEST <= value < LONGEST:
             return value
     elif kind in NUMBERS:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return value
     elif kind == "boolean":
         if isinstance(value, bool):
             return value
     elif kind.startswith("array<"):
         if isinstance(value, list):
-            return value
+            return _storable(name, value)
     elif isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     raise ValueError(f"has in {name!r} what is not of type {kind}")
+
+
+def _deep(value: Any, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(_deep(each, most - 1) for each in inner)
+
+
+def _storable(name: str, value: list[Any]) -> list[Any]:
+    """A list as JSON can hold it."""
+    if _deep(value, NESTED):
+        raise ValueError(f"has in {name!r} lists nested more than {NESTED} deep")
+    try:
+        return json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"has in {name!r} a number that is not finite") from None

@@ -6,14 +6,16 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
+from retrieval.chunk_reads import one_state
 from retrieval.errors import AlreadyExists, BadRequest, NotFound
 from retrieval.memory import Memory, Page, Snapshot
 from retrieval.rows.schema import Spec
@@ -42,11 +44,19 @@ class RowIndex:
 
 
 class _Source:
-    def __init__(self, engine: Engine, index_id: int) -> None:
-        self._engine, self._id = engine, index_id
+    def __init__(self, engine: Engine, index_id: int, db: Connection | None = None) -> None:
+        self._engine, self._id, self._db = engine, index_id, db
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return self._engine.connect() if self._db is None else nullcontext(self._db)
+
+    @contextmanager
+    def frozen(self) -> Iterator[_Source]:
+        with one_state(self._engine) as db:
+            yield _Source(self._engine, self._id, db)
 
     def seqs(self) -> np.ndarray:
-        with self._engine.connect() as db:
+        with self._reading() as db:
             found = db.execute(sa.select(rows.c.seq).where(rows.c.index_id == self._id).order_by(rows.c.seq))
             return np.fromiter((row[0] for row in found), np.int64)
 
@@ -54,7 +64,7 @@ class _Source:
         c = rows.c
         statement = sa.select(c.seq, c.key, c.vector, c.terms, c.body).where(c.index_id == self._id).order_by(c.seq).limit(BATCH)
         while True:
-            with self._engine.connect() as db:
+            with self._reading() as db:
                 page = db.execute(statement.where(c.seq > after)).all()
             if not page:
                 return

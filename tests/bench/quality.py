@@ -16,6 +16,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ class Held:
 
     def seqs(self) -> np.ndarray:
         return np.array(self._page.seqs)
+
+    def frozen(self) -> Any:
+        return nullcontext(self)
 
     def pages(self, after: int) -> Iterator[Page]:
         yield self._page

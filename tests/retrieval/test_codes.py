@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,9 @@ class Rows:
 
     def seqs(self) -> np.ndarray:
         return np.array([i + 1 for i in range(len(self.vectors)) if i not in self.gone])
+
+    def frozen(self) -> Any:
+        return nullcontext(self)
 
     def pages(self, after: int) -> Iterator[Page]:
         for at in range(after, len(self.vectors), 500):

@@ -10,11 +10,15 @@ import zipfile
 from email.message import EmailMessage
 from pathlib import Path
 
+import docx
 import openpyxl
+import pytest
 from pptx import Presentation
 from pptx.util import Inches
 
 from retrieval import Indexes
+from retrieval.convert import CONVERTERS, Unreadable
+from retrieval.convert_more import CONVERTERS as MORE
 from retrieval.watch import changes
 
 
@@ -109,3 +113,49 @@ def test_a_saved_file_is_soon_searchable(indexes: Indexes, folder: Path) -> None
         stop.set()
         thread.join()
     print(f"searchable after {time.monotonic() - saved:.2f} s")
+
+
+def test_what_programs_write_in_odd_ways_is_read_too() -> None:
+    document = docx.Document()
+    table = document.add_table(1, 2)
+    table.cell(0, 0).text = "cobalt\nblue"
+    inner = table.cell(0, 1).add_table(1, 2)
+    inner.cell(0, 0).text, inner.cell(0, 1).text = "tin", "oxide"
+    out = io.BytesIO()
+    document.save(out)
+    text = CONVERTERS["docx"](out.getvalue()).text
+    assert "| cobalt blue | tin oxide |" in text
+    assert text.count("oxide") == 1
+    assert MORE["table"](b"Month;Note\n;ok\n").text == "- Month\n- Note: ok\n"  # the name of a column without values
+    assert MORE["table"](b"only a header\n").text == "- only a header\n"
+    assert "1" + "0" * 5000 in MORE["json"](b'{"n": 1' + b"0" * 5000 + b"}").text
+    assert MORE["json"]('{"a": "x\u2028y"}\n{"a": "z"}'.encode()).text == "- a: x y\n- a: z\n"
+    with pytest.raises(Unreadable, match="line 2"):
+        MORE["json"](b'{"a": 1}\nnot json\n')
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": "melt(1)"}, {"cell_type": "code"}]}], "nbformat": 3}
+    assert MORE["notebook"](json.dumps(old).encode()).text == "```python\nmelt(1)\n```\n"
+
+
+def test_what_is_attached_to_a_mail_as_text_is_read() -> None:
+    first = EmailMessage()
+    first["Subject"] = "The kiln"
+    first.set_content("It leaks.")
+    forwarded = EmailMessage()
+    forwarded["Subject"] = "Fwd: The kiln"
+    forwarded.set_content("See below.")
+    forwarded.add_attachment(first)
+    forwarded.add_attachment("Seal it with clay.", filename="nöte.txt")
+    forwarded.add_attachment("<p>Or with <b>putty</b>.</p>", subtype="html", filename="more.html")
+    forwarded.add_attachment("<img src=x>", subtype="html", filename="logo.html")
+    text = MORE["mail"](forwarded.as_bytes()).text
+    assert text.startswith("# Fwd: The kiln\n")
+    for wanted in ("See below.", "## The kiln", "It leaks.", "## nöte.txt\n\nSeal it with clay.", "putty"):
+        assert wanted in text
+    deep = first
+    for _ in range(20):
+        outer = EmailMessage()
+        outer["Subject"] = "outer"
+        outer.set_content("x")
+        outer.add_attachment(deep)
+        deep = outer
+    assert MORE["mail"](deep.as_bytes()).text.count("# outer") == 6

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,9 @@ class Texts:
 
     def seqs(self) -> np.ndarray:
         return np.array([i + 1 for i in range(len(self.texts)) if i not in self.gone])
+
+    def frozen(self) -> Any:
+        return nullcontext(self)
 
     def pages(self, after: int) -> Iterator[Page]:
         for at in range(after, len(self.texts), 500):

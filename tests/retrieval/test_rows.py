@@ -76,10 +76,34 @@ async def test_direct_access_from_create_to_delete(api: Any) -> None:
     more = {"num_results": 3, "last_primary_key": scanned["last_primary_key"]}
     assert (await api.post(f"{ROOT}/indexes/{NAME}/scan", json=more)).json()["last_primary_key"] == "6"
     assert (await api.delete(f"{ROOT}/endpoints/e")).status_code == 400
+    for odd in ({"n": 1 << 63}, {"vec": [10**400, 0, 0, 0]}, {"n": 10**400}):
+        assert (await upsert(api, [{**thing(1), **odd}]))["result"]["failed_primary_keys"] == ["1"]
+    assert (await upsert(api, [{**thing(1), "id": "\ud800"}]))["status"] == "SUCCESS"
+    assert "?" in await ids(api)
     assert (await api.delete(f"{ROOT}/indexes/{NAME}")).status_code == 200
     assert (await api.get(f"{ROOT}/indexes/{NAME}")).json()["error_code"] == "RESOURCE_DOES_NOT_EXIST"
     assert (await api.delete(f"{ROOT}/endpoints/e")).status_code == 200
     assert (await api.get(f"{ROOT}/endpoints/e")).status_code == 404
+
+
+async def test_a_scan_goes_on_after_keys_of_64_bits(api: Any) -> None:
+    spec = {"schema_json": json.dumps({"id": "long", "tags": "array<string>"})}
+    body = {"name": NAME, "endpoint_name": "e", "primary_key": "id", "index_type": "DIRECT_ACCESS", "index_subtype": "FULL_TEXT"}
+    assert (await api.post(f"{ROOT}/indexes", json=body | {"direct_access_index_spec": spec})).status_code == 200
+    wanted = [(1 << 62) + i for i in range(5)]
+    assert (await upsert(api, [{"id": key, "tags": ["a"]} for key in wanted]))["status"] == "SUCCESS"
+    seen: list[int] = []
+    asked: dict[str, Any] = {"num_results": 2}
+    while rows := (found := (await api.post(f"{ROOT}/indexes/{NAME}/scan", json=asked)).json())["data"]:
+        seen += [field["value"]["number_value"] for row in rows for field in row["fields"] if field["key"] == "id"]
+        asked["last_primary_key"] = found["last_primary_key"]
+        assert len(seen) <= 5
+    assert seen == wanted
+    deep: Any = "x"
+    for _ in range(30):
+        deep = [deep]
+    for tags in (deep, [float("nan")]):
+        assert (await upsert(api, [{"id": 1, "tags": tags}]))["status"] == "FAILURE"
 
 
 FILTERS: list[tuple[Any, set[int]]] = [
@@ -99,6 +123,11 @@ FILTERS: list[tuple[Any, set[int]]] = [
     ("text LIKE '%t1%' and n <> 10", {1, 11}),
     ("lang IS NULL", set()),
     ("`n` != 3 AND lang NOT IN ('en')", {1, 5, 7, 9, 11}),
+    ("n BETWEEN 3 AND 5 AND lang = 'de'", {3, 5}),
+    ("n NOT BETWEEN 1 AND 10", {0, 11}),
+    (f"n < {'9' * 5000} AND n > -{'9' * 400}", set(range(12))),
+    ({"n <": 10**400, "n >": -(10**400)}, set(range(12))),
+    ({"n": 10**400}, set()),
 ]
 
 
