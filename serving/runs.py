@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from agents.log import KEEP, RUNNING, Entry, RunLog, RunRecord
-from governance.call import STEP, Call, Caller, CallError, Event, not_found
+from governance.call import STEP, Call, Caller, CallError, Event, is_failure, not_found
 from serving.dispatch import Dispatcher
 from serving.engines.answer import Answer
 
@@ -260,7 +260,7 @@ def _entry(event: Event) -> Entry:
 
 
 def _code(error: CallError) -> str:
-    return "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+    return "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
 
 
 def _response(events: Sequence[Event]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from governance.call import Call, CallError, Event, limit_exceeded, unavailable
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.http1 import Disconnected
 from serving.engines.ports import free_port
-from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
+from serving.engines.supervised import LoadFailed, Supervised, opened_log, tail
 
 if TYPE_CHECKING:
     import httpx
@@ -212,7 +212,7 @@ class HttpProcess(Supervised):
         environment |= {"DO_NOT_TRACK": "1", **self._environment(), **self._given}
         self.starts += 1
         self._note(f"start {self.starts}: {' '.join(command)}")
-        with await asyncio.to_thread(open_log, self.log) as log:
+        async with opened_log(self.log) as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _LAUNCH, str(os.getpid()), *command,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.log.parent,

@@ -288,7 +288,13 @@ def test_a_crash_tells_no_internals(http: httpx.Client, made: House) -> None:
 
 @pytest.mark.parametrize(
     ("model", "status", "says"),
-    [("fails", 502, "HTTP 500"), ("silent", 504, "did not answer"), ("busy", 429, "limit"), ("stops", None, "middle")],
+    [
+        ("fails", 502, "HTTP 500"),
+        ("missing", 424, "no model"),
+        ("silent", 504, "did not answer"),
+        ("busy", 429, "limit"),
+        ("stops", None, "middle"),
+    ],
 )
 def test_an_upstream_that_fails(client: openai.OpenAI, made: House, model: str, status: int | None, says: str) -> None:
     upstream = Upstream()

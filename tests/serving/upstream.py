@@ -188,7 +188,20 @@ class Upstream:
                 self._json(429, {"error": {"message": "slow down"}}, retry_after="7")
 
             def _too_much(self, body: Any) -> None:
-                self._json(400, {"error": {"message": "This model's maximum context length is 10 tokens."}})
+                message = "This model's maximum context length is 10 tokens."
+                self._json(400, {"error": {"message": message, "code": "context_length_exceeded"}})
+
+            def _overloaded(self, body: Any) -> None:
+                self._json(503, {"error": {"message": "later"}})
+
+            def _missing(self, body: Any) -> None:
+                self._json(404, {"error": {"message": "no such model"}})
+
+            def _broke(self, body: Any) -> None:
+                self._json(402, {"error": {"message": "pay"}})
+
+            def _spent(self, body: Any) -> None:
+                self._json(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
 
             def _redirects(self, body: Any) -> None:
                 self._json(307, {}, location="http://169.254.169.254/")

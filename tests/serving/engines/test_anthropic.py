@@ -193,7 +193,7 @@ async def test_a_whole_message_is_read_too(upstream: Anthropic) -> None:
 
 @pytest.mark.parametrize(
     ("model", "status", "message"),
-    [("overloaded", 502, "HTTP 529"), ("overloaded-inside", 502, "Overloaded"), ("stops", 502, "in the middle")],
+    [("overloaded", 503, "HTTP 529"), ("overloaded-inside", 502, "Overloaded"), ("stops", 502, "in the middle")],
 )
 async def test_failures_are_told_without_the_key(upstream: Anthropic, model: str, status: int, message: str) -> None:
     with pytest.raises(CallError, match=message) as caught:

@@ -120,8 +120,12 @@ async def test_an_answer_cut_short_is_incomplete(engine: Any) -> None:
     [
         ("fails", 502, "HTTP 500"),
         ("busy", 429, "limit"),
-        ("too-much", 400, "maximum context length is 10 tokens"),
-        ("redirects", 502, "redirects"),
+        ("too-much", 400, "context_length_exceeded: This model's maximum context length is 10 tokens"),
+        ("overloaded", 503, "HTTP 503"),
+        ("redirects", 424, "redirects"),
+        ("missing", 424, "There is no model 'missing'"),
+        ("broke", 424, "no credit"),
+        ("spent", 424, "insufficient_quota: You exceeded"),
         ("silent", 504, "did not answer in 0.3 s"),
     ],
 )
@@ -138,8 +142,9 @@ async def test_refusals_come_before_the_first_event(engine: Any, model: str, sta
 
 async def test_a_wrong_key_is_the_servers_own_trouble(engine: Any) -> None:
     with pytest.raises(CallError, match="Check SMALTI_CHAT_API_KEY") as caught:
-        await run(engine("echo", key="wrong"))
-    assert caught.value.status == 502
+        await run(engine("echo", key="wrong-key-of-ours"))
+    assert (caught.value.status, caught.value.code) == (424, "INVALID_STATE")
+    assert "wrong-key-of-ours" not in caught.value.message
 
 
 async def test_a_connection_that_was_closed_meanwhile_is_tried_once_more(engine: Any, upstream: Upstream) -> None:

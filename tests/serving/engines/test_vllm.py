@@ -91,7 +91,7 @@ async def test_adapters_are_loaded_unloaded_and_kept_over_a_restart(tmp_path: Pa
         await model.unload_adapter("poet")
         with pytest.raises(CallError) as gone:
             await answer(model, call("hello"), "poet")
-        assert gone.value.status == 502
+        assert gone.value.status == 424
         assert model.adapters == []
 
 
