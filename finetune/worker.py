@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from finetune.runs import TrainingRun
+from finetune.runs import START_PATIENCE, TrainingRun
 
 if TYPE_CHECKING:
     from finetune.job import Watch
@@ -22,11 +22,11 @@ def main(folder: Path) -> int:
     run = TrainingRun(folder)
     lock = run.lock()
     try:
-        lock.acquire(timeout=10)
+        lock.acquire(timeout=START_PATIENCE / 2)  # its process before may still be leaving
     except Timeout:
         return 1  # another process has this run
-    run.set_state(status="RUNNING", pid=os.getpid())
     signal.signal(signal.SIGTERM, lambda *_: (run.folder / "cancel").touch())
+    run.set_state(status="RUNNING", pid=os.getpid())
     if run.canceled():  # before anything heavy was begun
         end_with(run, "canceled", "canceled before it began")
         return 1

@@ -180,6 +180,7 @@ class ModelProcess(Supervised):
                 raise
         try:
             self._wire, self._used = wire, time.monotonic()
+            wire.on_lost = self._lost
             self._come_up(f": {orjson.dumps(self.info).decode()}")
             if await self._until_ended(wire):
                 why = self._killed or "The model's process ended."
@@ -189,9 +190,13 @@ class ModelProcess(Supervised):
                 self._wanted.clear()
         finally:
             watch.cancel()
-            self._ready.clear()
-            self._wire = None
+            self._lost()
             await _end(process, ours)
+
+    def _lost(self) -> None:
+        """Whoever asks from now on waits for the next process."""
+        self._ready.clear()
+        self._wire = None
 
     async def _watch_memory(self, wire: Wire) -> None:
         """End the process once it holds more memory than it may."""
@@ -206,7 +211,7 @@ class ModelProcess(Supervised):
 
     async def _until_ended(self, wire: Wire) -> bool:
         """True when the process ended by itself, False when it has been idle for long enough."""
-        if self._idle_timeout is None:
+        if self._idle_timeout is None or wire.gone.is_set():
             await wire.gone.wait()
             return True
         while True:

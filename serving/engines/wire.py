@@ -24,6 +24,8 @@ class Wire(asyncio.Protocol):
         self.control: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.waiting: dict[int, Sink] = {}
         self.gone = asyncio.Event()
+        self.on_lost: Callable[[], None] | None = None
+        """Called before anyone who waits for an answer learns that none comes."""
         self._buffer = bytearray()
         self._last = 0
         self._transport: Any = None
@@ -55,6 +57,8 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone.set()
+        if self.on_lost is not None:
+            self.on_lost()
         self.control.put_nowait(("gone", None))
         for sink in self.waiting.values():
             sink(("gone", None))

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nicegui import ui
+from nicegui.element import Element
 
 from governance.call import CallError, bad_request
 from serving.ui.console.charts import COLOURS, line, plot
@@ -98,11 +99,13 @@ class FineTuningPage(ConsolePage):
             await self.show()
             return
         self._seen = _state(run, events)
-        self.watched.clear()
+        for old in [each for each in self.watched.default_slot.children if each is not self.actions]:
+            old.delete()
         with self.watched:
-            self._one(run, events)
+            self._one(run, events, self.actions)
 
-    def _one(self, run: Row, events: Sequence[Row]) -> None:
+    def _one(self, run: Row, events: Sequence[Row], actions: Element | None = None) -> None:
+        """A run. Its actions stay as they are where they were drawn before: a person may be asked for a second word there."""
         with tag("div", "section-head"):
             tag("h2", text=run["name"])
             with tag("div", "head-tools"):
@@ -117,7 +120,10 @@ class FineTuningPage(ConsolePage):
             told = f"Step {run['step'] or 0:,} of {steps:,}" if steps else "It is getting ready."
             progress(told, done)
         self._facts(run)
-        self._actions(run)
+        if actions is None:
+            self.actions = self._actions(run)
+        else:
+            actions.move(target_index=-1)
         self._curves(events)
         self._result(run)
         with tag("details", "how"):
@@ -141,14 +147,14 @@ class FineTuningPage(ConsolePage):
                     tag("dt", text=name)
                     tag("dd", text=str(value))
 
-    def _actions(self, run: Row) -> None:
+    def _actions(self, run: Row) -> Element:
         at = f"{AT}/runs/{quote(run['id'], safe='')}"
 
         async def post(what: str) -> None:
             await self.who()
             await self.api("POST", f"{at}/{what}")
 
-        with tag("div", "decide-more"):
+        with tag("div", "decide-more") as actions:
             if run["status"] in ACTIVE:
                 question = "End this run after the step it is in? It keeps a checkpoint."
                 self.confirmed("Cancel the run", question, lambda: post("cancel"), "It ends after its step.")
@@ -181,6 +187,7 @@ class FineTuningPage(ConsolePage):
 
             with form("Serve", self.doing(serve), "decide"):
                 field("As endpoint", "endpoint", value=name.replace("_", "-"), required=True, maxlength=63)
+        return actions
 
     def _curves(self, events: Sequence[Row]) -> None:
         drawn = curves(events)

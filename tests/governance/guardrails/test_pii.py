@@ -77,8 +77,8 @@ def test_nothing_said_in_a_handbook_is_taken_for_personal_data() -> None:
 )
 def test_a_hostile_text_costs_linear_time(text: str) -> None:
     def seconds(said: str) -> float:
-        begun = time.process_time()
+        begun = time.thread_time()
         find(said)
-        return time.process_time() - begun
+        return time.thread_time() - begun
 
     assert seconds(text) < 20 * seconds(text[: len(text) // 4]) + 0.05

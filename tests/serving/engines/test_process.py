@@ -44,8 +44,11 @@ async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_killed_under_load_only_what_may_not_be_sent_again_fails(make: Callable[..., ModelProcess]) -> None:
-    model = make()
+@pytest.mark.parametrize("idle", [None, 600])
+async def test_killed_under_load_only_what_may_not_be_sent_again_fails(
+    make: Callable[..., ModelProcess], idle: float | None
+) -> None:
+    model = make(idle_timeout=idle)
     await model.start()
     try:
         before = await ask(model)

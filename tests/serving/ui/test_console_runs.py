@@ -172,7 +172,11 @@ def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(c
     detail = page.locator(".detail").first
     expect(detail.locator("h2").first).to_have_text("films", timeout=30_000)
     detail.get_by_role("button", name="Cancel the run").click()  # before its process has come to the first step
-    detail.get_by_role("alertdialog").get_by_role("button", name="Cancel the run").click()
+    asks = detail.get_by_role("alertdialog")
+    expect(asks).to_be_visible()
+    expect(detail.locator(".section-head .status").first).to_have_text("RUNNING", timeout=60_000)
+    expect(asks).to_be_visible()  # what goes on there does not take the question away
+    asks.get_by_role("button", name="Cancel the run").click()
     expect(detail.locator(".section-head .status").first).to_have_text("CANCELED", timeout=60_000)
     listed = page.locator(".grid", has_text="Begun (UTC)").locator("tbody tr").first
     expect(listed).to_contain_text("canceled ")  # the list says why
