@@ -131,15 +131,21 @@ def _live() -> Any:
             super().__init__()
             self.now = self.most = 0
             self._known: set[int] = set()
+            self._sums = torch.ops.aten.add.Tensor
 
         def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
             given = {
                 tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)
             }
+            self.most = max(self.most, self.now)
             found = func(*args, **(kwargs or {}))
             for tensor in tree_leaves(found):
                 if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
                     self._add(tensor.untyped_storage())
+            # autograd adds up the gradients of what is used twice in place, and anew only while someone looks on: its sum
+            # counts from when what was added is gone
+            if func is not self._sums or torch.is_grad_enabled() or torch._C._current_graph_task_id() < 0:
+                self.most = max(self.most, self.now)
             return found
 
         def _add(self, storage: Any) -> None:
@@ -148,7 +154,6 @@ def _live() -> Any:
                 return
             self._known.add(key)
             self.now += size
-            self.most = max(self.most, self.now)
             weakref.finalize(storage, self._gone, key, size)
 
         def _gone(self, key: int, size: int) -> None:
