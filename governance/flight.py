@@ -237,7 +237,7 @@ class Flight:
         record = CallRecord(
             self.call,
             status,
-            start,
+            self.began.ns,
             end,
             self.first_ns,
             response,

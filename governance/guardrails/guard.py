@@ -209,6 +209,9 @@ class _Again:
     def __init__(self, events: Sequence[Event], answer: Any) -> None:
         self._events, self._answer = iter(events), answer
 
+    def __aiter__(self) -> _Again:
+        return self
+
     async def __anext__(self) -> Event:
         for event in self._events:
             return event
