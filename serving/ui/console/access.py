@@ -44,7 +44,7 @@ class AccessPage(ConsolePage):
     def _keys(self, keys: Sequence[Row]) -> None:
         columns = [
             ("id", "Key id"), ("name", "Name"), ("kind", "Kind"), ("groups", "Groups"), ("rights", "Rights"), ("label", "Label"),
-            ("state", "State"), ("created", "Made"), ("expires", "Expires"), ("revoke", "Revoke"),
+            ("state", "State"), ("created", "Made"), ("expires", "Expires"), ("revoke", ""),
         ]  # fmt: skip
         rows = [
             {
@@ -79,7 +79,7 @@ class AccessPage(ConsolePage):
         await self.data.revoke_key(await self.who(), key_id)
 
     def _grants(self, grants: Sequence[Row]) -> None:
-        columns = [("principal", "Who"), ("level", "May"), ("securable", "On"), ("via", "Came with"), ("remove", "Take back")]
+        columns = [("principal", "Who"), ("level", "May"), ("securable", "On"), ("via", "Came with"), ("remove", "")]
         rows = [
             {**row, "id": f"{row['principal']} on {row['securable']}", "remove": "" if row["via"] else "Remove"} for row in grants
         ]
