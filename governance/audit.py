@@ -14,6 +14,8 @@ from governance.tables import audit_log
 
 COMMAND_LINE = "command line"
 """Actor of a change made beside the server, by whoever may write the state folder."""
+SESSION = {"create": "session.begin", "revoke": "session.end"}
+"""Actions of keys that come and go by themselves, with a command, a sign-in or a token: on record, but no change of policy."""
 
 
 def record(connection: Connection, actor: str | None, action: str, subject: str, before: Any = None, after: Any = None) -> None:
@@ -30,14 +32,22 @@ def record(connection: Connection, actor: str | None, action: str, subject: str,
     )
 
 
-def entries(engine: Engine, *, limit: int = 100, subject: str | None = None, since: str | None = None) -> list[Mapping[str, Any]]:
+def entries(
+    engine: Engine, *, limit: int = 100, subject: str | None = None, since: str | None = None, sessions: bool = False
+) -> list[Mapping[str, Any]]:
     """The newest changes first: id, time (ISO 8601, UTC), actor, action, subject, before, after.
+
+    Parameters
+    ----------
+    sessions: those of `SESSION` too, which are many; a `subject` has all of its own in any case.
 
     Raises `ValueError` for a `since` that is no time.
     """
     statement = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
     if subject is not None:
         statement = statement.where(audit_log.c.subject == subject)
+    elif not sessions:
+        statement = statement.where(audit_log.c.action.not_in(SESSION.values()))
     if since is not None:
         statement = statement.where(audit_log.c.time >= iso(moment(since)))
     with engine.connect() as connection:

@@ -23,7 +23,9 @@ _GRANTS = {"principal": "Principal", "securable": "On", "level": "Level", "via":
 _USAGE = {"requests": "Requests", "errors": "Errors", "input_tokens": "Read", "output_tokens": "Written", "cost": "$"}
 _LIMITS = {"endpoint": "Endpoint", "key": "Key", "principal": "Principal", "renewal_period": "Period", "calls": "Calls"}
 _LIMITS |= {"tokens": "Tokens", "cost": "$", "soft": "Soft", "used": "Used"}
-_AUDIT = {"time": "Time", "actor": "Who", "action": "What", "subject": "On", "before": "Before", "after": "After"}
+_SAID = ("id", "created")
+"""Fields of a key that the columns of its entry in the audit log say."""
+_AUDIT = {"time": "Time (UTC)", "actor": "Who", "action": "What", "subject": "On", "change": "Change"}
 _ROWS = {
     "request_time": "Time",
     "status_code": "Status",
@@ -292,6 +294,9 @@ def audit(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most so many changes, newest first.")] = 50,
     subject: Annotated[str | None, typer.Option(help="Only changes of this, as endpoint:assistant or key:ID.")] = None,
+    sessions: Annotated[
+        bool, typer.Option("--sessions", help="Also keys that commands, sign-ins and tokens made and ended.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Who changed which key, grant or policy, when, and from what to what."""
@@ -300,7 +305,31 @@ def audit(
 
     work = context.obj
     create(work.engine)
-    work.print_rows(entries(work.engine, limit=limit, subject=subject), _AUDIT, as_json=as_json, empty="No changes yet.")
+    rows = entries(work.engine, limit=limit, subject=subject, sessions=sessions)
+    if not as_json:
+        rows = [
+            {**row, "time": row["time"][:19].replace("T", " "), "change": _change(row["before"], row["after"])} for row in rows
+        ]
+    work.print_rows(rows, _AUDIT, as_json=as_json, empty="No changes yet.")
+
+
+def _change(before: Any, after: Any) -> str:
+    """What a change did, in a line: the fields that it changed, or what was made or ended."""
+    empty = (None, "", [], {})
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        return ", ".join(f"{name}: {_brief(before.get(name))} → {_brief(after.get(name))}" for name in names)
+    if before in empty or after in empty:
+        was, found = ("was ", before) if after in empty else ("", after)
+        if not isinstance(found, dict):
+            return was + _brief(found) if found not in empty else ""
+        said = {name: value for name, value in found.items() if name not in _SAID and value not in (*empty, False)}
+        return was + ", ".join(f"{name}: {_brief(value)}" for name, value in said.items())
+    return f"{_brief(before)} → {_brief(after)}"
+
+
+def _brief(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _show(work: Any, rows: Iterable[Mapping[str, Any]], as_json: bool) -> None:

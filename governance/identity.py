@@ -135,6 +135,7 @@ class Identity:
         parent: str | None = None,
         by: str | None = None,
         scopes: Iterable[str] | None = None,
+        session: bool = False,
     ) -> tuple[Key, str]:
         """Make a key; gives it and its secret, which cannot be had again.
 
@@ -148,6 +149,7 @@ class Identity:
         parent: id of the key this one is made from (a session's): revoking that one ends this one too.
         by: who makes it, for the audit log.
         scopes: securables (`endpoint:NAME`, `index:NAME`) it is good for; None for all that its owner may call. Never an admin's.
+        session: it comes and goes by itself, with a command, a sign-in or a token; the audit log tells it apart.
         """
         if ttl is not None and not ttl > 0:
             raise ValueError("ttl must be more than 0 seconds")
@@ -157,7 +159,8 @@ class Identity:
             expires = now + ttl if ttl is not None else None
             only = None if scopes is None else tuple(sorted({check_securable(each) for each in scopes}))
             key = self._insert(connection, version, secret, name, kind, groups, admin, label, now, expires, parent, only)
-            audit.record(connection, by, "key.create", f"key:{key.id}", after=key.as_dict())
+            action = audit.SESSION["create"] if session else "key.create"
+            audit.record(connection, by, action, f"key:{key.id}", after=key.as_dict())
             return key, secret
 
     def ensure_admin(self, secret: str | None = None) -> str | None:
@@ -198,14 +201,18 @@ class Identity:
                 )
         return None
 
-    def revoke(self, key_id: str, *, by: str | None = None) -> Key:
-        """End a key, in force on the next request. Raises `KeyError` where there is no such key; revoking twice is fine."""
+    def revoke(self, key_id: str, *, by: str | None = None, session: bool = False) -> Key:
+        """End a key, in force on the next request. Raises `KeyError` where there is no such key; revoking twice is fine.
+
+        `session`: it ends by itself, as a key that was made so does.
+        """
         with self.changes.write("identity") as (connection, version):
             self._end(connection, version, keys.c.id == key_id)
             row = connection.execute(select(keys).where(keys.c.id == key_id)).mappings().first()
             if row is None:
                 raise KeyError(f"there is no key with id {key_id!r}: `smalti keys list` shows them")
-            audit.record(connection, by, "key.revoke", f"key:{key_id}", {"name": row["name"], "kind": row["kind"]})
+            action = audit.SESSION["revoke"] if session else "key.revoke"
+            audit.record(connection, by, action, f"key:{key_id}", {"name": row["name"], "kind": row["kind"]})
             return key_of({**row, "groups": json.dumps(self._stored_groups(connection, row["kind"], row["name"]))})
 
     def relabel(self, key_id: str, label: str, *, by: str | None = None) -> None:

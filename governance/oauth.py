@@ -67,14 +67,16 @@ class OAuth:
             stored = connection.execute(select(table.c.digest).where(table.c.client_id == client_id)).scalars().all()
         if not any(hmac.compare_digest(given, digest) for digest in stored):
             raise unauthenticated("the client id or its secret is wrong: an admin makes a new one with `smalti keys oauth NAME`")
-        return self._identity.create_key(client_id, kind="service_principal", ttl=LIFETIME, label=LABEL)[1], LIFETIME
+        return self._identity.create_key(client_id, kind="service_principal", ttl=LIFETIME, label=LABEL, session=True)[
+            1
+        ], LIFETIME
 
     def exchange(self, token: str) -> tuple[str, int]:
         """Another token for the holder of a valid one, which ends with it. Raises `CallError` 401."""
         caller = self._identity.authenticate(token)
         try:
             _, made = self._identity.create_key(
-                caller.name, kind=caller.kind, admin=caller.admin, ttl=LIFETIME, label=LABEL, parent=caller.key_id
+                caller.name, kind=caller.kind, admin=caller.admin, ttl=LIFETIME, label=LABEL, parent=caller.key_id, session=True
             )
         except ValueError as error:
             raise CallError(str(error), status=401, code="UNAUTHENTICATED") from None

@@ -43,10 +43,11 @@ def router(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         subject: str | None = None,
         since: str | None = None,
+        sessions: bool = False,
     ) -> dict[str, Any]:
         _admin(who)
         try:
-            return {"entries": audit.entries(engine, limit=limit, subject=subject, since=since)}
+            return {"entries": audit.entries(engine, limit=limit, subject=subject, since=since, sessions=sessions)}
         except ValueError as error:
             raise bad_request(str(error), "since") from None
 

@@ -148,7 +148,7 @@ class Workspace:
         """
         import httpx
 
-        made = None if as_user else self.identity.create_key("local", admin=True, ttl=3600, label="command line")
+        made = None if as_user else self.identity.create_key("local", admin=True, ttl=3600, label="command line", session=True)
         secret = made[1] if made else as_user
         options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {secret}"}, "timeout": None, "trust_env": False}
         running = self.home.server()
@@ -161,7 +161,7 @@ class Workspace:
                     yield client
         finally:
             if made:
-                self.identity.revoke(made[0].id)
+                self.identity.revoke(made[0].id, session=True)
 
     def missing(self, securable: str) -> str | None:
         """What a running server says of an endpoint or index that it does not know; None where it does, or none runs."""

@@ -167,7 +167,8 @@ class Console:
         platform = self._platform
 
         def read() -> Any:
-            keys = [_key_row(each) for each in reversed(platform.identity.list_keys())]  # what was just made comes first
+            newest = reversed(platform.identity.list_keys())  # what was just made comes first, and what is no more last
+            keys = [_key_row(each) for each in sorted(newest, key=lambda each: not each.live)]
             grants = [
                 {"principal": g.principal, "level": g.level, "securable": g.securable, "via": g.via}
                 for g in platform.grants.list()

@@ -158,11 +158,15 @@ class Endpoints:
     def missing(self, name: str, among: Sequence[str] | None = None) -> CallError:
         """The error for an unknown name; `among` limits what it may mention (those the caller can see)."""
         names = sorted(self._by_name if among is None else among)
-        near = (difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]) if len(name) <= 256 else names[:3]
-        hint = (
-            f"Did you mean {' or '.join(repr(near_name) for near_name in near)}?"
-            if near
-            else "List those you may call: GET /v1/models."
-        )
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if len(name) <= 256 else []
+        if near:
+            hint = f"Did you mean {' or '.join(map(repr, near))}?"
+        else:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            hint = (
+                f"There is {', '.join(map(repr, names[:3]))}{more}: GET /v1/models."
+                if names
+                else "List those you may call: GET /v1/models."
+            )
         shown = name if len(name) <= 80 else name[:77] + "..."
         return not_found(f"There is no endpoint {shown!r}. {hint}")

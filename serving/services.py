@@ -64,7 +64,8 @@ class _Threads:
 def _response(turn: Any) -> Row | None:
     if turn.role != "assistant":
         return None
-    outputs = {"mode": turn.mode, "abstained": turn.abstained, "citations": list(turn.citations)}
+    mode = turn.mode or ("generative" if turn.status == "completed" else "")  # of graphs that do not say, as when it was given
+    outputs = {"mode": mode, "abstained": turn.abstained, "citations": list(turn.citations)}
     return {"status": turn.status, "custom_outputs": outputs}
 
 

@@ -119,7 +119,7 @@ class AnswerView:
                 self._trouble()
                 return
             if turn.status == "stopped":
-                tag("p", "stopped", text="You stopped this answer.")
+                tag("p", "stopped", text="This answer was stopped.")
             if turn.sources:
                 source_row(turn)
             if turn.asks and self._decide is not None:

@@ -20,13 +20,15 @@ from governance.call import Call, Caller, CallError
 from serving.ui.answer import AnswerView
 from serving.ui.attached import Attached
 from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import Composer, Latest, button, tag
+from serving.ui.parts import Composer, Latest, button, frameless, tag
 from serving.ui.plain import HEAD
 from serving.ui.running import Answer
 from serving.ui.services import ThreadMessage, UiServices
 from serving.ui.side import SideBar
 from serving.ui.turn import Turn
 
+HELLO = "Ask in your own words. Every answer names the passages it rests on; a citation opens its document there."
+NO_AGENT = "There is no agent you may ask yet. An administrator grants CAN_QUERY on one, in the console under Access."
 SHOWN = 60
 """Messages of a stored thread that are drawn at once; earlier ones on request."""
 
@@ -73,6 +75,7 @@ class ChatPage:
         self._loads = Latest()
         self.said: list[_Said] = []
         self.side, self.attached = SideBar(self), Attached(self)
+        self.choice: Element | None = None
         client.on_delete(self._gone)
 
     # --- the frame
@@ -105,10 +108,10 @@ class ChatPage:
     def _build_note(self) -> None:
         with tag("div", "foot-note"):
             if len(self.agents) > 1:
-                with tag("select", aria_label="Agent") as choice:
+                with tag("select", aria_label="Agent") as self.choice:
                     for name in self.agents:
                         tag("option", text=name, value=name)
-                choice.on(
+                self.choice.on(
                     "change", lambda event: setattr(self, "agent", str(event.args)), js_handler="(e) => emit(e.target.value)"
                 )
             else:
@@ -120,6 +123,12 @@ class ChatPage:
                 tag("span", text=" new line · ")
                 tag("kbd", text="/")
                 tag("span", text=" writes")
+
+    def _answers(self, agent: str | None) -> None:
+        """Have a conversation go on with the agent that answered it last, where it can still be asked."""
+        if agent is not None and agent in self.agents and agent != self.agent and self.choice is not None:
+            self.agent = agent
+            self.client.run_javascript(f"document.querySelector('#c{self.choice.id}').value = {json.dumps(agent)}")
 
     # --- threads
 
@@ -150,6 +159,8 @@ class ChatPage:
                 self._follow(coming)
         await self.attached.show()
         await self.side.refresh()
+        if latest():
+            self._answers(coming.call.endpoint if coming is not None else self.side.agent_of(thread_id))
 
     def _draw(self, turns: Sequence[ThreadMessage], shown: int = SHOWN) -> None:
         self.messages.clear()
@@ -184,10 +195,7 @@ class ChatPage:
         with self.messages, tag("section", "hello"):
             tag("img", "mosaic", src="/ui/mosaic.svg", alt="")
             tag("h1", text="What would you like to know?")
-            tag(
-                "p",
-                text="Ask in your own words. Every answer names the passages it rests on; a citation opens its document there.",
-            )
+            tag("p", text=HELLO if self.agents else NO_AGENT)
             ideas = tag("div", "ideas")
         await self.side.refresh()
         try:
@@ -206,6 +214,9 @@ class ChatPage:
         """Send a question and stream its answer into the page."""
         text = text.strip()
         if not text or self.running is not None:
+            return
+        if not self.agent:
+            ui.notify(NO_AGENT, position="top")
             return
         self._loads.begin()  # what was being opened is not drawn over it
         self.thread_id = self.thread_id or uuid.uuid4().hex
@@ -374,7 +385,7 @@ def register() -> None:
     async def chat(request: Request) -> None:
         services, caller, credential = request.scope[SCOPE_KEY]
         client = ui.context.client
-        client.page_container.props["role"] = "presentation"
+        frameless(client)
         ui.add_head_html(HEAD + '<script src="/ui/chat.js"></script>')
         try:
             agents = await services.agents(caller)

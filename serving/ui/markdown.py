@@ -25,6 +25,10 @@ from pygments.util import ClassNotFound
 from serving.ui.turn import Source
 
 _MARKER = re.compile(r"\[(\d{1,3})\](?![(:])")
+_MATHS = re.compile(
+    r"\$\$(?=\S).{1,2000}?\$\$|\$(?=[^\s$\d])[^$\n]{0,200}?(?<![\s\\])\$(?![\w$])|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]", re.S
+)
+"""A formula in TeX: `$…$`, `$$…$$`, `\\(…\\)` or `\\[…\\]`; an amount of money is none."""
 _HIGHLIGHT_LIMIT = 20_000
 """Characters of code that are coloured; longer code stays plain."""
 
@@ -46,6 +50,16 @@ def _marker(state: StateInline, silent: bool) -> bool:
         return False
     if not silent:
         state.push("cite", "", 0).meta = {"number": int(match[1])}
+    state.pos = match.end()
+    return True
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """TeX stays as it was written: its stars, underscores and backslashes are no Markdown."""
+    if state.src[state.pos] not in "$\\" or not (match := _MATHS.match(state.src, state.pos)):
+        return False
+    if not silent:
+        state.push("formula", "code", 0).content = match[0]
     state.pos = match.end()
     return True
 
@@ -77,9 +91,13 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "typographer": False}).enable(["table", "strikethrough"])
     parser.validateLink = _link_ok  # type: ignore[method-assign]
     parser.inline.ruler.before("link", "cite", _marker)
+    parser.inline.ruler.before("escape", "formula", _formula)
 
     def cite(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
         return chip(env["sources"][tokens[i].meta["number"]])
+
+    def formula(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
+        return f'<code class="formula" dir="ltr">{escape(tokens[i].content)}</code>'
 
     def image(renderer: Any, tokens: list[Token], i: int, options: Any, env: dict[str, Any]) -> str:
         url, text = str(tokens[i].attrGet("src") or ""), tokens[i].content or "image"
@@ -100,7 +118,7 @@ def _parser() -> MarkdownIt:
         return draw
 
     for name, rule in {
-        "cite": cite, "image": image, "link_open": link, "fence": fence, "code_block": fence,
+        "cite": cite, "formula": formula, "image": image, "link_open": link, "fence": fence, "code_block": fence,
         "table_open": table(True), "table_close": table(False),
     }.items():  # fmt: skip
         parser.add_render_rule(name, rule)
@@ -169,7 +187,7 @@ class Blocks:
 
 def _closed(text: str) -> bool:
     """Whether nothing that was begun in it seems to go on behind it."""
-    even = all(text.count(mark) % 2 == 0 for mark in "*_~`")
+    even = all(text.count(mark) % 2 == 0 for mark in "*_~`$")
     return even and text.count("[") == text.count("]") and text.count("(") == text.count(")") and not {"<", "\\"} & set(text)
 
 

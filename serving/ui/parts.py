@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from nicegui import ui
+from nicegui.client import Client
 from nicegui.element import Element
 
 from serving.ui.markdown import Blocks
@@ -55,6 +56,12 @@ def button(
     if on_click is not None:
         element.on("click", on_click, [])
     return element
+
+
+def frameless(client: Client) -> None:
+    """Have a page say itself what its main part is: the `main` that NiceGUI puts around everything becomes a `div`."""
+    if (slot := client.content.parent_slot) is not None:
+        slot.parent.tag = "div"
 
 
 class Composer(Element, component="static/composer.js"):

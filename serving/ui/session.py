@@ -130,11 +130,11 @@ def routes(services: UiServices) -> list[Route]:
     async def start(request: Request, caller: Caller, target: str) -> Response:
         ttl = services.session_ttl
         # groups belong to the name, so the session's key has them without being given any
-        options: dict[str, Any] = {"kind": caller.kind, "admin": caller.admin, "ttl": ttl, "label": "session"}
+        options: dict[str, Any] = {"kind": caller.kind, "admin": caller.admin, "ttl": ttl, "label": "session", "session": True}
         # signed in by a key, the session ends with it
         options["parent"] = caller.key_id
         try:
-            _, secret = await asyncio.to_thread(identity.create_key, caller.name, **options)
+            _, secret = await asyncio.to_thread(identity.create_key, caller.name, by=caller.name, **options)
         except ValueError:  # revoked since it was shown
             return login_page("/", "This key is no longer in force. Sign in with another one.", 401)
         response = RedirectResponse(target, 303)
@@ -178,7 +178,7 @@ def routes(services: UiServices) -> list[Route]:
         try:
             caller, _ = await signed_in(identity, request.scope)
             if caller.key_id:
-                await asyncio.to_thread(identity.revoke, caller.key_id)
+                await asyncio.to_thread(identity.revoke, caller.key_id, by=caller.name, session=True)
         except CallError:
             pass  # already out
         response = RedirectResponse("/login", 303)

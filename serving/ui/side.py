@@ -49,6 +49,7 @@ class SideBar:
         self.page = page
         self.sought = ""
         self._loads = Latest()
+        self._agents: dict[str, str | None] = {}
 
     def build(self) -> None:
         with tag("aside", id="side", aria_label="Conversations"):
@@ -80,6 +81,10 @@ class SideBar:
         self.sought = " ".join(str(event.args).lower().split())
         await self.refresh()
 
+    def agent_of(self, thread_id: str) -> str | None:
+        """Who answered last in a conversation of the list."""
+        return self._agents.get(thread_id)
+
     async def refresh(self) -> None:
         latest = self._loads.begin()
         try:
@@ -89,6 +94,7 @@ class SideBar:
             return
         if not latest():
             return
+        self._agents = {each.id: each.agent for each in threads}
         self.list.clear()
         set_text(self.page.title, next((t.title for t in threads if t.id == self.page.thread_id), "New chat"))
         heading = ""

@@ -98,6 +98,24 @@ async def test_each_change_is_in_the_audit_log_with_what_was_before(house: House
     assert secret not in str(found)
 
 
+async def test_keys_that_come_and_go_by_themselves_do_not_drown_changes(house: House) -> None:
+    engine, newest = house.identity._engine, audit.entries(house.identity._engine, limit=1)
+    key, _ = house.identity.create_key("ann", ttl=60, label="session", by="ann", session=True)
+    house.identity.revoke(key.id, by="ann", session=True)
+    named, _ = house.identity.create_key("mallory", label="session", by="root")
+    changes = audit.entries(engine, limit=2)
+    assert [(each["action"], each["subject"]) for each in changes[:1]] == [("key.create", f"key:{named.id}")]
+    assert changes[1:] == newest
+    whole = [(each["actor"], each["action"]) for each in audit.entries(engine, limit=3, sessions=True)]
+    assert whole == [("root", "key.create"), ("ann", "session.end"), ("ann", "session.begin")]
+    assert len(audit.entries(engine, subject=f"key:{key.id}")) == 2
+    transport = httpx.ASGITransport(app=app(house, Metrics(lambda: 0)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://smalti") as client:
+        asked = {"headers": {"authorization": f"Bearer {house.admin}"}, "params": {"limit": 2, "sessions": True}}
+        told = (await client.get("/api/2.0/smalti/audit", **asked)).json()["entries"]
+        assert [each["action"] for each in told] == ["key.create", "session.end"]
+
+
 async def test_rows_become_files_and_go_when_they_are_old(house: House, tmp_path: Path) -> None:
     import pyarrow.parquet
 

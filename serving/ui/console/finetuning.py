@@ -75,7 +75,7 @@ class FineTuningPage(ConsolePage):
             for run in runs
         ]  # fmt: skip
         table("All runs", "No run of yours yet. Begin one below.", columns, rows, key="id", opens="id", on_open=self.watch,
-              wraps=("message",))  # fmt: skip
+              wraps=("message", "registered"))  # fmt: skip
         self.new.draw()
 
     async def watch(self, run_id: str) -> None:

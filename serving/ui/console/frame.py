@@ -17,7 +17,7 @@ from nicegui.element import Element
 
 from governance.call import Caller, CallError
 from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import Latest, button, icon, set_text, tag
+from serving.ui.parts import Latest, button, frameless, icon, set_text, tag
 from serving.ui.plain import HEAD
 from serving.ui.services import ConsoleData, UiServices
 
@@ -296,7 +296,7 @@ def register() -> None:
 def _register(kind: type[ConsolePage]) -> None:
     async def shown(request: Request) -> None:
         services, caller, credential = request.scope[SCOPE_KEY]
-        ui.context.client.page_container.props["role"] = "presentation"
+        frameless(ui.context.client)
         ui.add_head_html(HEAD + '<script src="/ui/chat.js"></script>')
         page = kind(services, caller, credential)
         page.build()

@@ -146,6 +146,7 @@
   };
   addEventListener("keydown", (event) => { if (event.key === "Escape" && !$(".round.stop")) closeTop(); });
 
+  document.addEventListener("submit", (event) => { if (event.target.getAttribute("action") === "/logout") sessionStorage.clear(); });
   addEventListener("popstate", () => location.reload());
   addEventListener("DOMContentLoaded", () => { document.body.append(card); watch(); });
   window.smalti = {

@@ -1,4 +1,5 @@
 // Where a question is written: Enter sends, Shift+Enter breaks the line, Esc stops, Ctrl+K or / comes here.
+const draft = () => `draft of ${location.pathname}${location.search}`;
 export default {
   template: `
     <form class="composer" @submit.prevent="send">
@@ -18,7 +19,13 @@ export default {
     </form>`,
   props: { busy: Boolean, placeholder: String, takesFiles: Boolean },
   emits: ["send", "stop", "file"],
-  data: () => ({ text: "" }),
+  data: () => ({ text: sessionStorage.getItem(draft()) ?? "" }), // a reload, and a server that was started again, leave it
+  watch: {
+    text(text) {
+      if (text) sessionStorage.setItem(draft(), text);
+      else sessionStorage.removeItem(draft());
+    },
+  },
   mounted() {
     this.keys = (event) => {
       const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
@@ -33,6 +40,7 @@ export default {
       }
     };
     addEventListener("keydown", this.keys);
+    this.$nextTick(this.grow);
     if (matchMedia("(pointer: fine)").matches) this.focus();
   },
   beforeUnmount() { removeEventListener("keydown", this.keys); },

@@ -97,7 +97,7 @@ def test_stopping_closes_the_call_and_keeps_what_was_said(world, sign_in, way):
         page.keyboard.press("Escape")
     wait(lambda: len(world.engine.closed) == closed + 1)
     assert world.engine.closed[-1] == world.engine.calls[-1].request_id
-    expect(answer(page)).to_contain_text("You stopped this answer.")
+    expect(answer(page)).to_contain_text("This answer was stopped.")
     text = answer(page).locator(".prose").inner_text()
     assert text.startswith("word word word")
     ask(page, "How do I install it?")  # the next question is answered
@@ -122,7 +122,7 @@ def test_an_answer_goes_on_while_its_page_is_reloaded_or_elsewhere(world, sign_i
     expect(prose).to_contain_text("word word word")
     assert len(world.engine.calls) == calls + 1  # nothing was asked again
     page.get_by_label("Stop the answer").click()
-    expect(answer(page)).to_contain_text("You stopped this answer.")
+    expect(answer(page)).to_contain_text("This answer was stopped.")
     wait(lambda: world.engine.closed[-1] == world.engine.calls[-1].request_id)
 
 
@@ -215,7 +215,9 @@ def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
     thread = world.engine.calls[-1].thread_id
     current = page.locator(".thread.current")
     expect(current).to_contain_text("How do I install it?")
+    page.get_by_label("Your question").fill("and what is typed")
     page.reload()  # a conversation survives a reload, with its citations
+    expect(page.get_by_label("Your question")).to_have_value("and what is typed")
     expect(answer(page)).to_contain_text("three gigabytes")
     expect(answer(page).locator(".cite")).to_have_count(2)
     current.get_by_role("button", name=re.compile("^Rename")).click()
@@ -248,6 +250,18 @@ def test_a_thread_of_another_caller_is_not_there(world, sign_in):
     ask(page, "How do I install it?")
     done(page)
     assert world.engine.calls[-1].endpoint == "researcher"
+    page.reload()  # the conversation goes on with the agent that answered it
+    expect(page.get_by_label("Agent")).to_have_value("researcher")
+
+
+def test_who_may_ask_no_agent_is_told_what_to_do(world, sign_in):
+    asked = len(world.engine.calls)
+    page = sign_in(world.identity.create_key("newcomer")[1])
+    expect(page.locator(".hello")).to_contain_text("An administrator grants CAN_QUERY")
+    page.get_by_label("Your question").fill("Hello?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".q-notification")).to_contain_text("no agent you may ask")
+    assert len(world.engine.calls) == asked
 
 
 def test_keyboard_alone_is_enough(world, sign_in):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 import pytest
 
@@ -143,3 +144,16 @@ def test_what_begins_as_a_paragraph_may_still_become_something_else():
     for payload in ("Say ", "Say <img src=x onerror=1> " * 20):
         blocks.update(payload, {}, whole=payload == "Say ")
     assert "<img" not in "".join(blocks.html)
+
+
+@pytest.mark.parametrize(
+    "formula", ["$a_1*b_2*c$", "$$\\int_0^1\nx^2$$", "\\(x_1 \\cdot y_2\\)", "\\[E = mc^2\\]", "$<img src=x onerror=alert(1)>$"]
+)
+def test_a_formula_stays_as_it_was_written(formula):
+    (drawn,), _ = render(f"It is {formula} here.".split("\n"), {})
+    assert drawn == f'<p>It is <code class="formula" dir="ltr">{escape(formula)}</code> here.</p>\n'
+
+
+def test_money_is_no_formula():
+    (drawn,), _ = render(["From $5 to $6, or US$ 7, *each*."], {})
+    assert drawn == "<p>From $5 to $6, or US$ 7, <em>each</em>.</p>\n"

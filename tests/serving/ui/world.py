@@ -261,7 +261,7 @@ class Store:
     def keep(self, call: Call, owner: str, question: str, text: str, citations: Any, mode: str, status: str) -> None:
         key = call.thread_id or ""
         title = self.rows[key][1].title if key in self.rows else question[:80]
-        self.rows[key] = (owner, Thread(key, title, time.time(), "assistant"))
+        self.rows[key] = (owner, Thread(key, title, time.time(), call.endpoint))
         response = {"status": status, "custom_outputs": {"mode": mode, "abstained": False, "citations": citations}}
         said = [ThreadMessage("user", question, call.request_id), ThreadMessage("assistant", text, call.request_id, response)]
         self.said.setdefault(key, []).extend(said)
@@ -341,7 +341,7 @@ class World:
         self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
 
     async def _agents(self, caller: Caller) -> Sequence[str]:
-        return ["assistant"] if caller.name != "alice" else ["assistant", "researcher"]
+        return {"alice": ["assistant", "researcher"], "newcomer": []}.get(caller.name, ["assistant"])
 
     async def _titles(self, caller: Caller) -> Sequence[str]:
         return ["Installing the service", "How to scale past one process?", "Keys and grants", "A fourth"]
