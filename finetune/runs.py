@@ -158,6 +158,9 @@ class TrainingRun:
     def _launch(self) -> None:
         (self.folder / "cancel").unlink(missing_ok=True)
         self.set_state(status="PENDING", message="", started=time.time(), first_event=self.size())
+        self._spawn()
+
+    def _spawn(self) -> None:
         environment = {**os.environ, **threads.environment(self.spec["threads"])}
         rooms = str(Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (rooms, os.environ.get("PYTHONPATH"))))
