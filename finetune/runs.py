@@ -77,7 +77,9 @@ class TrainingRun:
         try:
             state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return {"status": "PENDING", "message": "It was not started."}
+            state = {}
+        if "status" not in state:
+            return {"status": "PENDING", "message": "It was not started.", **state}
         if state["status"] in ACTIVE and not self.alive():
             newer = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             if newer["status"] not in ACTIVE:

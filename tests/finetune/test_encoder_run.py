@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -152,6 +153,27 @@ def test_what_cannot_be_trained_fails_with_its_reason(made: Path, tmp_path: Path
     with run.lock():
         assert perform(run) == "FAILED"
     assert "leakage" in run.state()["message"]
+    assert list(run.events())[-1]["event"] == "failed"
+
+
+def test_a_run_goes_on_with_the_files_it_began_with_alone(made: Path, tmp_path: Path) -> None:
+    run = Runs(tmp_path / "finetune").create(recipe(made), tracking_uri=tracking(tmp_path))
+    (run.folder / "checkpoints" / "step-00000005").mkdir(parents=True)
+    run.set_state(status="FAILED", hashes={"data_sha256": "of what was there"})
+    with run.lock():
+        assert perform(run) == "FAILED"
+    assert run.state()["message"].startswith("data.train, data.eval, base_model: changed since the run began")
+
+
+def test_a_full_disk_is_told(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("finetune.checkpoint.save", full)
+    run = Runs(tmp_path / "finetune").create(recipe(made, "training_duration=1ba"), tracking_uri=tracking(tmp_path))
+    spawned_here(run)
+    assert run.state()["status"] == "FAILED"
+    assert run.state()["message"].startswith(f"No space is left for {run.folder}")
     assert list(run.events())[-1]["event"] == "failed"
 
 

@@ -107,6 +107,11 @@ def test_a_template_that_never_ends_an_answer_is_refused(base: Path, tmp_path: P
         read("sft-chat", file, tokenizer, 64)
 
 
+def test_a_chat_template_that_is_not_there_is_told(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"chat_template: .*none.jinja cannot be read"):
+        load_tokenizer(base, tmp_path / "none.jinja")
+
+
 def test_a_context_that_is_too_long_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="at most 128 tokens, not 256"):
         LanguageTask(recipe(tmp_path, base, context_length=256), base, load_tokenizer(base), [], [])
