@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     Saver = AsyncSqliteSaver | AsyncPostgresSaver
 
+INNER = ("__", "branch:", "join:")
+"""Begin the names of LangGraph's own channels."""
+
 STOPPED = "(stopped)"
 """What stands in a thread for the answer of a run that ended before it said anything."""
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agents.branches import Branches, History
-from agents.checkpoints import copy, lacking, messages_of, open_saver
+from agents.checkpoints import lacking, messages_of, open_saver
 from agents.kept import Kept
-from agents.run import Run, ThreadBusy, ThreadNotFound, asked
+from agents.run import Run, ThreadNotFound, asked
 from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import Thread, Threads
 
@@ -117,27 +117,6 @@ class Conversations:
         if thread.running:
             messages += lacking(messages, asked(thread))
         return turns_of(messages)
-
-    async def copy(self, thread_id: str, owner: str, to: str) -> Thread:
-        """A thread of the owner's that has the same states. A question to a person is open in the first alone.
-
-        Raises ThreadNotFound, and ThreadBusy where a run goes on.
-        """
-        thread = (await self.snapshot(thread_id, owner)).thread
-        if self.busy(thread_id):
-            raise ThreadBusy(f"thread '{thread_id}' is answering a message; wait for it or stop it first")
-        saver = await self.open()
-        await copy(saver, thread_id, to)
-        await asyncio.to_thread(self.branches.put, to, await asyncio.to_thread(self.branches.left, thread_id))
-        await asyncio.to_thread(self.branches.values(saver, thread_id).copy, to)
-        tags = (await asyncio.to_thread(self.table.tags, [thread_id])).get(thread_id)
-        made = await asyncio.to_thread(self.table.claim, to, owner, title=thread.title, agent=thread.agent)
-        assert made is not None, "a new id is nobody's"
-        if thread.waiting:
-            await self._dangling(to)
-        if tags:
-            await asyncio.to_thread(self.table.tag, to, tags)
-        return made
 
     async def _dangling(self, thread_id: str) -> None:
         """Note that tool calls stand there unanswered, so that a message that comes next finds a history which models accept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agents.checkpoints import configured
+from agents.checkpoints import INNER, configured
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -18,16 +18,12 @@ MADE = frozenset({"documents", "citations", "route", "offset", "plan", "notes", 
 """Values that our graphs make of each question; nobody else can."""
 
 
-INNER = ("__", "branch:", "join:")
-"""Begin the names of LangGraph's own channels."""
-
-
 class NotAnUpdate(ValueError):
     """Values that a graph's state cannot take."""
 
 
-async def apply(graph: CompiledStateGraph, thread_id: str, values: Mapping[str, Any], as_node: str | None, run_id: str) -> None:
-    """Write values into the state of a thread on which nothing runs.
+def checked(graph: CompiledStateGraph, values: Mapping[str, Any], as_node: str | None, run_id: str) -> dict[str, Any]:
+    """The values as a graph's state takes them; nothing is written yet.
 
     Parameters
     ----------
@@ -42,13 +38,18 @@ async def apply(graph: CompiledStateGraph, thread_id: str, values: Mapping[str, 
     nodes = [name for name in graph.nodes if not name.startswith("__")]
     if as_node is not None and as_node not in (*nodes, "__start__", "__end__"):
         raise NotAnUpdate(f"'{as_node[:80]}' is no node of this graph; it has {', '.join(nodes)}")
-    known = [name for name in graph.channels if not name.startswith(INNER) and name not in graph.nodes]
+    known = [name for name in graph.channels if not name.startswith(INNER)]
     taken = [name for name in known if not ("messages" in known and name in MADE and "offset" in known)]
     if strange := [str(name)[:80] for name in values if name not in taken]:
         raise NotAnUpdate(f"'{strange[0]}' cannot be set from outside; this graph takes {', '.join(taken) or 'nothing'}")
     given: dict[str, Any] = dict(values)
     if "messages" in given:
         given["messages"] = messages_of(given["messages"], run_id)
+    return given
+
+
+async def apply(graph: CompiledStateGraph, thread_id: str, given: dict[str, Any], as_node: str | None) -> None:
+    """Write what was `checked` into the state of a thread on which nothing runs. Raises NotAnUpdate."""
     if as_node == "__end__" and given:
         await _written(graph, thread_id, given, None)
         given = {}

@@ -7,6 +7,7 @@ process that is killed in between would have called a tool without knowing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,16 @@ from agents.tables import tool_results
 if TYPE_CHECKING:
     from langchain_core.messages import ToolMessage
     from langgraph.checkpoint.serde.base import SerializerProtocol
+
+
+async def committed(write: Callable[..., object], *arguments: object) -> None:
+    """Write in a thread; who is cancelled meanwhile goes on only when that is done, since a thread cannot be stopped."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write, *arguments))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 class Kept:
@@ -38,12 +49,7 @@ class Kept:
         """Commit a result; a run that is cancelled meanwhile ends only then, since the tool has run."""
         kind, data = self._serde.dumps_typed(result)
         row = {"thread_id": self._thread_id, "key": key, "type": kind, "data": data}
-        writing = asyncio.ensure_future(asyncio.to_thread(self._insert, row))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])
-            raise
+        await committed(self._insert, row)
 
     async def all(self) -> list[ToolMessage]:
         return list((await asyncio.to_thread(self._read)).values())

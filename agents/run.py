@@ -61,8 +61,8 @@ class Run:
     id: str
     new: Sequence[BaseMessage]
     queue: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    task: asyncio.Task[None] | None = None
-    """Answers; None where nothing does: values are written."""
+    task: asyncio.Task[Any] | None = None
+    """Answers, or changes the thread; it is not cancelled with who asked for it."""
     begun: bool = False
     """Its task may be cancelled: the thread is where the run goes on from, and is settled however the run ends."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,6 +77,8 @@ class Run:
     decided: dict[str, dict[str, Any]] = field(default_factory=dict)
     before: Stood | None = None
     """To where its thread can be taken back."""
+    resumes: bool = False
+    """It goes on with one that asked a person, and cannot be undone."""
     undone: bool = False
     """It was told to stop as if it had never been."""
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from agents.approvals import APPROVAL, Ask, Waiting
-from agents.checkpoints import lacking, next_of
+from agents.checkpoints import INNER, lacking, next_of
 from agents.tables import Thread
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def snapshot_of(saver: BaseCheckpointSaver, thread: Thread, asked: Sequenc
 
 def told(channels: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint's channels tell people and programs."""
-    return {key: plain(value) for key, value in channels.items() if key not in _OURS and not key.startswith(("__", "branch:"))}
+    return {key: plain(value) for key, value in channels.items() if key not in _OURS and not key.startswith(INNER)}
 
 
 def plain(value: Any) -> Any:

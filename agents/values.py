@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, delete, insert, select
 
-from agents.edits import INNER, MADE
+from agents.checkpoints import INNER
+from agents.edits import MADE
 from agents.tables import thread_values
 
 if TYPE_CHECKING:

@@ -199,8 +199,8 @@ def _same_data(run: TrainingRun, facts: Mapping[str, str]) -> None:
     changed = [name for key, name in names.items() if began.get(key) != hashes.get(key)]
     if changed and any((run.folder / "checkpoints").glob("step-*")):
         raise TrainingError(
-            f"{', '.join(changed)}: changed since the run began, and its checkpoints come from what was there. Put it back, or run "
-            "the recipe again."
+            f"{', '.join(changed)}: changed since the run began, and its checkpoints come from what was there. Put it back, or "
+            "run the recipe again."
         )
     if not ranks.current().rank:
         run.set_state(hashes=hashes)

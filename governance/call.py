@@ -203,6 +203,20 @@ def limit_exceeded(message: str, retry_after: float) -> CallError:
     return CallError(message, status=429, code="REQUEST_LIMIT_EXCEEDED", retry_after=retry_after)
 
 
+DEPENDENCY_FAILED = 424
+"""Status of a call that a model elsewhere refuses for what is set here: a wrong key, a wrong name, no credit. No client tries it
+again, as each does with a 5xx; the code is one that `databricks-sdk` knows, which takes all others for a passing failure."""
+
+
+def misconfigured(message: str) -> CallError:
+    return CallError(message, status=DEPENDENCY_FAILED, code="INVALID_STATE")
+
+
+def is_failure(status: int) -> bool:
+    """Whether a call ended so for a fault on this side, or behind it, and not for what was asked."""
+    return status >= 500 or status == DEPENDENCY_FAILED
+
+
 def unavailable(message: str, *, status: int = 503, retry_after: float | None = None) -> CallError:
     return CallError(message, status=status, code="TEMPORARILY_UNAVAILABLE", retry_after=retry_after)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from sqlalchemy import Engine, func, select
 
-from governance.call import MODEL_FAILED
+from governance.call import MODEL_FAILED, is_failure
 from governance.flight import CLIENT_GONE
 from governance.frames import iso
 from governance.tables import experiment_events, inference_table
@@ -29,8 +29,8 @@ ADJUSTED = frozenset({"latency_ms", "ttfb_ms", "cost"})
 """Metrics for which CUPED is used."""
 
 _BEFORE = timedelta(days=14)  # of a user's calls before the experiment, for CUPED
-_LATE = timedelta(seconds=15)  # by which a row may reach the table later than one that began after it
-_GIVEN_UP = timedelta(hours=1)  # after which a call without an end is taken for lost
+_LATE = timedelta(seconds=15)  # by which a row may reach the table later than one that began after it, or clocks may differ
+_GIVEN_UP = 3_600.0  # seconds after which a call without an end is taken for lost
 _RETRY_SECONDS = 600.0
 _PAGE = 2_000
 
@@ -93,7 +93,7 @@ class Exposures:
     def _begin(self) -> None:
         """Nothing is taken in yet, of calls; what was told elsewhere stays."""
         self._mark, self._taken = self._since, set()
-        self._open: dict[str, str] = {}
+        self._open: dict[str, float] = {}  # when each was first seen, by the clock that does not jump
         self._index: dict[tuple[str, str], int] = {}
         self._arm: list[int] = []
         self._calls: list[int] = []
@@ -123,12 +123,13 @@ class Exposures:
                 for row in connection.execute(statement).mappings():
                     self._open.pop(row["databricks_request_id"])
                     self._take(dict(row))
+            first = _shift(self._since, -_LATE)
             since, after = _shift(self._mark, -_LATE), ""
             recent: dict[str, str] = {}
             while True:
                 key = (_t.request_time, _t.databricks_request_id)
                 past = (key[0] > since) | ((key[0] == since) & (key[1] > after))
-                statement = select(*_COLUMNS).where(_t.endpoint_name == self._endpoint, past, key[0] >= self._since)
+                statement = select(*_COLUMNS).where(_t.endpoint_name == self._endpoint, past, key[0] >= first)
                 found = connection.execute(statement.order_by(*key).limit(_PAGE)).mappings().all()
                 for row in found:
                     identifier, since, after = row["databricks_request_id"], row["request_time"], row["databricks_request_id"]
@@ -136,7 +137,7 @@ class Exposures:
                     if identifier in self._taken or identifier in self._open:
                         continue
                     if row["status_code"] is None:
-                        self._open[identifier] = since
+                        self._open[identifier] = time.monotonic()
                     else:
                         self._take(dict(row))
                 if len(found) < _PAGE:
@@ -144,7 +145,7 @@ class Exposures:
             self._mark = max(self._mark, min(since, now))  # another server's clock may be ahead
             oldest = _shift(self._mark, -_LATE)
             self._taken = {identifier for identifier, when in recent.items() if when >= oldest}
-            lost = iso(time.time_ns() - int(_GIVEN_UP.total_seconds() * 1e9))
+            lost = time.monotonic() - _GIVEN_UP
             self._open = {identifier: when for identifier, when in self._open.items() if when > lost}
             statement = select(experiment_events).where(
                 experiment_events.c.experiment == self._experiment, experiment_events.c.id > self._last_event
@@ -171,7 +172,7 @@ class Exposures:
         self._add(position, "fallback", float(fallback))
         self._add(position, "abandoned", float(status == CLIENT_GONE))
         if status != CLIENT_GONE:
-            self._add(position, "error", float(status >= 500 or status == 429 or row["failed"] == MODEL_FAILED))
+            self._add(position, "error", float(is_failure(status) or status == 429 or row["failed"] == MODEL_FAILED))
         if status == 200:
             self._add(position, "latency_ms", row["execution_duration_ms"])
             self._add(position, "ttfb_ms", row["time_to_first_byte_ms"])
@@ -183,7 +184,7 @@ class Exposures:
             asked = row["length"], hash(row["head"])
             when = datetime.fromisoformat(row["request_time"]).timestamp()
             before = self._asked.get(position)
-            again = before is not None and before[:2] == asked and when - before[2] <= _RETRY_SECONDS
+            again = before is not None and before[:2] == asked and abs(when - before[2]) <= _RETRY_SECONDS
             self._add(position, "retry", float(again))
             self._asked[position] = (*asked, when)
 

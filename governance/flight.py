@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from governance.call import Call, CallError, CallRecord, Event, unavailable
+from governance.call import Call, CallError, CallRecord, Event, is_failure, unavailable
 from governance.frames import payload
 from governance.journal import JournalError
 from governance.limits import Reservation
@@ -34,11 +34,25 @@ CLIENT_GONE = 499
 """Status of a call whose client went away before the end."""
 
 
+class Began:
+    """When a call began, and the time since by a clock that nobody puts forward or back; nanoseconds of Unix time."""
+
+    __slots__ = ("_ahead", "ns")
+
+    def __init__(self) -> None:
+        self.ns = time.time_ns()
+        self._ahead = self.ns - time.perf_counter_ns()
+
+    def now(self) -> int:
+        return time.perf_counter_ns() + self._ahead
+
+
 class Flight:
     """One call between INTENT and COMPLETION."""
 
     __slots__ = (
         "admitted",
+        "began",
         "call",
         "created",
         "done",
@@ -53,7 +67,6 @@ class Flight:
         "root",
         "secret",
         "served",
-        "start_ns",
         "steps",
         "text",
         "verdicts",
@@ -63,7 +76,7 @@ class Flight:
         self,
         gateway: Gateway,
         call: Call,
-        start_ns: int,
+        began: Began,
         root: str,
         secret: str | None,
         policy: AiGatewayConfig | None,
@@ -73,7 +86,7 @@ class Flight:
         *,
         mirrored: bool = False,
     ) -> None:
-        self.gateway, self.call, self.start_ns, self.root, self.secret = gateway, call, start_ns, root, secret
+        self.gateway, self.call, self.began, self.root, self.secret = gateway, call, began, root, secret
         self.policy, self.reservation = policy, reservation
         self.first_ns: int | None = None
         self.steps: list[Mapping[str, Any]] = []
@@ -114,7 +127,7 @@ class Flight:
         status = failed_status(body) if event.type == "response.failed" else 200
         error = (body.get("error") or {}).get("message") if event.type == "response.failed" else None
         if self.first_ns is None:
-            self.first_ns = time.time_ns()
+            self.first_ns = self.began.now()
         self.served = event.data.get("served_entity_name") or self.served
         self._finish(status, body, usage_of(body), error, event.data)
 
@@ -134,11 +147,11 @@ class Flight:
 
     def failed_response(self, error: CallError) -> dict[str, Any]:
         """The Response object of a `response.failed` event."""
-        code = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
         base = {
             "id": f"resp_{self.call.request_id}",
             "object": "response",
-            "created_at": self.start_ns // 1_000_000_000,
+            "created_at": self.began.ns // 1_000_000_000,
             "model": self.call.endpoint,
             "output": [],
             "parallel_tool_calls": True,
@@ -168,7 +181,7 @@ class Flight:
         if self.done:
             return
         self.done = True
-        end = time.time_ns()
+        end, start = self.began.now(), self.began.ns
         call, gateway = self.call, self.gateway
         gateway._flights.pop(call.request_id, None)
         if self.admitted:
@@ -179,9 +192,9 @@ class Flight:
         if cost and not self.mirrored and (outer := gateway._flights.get(call.parent_id or "")) is not None:
             outer.inner_cost += cost + self.inner_cost
         columns = self._columns() if self.reservation is None else self._key()  # a refused call has no INTENT before this
-        columns["status_code"], columns["execution_duration_ms"] = status, (end - self.start_ns) / 1e6
+        columns["status_code"], columns["execution_duration_ms"] = status, (end - start) / 1e6
         if self.first_ns is not None:
-            columns["time_to_first_byte_ms"] = (self.first_ns - self.start_ns) / 1e6
+            columns["time_to_first_byte_ms"] = (self.first_ns - start) / 1e6
         if error is not None:
             columns["error"] = error
         if self.policy is None or self.policy.usage_tracked:
@@ -207,10 +220,24 @@ class Flight:
         except JournalError as trouble:
             logger.error("call %s of %s could not be recorded: %s", call.request_id, call.endpoint, trouble)
             unrecorded, status, error = trouble, 503, str(trouble)
+        if gateway.observers:
+            self._tell(status, end, response, error, usage, cost)
+        if unrecorded is not None:
+            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+
+    def _tell(
+        self,
+        status: int,
+        end: int,
+        response: Mapping[str, Any] | None,
+        error: str | None,
+        usage: Mapping[str, int],
+        cost: float | None,
+    ) -> None:
         record = CallRecord(
-            call,
+            self.call,
             status,
-            self.start_ns,
+            self.began.ns,
             end,
             self.first_ns,
             response,
@@ -221,13 +248,11 @@ class Flight:
             tuple(self.verdicts),
             self.served,
         )
-        for observer in gateway.observers:
+        for observer in self.gateway.observers:
             try:
                 observer(record)
             except Exception:
-                logger.exception("an observer of call %s failed", call.request_id)
-        if unrecorded is not None:
-            raise unavailable("the answer cannot be recorded, so it is not given; tell whoever runs this server") from None
+                logger.exception("an observer of call %s failed", self.call.request_id)
 
     def _cost(self, usage: Mapping[str, int], response: Mapping[str, Any] | None) -> float | None:
         """US dollars, where tokens are known and the model has a price."""
@@ -240,7 +265,7 @@ class Flight:
         call = self.call
         return {
             "databricks_request_id": call.request_id,
-            "request_time": self.start_ns,
+            "request_time": self.began.ns,
             "endpoint_name": call.endpoint[:256],
             "task": call.task,
             "requester": call.caller.name if call.caller else None,

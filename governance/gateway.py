@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -28,7 +27,7 @@ from governance.call import (
     unauthenticated,
     unavailable,
 )
-from governance.flight import CLIENT_GONE, MAX_PAYLOAD, MAX_REFUSED_PAYLOAD, Flight
+from governance.flight import CLIENT_GONE, MAX_PAYLOAD, MAX_REFUSED_PAYLOAD, Began, Flight
 from governance.frames import payload
 from governance.grants import Grants
 from governance.guardrails.guard import Guard, Refused, compiled
@@ -144,7 +143,7 @@ class Gateway:
                         flight.steps.append(event.data)
                     else:
                         if flight.first_ns is None:
-                            flight.first_ns = time.time_ns()
+                            flight.first_ns = flight.began.now()
                         if kind == "response.output_text.delta":
                             flight.text.append(event.data.get("delta", ""))
                         elif kind == "response.created":
@@ -235,7 +234,7 @@ class Gateway:
 
     async def _admit(self, call: Call, engine: Engine | None, mirrors: Flight | None = None) -> Flight:
         """Everything that is decided before the engine is called, INTENT included."""
-        start, secret = time.time_ns(), call.credential
+        began, secret = Began(), call.credential
         outer = mirrors or self._flights.get(call.parent_id or "")
         root, outer_secret = (outer.root, outer.secret) if outer else (call.request_id, None)
         secret = secret or outer_secret
@@ -279,13 +278,13 @@ class Gateway:
                 self.warnings[call.request_id] = "; ".join(reservation.warnings)
                 if len(self.warnings) > 1_000:
                     self.warnings.pop(next(iter(self.warnings)))
-            flight = Flight(self, call, start, root, secret, policy, reservation, verdicts, guard, mirrored=mirrors is not None)
+            flight = Flight(self, call, began, root, secret, policy, reservation, verdicts, guard, mirrored=mirrors is not None)
             flight.intent(request)
             flight.admitted = admitted
         except BaseException as error:
             if admitted:
                 self.admission.leave()
-            self._refused(error, call, start, root, secret, reservation, verdicts)
+            self._refused(error, call, began, root, secret, reservation, verdicts)
             if self.journal.fsync and isinstance(error, CallError):
                 with suppress(JournalError):
                     await self.journal.durable()
@@ -297,7 +296,7 @@ class Gateway:
         self,
         error: BaseException,
         call: Call,
-        start: int,
+        began: Began,
         root: str,
         secret: str | None,
         reservation: Reservation | None,
@@ -316,9 +315,9 @@ class Gateway:
             policy = None
             with suppress(CallError):  # one that cannot be read may be why
                 policy = self.limits.policies.get(call.endpoint)
-            Flight(self, _of(shown, shown.caller), start, root, secret, policy, None, verdicts).refused(error)
+            Flight(self, _of(shown, shown.caller), began, root, secret, policy, None, verdicts).refused(error)
         elif isinstance(error, asyncio.CancelledError):
-            Flight(self, _of(call, call.caller), start, root, secret, None, None, verdicts).abandoned()
+            Flight(self, _of(call, call.caller), began, root, secret, None, None, verdicts).abandoned()
 
     def guard(self, endpoint: str, policy: AiGatewayConfig) -> Guard:
         """The policy's guardrails, compiled when it first counts. Raises `CallError` 503 where they cannot be."""

@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy import Connection, Engine, bindparam, case, func, literal, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from governance.call import DEPENDENCY_FAILED, is_failure
 from governance.tables import hourly, inference_table
 
 BANDS = tuple(round(1.25**power, 3) for power in range(-4, 56))
@@ -30,6 +31,7 @@ _READ = (
 _KNOWN = f"SELECT {', '.join(_READ)} FROM inference_table WHERE databricks_request_id IN (SELECT value FROM json_each(?))"
 _AT_ONCE = 400
 LIMITED = 429
+_NO_REFUSAL = (DEPENDENCY_FAILED, 499)  # that a model elsewhere or the client is the reason of
 NO_BAND = -1
 """The band of calls that were refused or failed: how long that took is no latency of an answer."""
 
@@ -83,7 +85,7 @@ def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], 
     answered, duration = status < 400, row.get("execution_duration_ms")
     band = band_of(duration) if answered and duration is not None else NO_BAND
     numbers = (
-        1, 400 <= status < 500 and status != 499, status == LIMITED, status >= 500, row.get("input_tokens") or 0,
+        1, 400 <= status < 500 and status not in _NO_REFUSAL, status == LIMITED, is_failure(status), row.get("input_tokens") or 0,
         row.get("output_tokens") or 0, row.get("cost") or 0.0,
     )  # fmt: skip
     for who in {EVERYONE, row.get("requester") or EVERYONE}:
@@ -117,12 +119,12 @@ def fill(engine: Engine) -> None:
     ladder = [(table.execution_duration_ms <= end, band) for band, end in enumerate(BANDS)]
     band = case((~answered, NO_BAND), *ladder, else_=len(BANDS))
     inner = case((table.parent_request_id.is_(None), 0), else_=1)
-    refused = (table.status_code >= 400) & (table.status_code < 500) & (table.status_code != 499)
+    refused = (table.status_code >= 400) & (table.status_code < 500) & table.status_code.not_in(_NO_REFUSAL)
     numbers = (
         func.count(),
         func.sum(case((refused, 1), else_=0)),
         func.sum(case((table.status_code == LIMITED, 1), else_=0)),
-        func.sum(case((table.status_code >= 500, 1), else_=0)),
+        func.sum(case(((table.status_code >= 500) | (table.status_code == DEPENDENCY_FAILED), 1), else_=0)),
         func.coalesce(func.sum(table.input_tokens), 0),
         func.coalesce(func.sum(table.output_tokens), 0),
         func.coalesce(func.sum(table.cost), 0.0),

@@ -171,7 +171,7 @@ class Journal:
     def _turn(self) -> None:
         """Let a segment go that was begun long ago, so that rows which are deleted do not live on in it."""
         with self._lock:
-            if self._name and self._pid == os.getpid() and time.time_ns() - int(self._name[:20]) > _OLDEST:
+            if self._name and self._pid == os.getpid() and abs(time.time_ns() - int(self._name[:20])) > _OLDEST:
                 self._end()
 
     def _cut(self) -> None:

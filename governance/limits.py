@@ -26,6 +26,11 @@ _SPAN = 60 * _TICKS
 _MANY_WINDOWS = 4_096
 
 
+_Alternatives = list[tuple[int, tuple[str, str, str, str]]]
+"""Limits of which one must have room, each with its window's key: endpoint, metric, kind of key, whose."""
+_Plan = list[tuple[str, _Alternatives]]
+
+
 class _Window:
     """What was used in the last minute."""
 
@@ -128,6 +133,7 @@ class Limits:
         self._clock = clock
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, ...], _Window] = {}
+        self._plans: dict[tuple[str, str, str], tuple[AiGatewayConfig, Caller, _Plan]] = {}
 
     def reserve(
         self,
@@ -152,7 +158,7 @@ class Limits:
             a shared minute in Redis.
         """
         policy = policy or self.policies.get(endpoint)
-        given = max(math.ceil(size / 4), 1)
+        given = (size + 3) // 4 or 1
         if policy is None or not (policy.rules or policy.budgets):
             return Reservation(self, [], given, 0)
         taken: list[tuple[Key, int]] = []
@@ -189,13 +195,14 @@ class Limits:
             tick = int(now * _TICKS)
             picked: list[tuple[str, tuple[str, ...], _Window]] = []
             room, counted = DEFAULT_OUTPUT_TOKENS, False
-            for metric, rules in policy.rules:
-                need = 1 if metric == "calls" else given + (output_tokens or 0)
-                for alternatives in rules.applying(caller):
-                    key, window, left = self._pick(endpoint, metric, alternatives, need, now, tick)
-                    picked.append((metric, key, window))
-                    if metric == "tokens":
-                        room, counted = min(room, left), True
+            for metric, alternatives in self._plan(caller, endpoint, policy):
+                tokens = metric == "tokens"
+                key, window, left = self._pick(alternatives, given + (output_tokens or 0) if tokens else 1, now, tick)
+                picked.append((metric, key, window))
+                if tokens:
+                    counted = True
+                    if left < room:
+                        room = left
             estimate = given + (room if output_tokens is None else output_tokens)
             charges = []
             for metric, key, window in picked:
@@ -205,13 +212,26 @@ class Limits:
                 self._sweep(tick)
         return Reservation(self, charges, given, estimate if counted else 0)
 
-    def _pick(
-        self, endpoint: str, metric: str, alternatives: list[tuple[int, str, str]], need: int, now: float, tick: int
-    ) -> tuple[tuple[str, ...], _Window, int]:
+    def _plan(self, caller: Caller, endpoint: str, policy: AiGatewayConfig) -> _Plan:
+        """What applies to a caller: worked out once for each policy, and looked up after that."""
+        who = (endpoint, caller.kind, caller.name)
+        held = self._plans.get(who)
+        if held is not None and held[0] is policy and (held[1] is caller or held[1] == caller):
+            return held[2]
+        plan = [
+            (metric, [(limit, (endpoint, metric, kind, whose)) for limit, kind, whose in alternatives])
+            for metric, rules in policy.rules
+            for alternatives in rules.applying(caller)
+        ]
+        if len(self._plans) > _MANY_WINDOWS:
+            self._plans.clear()
+        self._plans[who] = (policy, caller, plan)
+        return plan
+
+    def _pick(self, alternatives: _Alternatives, need: int, now: float, tick: int) -> tuple[tuple[str, ...], _Window, int]:
         """The first of the alternatives with room, and what is left in it afterwards."""
         soonest, refused = math.inf, alternatives[0]
-        for limit, kind, whose in alternatives:
-            key = (endpoint, metric, kind, whose)
+        for limit, key in alternatives:
             window = self._windows.get(key)
             if window is None:
                 window = self._windows[key] = _Window()
@@ -220,8 +240,9 @@ class Limits:
                 return key, window, limit - window.total - need
             wait = window.wait(limit, need, now)
             if wait < soonest:
-                soonest, refused = wait, (limit, kind, whose)
-        raise refusal(endpoint, metric, refused, need, soonest)
+                soonest, refused = wait, (limit, key)
+        limit, (endpoint, metric, kind, whose) = refused
+        raise refusal(endpoint, metric, (limit, kind, whose), need, soonest)
 
     def _settle(self, charges: list[tuple[tuple[str, ...], list[int], int]], tokens: int) -> None:
         with self._lock:

@@ -167,7 +167,7 @@ class AiGatewayConfig(BaseModel):
         """As it was written or sent."""
         return self.model_dump(exclude_none=True, exclude_unset=True, mode="json")
 
-    @property
+    @cached_property
     def guarded(self) -> Guardrails | None:
         """The guardrails, where there is something to do."""
         rails = self.guardrails
@@ -189,12 +189,12 @@ class AiGatewayConfig(BaseModel):
             return False
         return config.sample_percentage is None or zlib.crc32(request_id.encode()) % 100 < config.sample_percentage
 
-    @property
+    @cached_property
     def redactions(self) -> tuple[str, ...]:
         """Paths whose values are not written."""
         return (self.inference_table_config.redact if self.inference_table_config else None) or ()
 
-    @property
+    @cached_property
     def usage_tracked(self) -> bool:
         return self.usage_tracking_config is None or self.usage_tracking_config.enabled is not False
 

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from governance.call import STEP, Call, CallError, Engine, Event, unavailable
+from governance.call import DEPENDENCY_FAILED, STEP, Call, CallError, Engine, Event, unavailable
 
 RETRYABLE = frozenset({429, 502, 503, 504})
 """Statuses that another attempt, or another engine, may not have."""
+_ELSEWHERE = RETRYABLE | {DEPENDENCY_FAILED}  # those that another engine may not have
 
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued", STEP})
 _LONGEST = 2.0  # seconds that are waited between attempts
@@ -77,13 +78,13 @@ async def first_to_answer(call: Call, candidates: Sequence[Candidate], *, pause:
     ----------
     pause: seconds before the second attempt; it doubles, and a random part is taken off. A long `retry_after` ends them.
     """
-    last: CallError | None = None
+    told: CallError | None = None  # of several failures the last that may pass, if one may
     for candidate in candidates:
         gate, ill = candidate.breaker, False
         for attempt in range(candidate.attempts):
             if (wait := gate.wait()) > 0:
                 message = f"{candidate.name} failed several times in a row; it is tried again soon"
-                last = last or unavailable(message, retry_after=wait)
+                told = told if told and told.status in RETRYABLE else unavailable(message, retry_after=wait)
                 break
             begun, held = False, []
             events: Any = candidate.engine(call)
@@ -107,11 +108,16 @@ async def first_to_answer(call: Call, candidates: Sequence[Candidate], *, pause:
                 return
             except CallError as error:
                 ill = error.status in RETRYABLE and error.status != 429
-                if begun or error.status not in RETRYABLE:
+                if begun or error.status not in _ELSEWHERE:
                     if ill:
                         gate.failed()
                     raise
                 last = error
+            if last.status not in RETRYABLE:  # it is there, and will say the same again
+                gate.succeeded()
+                told = told or last
+                break
+            told = last
             delay = max(pause * 2**attempt * random.uniform(0.5, 1.0), last.retry_after or 0.0)
             silent = last.status == 504  # it has been waited for long enough
             if attempt + 1 == candidate.attempts or delay > _LONGEST or silent:
@@ -119,8 +125,8 @@ async def first_to_answer(call: Call, candidates: Sequence[Candidate], *, pause:
             await asyncio.sleep(delay)
         if ill:
             gate.failed()  # once a call, however often it was tried
-    assert last is not None
-    raise last
+    assert told is not None
+    raise told
 
 
 def resilient(

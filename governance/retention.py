@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, delete, select
@@ -17,6 +19,43 @@ logger = logging.getLogger("smalti.journal")
 
 _AT_ONCE = 1_000
 _EVERY = 3_600.0
+_BELIEVED = 86_400.0  # seconds that a clock which jumped ahead must stand so before anything is deleted by it
+
+
+def _steady() -> float:
+    """Seconds since the machine started, those asleep included where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class Calendar:
+    """The time by which things are deleted: a wrong clock must not delete what is young.
+
+    Where the clock jumps ahead by more than an hour while the server runs, the time goes on as before until the clock has stood
+    so for a day. Where it is put back, things are kept longer.
+
+    Parameters
+    ----------
+    wall, steady: seconds since 1970, and by a clock that nobody sets.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = _steady) -> None:
+        self._wall, self._steady = wall, steady
+        self._told, self._at = wall(), steady()
+        self._jumped: float | None = None
+
+    def now(self) -> datetime:
+        wall, steady = self._wall(), self._steady()
+        expected = self._told + steady - self._at
+        if wall > expected + _EVERY:
+            if self._jumped is None:
+                self._jumped = steady
+                logger.warning(
+                    "the clock jumped ahead by %.0f hours: nothing is deleted by it for a day", (wall - expected) / 3_600
+                )
+            if steady - self._jumped < _BELIEVED:
+                return datetime.fromtimestamp(expected, UTC)
+        self._told, self._at, self._jumped = wall, steady, None
+        return datetime.fromtimestamp(wall, UTC)
 
 
 def prune(engine: Engine, before: str) -> int:
@@ -40,9 +79,9 @@ def prune(engine: Engine, before: str) -> int:
     return count
 
 
-def keep(engine: Engine, journal: Journal, days: float) -> int:
+def keep(engine: Engine, journal: Journal, days: float, now: datetime | None = None) -> int:
     """Delete what is older than so many days, and what was counted for budgets before; gives the number of rows."""
-    before = iso(datetime.now(UTC) - timedelta(days=days))
+    before = iso((now or datetime.now(UTC)) - timedelta(days=days))
     journal.ingest()
     count = prune(engine, before)
     budgets = Budgets(engine)
@@ -55,9 +94,10 @@ def keep(engine: Engine, journal: Journal, days: float) -> int:
 
 async def keep_on(engine: Engine, journal: Journal, days: float) -> None:
     """Delete what has become too old, every hour, until cancelled."""
+    calendar = Calendar()
     while True:
         try:
-            if count := await asyncio.to_thread(keep, engine, journal, days):
+            if count := await asyncio.to_thread(keep, engine, journal, days, calendar.now()):
                 logger.info("%d rows of the inference table were older than %g days and are deleted", count, days)
         except Exception:
             logger.warning("old rows of the inference table could not be deleted; trying again in an hour", exc_info=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine, case, func, select
@@ -10,6 +11,7 @@ from sqlalchemy import Engine, case, func, select
 from governance.frames import iso, moment
 from governance.tables import inference_table
 
+_AT_ONCE = 400
 BY = ("endpoint", "requester", "day")
 
 _COLUMNS = {
@@ -50,3 +52,26 @@ def usage(engine: Engine, *, by: Sequence[str] = BY, since: str | None = None, u
         statement = statement.group_by(*groups).order_by(*groups)
     with engine.connect() as connection:
         return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def durations(
+    engine: Engine, endpoints: Sequence[str], task: str, since: float, until: float
+) -> Iterator[tuple[float, int, float | None]]:
+    """When each call of these endpoints was made, its status, and the milliseconds it took; those still under way are left out.
+
+    Parameters
+    ----------
+    task: of the calls, as `search`.
+    since, until: Unix seconds; from the first on, before the second.
+    """
+    table = inference_table.c
+    first, last = (iso(datetime.fromtimestamp(time, UTC)) for time in (since, until))
+    chosen = select(table.request_time, table.status_code, table.execution_duration_ms)
+    chosen = chosen.where(
+        table.request_time >= first, table.request_time < last, table.task == task, table.status_code.isnot(None)
+    )
+    with engine.connect() as connection:
+        for at in range(0, len(endpoints), _AT_ONCE):
+            of = table.endpoint_name.in_(endpoints[at : at + _AT_ONCE])
+            for time, status, took in connection.execution_options(yield_per=1000).execute(chosen.where(of)):
+                yield moment(time).timestamp(), status, took

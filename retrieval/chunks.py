@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.chunk_reads import folder_of
 from retrieval.memory import Fields, Page, Snapshot
 from retrieval.search import Hit
-from retrieval.store import Store, folder_of
+from retrieval.store import Store
 from retrieval.types import Passage
 
 
@@ -82,8 +83,13 @@ def _of_document(document_id: str, source: str, title: str) -> tuple[str, str, s
     return sys.intern(document_id), sys.intern(source), sys.intern(title), folder_of(source)
 
 
+@lru_cache(1024)
+def _headings(stored: str) -> tuple[str, ...]:
+    return tuple(json.loads(stored))
+
+
 def passage(index: str, rows: Snapshot, hit: Hit, text: str) -> Passage:
     """A chunk that was found; its text is what searches do not hold."""
     at, found = rows.fields[hit.slot], (hit.score, hit.similarity, hit.lexical)
-    heading, place = tuple(json.loads(at["heading"])), (at["start"], at["end"])
+    heading, place = _headings(at["heading"]), (at["start"], at["end"])
     return Passage(at["id"], at["document_id"], index, at["source"], at["title"], heading, text, *place, *found, at["page"])

@@ -5,12 +5,25 @@ What the signs find is compared by the codes, and what the codes find by the vec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 BLOCK = 8192
 """Rows quantised at once."""
+SAMPLE = 16_384
+"""Rows that tell how alike the most alike are."""
+SIGNED, SHORT = 32_768, 14
+"""Rows from which the signs of their vectors may choose whose codes are compared, and how many they choose: this many times the
+root of the number of rows. Of 10,000 to 50,000 sentences they held 99.8 to 100 % of the ten nearest, 97 to 99 of the hundred."""
+TRIES, GROWN = 32, 1.5
+"""Rows whose ten nearest the signs must find, and the growth after which that is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +35,10 @@ class Codes:
     rows: np.ndarray
     scales: np.ndarray
     signs: np.ndarray
+    tried: int = 0
+    """Of how many rows it was seen whether their signs are `telling`."""
+    telling: bool = False
+    """Whether the rows most alike in signs hold the nearest: not so where vectors lie on one side of the origin."""
 
     @classmethod
     def empty(cls, dimension: int) -> Codes:
@@ -38,23 +55,44 @@ class Codes:
             end = min(at + BLOCK, size)
             rows[at:end], scales[at:end] = _quantised(matrix[at:end])
             signs[at:end] = np.packbits(rows[at:end] > 0, axis=1)
-        return Codes(size, rows, scales, signs)
+        made = Codes(size, rows, scales, signs, self.tried, self.telling)
+        tried = size < max(SIGNED, GROWN * self.tried)
+        return made if tried else replace(made, tried=size, telling=made._tell())
+
+    @property
+    def chosen(self) -> int:
+        """How many rows the signs choose."""
+        return SHORT * math.isqrt(self.size)
+
+    def _tell(self) -> bool:
+        held = 0
+        for slot in range(0, self.size, -(-self.size // TRIES)):
+            vector = self.rows[slot].astype(np.float32)
+            near = np.argpartition(self.dots(vector), self.size - 10)[self.size - 10 :]
+            held += np.isin(near, self.alike(vector, self.chosen)).sum()
+        return bool(held >= 0.98 * 10 * TRIES)
 
     def dots(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
         """About the dot product of `vector` with every row, or with some."""
         wanted, scale = _quantised(vector[None].astype(np.float32, copy=False))
-        rows = self.rows[: self.size] if slots is None else self.rows[slots]
+        rows = self.rows[: self.size] if slots is None else self.rows.take(slots, axis=0)
         scales = self.scales[: self.size] if slots is None else self.scales[slots]
         return dots(wanted, rows)[0] * (scales * scale[0])
 
-    def agreement(self, vector: np.ndarray) -> np.ndarray:
-        """In how many dimensions `vector` and each row have the same sign."""
+    def alike(self, vector: np.ndarray, count: int, slots: np.ndarray | None = None) -> np.ndarray:
+        """Slots of about `count` rows, of all or of some, that have the signs of `vector` in the most dimensions."""
         import simsimd
 
         wanted = np.packbits(vector > 0)[None]
-        apart = simsimd.cdist(wanted, self.signs[: self.size], metric="hamming", dtype="bin8", out_dtype="float32")
-        alike = np.asarray(apart)[0]
-        return np.subtract(len(vector), alike, out=alike)
+        apart = np.asarray(simsimd.cdist(wanted, self.signs[: self.size], metric="hamming", dtype="bin8"))[0]
+        apart = apart if slots is None else apart[slots]
+        # In how many dimensions that many differ at most is seen in a part of the rows.
+        part = apart[:: max(1, len(apart) // SAMPLE)]
+        within = np.cumsum(np.bincount(part.astype(np.intp), minlength=1))
+        found = np.flatnonzero(apart < within.searchsorted(count * len(part) / len(apart), "right"))
+        if not count // 2 <= len(found) <= 2 * count:  # many rows are the same, or lie in an order
+            found = np.sort(np.argpartition(apart, min(count, len(apart) - 1))[:count])
+        return found.astype(np.int32) if slots is None else slots[found]
 
 
 def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -68,6 +106,31 @@ def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if not (len(left) and len(right) and left.shape[1]):
         return np.zeros((len(left), len(right)), np.float32)
     return np.asarray(simsimd.cdist(left, right, "dot", out_dtype="float32"))
+
+
+def products(bits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`bits @ wanted.T` of rows of 0 and 1 (uint8) and rows of signed bytes, exact, in 32 bits; on the caller's thread alone.
+
+    For thousands of rows with a handful: multiplied as matrices they take a quarter of the time of their dot products.
+    """
+    return np.asarray(_product().run(None, {"a": bits, "b": np.ascontiguousarray(wanted.T)})[0])
+
+
+PRODUCT = bytes.fromhex(
+    "08083a680a180a01610a0162120179220d4d61744d756c496e7465676572120770726f647563745a150a016112100a0e0802120a0a0312016d0a03"
+    "12016b5a150a016212100a0e0803120a0a0312016b0a0312016e62150a017912100a0e0806120a0a0312016d0a0312016e42040a00100a"
+)
+"""An ONNX model of one node, `MatMulInteger` of `a` (uint8) and `b` (int8) to `y`: the package that writes one takes 12 MB."""
+
+
+@lru_cache(1)
+def _product() -> InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(PRODUCT, options, providers=["CPUExecutionProvider"])
 
 
 def _quantised(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,12 @@ dropping an index and making it anew opens nothing.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from retrieval import filters
 from retrieval.memory import Snapshot
@@ -22,6 +23,8 @@ Groups = frozenset[str] | None
 
 NOBODY: frozenset[str] = frozenset()
 
+_COLUMN = sa.select(row_guards.c.column).where(row_guards.c.index == sa.bindparam("name"))
+
 
 class Guards:
     """The rules of a state folder. Thread-safe; blocking."""
@@ -29,10 +32,10 @@ class Guards:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def column(self, index: str) -> str | None:
-        """The column that names who may see a row; None where the index has no rule."""
-        with self._engine.connect() as db:
-            return db.execute(sa.select(row_guards.c.column).where(row_guards.c.index == index)).scalar()
+    def column(self, index: str, db: Connection | None = None) -> str | None:
+        """The column that names who may see a row; None where the index has no rule. Read over `db` where it is given."""
+        with self._engine.connect() if db is None else nullcontext(db) as db:
+            return db.execute(_COLUMN, {"name": index}).scalar()
 
     def set(self, index: str, column: str | None) -> None:
         """Sets an index's rule; None takes it away."""
@@ -41,9 +44,9 @@ class Guards:
             if column is not None:
                 db.execute(sa.insert(row_guards).values(index=index, column=column))
 
-    def mask(self, index: str, rows: Snapshot, groups: Groups) -> np.ndarray | None:
+    def mask(self, index: str, rows: Snapshot, groups: Groups, db: Connection | None = None) -> np.ndarray | None:
         """Which rows may be seen; None for all of them."""
-        column = None if groups is None else self.column(index)
+        column = None if groups is None else self.column(index, db)
         return None if column is None else filters.one_of(rows, column, sorted(groups or ()))
 
     def admits(self, index: str, row: dict[str, Any], groups: Groups) -> bool:

@@ -14,30 +14,25 @@ from typing import Any
 import numpy as np
 from sqlalchemy.engine import Engine, Row
 
-from retrieval import filters as filtering
 from retrieval import passages
 from retrieval import search as searching
-from retrieval.chunks import ChunkFields, ChunkSource, passage
+from retrieval.chunk_reads import folder_of
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
-from retrieval.gather import merged
-from retrieval.guard import NOBODY, Groups, Guards, both
-from retrieval.late import Asked
-from retrieval.memory import Memory, Snapshot
+from retrieval.find import FILTERED, Finder
+from retrieval.guard import NOBODY, Groups, Guards
 from retrieval.passages import MAX_K
 from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
-from retrieval.store import Store, folder_of
+from retrieval.store import Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
-
-FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
 
 
 class Indexes:
@@ -61,9 +56,9 @@ class Indexes:
         self._workers = Workers()
         self._lock = threading.Lock()
         self._syncing: dict[int, threading.Lock] = {}
-        self._memories: dict[int, Memory] = {}
         self.guards = Guards(engine)
         """Which rows of an index a caller's groups may see."""
+        self._finder = Finder(self._store, self._vectors, self.guards, encoder.dimension)
         self.over_rows = RowIndexes(engine, self.guards, folder_rows=self.rows, folder_stamp=self._stamp)
         """Direct Access and Delta Sync indexes, and their endpoints."""
         self.embed_with: Embed | None = None
@@ -103,7 +98,7 @@ class Indexes:
         row = self._row(name)
         with self._sync_lock(row.id):
             row = self._row(name)  # it may have been dropped while this one waited
-            memory = self._memory(row.id)
+            memory = self._finder.memory(row.id)
 
             def changed() -> None:
                 if memory.loaded:
@@ -131,7 +126,7 @@ class Indexes:
         """Reads every index and checks Chroma against the truth, so that the first search need not."""
         for row in self._store.indexes():
             self._vectors.open(row.id)
-            self._memory(row.id).refresh()
+            self._finder.memory(row.id).refresh()
 
     def search(
         self,
@@ -157,9 +152,10 @@ class Indexes:
         NotFound: no such index.
         BadRequest: `k` is not in 1 to 1000, or `mode` is not hybrid, dense or lexical.
         """
-        row, query = self._searchable(name, query, k, mode)
+        _check(k, mode)
+        row, query = self._row(name), searching.tidy(query)
         asked = self.encoder.ask(query) if query and self._dense(row) else None
-        return self._search(row, query, asked, k, mode, filters, groups, diversity)
+        return self._finder.find(row, query, asked, k, mode, filters, groups, diversity)
 
     async def asearch(
         self,
@@ -177,14 +173,19 @@ class Indexes:
 
         `merge` joins passages that follow each other, see `retrieval.gather.merged`.
         """
+        _check(k, mode)
         full = full_name(name)
-        if await asyncio.to_thread(self.over_rows.find, full) is not None:
-            _check(k, mode)
+        row = await asyncio.to_thread(self._over_folder, full)
+        if row is None:
             return await self.over_rows.passages(full, query, k, mode, filters, self.embed, groups, diversity)
-        row, query = await asyncio.to_thread(self._searchable, name, query, k, mode)
+        query = searching.tidy(query)
         asked = await self.encoder.aask(query) if query and self._dense(row) else None
-        found = await asyncio.to_thread(self._search, row, query, asked, k, mode, filters, groups, diversity)
-        return await asyncio.to_thread(self._merged, row, found) if merge and len(found) > 1 else found
+
+        def find() -> list[Passage]:
+            found = self._finder.find(row, query, asked, k, mode, filters, groups, diversity)
+            return self._finder.merged(row, found) if merge and len(found) > 1 else found
+
+        return await asyncio.to_thread(find)
 
     async def answer(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> dict[str, Any]:
         """A query or scan as `retrieval.ask` made it of a request, for a caller in `groups`."""
@@ -209,8 +210,8 @@ class Indexes:
     def facets(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> list[list[Any]]:
         """The facets of a query over an index of a folder. Blocking."""
         row = self._row(name)
-        rows = self._memory(row.id).snapshot()
-        seen = self._seen(row.name, rows, asked.get("filters"), groups)
+        rows = self._finder.memory(row.id).snapshot()
+        seen = self._finder.seen(row.name, rows, asked.get("filters"), groups)
         return facets.count(rows, rows.alive if seen is None else rows.alive & seen, facets.parse(asked["facets"]), FILTERED)
 
     async def embed(self, endpoint: str, texts: Sequence[str], caller: Any) -> np.ndarray:
@@ -223,8 +224,8 @@ class Indexes:
 
     def _scan(self, name: str, count: int, after: str | None, groups: Groups) -> dict[str, Any]:
         row = self._row(name)
-        rows = self._memory(row.id).snapshot()
-        seen = self._seen(row.name, rows, None, groups)
+        rows = self._finder.memory(row.id).snapshot()
+        seen = self._finder.seen(row.name, rows, None, groups)
         slots = np.flatnonzero(rows.alive if seen is None else rows.alive & seen)
         if after is not None:
             at = rows.slot_of().get(after)
@@ -271,7 +272,7 @@ class Indexes:
         with self._sync_lock(row.id):
             self._vectors.drop(row.id)
             self._store.drop_index(row.id)
-            self._memories.pop(row.id, None)
+            self._finder.forget(row.id)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """All passages by source and place: id, document_id, source, title, heading, text, start, end, page."""
@@ -290,6 +291,11 @@ class Indexes:
         if row is None:
             raise NotFound(f"index {full} does not exist: `smalti index add {full.rsplit('.', 1)[1]} FOLDER` makes it")
         return row
+
+    def _over_folder(self, full: str) -> Row[Any] | None:
+        """An index over a folder; None for one over rows. Raises NotFound."""
+        row = self._store.index(full)
+        return self._row(full) if row is None and self.over_rows.find(full) is None else row
 
     def _info(self, row: Row[Any]) -> IndexInfo:
         documents, chunks = self._store.counts(row.id)
@@ -314,69 +320,6 @@ class Indexes:
 
     def _dense(self, row: Row[Any]) -> bool:
         return row.encoder == self.encoder.fingerprint
-
-    def _searchable(self, name: str, query: str, k: int, mode: str) -> tuple[Row[Any], str]:
-        _check(k, mode)
-        return self._row(name), searching.tidy(query)
-
-    def _search(
-        self,
-        row: Row[Any],
-        query: str,
-        asked: Asked | None,
-        k: int,
-        mode: str,
-        filters: Mapping[str, Any] | str | None = None,
-        groups: Groups = NOBODY,
-        diversity: float = 0.0,
-    ) -> list[Passage]:
-        if not query:
-            return []
-        memory = self._memory(row.id)
-
-        rows, hits, found = memory.snapshot(), [], {}
-        for _ in range(3):
-            rows = memory.snapshot()
-            chosen = self._seen(row.name, rows, filters, groups)
-            hits = searching.search(
-                rows,
-                query,
-                asked.vector if asked else None,
-                k,
-                mode,
-                mask=chosen,
-                nearest=lambda v, n: self._vectors.query(row.id, v, n),
-                diversity=diversity,
-                asked=asked,
-                pieces=lambda slots, rows=rows: self._store.pieces([int(rows.seqs[slot]) for slot in slots]),
-            )
-            found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits])
-            if len(found) == len(hits):
-                break
-            memory.refresh()  # a document changed between the search and the reading of its passages
-        read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
-        return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
-
-    def _merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
-        def between(first: Passage, second: Passage) -> str:
-            document = self._store.document(row.id, row.name, first.document_id)
-            # Of a document that was replaced meanwhile the offsets no longer hold: its passages stay apart.
-            same = document is not None and document.text[first.start : first.end] == first.text
-            return document.text[first.end : second.start] if document is not None and same else "replaced"
-
-        return merged(found, between)
-
-    def _seen(self, index: str, rows: Snapshot, given: Mapping[str, Any] | str | None, groups: Groups) -> np.ndarray | None:
-        """Rows that meet a filter and that the groups may see; None for all."""
-        return both(filtering.of(rows, given, FILTERED) if given else None, self.guards.mask(index, rows, groups))
-
-    def _memory(self, index_id: int) -> Memory:
-        with self._lock:
-            found = self._memories.get(index_id)
-            if found is None:
-                source = ChunkSource(self._store, index_id)
-                found = self._memories[index_id] = Memory(source, self.encoder.dimension, fields=ChunkFields)
-            return found
 
 
 def _check(k: int, mode: str) -> None:

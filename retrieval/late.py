@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.codes import dots
+from retrieval.codes import products
 
 VERSION = "1"
 """Raised when the same text may now give other pieces."""
@@ -43,14 +43,16 @@ def scores(asked: Asked, weights: np.ndarray, stored: Sequence[bytes]) -> np.nda
     counts = np.array([len(pieces) * 8 // dimension for pieces in stored])
     if not counts.any() or not len(asked.pieces):
         return found
-    bits = np.unpackbits(np.frombuffer(b"".join(stored), np.uint8)).view(np.int8).reshape(-1, dimension)
-    scale = np.abs(asked.pieces).max() / 127
-    wanted = np.rint(asked.pieces / scale).astype(np.int8)
-    # A bit is 0 or 1 and stands for -1 or 1.
-    cosines = (2 * dots(wanted, bits) - wanted.sum(axis=1, dtype=np.int32)[:, None]) * np.float32(scale / np.sqrt(dimension))
-    filled = np.flatnonzero(counts)
-    starts = np.concatenate(([0], np.cumsum(counts[filled])[:-1]))
     if not weights.sum() > 0:
         weights = np.ones(len(weights))
-    found[filled] = (weights / weights.sum()) @ np.maximum.reduceat(cosines, starts, axis=1)
+    meant = weights > 0
+    bits = np.unpackbits(np.frombuffer(b"".join(stored), np.uint8)).reshape(-1, dimension)
+    scale = np.abs(asked.pieces).max() / 127
+    wanted = np.rint(asked.pieces[meant] / scale).astype(np.int8)
+    filled = np.flatnonzero(counts)
+    starts = np.concatenate(([0], np.cumsum(counts[filled])[:-1]))
+    most = np.maximum.reduceat(products(bits, wanted), starts, axis=0)
+    # A bit is 0 or 1 and stands for -1 or 1.
+    cosines = (2 * most - wanted.sum(axis=1, dtype=np.int32)) * np.float32(scale / np.sqrt(dimension))
+    found[filled] = cosines @ (weights[meant] / weights.sum())
     return found

@@ -26,11 +26,11 @@ DEAD = 0.3
 """Share of dead rows at which a snapshot is built anew."""
 CODED = 4096
 """Rows from which the nearest are looked for among 8-bit codes; fewer vectors are compared at once."""
-SIGNED, SHORT = 200_000, 80
-"""Rows from which the signs of their vectors choose whose codes are compared, and of how many rows one is chosen. One of 100
-held 83, 94 and 98 % of the ten nearest of 4,000, 15,000 and 60,000 sentences: of more rows a smaller share is enough."""
-COMMON = 2048
-"""Rows of a term from which it is asked whether it can matter."""
+MANY = 1
+"""Postings for each row from which it is asked whether the commoner terms can matter: adding a posting takes 2 ns."""
+FEW = 2048
+"""Rows for which what the commoner terms add may always be looked up."""
+_NO_SLOTS = np.empty(0, np.int32)
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
 
@@ -119,7 +119,7 @@ class Snapshot:
     def similarities(self, vector: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
         """Similarities of the rows' vectors: of `slots`, or of all. By distance d it is 1 / (1 + d²), as Databricks scores."""
         vector = vector.astype(np.float32, copy=False)
-        found = dots(vector[None], self.matrix[: self.size] if slots is None else self.matrix[slots])[0]
+        found = dots(vector[None], self.matrix[: self.size] if slots is None else self.matrix.take(slots, axis=0))[0]
         if self.squares is None:
             return found
         squares = self.squares if slots is None else self.squares[slots]
@@ -140,11 +140,8 @@ class Snapshot:
         """Slots of `count` rows among which the nearest are: of all, or of those allowed, whose slots are given."""
         # Few rows are picked out; of many all are compared, and those that are not allowed then left out.
         picked = slots if slots is not None and len(slots) * 8 < self.size else None
-        if picked is None and self.size >= SIGNED and self.squares is None:
-            alike = codes.agreement(vector)
-            if allowed is not None:
-                alike[~allowed] = -np.inf
-            picked = highest(alike, max(self.size // SHORT, 4 * count)).astype(np.int32)
+        if picked is None and codes.telling and self.squares is None:
+            picked = codes.alike(vector, max(codes.chosen, 4 * count), slots)
         rough = codes.dots(vector, picked)
         if self.squares is not None:
             rough = 2 * rough - (self.squares if picked is None else self.squares[picked])
@@ -155,17 +152,16 @@ class Snapshot:
 
     def spans(self, terms: Sequence[int]) -> Spans:
         """Inverse document frequency and postings of each term that occurs, the rarest first."""
-        found = []
-        for term in terms:
-            parts = [(part, a, b) for part in self.postings for a, b in (part.span(term),) if a < b]
-            count = sum(b - a for _, a, b in parts)
-            if count:
-                found.append((_rarity(self.size, count), parts))
-        return sorted(found, key=lambda each: -each[0])
+        held = [[(part, *span) for span in part.spans(terms)] for part in self.postings]
+        found = [[each for each in parts if each[1] < each[2]] for parts in zip(*held, strict=True)]
+        rare = [(_rarity(self.size, sum(b - a for _, a, b in parts)), parts) for parts in found if parts]
+        return sorted(rare, key=lambda each: -each[0])
 
-    def rarity(self, term: int) -> float:
-        """Inverse document frequency of a term, which need not occur."""
-        return _rarity(self.size, sum(b - a for part in self.postings for a, b in (part.span(term),)))
+    def rarities(self, terms: Sequence[int]) -> list[float]:
+        """Inverse document frequencies of terms, which need not occur."""
+        held = [part.spans(terms) for part in self.postings]
+        counts = [sum(b - a for a, b in spans) for spans in zip(*held, strict=True)] or [0] * len(terms)
+        return [_rarity(self.size, count) for count in counts]
 
     def lexical(self, spans: Spans) -> np.ndarray:
         """BM25 of every row."""
@@ -178,45 +174,59 @@ class Snapshot:
     def lexical_of(self, spans: Spans, slots: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray:
         """BM25 of a few rows, or what these terms add to their scores."""
         scores = np.zeros(len(slots), np.float32) if onto is None else onto
-        order = np.argsort(slots, kind="stable")
-        slots = slots[order].astype(np.int32, copy=False)
+        slots = slots.astype(np.int32, copy=False)
+        order = np.argsort(slots, kind="stable") if len(self.postings) > 1 else None  # a part is of some of the rows
+        if order is not None:
+            slots, scores = slots[order], scores[order]
         for idf, parts in spans:
             for part, a, b in parts:
-                held = part.slots[a:b]
-                first, last = np.searchsorted(slots, (held[0], held[-1] + 1))  # a part is of some of the rows
-                if first < last:
-                    wanted = slots[first:last]
-                    at = np.minimum(np.searchsorted(held, wanted), b - a - 1)
-                    scores[order[first:last]] += np.float32(idf) * part.impacts[a + at] * (held[at] == wanted)
+                held, some = part.slots[a:b], slice(None)
+                if order is not None:
+                    some = slice(*slots.searchsorted((held[0], held[-1] + 1)))
+                wanted = slots[some]
+                at = held.searchsorted(wanted)
+                np.minimum(at, b - a - 1, out=at)
+                scores[some] += np.float32(idf) * part.impacts[a:b][at] * (held[at] == wanted)
+        if order is not None:
+            scores[order] = scores.copy()
         return scores
 
-    def worded(self, spans: Spans, count: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and BM25 of the `count` rows, of all or of those allowed, whose words fit best, best first.
+    def worded(
+        self, spans: Spans, count: int, allowed: np.ndarray | None = None, others: np.ndarray = _NO_SLOTS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots and BM25 of the `count` rows, of all or of those allowed, whose words fit best, best first; BM25 of other rows.
 
         What a common term can add is known before its many rows are gone through. Where that lifts no row that has none of the
         rarer terms among the best, it is looked up for the rows that may be among them (Turtle and Flood 1995, MaxScore,
         https://doi.org/10.1016/0306-4573(95)00020-H).
         """
+        if not spans:
+            return _NO_SLOTS, np.empty(0, np.float32), np.zeros(len(others), np.float32)
         scores = np.zeros(self.size, np.float32)
         left = np.cumsum([idf * (K1 + 1) for idf, _ in reversed(spans)])[::-1]
+        to_add = np.cumsum([sum(b - a for _, a, b in parts) for _, parts in reversed(spans)])[::-1]
         done, found = 0, None
         for idf, parts in spans:
-            if done and sum(b - a for _, a, b in parts) > COMMON:
+            if done and to_add[done] > MANY * self.size:
                 held = scores if allowed is None else scores * allowed
                 least = reached(held, count) - left[done]
                 if least > 0:
                     found = np.flatnonzero(held >= least * (1 - 1e-6))  # what adding in 32 bits loses
-                    if len(found) <= max(COMMON, self.size // 64):
+                    if len(found) <= max(FEW, self.size // 64):
                         break
                     found = None
             for part, a, b in parts:
                 np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
             done += 1
+        further = self.lexical_of(spans[done:], others, scores[others])
         if found is None:
-            found = np.flatnonzero(scores > 0 if allowed is None else (scores > 0) & allowed)
+            held = scores if allowed is None else scores * allowed
+            top = best(held, count)
+            top = top[held[top] > 0].astype(np.int32)
+            return top, scores[top], further
         fitting = self.lexical_of(spans[done:], found, scores[found])
         top = best(fitting, count)
-        return found[top].astype(np.int32), fitting[top]
+        return found[top].astype(np.int32), fitting[top], further
 
     def slot_of(self) -> dict[str, int]:
         """Slots of the live rows by key."""

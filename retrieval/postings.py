@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -56,12 +57,14 @@ class Postings:
         slots, counts = np.concatenate((self.slots, after.slots)), np.concatenate((self.counts, after.counts))
         return Postings.ordered(ids, slots, counts)
 
-    def span(self, term: int) -> tuple[int, int]:
-        """Where the term's postings begin and end."""
-        at = int(np.searchsorted(self.terms, np.uint32(term)))
-        if at == len(self.terms) or self.terms[at] != term:
-            return 0, 0
-        return int(self.starts[at]), int(self.starts[at + 1])
+    def spans(self, terms: Sequence[int]) -> list[tuple[int, int]]:
+        """Where each term's postings begin and end."""
+        wanted = np.array(terms, np.uint32)
+        if not len(wanted) or not len(self.terms):
+            return [(0, 0)] * len(wanted)
+        at = np.minimum(self.terms.searchsorted(wanted), len(self.terms) - 1)
+        last = at + (self.terms[at] == wanted)
+        return list(zip(self.starts[at].tolist(), self.starts[last].tolist(), strict=True))
 
 
 class Gathered:

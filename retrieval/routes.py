@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from retrieval.api import endpoints, guards, queries, resources
+from retrieval.api import endpoints, guards, metrics, queries, resources
 from retrieval.api import indexes as indexing
 from retrieval.api.access import Access, Invoke
 from retrieval.index import Indexes
@@ -21,6 +21,7 @@ def router(
     visible: Callable[[Any, str], bool] | None = None,
     manage: Callable[[Any, str], None] | None = None,
     manage_endpoint: Callable[[Any, str], None] | None = None,
+    calls: metrics.Calls = lambda indexes, since, until: (),
 ) -> APIRouter:
     """The routes `/api/2.0/vector-search/…` and `/api/2.0/ai-search/…`.
 
@@ -31,6 +32,7 @@ def router(
     visible: whether a caller may see that an index exists; None lets admins alone see them.
     manage: raises unless the caller may change an index; None lets admins alone.
     manage_endpoint: raises unless the caller may make or change a vector search endpoint; None lets admins alone.
+    calls: the queries that went through the gateway, see `retrieval.api.metrics`.
 
     The routes raise `RetrievalError`, which carries status and `error_code`; the application turns it into a response.
     """
@@ -38,4 +40,5 @@ def router(
     routes = APIRouter()
     for part in (endpoints, indexing, queries, resources, guards):
         routes.include_router(part.router(access))
+    routes.include_router(metrics.router(access, calls))
     return routes

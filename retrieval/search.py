@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from retrieval import late, words
 from retrieval.codes import dots
-from retrieval.memory import Snapshot, Spans
+from retrieval.memory import Snapshot
 from retrieval.rank import convex
 
 MODES = ("hybrid", "dense", "lexical")
@@ -30,6 +32,9 @@ Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]]]
 """The vector store's answer: keys and similarities of the rows nearest to a vector."""
 Pieces = Callable[[Sequence[int]], Sequence[bytes] | None]
 """The word pieces of rows, given by slot, see `retrieval.late`; None where there are none."""
+
+
+_NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,14 @@ def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]]) -> np.n
     spoken = words.language(query)
     number = spoken if spoken in rows.languages else next(iter(rows.languages), 0)
     weights = np.zeros(len(spans))
+    asked = [(word, words.terms(word[0], number)) for word in words.WORD.finditer(query)]
+    worth = iter(rows.rarities([term for _, found in asked for term in found]))
     at = 0
-    for word in words.WORD.finditer(query):
-        worth = [rows.rarity(term) for term in words.terms(word[0], number)]
+    for word, found in asked:
+        mean = sum(islice(worth, len(found))) / max(len(found), 1)
         while at < len(spans) and spans[at][0] < word.end():
-            if spans[at][1] > word.start() and worth:
-                weights[at] = sum(worth) / len(worth)
+            if spans[at][1] > word.start():
+                weights[at] = mean
             at += 1
     return weights
 
@@ -109,45 +116,45 @@ def search(
     depth = max(DEPTH, 2 * k) if mode != "dense" else (5 if diversity else 2) * k + 20
     spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
     similar = vector if mode != "lexical" else None
-    dense_slots, dense = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
-    worded, fitting = rows.worded(spans, depth, allowed) if spans else _NOTHING
+    near, cosines = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
+    worded, fitting, further = rows.worded(spans, depth, allowed, near)
     if mode == "dense":
-        chosen, score = dense_slots, dense
-    elif mode == "lexical" or similar is None or not len(dense_slots):
-        chosen, score = worded, fitting
+        found = Ranked(near, cosines, cosines, None if query else further)
+    elif mode == "lexical" or similar is None or not len(near):
+        found = Ranked(worded, fitting, None, fitting)
     else:
-        chosen, score = _fuse(rows, (dense_slots, dense), (worded, fitting), spans, similar, fusion)
+        found = _fuse(rows, (near, cosines, further), (worded, fitting), similar, fusion)
         if len(worded):
-            order = np.argsort(-score, kind="stable")
-            chosen, score = chosen[order], score[order]
+            found = found.at(np.argsort(-found.score, kind="stable"))
         if len(worded) and asked is not None and pieces is not None and fusion == "convex":
-            chosen, score = _compared(rows, query, asked, pieces, chosen, score)
+            found = _compared(rows, query, asked, pieces, found)
     if collapse:
-        keep = _distinct(rows, chosen[: 2 * k + 20], k)
-        chosen, score = chosen[keep], score[keep]
-    if diversity and len(chosen) > 1 and rows.matrix.shape[1]:
-        keep = _diverse(rows, chosen[: 5 * k + 20], score[: 5 * k + 20], k, diversity)
-        chosen, score = chosen[keep], score[keep]
-    chosen, score = chosen[:k], score[:k]
-    cosines = rows.similarities(vector, chosen) if vector is not None else np.zeros(len(chosen))
-    asked_for = spans if mode != "dense" or not query else rows.spans(terms(query, rows.languages))
-    scores = rows.lexical_of(asked_for, chosen)
-    at_dense = {int(slot): i for i, slot in enumerate(dense_slots, 1)}
-    at_lexical = {int(slot): i for i, slot in enumerate(worded, 1)}
+        found = found.at(_distinct(rows, found.slots[: 2 * k + 20], k))
+    if diversity and len(found.slots) > 1 and rows.matrix.shape[1]:
+        found = found.at(_diverse(rows, found.slots[: 5 * k + 20], found.score[: 5 * k + 20], k, diversity))
+    slots, score, cosine, lexical = found.at(slice(k))
+    if cosine is None:
+        cosine = rows.similarities(vector, slots) if vector is not None else np.zeros(len(slots))
+    if lexical is None:
+        lexical = rows.lexical_of(rows.spans(terms(query, rows.languages)), slots)
+    at_dense, at_lexical = ({slot: i for i, slot in enumerate(ranking.tolist(), 1)} for ranking in (near, worded))
     return [
-        Hit(
-            slot,
-            float(score[i]),
-            float(cosines[i]),
-            float(scores[i]),
-            at_dense.get(slot, 0),
-            at_lexical.get(slot, 0),
-        )
-        for i, slot in enumerate(map(int, chosen))
+        Hit(slot, fused, similarity, bm25, at_dense.get(slot, 0), at_lexical.get(slot, 0))
+        for slot, fused, similarity, bm25 in zip(slots.tolist(), score.tolist(), cosine.tolist(), lexical.tolist(), strict=True)
     ]
 
 
-_NOTHING = (np.empty(0, np.int32), np.empty(0, np.float32))
+class Ranked(NamedTuple):
+    """Rows with their score; their similarity and BM25 where they are known already."""
+
+    slots: np.ndarray
+    score: np.ndarray
+    similar: np.ndarray | None
+    lexical: np.ndarray | None
+
+    def at(self, places: np.ndarray | slice) -> Ranked:
+        """The rows at some places, in their order."""
+        return Ranked(*(None if each is None else each[places] for each in self))  # type: ignore[arg-type]
 
 
 def _dense(
@@ -166,41 +173,38 @@ def _dense(
 
 def _fuse(
     rows: Snapshot,
-    nearest: tuple[np.ndarray, np.ndarray],
+    nearest: tuple[np.ndarray, np.ndarray, np.ndarray],
     worded: tuple[np.ndarray, np.ndarray],
-    spans: Spans,
     vector: np.ndarray,
     fusion: str,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Ranked:
     """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
     new = ~np.isin(worded[0], nearest[0])
     extra = worded[0][new]
     chosen = np.concatenate((nearest[0], extra))
+    similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
+    lexical = np.concatenate((nearest[2], worded[1][new]))
     if fusion == "rrf":
         score = np.zeros(len(chosen))
         place = {int(slot): i for i, slot in enumerate(chosen)}
         for ranking in (nearest[0], worded[0]):
             for rank, slot in enumerate(ranking, 1):
                 score[place[int(slot)]] += 1 / (RRF + rank)
-        return chosen, score
-    similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
-    return chosen, convex(similar, np.concatenate((rows.lexical_of(spans, nearest[0]), worded[1][new])))
+        return Ranked(chosen, score, similar, lexical)
+    return Ranked(chosen, convex(similar, lexical), similar, lexical)
 
 
-def _compared(
-    rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, chosen: np.ndarray, score: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _compared(rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, found: Ranked) -> Ranked:
     """The first rows in a new order, by their score and by how their word pieces fit; the others stay behind them."""
-    top = chosen[: late.DEPTH]
-    stored = pieces([int(slot) for slot in top])
+    top = found.slots[: late.DEPTH].tolist()
+    stored = pieces(top)
     if stored is None:
-        return chosen, score
+        return found
     fit = late.scores(asked, rarity(rows, query, asked.spans), stored)
     low, high = float(fit.min()), float(fit.max())
-    better = (1 - late.SHARE) * score
+    better = (1 - late.SHARE) * found.score
     better[: len(top)] += late.SHARE * ((fit - low) / (high - low) if high > low else np.ones(len(top)))
-    order = np.argsort(-better, kind="stable")
-    return chosen[order], better[order]
+    return found._replace(score=better).at(np.argsort(-better, kind="stable"))
 
 
 def _diverse(rows: Snapshot, slots: np.ndarray, score: np.ndarray, k: int, diversity: float) -> np.ndarray:

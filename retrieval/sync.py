@@ -21,10 +21,11 @@ import numpy as np
 from retrieval import chunk as chunking
 from retrieval import late, words
 from retrieval import load as loading
+from retrieval.chunk_reads import Embedded
 from retrieval.embed import Encoder
 from retrieval.errors import SourceError
 from retrieval.load import Found, Loaded, Skip
-from retrieval.store import Embedded, Prepared, Store, Stored, digest
+from retrieval.store import Prepared, Store, Stored, digest
 from retrieval.types import Document, Skipped, SyncReport
 from retrieval.vectors import Vectors
 from retrieval.worker import Workers

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.store import Store, unpack
+from retrieval.chunk_reads import unpack
+from retrieval.store import Store
 
 log = logging.getLogger("smalti.retrieval")
 

@@ -20,6 +20,7 @@ from governance import reports, token_routes
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from governance.retention import keep_on
+from governance.usage import durations
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
@@ -182,6 +183,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
             manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
             manage_endpoint=lambda who, name: platform.grants.check(who, f"search_endpoint:{name}", "CAN_MANAGE"),
+            calls=lambda names, since, until: durations(platform.engine, names, "search", since, until),
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))

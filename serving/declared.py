@@ -10,7 +10,7 @@ from governance.call import Call, CallError, Event
 from serving.config import flat, parse, readable
 from serving.endpoint import Endpoint
 from serving.engines.external import ExternalChat, Timeouts
-from serving.engines.providers import FIELDS, upstream_of
+from serving.engines.providers import FIELDS, NO_KEY, upstream_of
 from serving.engines.upstream import ModelSettingError
 from serving.settings import EndpointDeclaration, ExternalModel
 from serving.traffic import Arms, Expose, Mirror, Traffic, arms
@@ -63,7 +63,8 @@ def declare(
     patience: Timeouts,
 ) -> Declared:
     """The endpoint as it is declared. Raises `ModelSettingError` naming it, where a key is missing or a field is wrong."""
-    name, keys = declaration.name, {}
+    name = declaration.name
+    keys: dict[int, tuple[str, str]] = {}
     entities: list[dict[str, Any]] = []
     for entity in declaration.config.served_entities:
         assert entity.external_model is not None
@@ -75,8 +76,10 @@ def declare(
         raise ModelSettingError(f"endpoint {name}: {error.message}") from None
     models, engines = [], []
     for number, spec in enumerate(config["served_entities"]):
-        upstream = upstream_of(spec["external_model"], str, key_from=f"the key of endpoint {name}", reach="any")
-        models.append(ExternalChat(replace(upstream, key=keys[number] or None), timeouts=patience))
+        key, origin = keys[number]
+        whose = f"entity {spec['name']} of endpoint {name}"
+        upstream = upstream_of(spec["external_model"], str, key_from=origin, entity=whose, reach="any")
+        models.append(ExternalChat(replace(upstream, key=key or None), timeouts=patience))
         engines.append((spec["name"], models[-1].run, 3))
     tasks = {spec["external_model"]["task"] for spec in config["served_entities"]}
     if len(tasks) > 1:
@@ -100,8 +103,8 @@ def declare(
     return Declared(endpoint, models, dealt)
 
 
-def _described(endpoint: str, model: ExternalModel, env: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """The model in the API's fields, with a word in place of its key, and the key."""
+def _described(endpoint: str, model: ExternalModel, env: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, str]]:
+    """The model in the API's fields, with a word in place of its key, and the key with where it comes from."""
     field = FIELDS[model.provider]
     own = dict(getattr(model, field))
     address, usual = _ADDRESS.get(model.provider, ("custom_provider_url", None))
@@ -114,22 +117,25 @@ def _described(endpoint: str, model: ExternalModel, env: Mapping[str, str]) -> t
     return {"name": model.name, "provider": model.provider, "task": model.task, field: own}, key
 
 
-def _key(endpoint: str, model: ExternalModel, own: Mapping[str, Any], env: Mapping[str, str]) -> str:
+def _key(endpoint: str, model: ExternalModel, own: Mapping[str, Any], env: Mapping[str, str]) -> tuple[str, str]:
     if model.api_key_file is not None:
         try:
-            return model.api_key_file.expanduser().read_text("utf-8").strip()
+            return model.api_key_file.expanduser().read_text("utf-8").strip(), "the file of its api_key_file"
         except (OSError, UnicodeDecodeError) as error:
             raise ModelSettingError(f"endpoint {endpoint}: the key file {model.api_key_file} cannot be read: {error}") from None
     if model.api_key_env is not None:
         if not env.get(model.api_key_env):
             raise ModelSettingError(f"endpoint {endpoint}: api_key_env names {model.api_key_env}, which is not set.")
-        return env[model.api_key_env]
-    written = next((value for name, value in flat(own) if name.endswith("_plaintext") and isinstance(value, str)), None)
-    found = written or env.get(_USUAL.get(model.provider, ""), "")
+        return env[model.api_key_env], f"the variable {model.api_key_env}"
+    for name, value in flat(own):
+        if name.endswith("_plaintext") and isinstance(value, str) and value:
+            return value, f"its {name}"
+    usual = _USUAL.get(model.provider, "")
+    found = env.get(usual, "")
     hosted = model.base_url is None and not any(name in own for name in ("openai_api_base", "anthropic_api_base"))
     if not found and hosted and model.provider in _USUAL:
         raise ModelSettingError(f"endpoint {endpoint}: {model.provider} needs a key: set {_USUAL[model.provider]}.")
-    return found
+    return found, f"the variable {usual}" if found else f"its {NO_KEY}"
 
 
 def _remove(value: dict[str, Any], name: str) -> None:

@@ -19,9 +19,10 @@ from serving.config import TASKS, check_upstream, flat, reach_of
 from serving.engines import pyfunc
 from serving.engines.environment import Environments
 from serving.engines.external import ExternalChat, Timeouts, Upstream
+from serving.engines.forks import ForkServer
 from serving.engines.local import LocalModel, weights_of
 from serving.engines.process import ModelProcess
-from serving.engines.providers import upstream_of
+from serving.engines.providers import NO_KEY, key_of, upstream_of
 from serving.engines.replicas import SIZES, Replicas
 from serving.engines.supervised import Entrusted, Runs
 from serving.registry import ModelVersion, Registry
@@ -132,6 +133,7 @@ class Entities:
         self._loads = asyncio.Semaphore(loads)
         self._memory = memory
         self._environments = Environments(home / "environments", build=environments)
+        self._forks = ForkServer(self._logs / ".forks.log")
 
     async def check(self, spec: Mapping[str, Any]) -> tuple[str, ModelVersion | None]:
         """The task of an entity and its model. Raises `CallError` where there is no such model, or it may not be reached."""
@@ -145,7 +147,9 @@ class Entities:
         """An entity that is not yet started. Raises `CallError`."""
         task, version = await self.check(spec)
         if version is None:
-            return External(await asyncio.to_thread(self._upstream, endpoint, spec["external_model"]), self._patience)
+            return External(
+                await asyncio.to_thread(self._upstream, endpoint, spec["name"], spec["external_model"]), self._patience
+            )
         environment = await asyncio.to_thread(self._environment, spec)
         limit = int(spec["memory_limit_mb"]) << 20 if spec.get("memory_limit_mb") else self._memory
         weights = await asyncio.to_thread(weights_of, version.path) if task == "llm/v1/chat" else None
@@ -174,10 +178,15 @@ class Entities:
                 loads=self._loads,
                 memory_limit=limit,
                 interpreter=partial(self._environments.python, version.path),
+                forks=self._forks,
             )
 
         processes = [process(number) for number in range(count)]
         return _Model(processes[0] if len(processes) == 1 else Replicas(processes), version, task)
+
+    async def close(self) -> None:
+        """End what starts models, once none of them runs."""
+        await self._forks.close()
 
     def forget(self, endpoint: str) -> None:
         """Remove what an endpoint that is gone leaves behind. Blocking."""
@@ -192,9 +201,11 @@ class Entities:
         """The variables of a model's process, secrets in the place of the references to them."""
         return {key: self.vault.scopes.resolved(value) for key, value in (spec.get("environment_vars") or {}).items()}
 
-    def _upstream(self, endpoint: str, model: Mapping[str, Any]) -> Upstream:
+    def _upstream(self, endpoint: str, entity: str, model: Mapping[str, Any]) -> Upstream:
         reach = reach_of(model, self._hosts)
-        return upstream_of(model, self.secret, key_from=f"the key of endpoint {endpoint}", reach=reach)
+        field, reference = key_of(model) or (NO_KEY, "")
+        key_from = f"the secret {reference}" if is_reference(reference) else f"its {field}"
+        return upstream_of(model, self.secret, key_from=key_from, entity=f"entity {entity} of endpoint {endpoint}", reach=reach)
 
 
 class _Model(Entrusted[pyfunc.Served]):

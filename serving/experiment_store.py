@@ -56,6 +56,10 @@ class Store:
         with self._database.begin() as connection:
             connection.execute(update(table).where(table.c.name == name).values(**changed))
 
+    def began(self, name: str, started: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(update(table).where(table.c.name == name).values(started=started))
+
     def end(self, name: str, state: str, reason: str, by: str, winner: str | None, traffic: Any = None) -> None:
         """A state and, in the same transaction, its line of the audit log."""
         row = self.row(name)

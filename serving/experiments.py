@@ -30,6 +30,7 @@ log = logging.getLogger("smalti")
 
 EVERY = 10.0
 """Seconds between looks."""
+_OVERLAP = 60_000  # milliseconds before the last look from which on events are read again; each counts once
 _POINTS = 200  # of the history that is kept
 _MIN_MOVE = 5  # percentage points by which track-and-stop moves shares, at least
 
@@ -221,6 +222,10 @@ class Experiments:
             reason = "the endpoint was deleted" if record is None else "the endpoint's traffic was changed by someone else"
             await asyncio.to_thread(self._kept.end, name, "STOPPED", reason, f"experiment {name}", None)
             return
+        if (now := iso(time.time_ns())) < row["started"]:  # the clock was ahead then, and is put right: it began by now
+            row["started"] = now
+            await asyncio.to_thread(self._kept.began, name, now)
+            self._seen.pop(name, None)
         seen = self._seen.get(name)
         if seen is None:
             seen = Exposures(self._database, name, spec.endpoint, spec.names, row["started"], paired=spec.mode == "shadow")
@@ -234,9 +239,10 @@ class Experiments:
 
     def _measure(self, spec: Spec, seen: Exposures, last: str | None) -> dict[str, Any]:
         self._journal.ingest()
-        asked = self._asked.get(spec.name, 0)
-        self._asked[spec.name] = time.time_ns() // 1_000_000 - 5_000
-        seen.read(self._told(asked))
+        now = time.time_ns() // 1_000_000
+        asked = min(self._asked.get(spec.name, 0), now)  # the clock may have been put back since
+        self._asked[spec.name] = now
+        seen.read(self._told(asked - _OVERLAP))
         found = report(spec, seen)
         history = (json.loads(last) if last else {}).get("history", [])
         units = sum(arm["units"] for arm in found["arms"])

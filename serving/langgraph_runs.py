@@ -162,6 +162,8 @@ class ThreadRuns:
 
     async def _stopped(self, run: RunRecord, caller: Caller, *, rollback: bool) -> None:
         """Stop a run; one that is rolled back leaves nothing behind. Raises `CallError` (409) where it cannot be."""
+        if rollback:
+            await self._runs.heard(run.id)  # before it is on its thread there is nothing to undo, and it would come there later
         undone = rollback and run.thread_id is not None and self._runtime.undo(run.thread_id, run.id)
         if rollback and not undone and run.thread_id is not None:
             raise CallError(

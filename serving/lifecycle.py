@@ -190,6 +190,7 @@ class Lifecycle:
             await asyncio.wait([*work, *self._ending])
         running = [e for record in self._records.values() for e in {*record.entities.values(), *record.coming.values()}]
         await asyncio.gather(*(entity.stop(0) for entity in running), return_exceptions=True)
+        await self._entities.close()
 
     # --- within ---
 

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from agents.log import KEEP, RUNNING, Entry, RunLog, RunRecord
-from governance.call import STEP, Call, Caller, CallError, Event, not_found
+from governance.call import STEP, Call, Caller, CallError, Event, is_failure, not_found
 from serving.dispatch import Dispatcher
 from serving.engines.answer import Answer
 
@@ -41,13 +41,26 @@ class _Live:
     """Not yet."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    noted: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is in the log, or was refused there."""
+    begun: bool = False
+    """Its task may be cancelled: the run is in the log, and is ended there however it ends."""
     admitted: bool = False
-    refusal: CallError | None = None
+    refusal: Exception | None = None
     ended: bool = False
     """No event comes any more."""
     done: bool = False
     """And all are committed."""
     stopping: bool = False
+    cut: bool = False
+    """It was cancelled, or is to be as soon as it may."""
+
+    def cancel(self) -> None:
+        """End it, unless it ends already."""
+        if not self.cut and not self.ended:
+            self.cut = True
+            if self.begun and self.task is not None:
+                self.task.cancel()
 
     def tell(self) -> None:
         self.changed.set()
@@ -78,11 +91,9 @@ class Runs:
 
     async def start(self, call: Call, caller: Caller) -> dict[str, Any]:
         """Begin a run; its Response as far as it has come. Raises `CallError` where it is refused."""
-        live = _Live(call)
-        endpoint, owner = call.endpoint, caller.principal
-        await asyncio.to_thread(self.log.begin, call.request_id, owner=owner, agent=endpoint, thread_id=call.thread_id)
-        self._live[call.request_id] = live
-        live.task = asyncio.create_task(self._host(live), name=f"run {call.request_id}")
+        live = self._live[call.request_id] = _Live(call)
+        live.task = asyncio.create_task(self._host(live, caller.principal), name=f"run {call.request_id}")
+        await live.noted.wait()
         changed = live.changed
         if not live.events and not live.done:
             with contextlib.suppress(TimeoutError):
@@ -143,9 +154,15 @@ class Runs:
     def stop(self, run_id: str) -> None:
         """Begin to stop a run that goes on here; whose it is, is the caller's to know."""
         live = self._live.get(run_id)
-        if live is not None and live.task is not None and not live.stopping:
+        if live is not None and not live.cut and not live.ended:
             live.stopping = True
-            live.task.cancel()
+            live.cancel()
+
+    async def heard(self, run_id: str) -> None:
+        """Until a run that goes on here has said something: its agent is at work, on its thread."""
+        live = self._live.get(run_id)
+        while live is not None and not live.events and not live.done:
+            await live.changed.wait()
 
     async def wait(self, run_id: str, unless: Coroutine[Any, Any, None] | None = None) -> None:
         """Until a run that goes on here has ended, or `unless` has."""
@@ -158,10 +175,9 @@ class Runs:
 
     async def close(self) -> None:
         """Stop all runs; for the end of the server."""
-        tasks = [live.task for live in self._live.values() if live.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        for live in self._live.values():
+            live.cancel()
+        if tasks := [live.task for live in self._live.values() if live.task is not None]:
             await asyncio.wait(tasks)
 
     # --- within ---
@@ -169,12 +185,23 @@ class Runs:
     async def _read(self, run_id: str) -> list[Event]:
         return [Event(kind, orjson.loads(data)) for _, kind, data in await asyncio.to_thread(self.log.read, run_id)]
 
-    async def _host(self, live: _Live) -> None:
+    async def _host(self, live: _Live, owner: str) -> None:
         call = live.call
+        try:
+            await asyncio.to_thread(self.log.begin, call.request_id, owner=owner, agent=call.endpoint, thread_id=call.thread_id)
+        except Exception as error:
+            del self._live[call.request_id]
+            live.refusal, live.ended, live.done = error, True, True
+            return
+        finally:
+            live.noted.set()
         written = asyncio.Event()
         writer = asyncio.create_task(self._commit(live, written))
         end: Event | None = None
+        live.begun = True
         try:
+            if live.cut:
+                raise asyncio.CancelledError
             events: Any = self._dispatcher.stream(call)
             async with aclosing(events):
                 async for event in events:
@@ -233,7 +260,7 @@ def _entry(event: Event) -> Entry:
 
 
 def _code(error: CallError) -> str:
-    return "rate_limit_exceeded" if error.status == 429 else "invalid_prompt" if error.status < 500 else "server_error"
+    return "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
 
 
 def _response(events: Sequence[Event]) -> dict[str, Any] | None:

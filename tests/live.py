@@ -173,7 +173,7 @@ def serving(
         stop(live)
 
 
-def wait_until(condition, seconds: float = 20) -> None:
+def wait_until(condition, seconds: float = 60) -> None:
     """Wait for something that happens soon; fails when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -16,11 +16,7 @@ from pathlib import Path
 
 import pytest
 
-
-def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from serving.engines.ports import free_port
 
 
 def _program(name: str, *places: str) -> str:
@@ -41,6 +37,8 @@ def _running(command: list[str], port: int, log: Path, how: signal.Signals) -> I
             if process.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended: {log.read_text()[-2000:]}")
             time.sleep(0.1)
+        else:
+            raise RuntimeError(f"{command[0]} is not reached: {log.read_text()[-2000:]}")
         yield
     finally:
         process.send_signal(how)
@@ -61,7 +59,7 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
     initdb = _program("initdb", "usr/lib/postgresql/*/bin/initdb")
-    data, port = folder / "data", _port()
+    data, port = folder / "data", free_port()
     become: list[str] = []
     if os.geteuid() == 0:  # which PostgreSQL refuses
         setpriv = _program("setpriv")
@@ -85,13 +83,15 @@ def _postgres(folder: Path) -> Iterator[str]:
                 break
             except psycopg.OperationalError:  # it is starting up
                 time.sleep(0.1)
+        else:
+            raise RuntimeError(f"PostgreSQL is not ready: {(folder / 'postgres.log').read_text()[-2000:]}")
         yield url
 
 
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
     """The URL of a new Redis server."""
-    program, port = _program("redis-server"), _port()
+    program, port = _program("redis-server"), free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
     with _running([program, *options], port, folder / "redis.log", signal.SIGTERM):
         yield f"redis://127.0.0.1:{port}/0"

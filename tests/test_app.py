@@ -51,7 +51,7 @@ def test_the_start_says_where_everything_is_and_its_curl_line_works(live: Live) 
     assert live.told["chat"].startswith(f"{live.url}/signin?code=")
     assert live.told["console"] == f"{live.url}/console"
     assert [item["source"] for report in live.told["indexes"] for item in report["skipped"]] == ["broken.pdf"]
-    printed = subprocess.run(shlex.split(live.told["curl"]), capture_output=True, text=True, timeout=30)
+    printed = subprocess.run(shlex.split(live.told["curl"]), capture_output=True, text=True, timeout=100)
     assert json.loads(printed.stdout)["status"] == "completed"
 
 

@@ -103,6 +103,9 @@ def test_the_sdk_manages_search_endpoints(w: WorkspaceClient) -> None:
     levels = api.get_permission_levels(made.id).permission_levels or []
     assert [level.permission_level.value for level in levels if level.permission_level] == ["CAN_USE", "CAN_MANAGE"]
     assert api.patch_endpoint("managed", target_qps=7).scaling_info
+    assert [each.metric.name for each in api.retrieve_user_visible_metrics("managed").metric_values or () if each.metric] == [
+        "requests_per_second", "error_rate", "request_latency", "request_latency",
+    ]  # fmt: skip
     api.stop_endpoint("managed")
     stopped = api.get_endpoint("managed").endpoint_status
     assert stopped

@@ -10,13 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.bench.answers import journal, killed
 from tests.live import ROOT, environment, serving, smalti, start, stop
 
 
-@pytest.mark.timeout(240)
 def test_every_acknowledged_answer_has_its_row_after_kill_9(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -20,7 +20,7 @@ from tests.live import Live, serving
 
 EXAMPLES = int(os.environ.get("SMALTI_FUZZ", "150"))
 """`SMALTI_FUZZ=20000 HYPOTHESIS_PROFILE=explore pytest tests/test_fuzz.py` looks for long."""
-pytestmark = pytest.mark.timeout(max(240, EXAMPLES))
+pytestmark = pytest.mark.timeout(max(300, EXAMPLES))
 
 SAID = [{"role": "user", "content": "What is a tessera?"}]
 MODEL = {"name": "m", "provider": "openai", "task": "llm/v1/chat", "openai_config": {"openai_api_key_plaintext": "x"}}

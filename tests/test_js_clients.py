@@ -54,9 +54,11 @@ def modules() -> Path:
             node, npm = programs()
             path = f"{Path(node).parent}{os.pathsep}{os.environ['PATH']}"
             command = [*npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock", "--fetch-retries=0"]
-            done = subprocess.run(
-                command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=110, check=False
-            )
+            given = {"cwd": folder, "env": os.environ | {"PATH": path}, "capture_output": True, "text": True}
+            try:
+                done = subprocess.run(command, timeout=110, check=False, **given)
+            except subprocess.TimeoutExpired:
+                pytest.skip("npm took too long to install them: THE JAVASCRIPT CLIENTS WERE NOT RUN")
             if done.returncode:
                 pytest.skip(f"npm could not install them: THE JAVASCRIPT CLIENTS WERE NOT RUN. {done.stderr[-300:]}")
             (folder / "installed").touch()
@@ -83,12 +85,11 @@ def ran(program: str, modules: Path, live: Live) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     given = {"SMALTI_URL": live.url, "SMALTI_KEY": live.key}
     command = [programs()[0], str(script)]
-    done = subprocess.run(command, cwd=modules, env=clean | given, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=modules, env=clean | given, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(240)
 def test_a_page_for_langgraphs_server(modules: Path, live: Live) -> None:
     seen = ran("stream.mjs", modules, live)
     assert seen["edited"] == [["one", "one", "TWO", "TWO"], ["", "", "2/2", ""]]
@@ -104,7 +105,6 @@ def test_a_page_for_langgraphs_server(modules: Path, live: Live) -> None:
     assert seen["resolved"] is None
 
 
-@pytest.mark.timeout(240)
 def test_they_work_unmodified(modules: Path, live: Live) -> None:
     seen = ran("clients.mjs", modules, live)
     for face in ("response", "streamed", "chat", "chatStreamed", "background", "ui"):

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from tests.live import KEY, Live, serving, wait_until
 
-pytestmark = pytest.mark.timeout(180)
 CHAT = {"model": "assistant", "messages": [{"role": "user", "content": "What is a tessera?"}]}
 
 
@@ -41,7 +40,7 @@ class Listener:
             except OSError:
                 return
             with connection:
-                connection.settimeout(2)
+                connection.settimeout(60)
                 try:
                     self.heard.append(connection.recv(65_536))
                     connection.sendall(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")

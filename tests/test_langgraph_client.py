@@ -16,8 +16,6 @@ from langgraph_sdk.errors import AuthenticationError, ConflictError, NotFoundErr
 
 from tests.live import KEY, Live, serving, smalti, wait_until
 
-pytestmark = pytest.mark.timeout(120)
-
 AGENT = """
 import asyncio
 from langgraph.graph import END, START, StateGraph

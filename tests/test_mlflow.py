@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.live import serving, smalti, wait_until
 
 LOOK = """
@@ -25,7 +23,6 @@ print(json.dumps({
 """
 
 
-@pytest.mark.timeout(180)
 def test_a_turn_is_a_trace_with_route_retrieval_and_answer(tmp_path: Path) -> None:
     import json
 

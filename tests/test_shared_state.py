@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_one_server_goes_on_where_another_was_killed(tmp_path: Path, docs: Path)
             limit = {"rate_limits": [{"key": "user", "calls": 3, "renewal_period": "minute"}]}
             with one.client() as client:
                 client.put("/api/2.0/serving-endpoints/assistant/ai-gateway", json=limit).raise_for_status()
+            began = time.monotonic()
             said = ask(one, "What is a tessera?", conversation="tiles")
             assert said.status_code == 200, said.text
             first = said.json()
@@ -62,5 +64,6 @@ def test_one_server_goes_on_where_another_was_killed(tmp_path: Path, docs: Path)
                 assert kept.json()["id"] == first["id"]
             assert ask(two, "What is a tessera?").status_code == 200
             refused = ask(two, "What is a tessera?")
-            assert refused.status_code == 429, "a minute is one minute for both"
-            assert "3 calls a minute" in refused.text
+            if time.monotonic() - began < 60:  # else the first call is a minute ago
+                assert refused.status_code == 429, "a minute is one minute for both"
+                assert "3 calls a minute" in refused.text

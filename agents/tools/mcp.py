@@ -91,6 +91,7 @@ class McpServer:
                 result = asking.result()
             except McpError as error:
                 if connection.closed.is_set() or error.error.code == -32000:
+                    connection.end.set()  # its streams may end a moment later: the next call opens a new one
                     raise McpUnavailable(f"The MCP server {self.name} ended while it ran {tool}.") from None
                 if error.error.code == 408:
                     late = f"The MCP server {self.name} did not answer within {self.timeout:g} s while it ran {tool}."

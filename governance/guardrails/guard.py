@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,59 +121,104 @@ class Guard:
         """The engine, its answer guarded."""
         if not self.output.any:
             return engine
-        side = self.output
+        return lambda call: Guarded(self.output, call, engine(call), verdicts)
 
-        async def guarded(call: Call) -> AsyncIterator[Event]:
-            shield = Shield(side.rules, call)
-            late: list[Event] = []  # where the whole answer is judged, nothing leaves before
-            answer: Any = engine(call)
+
+class Guarded:
+    """An answer with one side's guardrails around it: an iterator of its own, since a generator costs more than most guarding."""
+
+    __slots__ = ("_answer", "_call", "_late", "_over", "_ready", "_shield", "_side", "_verdicts")
+
+    def __init__(self, side: Side, call: Call, answer: Any, verdicts: Verdicts) -> None:
+        self._side, self._call, self._answer, self._verdicts = side, call, answer, verdicts
+        self._shield = Shield(side.rules, call)
+        self._ready: deque[Event] = deque()
+        self._late: list[Event] = []  # where the whole answer is judged, nothing leaves before
+        self._over = False
+
+    def __aiter__(self) -> Guarded:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._over:
+                raise StopAsyncIteration
             try:
-                events = answer
-                if side.learns:
-                    whole = [event async for event in answer]
-                    try:
-                        shield = Shield(await side.learned(said_in(whole)), call)
-                    except Exception:
-                        logger.exception("a guardrail failed")
-                        raise Blocked("guardrail", FAILED) from None
-                    events = _again(whole)
-                async for event in events:
-                    last = event.type in TERMINAL
-                    try:
-                        ready = shield.feed(event)
-                        if last and side.judges:
-                            talk = call.task in ("agent", "chat")
-                            said = [shield.sent] if talk else strings_of([each.data for each in ready])
-                            await side.judge(said, "output", call, shield.arguments)
-                    except (Blocked, CallError):
-                        raise
-                    except Exception:
-                        logger.exception("a guardrail failed")
-                        raise Blocked("guardrail", FAILED) from None
-                    if last:
-                        if shield.found:
-                            verdicts.append(verdict("pii", "output", "MASK", summary(shield.found)))
-                        ready = [*late, *ready]
-                    elif side.judges and event.type != STEP:
-                        late += ready
-                        continue
-                    for each in ready:
-                        yield each
+                if self._side.learns and not isinstance(self._answer, _Again):
+                    await self._learn()
+                event = await self._answer.__anext__()
+                try:
+                    told = await self._judged(event) if self._side.judges else self._shield.feed(event)
+                except (Blocked, CallError):
+                    raise
+                except Exception:
+                    logger.exception("a guardrail failed")
+                    raise Blocked("guardrail", FAILED) from None
+                if event.type in TERMINAL and self._shield.found:
+                    self._verdicts.append(verdict("pii", "output", "MASK", summary(self._shield.found)))
+                if len(told) == 1:  # as most are
+                    return told[0]
+                self._ready += told
             except Blocked as blocked:
-                verdicts.append(verdict(blocked.guardrail, "output", "BLOCK", blocked.reason))
-                if call.task not in ("agent", "chat"):
-                    message = f"the {blocked.guardrail} guardrail of {call.endpoint} keeps this answer back: {blocked.reason}"
-                    raise CallError(message, status=400, code="CONTENT_FILTER") from None
-                yield shield.stopped("" if side.judges else shield.sent)
-            finally:
-                await answer.aclose()
+                return self._stopped(blocked)
+        return self._ready.popleft()
 
-        return guarded
+    async def aclose(self) -> None:
+        """End the answer that is guarded."""
+        self._over = True
+        await self._answer.aclose()
+
+    async def _judged(self, event: Event) -> list[Event]:
+        """What may leave by its meaning: a whole answer, or what an agent's node did. Raises `Blocked`."""
+        shield, call = self._shield, self._call
+        ready = shield.feed(event)
+        if event.type in TERMINAL:
+            talk = call.task in ("agent", "chat")
+            said = [shield.sent] if talk else strings_of([each.data for each in ready])
+            await self._side.judge(said, "output", call, shield.arguments)
+            return [*self._late, *ready]
+        if event.type == STEP:
+            return ready
+        self._late += ready
+        return []
+
+    async def _learn(self) -> None:
+        """Read the whole answer before anything of it is looked at. Raises `Blocked`."""
+        whole = [event async for event in self._answer]
+        self._answer = _Again(whole, self._answer)
+        try:
+            self._shield = Shield(await self._side.learned(said_in(whole)), self._call)
+        except Exception:
+            logger.exception("a guardrail failed")
+            raise Blocked("guardrail", FAILED) from None
+
+    def _stopped(self, blocked: Blocked) -> Event:
+        """The end of an answer that may not go on. Raises `CallError` where it has no shape for that."""
+        self._over = True
+        self._verdicts.append(verdict(blocked.guardrail, "output", "BLOCK", blocked.reason))
+        call = self._call
+        if call.task not in ("agent", "chat"):
+            message = f"the {blocked.guardrail} guardrail of {call.endpoint} keeps this answer back: {blocked.reason}"
+            raise CallError(message, status=400, code="CONTENT_FILTER") from None
+        return self._shield.stopped("" if self._side.judges else self._shield.sent)
 
 
-async def _again(events: Sequence[Event]) -> AsyncIterator[Event]:
-    for event in events:
-        yield event
+class _Again:
+    """Events that were read, once more."""
+
+    def __init__(self, events: Sequence[Event], answer: Any) -> None:
+        self._events, self._answer = iter(events), answer
+
+    def __aiter__(self) -> _Again:
+        return self
+
+    async def __anext__(self) -> Event:
+        for event in self._events:
+            return event
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
 
 
 def verdict(guardrail: str, where: str, action: str, reason: str) -> dict[str, str]:
@@ -193,14 +239,17 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     if not rules.any:
         return call, [], None
     all_found: list[Any] = []
+    find = rules.find
 
     def each(text: str) -> str:
-        found = rules.find(text)
+        if not (found := find(text)):
+            return text
         all_found.extend(found)
-        return mask(text, found) if found else text
+        return mask(text, found)
 
     rows = call.task in ROWS
     payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
     tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
-    blocked = rules.blocking(all_found)
-    return (replace(call, payload=payload, usage_context=tags) if all_found else call), all_found, blocked
+    if not all_found:
+        return call, all_found, None
+    return replace(call, payload=payload, usage_context=tags), all_found, rules.blocking(all_found)

@@ -7,6 +7,7 @@ complete, because what JSON escapes can only be read then. Events that say somet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_not
 from typing import Any
 
 from governance.call import STEP, TERMINAL, Call, Event
@@ -16,7 +17,7 @@ from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, json_text, stri
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
-_ENDING = ("done", "added", "completed", "incomplete", "failed", "result")
+_ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _OF_TEXT = ("text", "type", "annotations")
 _ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
@@ -59,6 +60,8 @@ class Shield:
     def feed(self, event: Event) -> list[Event]:
         """What may leave now that this event has come."""
         kind, data = event.type, event.data
+        if kind in TERMINAL:
+            return [*self._flush(), self._ended(event)]
         if kind == STEP:
             masked = walk(data, self._masked, frozenset({"name", "kind", "status"})) if self.rules.pii != "NONE" else data
             return [Event(kind, masked)]
@@ -72,19 +75,22 @@ class Shield:
         if kind.endswith("annotation.added"):
             return self._annotation(event)
         ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
-        if kind in TERMINAL:
-            body = "result" if kind == "result" else "response"
-            inner = data.get(body, data)
-            if self._call.task in ROWS:
-                looked = walk(inner, self._checked, frozenset(), numbers=True)
-                return [*ready, Event(kind, {**data, body: looked} if body in data else looked)]
-            return [*ready, Event(kind, {**data, body: self._body(inner)} if body in data else self._body(inner))]
         shown = Event(kind, self._guarded(data))
         if self._waiting or any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
             hold = next(iter(self._holds.values()))[0]
             self._waiting.append((hold, hold.arrived, shown))
             return ready
         return [*ready, shown]
+
+    def _ended(self, event: Event) -> Event:
+        """The terminal event as it may leave."""
+        body = "result" if event.type == "result" else "response"
+        inner = event.data.get(body, event.data)
+        if self._call.task in ROWS:
+            looked = walk(inner, self._checked, frozenset(), numbers=True)
+        elif (looked := self._body(inner)) is inner:
+            return event
+        return Event(event.type, {**event.data, body: looked} if body in event.data else looked)
 
     def stopped(self, sent: str) -> Event:
         """The terminal event of an answer that a guardrail stopped after `sent`."""
@@ -183,37 +189,47 @@ class Shield:
         return mask(text, self.rules.find(text))
 
     def _guarded(self, value: Any) -> Any:
-        """A body of an event: its texts checked, and annotations at the places where their words now are."""
+        """A body of an event: its texts checked, and annotations at the places where their words now are. What is as it was is
+        the same object."""
         if isinstance(value, str):
             return self._checked(value)
+        if isinstance(value, (list, tuple)):
+            if vector(value):
+                return value
+            items = [self._guarded(item) for item in value]
+            return items if any(map(is_not, items, value)) else value
         if isinstance(value, OBJECT):
             if value.get("type") == "output_text" and isinstance(value.get("text"), str):
-                found = self._found_in(value["text"])
-                rest = {key: self._guarded(item) for key, item in value.items() if item and key not in _OF_TEXT}
-                notes = [self._moved(self._guarded(note), found) for note in value.get("annotations") or ()]
-                if not found:
-                    return {**value, **rest, "annotations": notes} if rest or notes else value
-                if refused := self.rules.blocking(found):
-                    raise refused
-                self._other += found
-                return {**value, **rest, "text": mask(value["text"], found), "annotations": notes}
+                return self._part(value)
             made: dict[Any, Any] = {}
             for key, item in value.items():
-                if isinstance(item, str):
-                    if key == "arguments":
-                        item = json_text(item, self._checked)
-                    elif key not in _ADDRESSES:
-                        item = self._checked(item)
-                elif item:
-                    item = self._guarded(item)
-                made[key] = item
-            return made
-        return self._items(value) if isinstance(value, (list, tuple)) else value
+                if not item:
+                    continue
+                if not isinstance(item, str):
+                    looked = self._guarded(item)
+                elif key == "arguments":
+                    looked = json_text(item, self._checked)
+                elif key not in _ADDRESSES:
+                    looked = self._checked(item)
+                else:
+                    continue
+                if looked is not item:
+                    made[key] = looked
+            return {**value, **made} if made else value
+        return value
 
-    def _items(self, value: Sequence[Any]) -> Any:
-        if vector(value):
-            return value
-        return [self._guarded(item) for item in value]
+    def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same for a text with its annotations."""
+        found = self._found_in(part["text"])
+        if found and (refused := self.rules.blocking(found)):
+            raise refused
+        made = {key: self._guarded(item) for key, item in part.items() if item and key not in _OF_TEXT}
+        if notes := part.get("annotations"):
+            made["annotations"] = [self._moved(self._guarded(note), found) for note in notes]
+        if found:
+            self._other += found
+            made["text"] = mask(part["text"], found)
+        return {**part, **made} if made else part
 
     def _body(self, body: Any) -> Any:
         """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
@@ -235,7 +251,7 @@ class Shield:
                 for part in item.get("content") or ()
                 if isinstance(part, OBJECT)
             )
-        return {**body, **guarded}
+        return {**body, **guarded} if any(guarded[key] is not body[key] for key in guarded) else body
 
     @staticmethod
     def _moved(data: Any, found: Sequence[Finding], begin: str = "start_index", end: str = "end_index") -> Any:

@@ -18,6 +18,7 @@ _ENCODED = ("image_url", "arguments", "output")
 """Keys whose texts may be an image's bytes, or JSON."""
 _IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
 _OPENS = ("{", "[", '"')
+_PLAIN = (int, float)
 OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
@@ -66,6 +67,10 @@ def walk(
         if key == "image_url" and _IMAGE.match(value):
             return value
         return json_text(value, each) if key in ("arguments", "output") else each(value)
+    if isinstance(value, (list, tuple)):  # before what asks an abstract class
+        if vector(value):
+            return value
+        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
     if isinstance(value, OBJECT):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
@@ -74,14 +79,10 @@ def walk(
             if isinstance(item, str):
                 if name not in skipped:
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
-            elif item is not None:
+            elif numbers or not (item is None or isinstance(item, _PLAIN)):
                 item = walk(item, each, skipped, depth + 1, name, numbers=numbers)
             made[each(name) if numbers else name] = item
         return made
-    if isinstance(value, list | tuple):
-        if vector(value):
-            return value
-        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
     return _number(value, each) if numbers and type(value) is int else value
 
 

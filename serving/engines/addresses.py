@@ -21,6 +21,10 @@ class Unreachable(ValueError):
     """The host may not, or cannot, be connected to; the message says why."""
 
 
+class NotAllowed(Unreachable):
+    """The host lies beyond what settings allow."""
+
+
 def permitted(address: str, reach: Reach) -> bool:
     """Whether an IP address is within reach.
 
@@ -41,14 +45,14 @@ def permitted(address: str, reach: Reach) -> bool:
 
 
 def lookup(host: str, port: int, reach: Reach) -> list[str]:
-    """The host's addresses, all of them within reach. Blocking. Raises `Unreachable`."""
+    """The host's addresses, all of them within reach. Blocking. Raises `Unreachable`, and of its kind `NotAllowed`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise Unreachable(f"The host {host} is not known here. Check the address.") from None
     addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
     if not all(permitted(address, reach) for address in addresses):
-        raise Unreachable(
+        raise NotAllowed(
             f"{host} lies in a private network; `upstream_hosts: [{host}]` in the server's smalti.yaml allows it, and so does an "
             "administrator who makes the endpoint with `private_network: true` (link-local addresses: smalti.yaml only)."
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
-from governance.call import Call, CallError, Event, unavailable
+from governance.call import Call, CallError, Event, misconfigured, unavailable
 from serving.engines import anthropic
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body, prompt_body
@@ -164,7 +164,7 @@ class ExternalChat:
         except BREAKS as error:
             raise self._http.broken(error) from error
         except (LookupError, TypeError):
-            raise CallError(f"{self.upstream.host} lists no model. Set SMALTI_CHAT_MODEL to its name.", status=502) from None
+            raise misconfigured(f"{self.upstream.host} lists no model. Set SMALTI_CHAT_MODEL to its name.") from None
         finally:
             response.release()
         return self._model

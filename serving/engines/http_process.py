@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from abc import abstractmethod
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, ClassVar
 from governance.call import Call, CallError, Event, limit_exceeded, unavailable
 from serving.engines.external import ExternalChat, Timeouts, Upstream
 from serving.engines.http1 import Disconnected
-from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
+from serving.engines.ports import free_port
+from serving.engines.supervised import LoadFailed, Supervised, opened_log, tail
 
 if TYPE_CHECKING:
     import httpx
@@ -205,14 +205,14 @@ class HttpProcess(Supervised):
                 await chat.aclose()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        port = _free_port()
+        port = free_port()
         self._base = f"http://127.0.0.1:{port}/v1"
         command = await asyncio.to_thread(self._command, port)
         environment = {key: value for key, value in os.environ.items() if key.startswith(_KEPT)}
         environment |= {"DO_NOT_TRACK": "1", **self._environment(), **self._given}
         self.starts += 1
         self._note(f"start {self.starts}: {' '.join(command)}")
-        with await asyncio.to_thread(open_log, self.log) as log:
+        async with opened_log(self.log) as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _LAUNCH, str(os.getpid()), *command,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.log.parent,
@@ -269,12 +269,6 @@ class HttpProcess(Supervised):
                 with contextlib.suppress(ValueError):
                     values[name] = values.get(name, 0) + float(line.rpartition(" ")[2])
         return values
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

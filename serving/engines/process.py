@@ -20,7 +20,9 @@ from typing import Any
 import orjson
 
 from governance.call import MODEL_FAILED, CallError, limit_exceeded, unavailable
-from serving.engines.supervised import LoadFailed, Supervised, open_log, tail
+from serving.engines.forks import Forked, ForkServer, Unforked
+from serving.engines.launch import launch, surroundings
+from serving.engines.supervised import LoadFailed, Supervised, opened_log, tail
 from serving.engines.wire import Wire
 
 MAX_WAITING = 2048
@@ -29,14 +31,9 @@ MEMORY_PAUSE = 0.5
 """Seconds between two looks at how much memory a model holds."""
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
-_ENVIRONMENT = (
-    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "SSL_CERT_", "HF_HUB_",
-    "OMP_", "MKL_NUM_", "OPENBLAS_NUM_",
-)  # fmt: skip
-"""What a model may see of the server's environment: no key of a model provider."""
-
 
 Note = Callable[[str], None]
+Process = asyncio.subprocess.Process | Forked
 Interpreter = Callable[[Note], Awaitable[str]]
 """Finds the Python that a model runs in; raises `LoadFailed` where there is none."""
 
@@ -54,6 +51,7 @@ class ModelProcess(Supervised):
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
     loads: bounds how many models are loaded at the same time.
     memory_limit: bytes of memory the process and its children may hold; it is ended past that. None: no limit.
+    forks: what forks the process, where it runs in the server's own Python and that can be.
     module: what the process runs; `serving.engines.worker` loads MLflow models.
     spec: what it is told of the model besides its path.
     max_waiting: requests that may be open; one more is refused at once.
@@ -72,6 +70,7 @@ class ModelProcess(Supervised):
         loads: asyncio.Semaphore | None = None,
         memory_limit: int | None = None,
         interpreter: Interpreter | None = None,
+        forks: ForkServer | None = None,
         module: str = "serving.engines.worker",
         spec: Mapping[str, Any] | None = None,
         max_waiting: int = MAX_WAITING,
@@ -85,7 +84,7 @@ class ModelProcess(Supervised):
         self._given = dict(environment or {})
         self._load_timeout, self._call_timeout, self._idle_timeout = load_timeout, call_timeout, idle_timeout
         self._loads = loads or asyncio.Semaphore(1)
-        self._interpreter = interpreter
+        self._interpreter, self._forks = interpreter, forks
         self._queued = 0
         self._killed: str | None = None
         self._wire: Wire | None = None
@@ -218,35 +217,36 @@ class ModelProcess(Supervised):
                 await asyncio.wait_for(wire.gone.wait(), max(rest, 0.05))
                 return True
 
-    async def _spawn(self, python: str) -> tuple[asyncio.subprocess.Process, Wire, asyncio.BaseTransport]:
+    async def _spawn(self, python: str) -> tuple[Process, Wire, asyncio.BaseTransport]:
         ours, theirs = socket.socketpair()
-        root = str(await asyncio.to_thread(worker_root, python))
-        # threads of a numeric library that wait for work give the core away: others run on this machine, the server among them
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"}
-        environment |= {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
-        environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
-        if python != sys.executable:  # what the server's Python is pointed at is not for another's
-            environment = {key: value for key, value in environment.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-        environment |= self._given
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         self.starts += 1
         self._note(f"start {self.starts}: loading {self.path}")
         try:
-            with await asyncio.to_thread(open_log, self.log) as log:
-                process = await asyncio.create_subprocess_exec(
-                    python, "-m", self._module, str(theirs.fileno()), str(os.getpid()),
-                    stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                    env=environment, cwd=self.log.parent, pass_fds=[theirs.fileno()], start_new_session=True,
-                )  # fmt: skip
+            async with opened_log(self.log) as log:
+                process = await self._forked(python, theirs, log)
+                if process is None:
+                    environment = await asyncio.to_thread(surroundings, python, self._given)
+                    process = await launch(
+                        python, self._module, theirs.fileno(), environment=environment, folder=self.log.parent, log=log
+                    )
+            self.pid = process.pid
+            ours.setblocking(False)
+            transport, wire = await asyncio.get_running_loop().create_connection(Wire, sock=ours)
         except BaseException:
-            ours.close()
+            ours.close()  # which ends the process
             raise
         finally:
             theirs.close()
-        self.pid = process.pid
-        ours.setblocking(False)
-        transport, wire = await asyncio.get_running_loop().create_connection(Wire, sock=ours)
         return process, wire, transport
+
+    async def _forked(self, python: str, connection: socket.socket, log: Any) -> Forked | None:
+        if self._forks is None or python != sys.executable or self._module != self._forks.module:
+            return None
+        try:
+            return await self._forks.fork(self._given, self.log.parent, connection, log)
+        except Unforked as why:
+            self._note(f"it imports its packages by itself: {why}")
+            return None
 
     async def _load(self, wire: Wire) -> None:
         wire.write({"path": str(self.path), **self.spec})
@@ -287,7 +287,7 @@ def _checked(kind: str, answer: Any) -> Any:
     return answer
 
 
-async def _end(process: asyncio.subprocess.Process, transport: asyncio.BaseTransport) -> None:
+async def _end(process: Process, transport: asyncio.BaseTransport) -> None:
     transport.close()  # the process ends when its server is gone
     try:
         await asyncio.wait_for(process.wait(), 2)
@@ -314,17 +314,3 @@ def held(pid: int | None, *, children: bool = True) -> int:
             with contextlib.suppress(psutil.Error):
                 held += child.memory_info().rss
     return held
-
-
-def worker_root(python: str) -> Path:
-    """What a worker imports itself from: this installation, or beside a model's own environment a copy of the worker alone, so
-    that none of the server's packages are seen there. Blocking."""
-    root = Path(__file__).resolve().parent.parent.parent
-    if python == sys.executable:
-        return root
-    copy = Path(python).parent.parent / "smalti"
-    for file in ("worker.py", "rows.py", "skops.py"):  # the worker and what it imports of this project
-        target = copy / "serving/engines" / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((root / "serving/engines" / file).read_bytes())
-    return copy

@@ -37,6 +37,7 @@ _BASE = {  # the field of an address, where the provider has one
     "databricks-model-serving": "databricks_workspace_url",
 }
 _KEYS = ("openai_api_key", "anthropic_api_key", "databricks_api_token")
+NO_KEY = "settings, which have no key"
 _PATHS = re.compile(r"/(chat/completions|completions|embeddings|v1/messages)$")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _OWN = {"host", "content-length", "content-type", "transfer-encoding", "connection"}
@@ -91,18 +92,28 @@ def address_of(model: Mapping[str, Any]) -> str:
     return base
 
 
-def upstream_of(model: Mapping[str, Any], resolve: Callable[[str], str], *, key_from: str, reach: Reach) -> Upstream:
+def key_of(model: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The field of a checked external model that holds the reference to its key, and the reference; None where it has no key."""
+    given = settings_of(model)
+    keys = {name: given.get(name) for name in _KEYS}
+    keys["bearer_token_auth.token"] = (given.get("bearer_token_auth") or {}).get("token")
+    keys["api_key_auth.value"] = (given.get("api_key_auth") or {}).get("value")
+    return next(((field, reference) for field, reference in keys.items() if reference), None)
+
+
+def upstream_of(
+    model: Mapping[str, Any], resolve: Callable[[str], str], *, key_from: str, reach: Reach, entity: str = ""
+) -> Upstream:
     """Where and how a checked external model is called.
 
     Parameters
     ----------
     resolve: the secret that a reference in the configuration stands for; blocking.
-    key_from: whose key it is, for messages.
+    key_from: what holds the key, and `entity` whose model it is, for messages.
     """
     given = settings_of(model)
     header = given.get("api_key_auth") or {}
-    found = [given.get(name) for name in _KEYS] + [(given.get("bearer_token_auth") or {}).get("token"), header.get("value")]
-    reference = next((value for value in found if value), None)
+    key = key_of(model)
     azure, provider = given.get("openai_api_type") == "azure", model["provider"]
     own = {"anthropic": "x-api-key"}.get(provider, "api-key" if azure else "authorization")
     extra = {"anthropic-version": VERSION} if provider == "anthropic" else {}
@@ -111,9 +122,10 @@ def upstream_of(model: Mapping[str, Any], resolve: Callable[[str], str], *, key_
     return Upstream(
         base_url=address_of(model),
         model=model["name"],
-        key=resolve(reference) if reference else None,
+        key=resolve(key[1]) if key else None,
         provider=provider if provider in ("openai", "anthropic") else "custom",
         key_from=key_from,
+        entity=entity,
         header=str(header.get("key") or own).lower(),
         task=model["task"],
         query=urlencode({"api-version": given["openai_api_version"]}) if azure else "",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+log = logging.getLogger("smalti")
 
 KEPT_LOG = 4 << 20
 """Bytes of a model's log beyond which the older half is dropped when it is started."""
@@ -95,7 +100,9 @@ class Supervised(ABC):
             began = time.monotonic()
             try:
                 await self._run()
-            except (LoadFailed, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, LoadFailed | OSError):  # nobody else would hear of it
+                    log.exception("%s cannot be started", self._name)
                 failed = error if isinstance(error, LoadFailed) else LoadFailed(f"The process cannot be started: {error}")
                 self._tell("FAILED", str(failed))
                 if not first.done():
@@ -182,6 +189,19 @@ def open_log(path: Path) -> Any:
     if path.exists() and path.stat().st_size > KEPT_LOG:
         path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+@asynccontextmanager
+async def opened_log(path: Path) -> AsyncIterator[Any]:
+    """`open_log`, closed at the end of the block."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_log, path))
+    try:
+        file = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
+        raise
+    with file:
+        yield file
 
 
 def tail(path: Path, size: int) -> str:

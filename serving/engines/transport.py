@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from governance.call import CallError, limit_exceeded, unavailable
-from serving.engines.addresses import Place, Unreachable
+from governance.call import CallError, limit_exceeded, misconfigured, unavailable
+from serving.engines.addresses import NotAllowed, Place, Unreachable
 from serving.engines.http1 import Broken, Disconnected, Target
 from serving.engines.pool import Answer, Pool, Unconnected
 from serving.engines.upstream import Upstream
@@ -30,6 +30,11 @@ MAX_STREAM = 128 * 1024 * 1024
 """The same of a stream: one that goes on past it has no end."""
 
 _REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
+
+_PASSING = {408: 504, 503: 503, 504: 504, 529: 503}
+"""Failures of a model that have a status of the same meaning; all others are 502. 529 is Anthropic's for 503."""
+_SPENT = "insufficient_quota"  # OpenAI's code of a 429 that no waiting helps against
+_CODE = re.compile(r"[a-z][a-z0-9_]{2,63}")
 
 BREAKS = (Broken, sse.TooLong)
 """What reading an answer fails with, where the upstream is at fault."""
@@ -97,6 +102,8 @@ class Transport:
     async def _open(self, method: str, path: str, content: bytes, until: float) -> Answer:
         try:
             base = await self._place.url()
+        except NotAllowed as error:
+            raise misconfigured(str(error)) from None
         except Unreachable as error:
             raise unavailable(str(error), status=502) from None
         if (target := self._targets.get(base)) is None:
@@ -175,22 +182,28 @@ class Transport:
         """What an answer of another status than 200 means to whoever called."""
         status, host = answer.status, self.upstream.host
         said = f": {text}" if text else ""
+        if self.upstream.entity:
+            host = f"{host} ({self.upstream.entity})"
         retry = answer.header(b"retry-after")
         wait = float(retry) if re.fullmatch(r"\d{1,4}(\.\d+)?", retry) else None
         match status:
             case 400 | 413 | 422:
                 return CallError(f"The model at {host} refuses the request{said}", status=400, code="BAD_REQUEST")
             case 401 | 403:
-                return CallError(f"The model at {host} refuses the server's key. Check {self.upstream.key_from}.", status=502)
-            case 404:
-                return CallError(f"There is no model {model!r} at {host}. Check its name{said}.", status=502)
+                return misconfigured(f"The model at {host} refuses the server's key. Check {self.upstream.key_from}.")
+            case 402:
+                return misconfigured(f"The account at {host} has no credit{said}. Whoever runs this server must see to it.")
+            case 404 | 405 | 410:
+                return misconfigured(f"There is no model {model!r} at {host}. Check its name{said}.")
+            case 429 if _SPENT in text:
+                return misconfigured(f"The account at {host} is used up{said}. Whoever runs this server must see to it.")
             case 429:
                 wait = 1.0 if wait is None else wait
-                return limit_exceeded(f"The model at {host} is at its own limit. Wait {wait:g} s.", wait)
+                return limit_exceeded(f"The model at {host} is at its own limit{said}. Wait {wait:g} s.", wait)
         if 300 <= status < 400:
-            return CallError(f"The model at {host} redirects, which is not followed. Correct its base URL.", status=502)
+            return misconfigured(f"The model at {host} redirects, which is not followed. Correct its base URL.")
         message = f"The model at {host} failed with HTTP {status}{said}. Send the request again."
-        return unavailable(message, status=502, retry_after=wait)
+        return unavailable(message, status=_PASSING.get(status, 502), retry_after=wait)
 
     def broken(self, error: Exception) -> CallError:
         """What a connection that broke, or an answer that cannot be read, means to whoever called."""
@@ -244,4 +257,7 @@ def _message(raw: bytes) -> str:
         return ""
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) else ""
+    if not isinstance(message, str):
+        return ""
+    code = error.get("code") if isinstance(error, dict) else None  # as clients look for, e.g. context_length_exceeded
+    return f"{code}: {message}" if isinstance(code, str) and _CODE.fullmatch(code) and code not in message else message

@@ -28,7 +28,8 @@ class Upstream:
     model: its name there; None takes the first that the upstream lists.
     key: bearer token, from the environment.
     provider: `openai`, `anthropic`, `databricks`, `vllm`, `ollama` or `custom`.
-    key_from: name of the environment variable of the key, for messages.
+    key_from: what holds the key, for messages.
+    entity: the served entity that calls it, for messages.
     header: the header that carries the key; `authorization` carries it as a bearer token, another as it is.
     task: `llm/v1/chat`, `llm/v1/completions` or `llm/v1/embeddings`.
     query: what follows `?` in each request's URL, as Azure's `api-version`.
@@ -47,6 +48,7 @@ class Upstream:
     query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     reach: Reach = "any"
+    entity: str = ""
 
     @property
     def host(self) -> str:

@@ -7,13 +7,14 @@ or `[id, "error", {"message", "status", "param", "failed"}]`. Only JSON crosses,
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
+import select
 import socket
 import struct
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections import deque
@@ -349,10 +350,11 @@ def _told(error: Exception) -> dict[str, Any]:
     return {"message": message, "status": 400 if wrong or told is None else 500, "param": None, "failed": not wrong}
 
 
-def leave_with(parent: int) -> None:
-    """End when the server has ended, whatever the model is doing then: a model that hangs reads no socket."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def leave_with(connection: socket.socket) -> None:
+    """End when the server has ended or let go of the socket, whatever the model is doing then: one that hangs reads none."""
+    watched = select.poll()
+    watched.register(connection, 0)  # the end of it is told in any case
+    watched.poll()
     os._exit(0)
 
 
@@ -364,10 +366,18 @@ def _size(body: Mapping[str, Any]) -> int:
     return 1
 
 
-def main(descriptor: int, parent: int) -> None:
+def warm() -> None:
+    """Import what most models need; for a process that forks this one. Raises `ImportError`."""
+    skops.import_lean()  # before MLflow, as in `Model`
+    for name in ("mlflow.sklearn", "pandas", "sklearn.pipeline", "threadpoolctl", "yaml"):
+        importlib.import_module(name)
+
+
+def main(descriptor: int) -> None:
     warnings.simplefilter("ignore")
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
-    wire = Wire(socket.socket(fileno=descriptor))
+    connection = socket.socket(fileno=descriptor)
+    threading.Thread(target=leave_with, args=(connection,), daemon=True).start()
+    wire = Wire(connection)
     spec = wire.receive()
     try:
         model = Model(spec["path"])
@@ -382,4 +392,4 @@ def main(descriptor: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

@@ -10,12 +10,19 @@ from typing import Any
 
 from governance.call import CallError
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    424: "server_error",
+    429: "rate_limit_error",
+}
 _CODES = {
     401: "invalid_api_key",
     403: "permission_denied",
     404: "model_not_found",
     413: "request_too_large",
+    424: "failed_dependency",
     429: "rate_limit_exceeded",
 }
 

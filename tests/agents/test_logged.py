@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
 
 from agents.scaffold import create
 from tests.live import ROOT
@@ -31,7 +30,6 @@ print(json.dumps({
 """
 
 
-@pytest.mark.timeout(240)
 def test_logged_loaded_and_asked(tmp_path: Path) -> None:
     create("handbook", "rag", tmp_path)
     project = tmp_path / "handbook"

@@ -98,7 +98,7 @@ def main() -> None:
         asked = {query: encoder.ask(query) for query in queries}
         indexes.search("bench", queries[0])
         row = indexes._row("bench")
-        without = timed(lambda q: indexes._search(row, q, asked[q], 5, "hybrid"), queries)
+        without = timed(lambda q: indexes._finder.find(row, q, asked[q], 5, "hybrid"), queries)
         whole = timed(lambda q: indexes.search("bench", q), queries)
         indexes.close()
         encoder.close()

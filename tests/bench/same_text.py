@@ -2,10 +2,10 @@
 
     python -m tests.bench.same_text --model FOLDER --vllm PYTHON [--texts docs] [--steps 150]
 
-`--vllm` is the interpreter of an environment that has vLLM, such as `smalti engines install vllm` makes; on a processor its build
-for processors. Trains a LoRA adapter (`cpt`), serves it with its base by both engines at fp32, and asks both, greedily. Prints
-one JSON object: `prompts`, of which `same` (the adapter's texts) and `same_base` (the base model's), `differ` (where the
-adapter's text is not the base's), and what is apart.
+`--vllm` is the interpreter of an environment that has vLLM, such as `smalti engines install vllm` makes; on a processor its
+build for processors. Trains a LoRA adapter (`cpt`), serves it with its base by both engines at fp32, and asks both, greedily.
+Prints one JSON object: `prompts`, of which `same` (the adapter's texts) and `same_base` (the base model's), `differ` (where the
+adapter's text is not the base's), and what differs.
 """
 
 from __future__ import annotations

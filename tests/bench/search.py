@@ -118,7 +118,7 @@ def main() -> None:
         indexes = Indexes(engine_at(home), home / "chroma", encoder)
         row = indexes._row("bench")
         began = time.perf_counter()
-        rows = indexes._memory(row.id).refresh()
+        rows = indexes._finder.memory(row.id).refresh()
         told["read_s"] = round(time.perf_counter() - began, 2)
         told["rows"] = rows.live
         told["memory_mb"] = round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -134,7 +134,7 @@ def main() -> None:
         both = [(text, Asked(*rest)) for text, rest in zip(asked, zip(vectors, pieces, spans, strict=True), strict=True)]
 
         def run(mode: str, **more: Any) -> Any:
-            return lambda each: indexes._search(row, each[0], each[1], 10, mode, **more)
+            return lambda each: indexes._finder.find(row, each[0], each[1], 10, mode, **more)
 
         for mode in ("dense", "lexical", "hybrid"):
             told[mode] = timed(run(mode), both, warm=10)

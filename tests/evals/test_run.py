@@ -162,14 +162,14 @@ async def test_errors_are_kept_apart_from_misses(hundred: Done, capfd: pytest.Ca
         predict,
         tracking_uri=f"sqlite:///{hundred.home}/mlflow.db",
         folder=hundred.home / "second",
-        timeout=0.4,
+        timeout=2,
         ui="http://127.0.0.1:8000/mlflow",
     )
     released.set()
     await asyncio.sleep(0)
     errors = {result.row.id: result.prediction.error for result in found.results}
     assert errors == {
-        "row-0": "ConnectionError: refused", "row-1": "timed out after 0.4 s", "row-2": "timed out after 0.4 s",
+        "row-0": "ConnectionError: refused", "row-1": "timed out after 2 s", "row-2": "timed out after 2 s",
         "row-3": "ConnectionError: refused", "row-4": "predict returned str, not a Prediction",
         "row-5": "503 the model is loading", "row-6": "ConnectionError: refused", "row-7": "the call was cancelled",
         "row-8": None, "row-9": "ConnectionError: refused", "row-10": None, "row-11": None,

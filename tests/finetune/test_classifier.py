@@ -54,4 +54,4 @@ def test_importing_the_room_imports_nothing_heavy() -> None:
         "import sys, finetune\nassert not {'numpy', 'sklearn', 'mlflow', 'pydantic'} & set(sys.modules)\n"
         "finetune.LinearClassifier, finetune.fit_cached\nassert not {'sklearn', 'scipy', 'mlflow', 'pydantic'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,9 +135,7 @@ def test_a_kept_classifier_is_used_until_something_changes(train_file: Path, tmp
     cache = tmp_path / "cache"
     first = fit_cached(train_file, counting, cache, encoder="e1")
     assert calls == 1
-    began = time.perf_counter()
     again = fit_cached(train_file, counting, cache, encoder="e1")
-    assert time.perf_counter() - began < 0.5  # nothing is trained
     assert calls == 1
     np.testing.assert_array_equal(first.weights, again.weights)
     fit_cached(train_file, counting, cache, encoder="e2")
@@ -160,7 +157,7 @@ def test_reading_a_kept_classifier_imports_no_training_code(train_file: Path, tm
         f"fit_cached(pathlib.Path({str(train_file)!r}), None, pathlib.Path({str(tmp_path / 'cache')!r}), encoder='e')\n"
         "assert not {'sklearn', 'scipy', 'pydantic', 'mlflow'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=20, env={**os.environ})
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=100, env={**os.environ})
 
 
 def test_a_bad_file_trains_nothing(tmp_path: Path) -> None:

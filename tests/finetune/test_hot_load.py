@@ -18,7 +18,7 @@ from app import cli
 from finetune.hot_load import hot_load
 from finetune.lora_rules import lint
 from finetune.runs import RunError
-from serving.engines.http_process import _free_port
+from serving.engines.ports import free_port
 from tests.live import wait_until
 from tests.serving import vllm_double
 
@@ -52,7 +52,7 @@ def test_what_vllm_needs_for_a_rank() -> None:
 
 @pytest.fixture
 def vllm(tmp_path: Path) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     given = ["--model", "m", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "base", "--dtype", "auto"]
     command = [sys.executable, str(vllm_double.__file__), *given, "--tensor-parallel-size", "1", "--shutdown-timeout", "1"]
     with (tmp_path / "log").open("w") as log:

@@ -85,7 +85,7 @@ def test_importing_the_room_is_cheap() -> None:
         "assert not {'sqlalchemy', 'pydantic', 'fastapi', 'orjson'} & sys.modules.keys()\n"
         "assert all(getattr(governance, name) for name in governance.__all__)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2], timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2], timeout=100)
 
 
 def test_another_processs_change_is_seen_at_once(database: Engine, home: Path) -> None:
@@ -118,6 +118,6 @@ def test_a_change_of_one_that_does_not_ring_is_seen_soon(database: Engine, home:
     with sqlite3.connect(home / "smalti.db") as connection:
         connection.execute("UPDATE governance_changes SET value = value + 1 WHERE topic = 'grants'")
     connection.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while changes.versions()["grants"] == before:
         assert time.monotonic() < deadline

@@ -124,6 +124,22 @@ def test_clocks_that_jump_lose_no_call_and_count_none_twice(
     assert [units(found) for _ in range(3)] == [5, 5, 5]
 
 
+def test_a_call_that_is_under_way_while_the_clock_jumps_counts_when_it_ends(
+    database: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = rows.add("a", "user:one", done=False)
+    found = seen(database, rows)
+    clock = time.time_ns
+    for hours in (30, -30):
+        monkeypatch.setattr(time, "time_ns", lambda hours=hours: clock() + hours * 3_600_000_000_000)
+        found.read()
+    monkeypatch.undo()
+    rows.finish(late, execution_duration_ms=50.0, served_entity_name="a")
+    rows.journal.ingest()
+    found.read()
+    assert found.counts()[0] == {"units": 1, "calls": 1, "fallbacks": 0}
+
+
 def test_units_that_a_fallback_touched_are_left_out_and_told(database: Engine, rows: Rows) -> None:
     rows.add("a", "user:one")
     rows.add("b", "user:two", served_entity_name="a")
@@ -165,6 +181,16 @@ def test_asking_the_same_again_is_a_retry(database: Engine, rows: Rows) -> None:
     rows.add("a", "user:one", request={"input": "why not?"}, after=2_000)
     rows.add("a", "user:one", request={"input": "why not?"}, after=2_000_000)  # half an hour later
     assert seen(database, rows).values("retry").values.tolist() == [0.25]
+
+
+def test_what_an_hour_of_a_wrong_clock_lies_between_is_no_retry(database: Engine, rows: Rows) -> None:
+    rows.add("a", "user:one", request={"input": "why?"}, after=3_600_000)
+    found = seen(database, rows)
+    rows.add("a", "user:one", request={"input": "why?"}, after=1_000)
+    rows.journal.ingest()
+    found.read()
+    assert found.values("turns").values.tolist() == [2.0]
+    assert found.values("retry").values.tolist() == [0.0]
 
 
 def test_what_a_user_did_before_narrows_what_is_known_of_latency(database: Engine, rows: Rows) -> None:

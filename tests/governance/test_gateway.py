@@ -286,7 +286,7 @@ async def test_a_client_that_is_gone_is_recorded_and_ends_the_engine(house: Hous
     else:
         del events
         gc.collect()
-    await asyncio.wait_for(ended.wait(), 2)
+    await asyncio.wait_for(ended.wait(), 60)
     assert len(frames(house, call)) == 2
     row = house.row(call)
     assert row["status_code"] == 499
@@ -357,7 +357,7 @@ async def test_steps_asked_for_from_different_tasks_see_the_call(house: House) -
 
     async with aclosing(house.gateway.call(house.call(), engine)) as events:
         for _ in range(4):
-            await asyncio.wait_for(anext(events), 2)
+            await asyncio.wait_for(anext(events), 60)
             assert current_call.get() is None
 
 

@@ -37,7 +37,7 @@ def calls(count=300):
         }
         ended = {
             "databricks_request_id": f"r{i}",
-            "status_code": chance.choice([200, 200, 200, 429, 499, 503]),
+            "status_code": chance.choice([200, 200, 200, 429, 424, 499, 503]),
             "execution_duration_ms": chance.lognormvariate(4, 1.5),
             "input_tokens": chance.choice([None, 10, 400]),
             "output_tokens": chance.choice([None, 7]),
@@ -88,7 +88,7 @@ def test_counting_as_calls_arrive_equals_counting_the_table(tmp_path, engine):
 def test_reading_sums_over_hours_and_endpoints(tmp_path, engine):
     now = time.time_ns()
     with Journal(engine, tmp_path / "journal", interval=None) as journal:
-        for i, status in enumerate([200, 200, 200, 429, 500, 403]):
+        for i, status in enumerate([200, 200, 200, 429, 500, 403, 424]):
             row = {"request_time": now - i % 2 * HOUR, "endpoint_name": "chat", "task": "chat", "requester": "alice"}
             more = {"status_code": status, "execution_duration_ms": 100.0 * (i + 1), "input_tokens": 3, "cost": 0.5}
             journal.append({"databricks_request_id": f"r{i}", **row, **more})
@@ -97,10 +97,10 @@ def test_reading_sums_over_hours_and_endpoints(tmp_path, engine):
         journal.ingest()
     rows = hourly.read(engine, since=iso(now - 2 * HOUR), by=("endpoint",))
     assert [(r["endpoint"], r["inner_call"], r["requests"], r["refused"], r["limited"], r["errors"]) for r in rows] == [
-        ("chat", 0, 6, 2, 1, 1),
+        ("chat", 0, 7, 2, 1, 2),
         ("docs", 1, 1, 0, 0, 0),
     ]
-    assert (rows[0]["input_tokens"], rows[0]["cost"], sum(rows[0]["bands"].values())) == (18, 3.0, 3)
+    assert (rows[0]["input_tokens"], rows[0]["cost"], sum(rows[0]["bands"].values())) == (21, 3.5, 3)
     assert len(hourly.read(engine, since=iso(now - 2 * HOUR), requester="alice")) == 2
     assert hourly.read(engine, since=iso(now + HOUR)) == []
 

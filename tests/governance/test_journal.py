@@ -214,8 +214,10 @@ def test_the_background_ingests_by_itself(database: Engine, folder: Path) -> Non
 
         thread = threading.Thread(target=look)
         thread.start()
-        assert seen.wait(5)
+        there = seen.wait(60)
+        seen.set()
         thread.join()
+        assert there
 
 
 WRITERS = """

@@ -26,7 +26,6 @@ from serving.tables import metadata as serving_tables
 from tests import servers
 from tests.governance.conftest import answering
 
-pytestmark = pytest.mark.timeout(180)
 TABLES = [governance_tables, retrieval_tables, agents_tables, serving_tables]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from governance.call import Call, CallError, Event, bad_request, limit_exceeded, unavailable
+from governance.call import Call, CallError, Event, bad_request, limit_exceeded, misconfigured, unavailable
 from governance.resilience import Breaker, resilient
 
 pytestmark = pytest.mark.anyio
@@ -85,3 +85,25 @@ async def test_an_engine_that_keeps_failing_is_left_alone_for_a_while() -> None:
     now[0] = 22
     assert "response.completed" in await told(run)
     assert "response.completed" in await told(run)
+
+
+async def test_a_wrong_setting_is_told_at_once_and_another_engine_may_answer() -> None:
+    allowed = [True]
+    first, second = Flaky(*[misconfigured("wrong key") for _ in range(20)]), Flaky()
+    both = resilient([("a", first), ("b", second)], fallback=lambda: allowed[0], pause=0.001, breaker=lambda: Breaker(2, 60))
+    for _ in range(4):  # more than the breaker would bear
+        assert "response.completed" in await told(both)
+    assert (first.calls, second.calls) == (4, 4)
+    allowed[0] = False
+    with pytest.raises(CallError, match="wrong key") as caught:
+        await told(both)
+    assert (caught.value.status, first.calls) == (424, 5)
+
+
+@pytest.mark.parametrize("wrong_first", [True, False])
+async def test_where_one_is_set_wrongly_and_one_is_down_it_is_said_that_it_may_pass(wrong_first: bool) -> None:
+    engines = [("a", Flaky(misconfigured("wrong key"))), ("b", Flaky(*[down() for _ in range(9)]))]
+    run = resilient(engines if wrong_first else engines[::-1], fallback=lambda: True, pause=0.001)
+    with pytest.raises(CallError, match="down") as caught:
+        await told(run)
+    assert caught.value.status == 502

@@ -65,7 +65,6 @@ def admit(limits: Limits, endpoint: str, size: int = 4, output: int | None = 9):
             needed.fetch()
 
 
-@pytest.mark.timeout(120)
 def test_four_processes_admit_no_more_than_one_would(url: str) -> None:
     command = [sys.executable, "-c", WORKER, url]
     workers = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -22,7 +22,7 @@ function Page({ assistantId }) {
 
 async function until(condition) {
   for (let tries = 0; !condition(); tries++) {
-    if (tries > 1500) throw new Error(`it did not happen in time: ${condition}`);
+    if (tries > 4000) throw new Error(`it did not happen in time: ${condition}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from retrieval import memory as memory_module
+from retrieval import codes
 from retrieval.memory import CODED, Memory, Page, best, highest
 from retrieval.search import search
 
@@ -35,8 +35,8 @@ class Rows:
 def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(
     distance: bool, signed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_module, "SIGNED", signed)
-    monkeypatch.setattr(memory_module, "SHORT", 4)  # 48 signs tell less than 384
+    monkeypatch.setattr(codes, "SIGNED", signed)
+    monkeypatch.setattr(codes, "SHORT", 20)  # 48 signs tell less than 384
     source = Rows(CODED + 2000)
     if not distance:
         source.vectors /= np.linalg.norm(source.vectors, axis=1, keepdims=True)
@@ -46,6 +46,7 @@ def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(
     source.gone = set(range(100, 200))
     rows = memory.refresh()
     assert rows.codes is not None
+    assert rows.codes.telling == (signed == CODED)
     for share in (None, 0.9, 0.05, 0.0):
         mask = None if share is None else RNG.random(rows.size) < share
         allowed = rows.alive if mask is None else rows.alive & mask
@@ -58,6 +59,33 @@ def test_a_large_index_finds_the_nearest_rows_and_their_exact_scores(
             assert len(found) == len(right)
             recalls.append(len(right & {hit.slot for hit in found}) / max(len(right), 1) if right else 1.0)
         assert np.mean(recalls) > 0.99
+
+
+def test_vectors_whose_signs_tell_nothing_are_compared_by_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "SIGNED", CODED)
+    source = Rows(CODED + 10)
+    source.vectors = np.abs(source.vectors)
+    source.vectors /= np.linalg.norm(source.vectors, axis=1, keepdims=True)
+    rows = Memory(source, 48).snapshot()
+    assert rows.codes is not None
+    assert not rows.codes.telling
+    for vector in source.vectors[:20]:
+        right = np.argsort(-rows.similarities(vector), kind="stable")[:10]
+        assert [hit.slot for hit in search(rows, "", vector, 10, "dense", collapse=False)] == right.tolist()
+
+
+def test_rows_that_are_all_the_same_are_chosen_in_order() -> None:
+    same = codes.Codes.empty(48).extended(np.ones((500, 48), np.float32), 500)
+    assert same.alike(np.ones(48, np.float32), 40).tolist() == sorted(same.alike(np.ones(48, np.float32), 40).tolist())
+    assert len(same.alike(np.ones(48, np.float32), 40)) == 40
+    assert same.alike(np.ones(48, np.float32), 600).tolist() == list(range(500))
+
+
+def test_products_of_bits_are_exact() -> None:
+    bits, wanted = RNG.integers(0, 2, (300, 384)).astype(np.uint8), RNG.integers(-127, 128, (9, 384)).astype(np.int8)
+    assert (codes.products(bits, wanted) == bits.astype(int) @ wanted.T.astype(int)).all()
+    extremes = np.full((2, 384), 127, np.int8) * np.array([[1], [-1]], np.int8)
+    assert codes.products(np.ones((1, 384), np.uint8), extremes).tolist() == [[127 * 384, -127 * 384]]
 
 
 def test_a_vector_of_zeros_is_no_trouble() -> None:

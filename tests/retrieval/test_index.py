@@ -46,7 +46,7 @@ def check(indexes: Indexes, name: str = "docs") -> None:
         for row in db.execute(select(chunks.c.id, chunks.c.vector).where(chunks.c.index_id == index_id).limit(20)):
             found = collection.get(ids=[row.id], include=["embeddings"])["embeddings"]
             assert np.allclose(found[0], np.frombuffer(row.vector, np.float32), atol=1e-5)
-    held = indexes._memory(index_id).refresh()
+    held = indexes._finder.memory(index_id).refresh()
     assert set(held.slot_of()) == {row["id"] for row in rows}
 
 

@@ -46,7 +46,7 @@ def test_words_without_meaning_are_not_kept(encoder: Encoder) -> None:
 def test_rare_words_weigh_more(indexes: Indexes, folder: Path) -> None:
     indexes.add("docs", folder)
     indexes.sync("docs")
-    rows = indexes._memory(indexes._row("docs").id).snapshot()
+    rows = indexes._finder.memory(indexes._row("docs").id).snapshot()
     question = "unheard-of smalti, and the glass?"
     spans = indexes.encoder.ask(question).spans
     weight = {question[a:b]: w for (a, b), w in zip(spans, rarity(rows, question, spans), strict=True)}

@@ -29,10 +29,10 @@ class Texts:
             yield Page([i + 1 for i in part], [str(i) for i in part], [None] * len(part), held, [{}] * len(part))
 
 
-@pytest.fixture
-def texts(monkeypatch: pytest.MonkeyPatch) -> Texts:
+@pytest.fixture(params=[0, 1])
+def texts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Texts:
     monkeypatch.setattr(postings, "PART", 5000)
-    monkeypatch.setattr(memory, "COMMON", 64)
+    monkeypatch.setattr(memory, "MANY", request.param)
     return Texts(3000)
 
 
@@ -47,7 +47,9 @@ def test_words_find_the_same_rows_whether_common_terms_are_gone_through_or_looke
             exact = rows.lexical(spans)
             held = np.flatnonzero(exact > 0 if allowed is None else (exact > 0) & allowed)
             right = held[best(exact[held], 20)]
-            slots, scores = rows.worded(spans, 20, allowed)
+            others = RNG.choice(rows.size, 30)
+            slots, scores, further = rows.worded(spans, 20, allowed, others)
+            np.testing.assert_allclose(further, exact[others], rtol=1e-5)
             np.testing.assert_allclose(scores, exact[right], rtol=1e-5)
             np.testing.assert_allclose(exact[slots], scores, rtol=1e-5)
             assert len(set(slots.tolist())) == len(right)

@@ -168,10 +168,11 @@ async def test_delta_sync_follows_its_table(api: Any, indexes: Indexes, tmp_path
     }
     body = {"name": NAME, "primary_key": "id", "index_type": "DELTA_SYNC", "delta_sync_index_spec": spec}
 
-    async def settled() -> dict[str, Any]:
-        for _ in range(200):
+    async def settled(state: str = "ONLINE_NO_PENDING_UPDATE") -> dict[str, Any]:
+        status: dict[str, Any] = {}
+        for _ in range(3000):
             status = (await api.get(f"{ROOT}/indexes/{NAME}")).json()["status"]
-            if status["ready"] and status["detailed_state"] == "ONLINE_NO_PENDING_UPDATE":
+            if status["ready"] and status["detailed_state"] == state:
                 return status
             await asyncio.sleep(0.02)
         raise AssertionError(status)
@@ -191,8 +192,7 @@ async def test_delta_sync_follows_its_table(api: Any, indexes: Indexes, tmp_path
     assert (await upsert(api, [{"id": 1}]))["error_code"] == "INVALID_PARAMETER_VALUE"
     table.write_text('{"id": 1, "text": "x"}\nnot json\n')
     await api.post(f"{ROOT}/indexes/{NAME}/sync")
-    await asyncio.sleep(0.2)
-    status = (await api.get(f"{ROOT}/indexes/{NAME}")).json()["status"]
+    status = await settled("ONLINE_PIPELINE_FAILED")
     assert "near row 2" in status["message"]
     assert status["indexed_row_count"] == 7, "a failed sync leaves what was there"
 

@@ -31,6 +31,14 @@ class Light(worker.Model):
         return self.pyfunc._predict_fn(data["word"])
 
 
+def warm() -> None:
+    """There is nothing to import."""
+
+
+def main(descriptor: int) -> None:
+    setattr(worker, "Model", Light)  # noqa: B010 - what the worker's `main` makes
+    worker.main(descriptor)
+
+
 if __name__ == "__main__":
-    setattr(worker, "Model", Light)  # noqa: B010 - what `main` makes
-    worker.main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

@@ -71,7 +71,7 @@ class Dying(PythonModel):
         if "die" in set(model_input.get("word", [])):
             os._exit(3)
         if "wait" in set(model_input.get("word", [])):
-            time.sleep(1)
+            time.sleep(3)
         return [str(os.getpid())] * len(model_input)
 
 set_model(Dying())

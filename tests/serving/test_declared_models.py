@@ -30,7 +30,6 @@ def ready(client: httpx.Client, name: str) -> bool:
     return client.get(f"{AT}/{name}").json()["state"]["ready"] == "READY"
 
 
-@pytest.mark.timeout(240)
 def test_a_declared_model_is_served_once_it_is_registered_and_the_file_wins(tmp_path: Path) -> None:
     home = tmp_path / "home"
     model = small(home / "mlartifacts" / "small")

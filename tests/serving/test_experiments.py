@@ -79,7 +79,6 @@ def wanted(endpoint: str, name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "endpoint": endpoint, "arms": arms, "sticky": "request", "metric": "quality", **more}
 
 
-@pytest.mark.timeout(180)
 def test_the_better_arm_is_found_promoted_and_taken_back(live: Live, endpoint: str) -> None:
     with live.client() as client:
         made = client.post(AT, json=wanted(endpoint, "better", alias="champion"))
@@ -117,7 +116,6 @@ def test_the_better_arm_is_found_promoted_and_taken_back(live: Live, endpoint: s
         ]
 
 
-@pytest.mark.timeout(180)
 def test_a_broken_guardrail_gives_the_traffic_back_by_itself(live: Live, endpoint: str) -> None:
     with live.client() as client:
         guard = [{"metric": "quality", "margin": 0.2}]
@@ -129,7 +127,6 @@ def test_a_broken_guardrail_gives_the_traffic_back_by_itself(live: Live, endpoin
         assert "b breaks the guardrail on quality" in found["verdict"]["text"]
 
 
-@pytest.mark.timeout(180)
 def test_a_shadow_is_measured_and_answers_nobody(live: Live, endpoint: str) -> None:
     with live.client() as client:
         body = {"name": "dark", "endpoint": endpoint, "mode": "shadow", "sticky": "request", "metric": "latency_ms"}
@@ -144,7 +141,6 @@ def test_a_shadow_is_measured_and_answers_nobody(live: Live, endpoint: str) -> N
         assert "shadow" not in client.get(f"/api/2.0/serving-endpoints/{endpoint}").json()["config"]["traffic_config"]
 
 
-@pytest.mark.timeout(180)
 def test_track_and_stop_ends_by_itself_with_the_winner(live: Live, endpoint: str) -> None:
     with live.client() as client:
         assert client.post(AT, json=wanted(endpoint, "tracked", mode="track-and-stop")).status_code == 200
@@ -154,7 +150,6 @@ def test_track_and_stop_ends_by_itself_with_the_winner(live: Live, endpoint: str
         assert client.post(f"{AT}/tracked/promote", json={}).json()["state"] == "PROMOTED"
 
 
-@pytest.mark.timeout(180)
 def test_it_takes_management_of_the_endpoint_and_whoever_changes_the_traffic_ends_it(live: Live, endpoint: str) -> None:
     key = json.loads(smalti("keys", "create", "eve", "--endpoint", endpoint, "--json", home=live.home).stdout)["key"]
     eve = {"Authorization": f"Bearer {key}"}
@@ -180,7 +175,6 @@ def test_it_takes_management_of_the_endpoint_and_whoever_changes_the_traffic_end
         assert shares(client, endpoint) == {"b": 100}
 
 
-@pytest.mark.timeout(180)
 def test_an_experiment_of_the_settings_begins_by_itself_and_outlives_a_kill(tmp_path: Path, upstream: Upstream) -> None:
     external = f"{{name: echo, provider: custom, base_url: '{upstream.url}', api_key_env: UPSTREAM_KEY}}"
     (tmp_path / "smalti.yaml").write_text(

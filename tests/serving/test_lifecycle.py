@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
@@ -23,7 +22,7 @@ from tests.live import ROOT, Live, environment, mlflow_store, serving, start, wa
 from tests.programs import Programs
 from tests.serving import models
 
-SOON = datetime.timedelta(seconds=60)
+SOON = datetime.timedelta(seconds=120)
 ROW = s.DataframeSplitInput(columns=["a", "b", "c"], data=[[1.0, 2.0, 3.0]], index=[0])
 
 
@@ -270,9 +269,10 @@ def test_endpoints_survive_the_end_of_the_server_and_running_answers_are_given(l
 
     with live.client() as client, ThreadPoolExecutor(1) as pool:
         ask: Any = {"url": "/serving-endpoints/mortal/invocations", "json": {"dataframe_records": [{"word": "wait"}]}}
-        assert client.post(**ask).status_code == 200  # the model is there
+        warm = client.post(ask["url"], json={"dataframe_records": [{"word": "hello"}]})
+        assert warm.status_code == 200  # the model is there
         running = pool.submit(client.post, **ask)
-        wait_until(lambda: "smalti_in_flight 1.0" in httpx.get(f"{live.url}/metrics", headers=live.headers).text)
+        wait_until(lambda: "smalti_in_flight 1.0" in client.get("/metrics").text)
         live.process.send_signal(signal.SIGTERM)
         assert running.result().status_code == 200
-        live.process.wait(15)
+        live.process.wait(60)

@@ -23,10 +23,12 @@ from agents.agent import Agent
 from agents.graphs import react
 from agents.models import ScriptedModel
 from agents.runtime import Runtime
+from agents.tools.mcp import McpServer, McpUnavailable, _Connection
 from governance.call import Call, CallError
 from serving.agent_settings import McpDeclaration, ToolDeclaration
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
+from serving.engines.ports import free_port
 from serving.mcp_client import McpServers, late_engine
 from serving.settings import Settings
 from serving.tools import make_tools
@@ -177,11 +179,14 @@ async def test_a_server_that_does_not_start_is_named_and_tried_again(tmp_path: P
         assert (await here.ask(here.made.admin))["status"] == "completed"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.tools.mcp.CONNECTING", 100)  # a program's imports take their time on a loaded machine
+
+
 @pytest.fixture
 def address(script: Path) -> Iterator[tuple[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -194,6 +199,7 @@ def address(script: Path) -> Iterator[tuple[str, Any]]:
                 return
             except OSError:
                 time.sleep(0.05)
+        raise AssertionError("the MCP server did not start")
 
     start()
     yield f"http://127.0.0.1:{port}/mcp", start
@@ -235,3 +241,24 @@ def test_declarations_that_are_refused() -> None:
     entity = {"agent": {"builder": "react", "tools": [{"mcp": "nowhere"}]}}
     with pytest.raises(ValidationError, match="no MCP server 'nowhere'"):
         Settings(endpoints=[{"name": "a", "config": {"served_entities": [entity]}}])  # type: ignore[list-item]
+
+
+async def test_after_a_call_that_the_server_s_end_cut_off_a_new_connection_is_made() -> None:
+    """The call learns of it before the connection's own task does."""
+    from mcp import McpError
+    from mcp.types import ErrorData
+
+    class Cut:
+        async def call_tool(self, tool: str, arguments: Any, **more: Any) -> Any:
+            raise McpError(ErrorData(code=-32000, message="Connection closed"))
+
+    ready = asyncio.get_running_loop().create_future()
+    ready.set_result(Cut())
+    server = McpServer("numbers", lambda: None)  # type: ignore[arg-type,return-value]
+    server._connection = dying = _Connection(ready)
+    with pytest.raises(McpUnavailable, match="ended while it ran add"):
+        await server.call("add", {})
+    assert not dying.closed.is_set()
+    with pytest.raises(McpUnavailable, match="cannot be used"):
+        await server.call("add", {})
+    assert server._connection is not dying

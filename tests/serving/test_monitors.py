@@ -105,7 +105,7 @@ def test_live_answers_get_their_scores_on_their_trace_and_drift_is_told(tmp_path
             host, alerted = told[0]
             assert host == f"localhost:{port}"
             assert {"question_length", "inputs"} <= {series["name"] for series in alerted["series"] if series["drifted"]}
-            assert status()["alerts"][0]["delivered"]
+            wait_until(lambda: status()["alerts"][0]["delivered"], 60)
             assert status()["problem"] is None
 
             def assessments() -> list[Any]:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from serving.endpoint import Endpoint
 from serving.engines.external import ExternalChat, Timeouts
 from serving.engines.upstream import Upstream as Address
+from tests.live import wait_until
 from tests.serving.upstream import KEY, House, Upstream, house, serving
 
 
@@ -287,11 +288,18 @@ def test_a_crash_tells_no_internals(http: httpx.Client, made: House) -> None:
 
 @pytest.mark.parametrize(
     ("model", "status", "says"),
-    [("fails", 502, "HTTP 500"), ("silent", 504, "did not answer"), ("busy", 429, "limit"), ("stops", None, "middle")],
+    [
+        ("fails", 502, "HTTP 500"),
+        ("missing", 424, "no model"),
+        ("silent", 504, "did not answer"),
+        ("busy", 429, "limit"),
+        ("stops", None, "middle"),
+    ],
 )
 def test_an_upstream_that_fails(client: openai.OpenAI, made: House, model: str, status: int | None, says: str) -> None:
     upstream = Upstream()
-    engine = ExternalChat(Address(upstream.url, model, KEY), timeouts=Timeouts(first_byte=0.5, between=0.5))
+    patience = Timeouts(first_byte=0.5 if model == "silent" else 60, between=60)
+    engine = ExternalChat(Address(upstream.url, model, KEY), timeouts=patience)
     made.opened.append(engine)
     made.endpoints.register(Endpoint("outside", "llm/v1/chat", engine.run))
     try:
@@ -323,17 +331,16 @@ def test_incomplete_answers_say_length(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_ends_the_engine(made: House, url: str, stream: bool) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "!endless"}], "stream": stream}
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {made.admin}"}, trust_env=False, timeout=0.3) as client:
+    before, timeout = len(made.rows()), httpx.Timeout(60, read=60 if stream else 0.3)
+    headers = {"authorization": f"Bearer {made.admin}"}
+    with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=timeout) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 next(answer.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/chat/completions", json=body)
-    deadline = time.monotonic() + 5
-    while made.gateway.in_flight and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert made.gateway.in_flight == 0
+    wait_until(lambda: len(made.rows()) > before and made.gateway.in_flight == 0, 60)
     assert made.rows(newest=True, limit=1)[0]["status_code"] == 499
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import openai
 import pytest
 from sqlalchemy import create_engine
+from sqlalchemy.exc import IntegrityError
 
 from agents.log import RunLog
 from governance.call import Call, Caller, Event
@@ -199,7 +201,7 @@ async def test_killed_at_any_event_no_reader_loses_or_repeats_one(tmp_path: Path
     engine, runs = service(tmp_path, 6)
     call = Call("agent", "agent", {"background": True}, request_id="r1", stream=True)
     begun = await runs.start(call, ADMIN)
-    assert begun["status"] == "in_progress"
+    assert begun["status"] in ("queued", "in_progress", "completed")
     seen: list[tuple[int, Event]] = []
     follow = runs.follow("r1", ADMIN)
     async for item in follow:
@@ -224,6 +226,106 @@ async def test_killed_at_any_event_no_reader_loses_or_repeats_one(tmp_path: Path
     assert found is not None
     text = "".join(event.data["delta"] for _, event in (*seen, *rest) if event.type == "response.output_text.delta")
     assert json.loads(json.dumps(found))["output"][0]["content"][0]["text"] == text
+    engine.dispose()
+
+
+async def followed(runs: Runs) -> list[Event]:
+    return [event async for _, event in runs.follow("r1", ADMIN)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["left", "stopped", "closed"])
+async def test_whatever_happens_while_a_run_is_noted_it_is_ended(tmp_path: Path, how: str) -> None:
+    engine, runs = service(tmp_path, 6)
+    noting, go_on, begin = threading.Event(), threading.Event(), runs.log.begin
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        record = begin(*given, **named)
+        noting.set()
+        go_on.wait(60)
+        return record
+
+    runs.log.begin = slowly  # type: ignore[method-assign]
+    starting = asyncio.create_task(runs.start(Call("agent", "agent", {}, request_id="r1", stream=True), ADMIN))
+    assert await asyncio.to_thread(noting.wait, 60)
+    if how == "left":
+        starting.cancel()
+        await asyncio.wait([starting])
+    elif how == "stopped":
+        runs.stop("r1")
+    closing = asyncio.create_task(runs.close()) if how == "closed" else None
+    await asyncio.sleep(0)
+    go_on.set()
+    events = await followed(runs)
+    assert [event.terminal for event in events] == [False] * (len(events) - 1) + [True]
+    await asyncio.wait([starting, *([closing] if closing else [])])
+    status = {"left": "completed", "stopped": "cancelled", "closed": "failed"}[how]
+    assert events[-1].data["response"]["status"] == status
+    assert (await runs.get("r1", ADMIN) or {})["status"] == status
+    assert runs.log.unfinished() == []
+    engine.dispose()
+
+
+@pytest.mark.anyio
+async def test_a_run_is_heard_once_its_agent_is_at_work(tmp_path: Path) -> None:
+    engine, runs = service(tmp_path, 6)
+    go_on, append = asyncio.Event(), runs.log.append
+
+    async def slowly(*given: Any, **named: Any) -> None:
+        await go_on.wait()
+        await append(*given, **named)
+
+    runs.log.append = slowly  # type: ignore[method-assign]
+    starting = asyncio.create_task(runs.start(Call("agent", "agent", {}, request_id="r1", stream=True), ADMIN))
+    while "r1" not in runs._live:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    hearing = asyncio.create_task(runs.heard("r1"))
+    await asyncio.sleep(0.05)
+    assert not hearing.done()
+    go_on.set()
+    await hearing
+    await starting
+    await runs.wait("r1")
+    await runs.heard("r1")
+    engine.dispose()
+
+
+@pytest.mark.anyio
+async def test_a_run_that_cannot_be_noted_is_told_to_whom_began_it(tmp_path: Path) -> None:
+    engine, runs = service(tmp_path, 6)
+    call = Call("agent", "agent", {}, request_id="r1", stream=True)
+    await runs.start(call, ADMIN)
+    await runs.wait("r1")
+    with pytest.raises(IntegrityError):
+        await runs.start(call, ADMIN)
+    await runs.close()
+    engine.dispose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("closes", [False, True])
+async def test_who_cancels_what_has_just_ended_takes_no_end_away(tmp_path: Path, closes: bool) -> None:
+    engine, runs = service(tmp_path, 3)
+    ending, go_on, append = asyncio.Event(), asyncio.Event(), runs.log.append
+
+    async def slowly(run_id: str, seq: int, entries: Any, *, status: str | None = None) -> None:
+        if status:
+            ending.set()
+            await go_on.wait()
+        await append(run_id, seq, entries, status=status)
+
+    runs.log.append = slowly  # type: ignore[method-assign]
+    starting = asyncio.create_task(runs.start(Call("agent", "agent", {}, request_id="r1", stream=True), ADMIN))
+    await ending.wait()
+    while not runs._live["r1"].ended:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(runs.close() if closes else runs.cancel("r1", ADMIN))
+    following = asyncio.create_task(followed(runs))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert [event.type for event in await following if event.terminal] == ["response.completed"]
+    await asyncio.wait([starting, stopping])
+    assert (await runs.get("r1", ADMIN) or {})["status"] == "completed"
     engine.dispose()
 
 

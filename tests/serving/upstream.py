@@ -188,7 +188,20 @@ class Upstream:
                 self._json(429, {"error": {"message": "slow down"}}, retry_after="7")
 
             def _too_much(self, body: Any) -> None:
-                self._json(400, {"error": {"message": "This model's maximum context length is 10 tokens."}})
+                message = "This model's maximum context length is 10 tokens."
+                self._json(400, {"error": {"message": message, "code": "context_length_exceeded"}})
+
+            def _overloaded(self, body: Any) -> None:
+                self._json(503, {"error": {"message": "later"}})
+
+            def _missing(self, body: Any) -> None:
+                self._json(404, {"error": {"message": "no such model"}})
+
+            def _broke(self, body: Any) -> None:
+                self._json(402, {"error": {"message": "pay"}})
+
+            def _spent(self, body: Any) -> None:
+                self._json(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
 
             def _redirects(self, body: Any) -> None:
                 self._json(307, {}, location="http://169.254.169.254/")
@@ -229,14 +242,14 @@ class Upstream:
                 self.close_connection = True
 
             def _silent(self, body: Any) -> None:
-                upstream.gone.wait(5)
+                upstream.gone.wait(60)
                 self.close_connection = True
 
             def _stalls(self, body: Any) -> None:
                 self._open()
                 self._delta({"content": "Wait"})
                 self.wfile.flush()
-                upstream.gone.wait(5)
+                upstream.gone.wait(60)
 
             def _endless(self, body: Any) -> None:
                 self._open()
@@ -379,7 +392,7 @@ def serving(app: Any) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.started, "the server did not start"

@@ -238,10 +238,11 @@ def _check(model: Any) -> None:
         raise ValueError(f"{config.model_type} has layers other than attention, which this engine does not batch; use vLLM")
 
 
-def main(descriptor: int, parent: int) -> None:
+def main(descriptor: int) -> None:
     warnings.simplefilter("ignore")
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
-    wire = _Wire(socket.socket(fileno=descriptor))
+    connection = socket.socket(fileno=descriptor)
+    threading.Thread(target=leave_with, args=(connection,), daemon=True).start()
+    wire = _Wire(connection)
     spec = wire.receive()
     try:
         server = Server(wire, spec)
@@ -256,4 +257,4 @@ def main(descriptor: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

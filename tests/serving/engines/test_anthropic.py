@@ -117,7 +117,7 @@ def upstream() -> Iterator[Anthropic]:
 async def ask(upstream: Anthropic, model: str, **payload: Any) -> list[Event]:
     headers = {"anthropic-version": "2023-06-01"}
     address = Upstream(upstream.url, model, KEY, "anthropic", header="x-api-key", headers=headers)
-    engine = ExternalChat(address, timeouts=Timeouts(first_byte=5, between=5))
+    engine = ExternalChat(address, timeouts=Timeouts(first_byte=60, between=60))
     given = {"input": [{"type": "message", "role": "user", "content": "hello"}], **payload}
     try:
         return [event async for event in engine.run(Call("chat", "chat", given))]
@@ -193,7 +193,7 @@ async def test_a_whole_message_is_read_too(upstream: Anthropic) -> None:
 
 @pytest.mark.parametrize(
     ("model", "status", "message"),
-    [("overloaded", 502, "HTTP 529"), ("overloaded-inside", 502, "Overloaded"), ("stops", 502, "in the middle")],
+    [("overloaded", 503, "HTTP 529"), ("overloaded-inside", 502, "Overloaded"), ("stops", 502, "in the middle")],
 )
 async def test_failures_are_told_without_the_key(upstream: Anthropic, model: str, status: int, message: str) -> None:
     with pytest.raises(CallError, match=message) as caught:

@@ -14,7 +14,7 @@ import pytest
 
 from serving.engines import environment
 from serving.engines.environment import Environments, unmet
-from serving.engines.process import worker_root
+from serving.engines.launch import worker_root
 from serving.engines.supervised import LoadFailed
 
 pytestmark = pytest.mark.anyio

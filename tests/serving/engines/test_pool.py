@@ -77,7 +77,7 @@ async def pool() -> AsyncIterator[Callable[..., Pool]]:
     opened: list[Pool] = []
 
     def make(**options: Any) -> Pool:
-        opened.append(Pool(**{"limit": 8, "connect": 5.0, "tls": ssl.create_default_context, **options}))
+        opened.append(Pool(**{"limit": 8, "connect": 60.0, "tls": ssl.create_default_context, **options}))
         return opened[-1]
 
     yield make
@@ -85,7 +85,7 @@ async def pool() -> AsyncIterator[Callable[..., Pool]]:
         each.close()
 
 
-async def ask(pool: Pool, port: int, body: bytes = b"{}", *, seconds: float = 5.0, target: Target | None = None) -> Answer:
+async def ask(pool: Pool, port: int, body: bytes = b"{}", *, seconds: float = 60.0, target: Target | None = None) -> Answer:
     until = asyncio.get_running_loop().time() + seconds
     return await pool.ask(target or Target(False, "127.0.0.1", port), b"POST", b"/v1/x", b"host: h\r\n", body, until)
 
@@ -93,7 +93,7 @@ async def ask(pool: Pool, port: int, body: bytes = b"{}", *, seconds: float = 5.
 async def whole(answer: Answer, *, release: bool = True) -> bytes:
     parts = []
     try:
-        while part := await answer.read(asyncio.get_running_loop().time() + 5):
+        while part := await answer.read(asyncio.get_running_loop().time() + 60):
             parts.append(part)
     finally:
         if release:
@@ -102,7 +102,7 @@ async def whole(answer: Answer, *, release: bool = True) -> bytes:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -136,7 +136,7 @@ def test_no_key_is_read_back() -> None:
 def declared(upstream: Upstream, *entities: dict[str, Any], env: dict[str, str] | None = None, **more: Any) -> Any:
     config = {"served_entities": [{"external_model": given} for given in entities], **more}
     declaration = EndpointDeclaration.model_validate({"name": "outside", "config": config})
-    return declare(declaration, env or {}, fallback=lambda _: True, mirror=None, patience=Timeouts(first_byte=5, between=5))
+    return declare(declaration, env or {}, fallback=lambda _: True, mirror=None, patience=Timeouts(first_byte=60, between=60))
 
 
 async def answer(made: Any, payload: dict[str, Any] | None = None, task: Any = "chat") -> list[Event]:

@@ -57,7 +57,7 @@ def sign_in(world: World, context: BrowserContext) -> Any:
             page.get_by_role("button", name="Sign in").click()
         else:
             caller = world.identity.authenticate(key or world.admin_key)
-            options: dict[str, Any] = {"admin": caller.admin, "label": "session", "ttl": 60, "parent": caller.key_id}
+            options: dict[str, Any] = {"admin": caller.admin, "label": "session", "ttl": 600, "parent": caller.key_id}
             secret = world.identity.create_key(caller.name, **options)[1]
             context.add_cookies(
                 [{"name": "smalti_session", "value": secret, "url": world.url, "httpOnly": True, "sameSite": "Lax"}]

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.serving.ui.test_chat import ask, done
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 _SETTLED = """async () => {
     const ends = each => each.effect && each.effect.getComputedTiming().endTime < Infinity;

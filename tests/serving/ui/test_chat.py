@@ -29,7 +29,7 @@ def done(page):
     return answer(page)
 
 
-def wait(check, seconds=3.0):
+def wait(check, seconds=60.0):
     until = time.monotonic() + seconds
     while not check() and time.monotonic() < until:
         time.sleep(0.02)
@@ -39,7 +39,7 @@ def wait(check, seconds=3.0):
 def test_answer_is_visible_before_it_ends_and_shows_how_it_came(world, sign_in, samples):
     page = sign_in()
     finished = len(world.engine.finished)
-    world.engine.delay = 0.05
+    world.engine.delay = 0.5
     try:
         ask(page, "How do I install it?")
         expect(answer(page)).to_contain_text("You need Python")
@@ -60,7 +60,7 @@ def test_answer_is_visible_before_it_ends_and_shows_how_it_came(world, sign_in, 
     expect(shown.locator(".step .name")).to_contain_text(["route", "search", "extract answer"])
     expect(shown.locator(".step").nth(1)).to_contain_text("5 passages")
     expect(shown.locator(".step .ms").nth(1)).to_have_text("15 ms")
-    assert page.url.endswith(f"/?thread={call.thread_id}")
+    expect(page).to_have_url(f"{world.url}/?thread={call.thread_id}")
 
 
 def test_citation_shows_its_quote_and_opens_the_document_there(world, sign_in, samples):
@@ -110,6 +110,7 @@ def test_an_answer_goes_on_while_its_page_is_reloaded_or_elsewhere(world, sign_i
     ask(page, "slow please")
     prose = answer(page).locator(".prose")
     expect(prose).to_contain_text("word word word")
+    expect(page).to_have_url(re.compile("thread="))
     address = page.url
     before = len(prose.inner_text())
     page.reload()
@@ -122,7 +123,7 @@ def test_an_answer_goes_on_while_its_page_is_reloaded_or_elsewhere(world, sign_i
     assert len(world.engine.calls) == calls + 1  # nothing was asked again
     page.get_by_label("Stop the answer").click()
     expect(answer(page)).to_contain_text("You stopped this answer.")
-    wait(lambda: world.engine.closed[-1] == world.engine.calls[-1].request_id, 10)
+    wait(lambda: world.engine.closed[-1] == world.engine.calls[-1].request_id)
 
 
 def test_a_question_is_edited_and_asked_again_in_a_conversation_of_its_own(world, sign_in):
@@ -145,7 +146,7 @@ def test_a_question_is_edited_and_asked_again_in_a_conversation_of_its_own(world
     assert call.thread_id != first
     assert [item["role"] for item in call.payload["input"]] == ["user", "assistant", "user"]
     answer(page).get_by_role("button", name="Answer again").click()
-    wait(lambda: world.engine.calls[-1] is not call, 10)
+    wait(lambda: world.engine.calls[-1] is not call)
     assert asked(world.engine.calls[-1]) == "How do I install it on macOS?"
     done(page)
     assert [message.text for message in world.engine.threads.said[first]][2] == "How do I install it?"  # stays as it was
@@ -200,11 +201,11 @@ def test_thumb_is_sent_at_once_and_again_with_its_comment(world, sign_in):
     shown.get_by_role("button", name="Not helpful").click()
     expect(shown.get_by_role("button", name="Not helpful")).to_have_attribute("aria-pressed", "true")
     request = world.engine.calls[-1].request_id
-    assert world.feedback == [(request, False, None, "admin")]
+    wait(lambda: world.feedback == [(request, False, None, "admin")])
     shown.get_by_label("What was wrong or missing? (optional)").fill("Name the <version>.")
     page.keyboard.press("Enter")
     expect(shown).to_contain_text("Thank you for the comment.")
-    assert world.feedback[1:] == [(request, False, "Name the <version>.", "admin")]
+    wait(lambda: world.feedback[1:] == [(request, False, "Name the <version>.", "admin")])
 
 
 def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
@@ -221,7 +222,7 @@ def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
     page.get_by_label("Title", exact=True).fill("  Setting   up ")
     page.keyboard.press("Enter")
     expect(current.locator(".thread-open span")).to_have_text("Setting up")
-    assert world.engine.threads.rows[thread][1].title == "Setting up"
+    wait(lambda: world.engine.threads.rows[thread][1].title == "Setting up")
     page.get_by_role("button", name="New chat").click()
     expect(page.locator(".hello")).to_be_visible()
     page.locator(f'a[href="/?thread={thread}"]').click()
@@ -233,7 +234,7 @@ def test_threads_are_listed_opened_renamed_and_deleted(world, sign_in):
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator(f'a[href="/?thread={thread}"]')).to_have_count(0)
     expect(page.locator(".hello")).to_be_visible()
-    assert thread not in world.engine.threads.rows
+    wait(lambda: thread not in world.engine.threads.rows)
 
 
 def test_a_thread_of_another_caller_is_not_there(world, sign_in):
@@ -409,7 +410,7 @@ def test_injected_script_is_blocked_by_the_policy(sign_in):
     blocked = """() => new Promise((resolve) => {
         addEventListener('securitypolicyviolation', (e) => resolve(e.effectiveDirective), { once: true });
         document.querySelector('#messages').insertAdjacentHTML('beforeend', '<img src="/ui/none.svg" onerror="window.__xss=1">');
-        setTimeout(() => resolve('ran'), 2000);
+        setTimeout(() => resolve('ran'), 20_000);
     })"""
     assert page.evaluate(blocked) == "script-src-attr"
     assert page.evaluate("fetch('http://localhost:9/').then(() => 'sent', (e) => 'refused')") == "refused"

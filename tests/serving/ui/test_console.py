@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.serving.ui.test_accessible import axe
 from tests.serving.ui.world import ARTIFACTS, XSS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 
 def pictures(page: Page, name: str) -> None:
@@ -54,7 +54,7 @@ def test_home_tells_what_was_asked_and_what_needs_attention(console, live):
     expect(page.get_by_label("Endpoint", exact=True)).to_have_value("main.default.docs")
     searched = str(sum(row["endpoint_name"] == "main.default.docs" for row in rows))
     expect(figures.first).to_have_text(searched)
-    assert page.url.endswith("?endpoint=main.default.docs&hours=168")
+    expect(page).to_have_url(re.compile(r"\?endpoint=main\.default\.docs&hours=168$"))
     page.get_by_role("link", name="Its calls in the journal").click()
     expect(page.locator(".grid tbody tr").first).to_contain_text("main.default.docs")
 

@@ -69,7 +69,7 @@ def test_an_experiment_says_who_wins_and_is_promoted_and_rolled_back(console, li
     expect(detail.locator(".plot svg").first).to_be_visible()
     expect(detail.locator(".plot figcaption").first).to_have_text("quality, difference to old")
     expect(detail.locator(".grid").nth(1)).to_contain_text("better")
-    assert page.url.endswith("?name=kinder")
+    expect(page).to_have_url(re.compile(r"\?name=kinder$"))
     pictures(page, "experiments")
     assert not (wrong := both(page, "experiments")), "\n".join(wrong)
     expect(detail.get_by_label("Give all traffic to")).to_have_value("new")
@@ -189,14 +189,14 @@ def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(c
     assert not (wrong := both(page, "finetuning")), "\n".join(wrong)
     page.reload()
     expect(detail.locator("h2").first).to_have_text("films")
-    assert re.search(r"\?run=films-", page.url)
+    expect(page).to_have_url(re.compile(r"\?run=films-"))
     expect(detail.get_by_label("As model")).to_have_value("main.default.films")  # the recipe did not say so
     detail.get_by_role("button", name="Register").click()
     expect(detail.locator(".facts")).to_contain_text("main.default.films version 1", timeout=60_000)
     detail.get_by_label("As endpoint").fill("film-reviews")
     detail.get_by_role("button", name="Serve").click()
     expect(page.get_by_role("heading", name="film-reviews")).to_be_visible(timeout=30_000)
-    assert page.url.endswith("/console/endpoints?name=film-reviews")
+    expect(page).to_have_url(re.compile(r"/console/endpoints\?name=film-reviews$"))
 
 
 @pytest.fixture(scope="module")

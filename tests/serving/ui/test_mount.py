@@ -33,7 +33,7 @@ def test_mounting_imports_no_nicegui():
         "s = UiServices(None, None, OneTimeCodes(), *[None] * 6); p = mount(FastAPI(), s); "
         "assert p and not [m for m in ('nicegui', 'socketio', 'pygments', 'markdown_it') if m in sys.modules], sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
 @pytest.mark.parametrize("path", PAGES)

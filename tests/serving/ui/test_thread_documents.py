@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import expect
@@ -11,7 +13,7 @@ from tests.serving.ui.test_accessible import both
 from tests.serving.ui.test_chat import ask, done
 from tests.serving.ui.world import ARTIFACTS, XSS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.browser
 
 BADGE = "# Badges\n\nThe badge of Quillon Ferndale has the number 7741 and is kept in the blue drawer of the archive.\n"
 QUESTION = "What number has the badge of Quillon Ferndale?"
@@ -54,6 +56,7 @@ def test_an_answer_cites_what_was_handed_in_there_and_nowhere_else(chat, live):
     page.screenshot(path=ARTIFACTS / "chat-document.png")
     page.keyboard.press("Escape")
     assert not (wrong := both(page, "a conversation with a document")), "\n".join(wrong)
+    expect(page).to_have_url(re.compile("thread="))
     address, document = page.url, live.url + (chip.get_attribute("href") or "")
 
     def status(key):

@@ -160,7 +160,7 @@ class Engine:
         if "approve" in question.lower():
             return "", [], "generative"
         if "slow" in question.lower():
-            return "word " * 4000, [], "generative"
+            return "word " * 20_000, [], "generative"
         return "I could not find this in these documents.", [], "extractive"
 
     async def stream(self, call: Call) -> AsyncIterator[Event]:
@@ -334,15 +334,11 @@ class World:
             return {"status": "ready"}
 
         self.pages: Pages = mount(app, services)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=port, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1
-        )
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
 
     async def _agents(self, caller: Caller) -> Sequence[str]:
         return ["assistant"] if caller.name != "alice" else ["assistant", "researcher"]
@@ -355,7 +351,7 @@ class World:
 
     def start(self) -> None:
         self.thread.start()
-        until = time.monotonic() + 15
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             try:
                 if httpx.get(f"{self.url}/ready").status_code == 200:
@@ -366,5 +362,5 @@ class World:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()

@@ -1,0 +1,106 @@
+"""Passages of indexes over folders: their rows in memory, searched, read from the record of truth, joined."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sqlalchemy.engine import Connection, Row
+
+from retrieval import filters as filtering
+from retrieval import search as searching
+from retrieval.chunks import ChunkFields, ChunkSource, passage
+from retrieval.gather import merged
+from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.late import Asked
+from retrieval.memory import Memory, Snapshot
+from retrieval.store import Store
+from retrieval.types import Passage
+from retrieval.vectors import Vectors
+
+FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
+
+
+class Finder:
+    """Searches indexes over folders, given as their rows of the database. Thread-safe; blocking."""
+
+    def __init__(self, store: Store, vectors: Vectors, guards: Guards, dimension: int) -> None:
+        self._store, self._vectors, self._guards, self._dimension = store, vectors, guards, dimension
+        self._lock = threading.Lock()
+        self._memories: dict[int, Memory] = {}
+
+    def find(
+        self,
+        row: Row[Any],
+        query: str,
+        asked: Asked | None,
+        k: int,
+        mode: str,
+        filters: Mapping[str, Any] | str | None = None,
+        groups: Groups = NOBODY,
+        diversity: float = 0.0,
+    ) -> list[Passage]:
+        """The `k` best passages, see `Indexes.search`; `query` is tidy."""
+        if not query:
+            return []
+        memory = self.memory(row.id)
+        rows, hits, found = memory.snapshot(), [], {}
+        for _ in range(3):
+            rows = memory.snapshot()
+            with self._store.reading() as db:
+                hits = searching.search(
+                    rows,
+                    query,
+                    asked.vector if asked else None,
+                    k,
+                    mode,
+                    mask=self.seen(row.name, rows, filters, groups, db),
+                    nearest=lambda v, n: self._vectors.query(row.id, v, n),
+                    diversity=diversity,
+                    asked=asked,
+                    pieces=lambda slots, rows=rows, db=db: self._store.pieces(rows.seqs[slots].tolist(), db),
+                )
+                found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits], db)
+            if len(found) == len(hits):
+                break
+            memory.refresh()  # a document changed between the search and the reading of its passages
+        read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
+        return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
+
+    def merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
+        """Passages that follow each other as one, see `retrieval.gather`."""
+
+        def between(first: Passage, second: Passage) -> str:
+            document = self._store.document(row.id, row.name, first.document_id)
+            # Of a document that was replaced meanwhile the offsets no longer hold: its passages stay apart.
+            same = document is not None and document.text[first.start : first.end] == first.text
+            return document.text[first.end : second.start] if document is not None and same else "replaced"
+
+        return merged(found, between)
+
+    def seen(
+        self,
+        index: str,
+        rows: Snapshot,
+        given: Mapping[str, Any] | str | None,
+        groups: Groups,
+        db: Connection | None = None,
+    ) -> np.ndarray | None:
+        """Rows that meet a filter and that the groups may see; None for all."""
+        return both(filtering.of(rows, given, FILTERED) if given else None, self._guards.mask(index, rows, groups, db))
+
+    def memory(self, index_id: int) -> Memory:
+        """The index's rows; read when they are first asked for."""
+        with self._lock:
+            found = self._memories.get(index_id)
+            if found is None:
+                source = ChunkSource(self._store, index_id)
+                found = self._memories[index_id] = Memory(source, self._dimension, fields=ChunkFields)
+            return found
+
+    def forget(self, index_id: int) -> None:
+        """Of an index that was dropped."""
+        with self._lock:
+            self._memories.pop(index_id, None)
