@@ -208,8 +208,8 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, c
             for batch in chosen:
                 loop._step(batch)
             rounds.append(clock() - began)
-        began = clock()
         task.model.eval()
+        began = clock()
         with torch.no_grad():
             task.evaluate()
         evaluation = clock() - began
