@@ -226,12 +226,17 @@ def _parse(path: Path, number: int, raw: bytes, lines_of: Mapping[str, int]) -> 
             found[key] = value
         return found
 
+    def no_number(constant: str) -> None:
+        raise wrong(f"{constant} is no JSON", "leave the key out, or write a number")
+
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number)
     except UnicodeDecodeError as error:
         raise wrong(f"byte {error.start + 1} is not UTF-8", "save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         fix = "write one complete JSON object a line"
+        if number == 1 and b"," in raw and not raw.lstrip().startswith((b"{", b"[")):
+            fix = 'from CSV: pandas.read_csv(FILE).to_json(OUT, orient="records", lines=True)'
         if number == 1 and raw.lstrip()[:1] == b"[":
             fix = "the file looks like a JSON array; write its elements one a line, without [ ] and commas"
         raise wrong(f"is not JSON ({error.msg} at column {error.colno})", fix) from None

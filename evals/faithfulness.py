@@ -1,8 +1,9 @@
 """Faithfulness of a summary without an LLM: the probability that what restates passages has changed nothing that they say.
 
 `evals.groundedness` asks whether a text is found in passages at all. A summary is found in them nearly whole, and may be false by
-one word: here each word piece is held against what stands in its place (`evals.wording`), and what comes of it is weighed by a
-logistic regression and by boosted trees, which see the features of `evals.support` too. `faithfulness.json` and
+one word: here each word piece is held against what stands in its place (`evals.wording`), and words astray (`evals.astray`)
+are left out in turn. What comes of both is weighed by a logistic regression, and what comes of the pieces by
+boosted trees, which see the features of `evals.support` too. `faithfulness.json` and
 `faithfulness.npz` are made by `python -m evals.train_faithfulness FOLDER --out evals/faithfulness.json`; here they are only
 applied. What the model reaches on domains it has not seen is written in the former, under `validation`: clearly more than chance,
 and far less than people or a good judge.
@@ -16,6 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from evals.astray import astray
 from evals.cache import digest
 from evals.groundedness import scored
 from evals.support import features, probability
@@ -78,7 +80,7 @@ class Faithfulness:
     def score(self, passages: str, text: str) -> float:
         """The probability that `text` is faithful to `passages`, 0 to 1."""
         rows, _ = self._wording.pairs(passages, text)  # first: it reads at once all that the features need
-        found = features(passages, text, self._wording.vectors)
+        found = features(passages, text, self._wording.vectors) | astray(passages, text, self._wording.glance)
         return self.weighed(found | pooled(rows, self._network(rows)))
 
     def run(self, *, inputs: Any = None, outputs: Any = None, expectations: Any = None, trace: Any = None) -> float | None:

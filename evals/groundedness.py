@@ -19,6 +19,9 @@ from typing import Any, cast
 from evals.cache import digest
 from evals.support import Embed, Vectors, features, probability
 
+EMBEDDED = 80
+"""Characters of a sentence that are embedded; more have told nothing more."""
+
 
 class Model:
     """A logistic model: `coefficients` by feature, `intercept`, and the `threshold` from which a text counts as grounded."""
@@ -54,7 +57,7 @@ class Groundedness:
     name = "groundedness"
 
     def __init__(self, embed: Embed, spec: Model | None = None) -> None:
-        self.model, self._vectors = spec or model(), Vectors(embed)
+        self.model, self._vectors = spec or model(), Vectors(embed, longest=EMBEDDED)
         self.fingerprint = self.model.fingerprint
 
     def score(self, passages: str, text: str) -> float:

@@ -75,8 +75,7 @@ def _metrics(evaluation: Evaluation) -> Iterator[str]:
     yield "<table><tr><th>metric<th class='n'>value<th class='n'>95 % interval<th class='n'>n<th></tr>"
     for name, estimate in evaluation.estimates.items():
         if estimate.n:
-            low, high = (("" if end is None else f"{end:.4g}") for end in (estimate.low, estimate.high))
-            cells = (f"{estimate.value:.4g}", f"{low} – {high}" if low or high else "", str(estimate.n))
+            cells = (f"{estimate.value:.4g}", estimate.interval("{:.4g}".format), str(estimate.n))
             numbers = "".join(f"<td class='n'>{cell}" for cell in cells)
             yield f"<tr><td>{escape(name)}{numbers}<td class='dim'>{escape(described(name).words)}</tr>"
     yield "</table>"

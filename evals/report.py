@@ -261,12 +261,8 @@ def render(evaluation: Evaluation, gates: Sequence[GateResult] = (), *, limit: i
         if not estimate.n and (name not in _ALWAYS or classical):
             continue
         words = described(name).words if estimate.n else "no row has what it needs"
-        interval = (
-            ""
-            if estimate.low is None and estimate.high is None
-            else (f"{_number(name, estimate.low)} – {_number(name, estimate.high)}")
-        )
-        table.add_row(name, _number(name, estimate.value), interval, str(estimate.n), words)
+        ends = estimate.interval(lambda value, name=name: _number(name, value))
+        table.add_row(name, _number(name, estimate.value), ends, str(estimate.n), words)
     if metrics:
         parts.append(table)
     for name, counts in words_said(evaluation).items():

@@ -94,7 +94,19 @@ class Queue(BaseModel):
     reviewers: list[Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]] = []
     """Who may review besides those who manage the endpoint: `user:NAME`, `group:NAME`, `service_principal:NAME`."""
     reviews_per_item: Annotated[int, Field(ge=1, le=20)] = 1
+    """Where it is not given: two, which agreement takes, if two or more may review; else one."""
     instruction: Annotated[str, Field(max_length=10_000)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "reviews_per_item" in given:
+            return given
+        named = given.get("reviewers")
+        several = isinstance(named, list) and (
+            len(set(map(str, named))) > 1 or any(str(each).startswith("group:") for each in named)
+        )
+        return {**given, "reviews_per_item": 2 if several else 1}
 
     @field_validator("labels")
     @classmethod
@@ -112,6 +124,15 @@ class Queue(BaseModel):
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
             raise bad_request(f"Field {field!r}: {problem['msg']}.", field or None) from None
+
+
+def _written(item: Mapping[str, Any]) -> str:
+    return json.dumps(dict(item), ensure_ascii=False, default=str)
+
+
+def readable(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The items that are not too long for a queue."""
+    return [item for item in items if len(_written(item)) <= MAX_CONTENT]
 
 
 class Reviews:
@@ -171,7 +192,7 @@ class Reviews:
                 asked = item.get("question") if isinstance(item, Mapping) else None
                 if not (isinstance(asked, str) and asked.strip()) and not (isinstance(item, Mapping) and item.get("inputs")):
                     raise bad_request(f"Item {number} has no 'question' and no 'inputs'.", "items")
-                content = json.dumps(dict(item), ensure_ascii=False, default=str)
+                content = _written(item)
                 if len(content) > MAX_CONTENT:
                     raise bad_request(f"Item {number} has more than {MAX_CONTENT} characters.", "items")
                 identity = str(item.get("request_id") or item.get("id") or hashlib.sha256(content.encode()).hexdigest()[:32])[:64]

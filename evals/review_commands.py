@@ -15,6 +15,8 @@ from evals.commands import BAD_INPUT, refusing
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Name = Annotated[str, typer.Argument(help="The queue.")]
 
+_ALONE = "No item was judged by two people yet; it takes a queue whose items need two reviews (--reviews 2)."
+
 review = typer.Typer(no_args_is_help=True, help="Queues of answers for people to judge; how far they agree; datasets of it.")
 
 
@@ -43,7 +45,10 @@ def create(
         ),
     ] = None,
     reviewer: Annotated[list[str] | None, typer.Option(help="user:NAME or group:NAME; may be given again.")] = None,
-    reviews: Annotated[int, typer.Option(min=1, max=20, help="Reviews that an item needs.")] = 1,
+    reviews: Annotated[
+        int | None,
+        typer.Option(min=1, max=20, help="Reviews that an item needs. Default: 2 where two or more may review, else 1."),
+    ] = None,
     schema: Annotated[Path | None, typer.Option(help="JSON file of the whole queue, as the API takes it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +56,9 @@ def create(
     from evals.review import Queue
 
     with _queues(context) as queues:
-        given: dict[str, Any] = json.loads(schema.read_text("utf-8")) if schema else {"reviews_per_item": reviews}
+        given: dict[str, Any] = json.loads(schema.read_text("utf-8")) if schema else {}
+        if reviews is not None:
+            given["reviews_per_item"] = reviews
         if reviewer:
             given["reviewers"] = reviewer
         if label or not schema:
@@ -73,6 +80,7 @@ def add(
 ) -> None:
     """Fill a queue with the endpoint's answers in the journal, or with those of an evaluation."""
     from evals import collect
+    from evals.review import readable
 
     work = context.obj
     with _queues(context) as queues:
@@ -85,8 +93,10 @@ def add(
             rows = work.journal.rows(since, endpoint=queues.queue(name).endpoint)
             found = collect.from_journal(rows, match=match, sample=sample, seed=seed)
             items = [{**row, "request_id": row["id"], "trace_id": f"tr-{row['id']}"} for row in found]
-        count = queues.add(name, items)
-    _show(context, {"added": count}, as_json, f"{count} items added to {name}")
+        short = readable(items)
+        told = {"added": queues.add(name, short), "too_long": len(items) - len(short)}
+    left = f"; {told['too_long']} left out, which are too long to be read" if told["too_long"] else ""
+    _show(context, told, as_json, f"{told['added']} items added to {name}{left}")
 
 
 def _of_run(result: Any) -> dict[str, Any]:
@@ -156,7 +166,7 @@ def agreement(
             rows += with_people(queues, name, evaluation)
     shown = rows if as_json else [{**row, **{k: _short(row[k]) for k in ("agreement", "kappa")}} for row in rows]
     columns = {"label": "Label", "between": "Between", "n": "Items", "agreement": "Same", "kappa": "Kappa"}
-    context.obj.print_rows(shown, columns, as_json=as_json, empty="No item was judged by two of them yet.")
+    context.obj.print_rows(shown, columns, as_json=as_json, empty=_ALONE)
 
 
 @review.command("dataset")

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from evals import collect
-from evals.review import Queue, Reviews, reviews
+from evals.review import Queue, Reviews, readable, reviews
 from governance.call import Caller, bad_request, forbidden, not_found
 
 MAX_BODY = 16 << 20
@@ -89,7 +89,8 @@ def router(
                 raise bad_request("Field 'items' must be a list of objects.", "items")
             return {"added": await asyncio.to_thread(queues.add, name, body["items"])}
         items = await asyncio.to_thread(_of_journal, rows, queue.endpoint, body.get("journal") or {})
-        return {"added": await asyncio.to_thread(queues.add, name, items)}
+        short = await asyncio.to_thread(readable, items)
+        return {"added": await asyncio.to_thread(queues.add, name, short), "too_long": len(items) - len(short)}
 
     @routes.get(PREFIX + "/{name}/items", include_in_schema=False)
     async def items(name: str, state: str = "all", limit: int = 100, after: int = -1, who: Caller = Depends(caller)) -> Any:

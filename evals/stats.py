@@ -9,7 +9,7 @@ None.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,12 @@ class Estimate:
     high: float | None
     n: int
     left_out: int = 0
+
+    def interval(self, number: Callable[[float], str]) -> str:
+        """The interval in words; of a high percentile of few values one end may be unknown."""
+        if self.low is not None and self.high is not None:
+            return f"{number(self.low)} – {number(self.high)}"
+        return f"from {number(self.low)}" if self.low is not None else f"to {number(self.high)}" if self.high is not None else ""
 
 
 def summarize(scores: Iterable[Mapping[str, float | None]]) -> dict[str, Estimate]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -17,9 +17,8 @@ from typing import Any
 Embed = Callable[[Sequence[str]], Any]
 """Blocking; an array of a unit vector for each text."""
 
-SENTENCES, CLAIMS, SHORTLIST, EMBEDDED, LONGEST = 200, 12, 3, 1, 400
-"""Sentences read of the passages and of the text; sentences that are looked at and embedded for each of the text's; characters of
-one."""
+SENTENCES, CLAIMS, SHORTLIST, LONGEST = 200, 12, 3, 400
+"""Sentences read of the passages and of the text; sentences that are looked at for each of the text's; characters of one."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])|\n+")
@@ -60,7 +59,7 @@ _NUMBERS = {
 _LOWEST = frozenset(
     re.findall(
         r"\S+",
-        "cov cov1 cov3 g2 g3 g4 run dens cos ",
+        "cov cov1 cov3 g2 g3 g4 run dens ",
     )
 )
 """Features of which the weakest sentence is the one with the lowest value."""
@@ -72,6 +71,9 @@ class Word:
     text: str
     name: bool
     """Capitalised within its sentence."""
+    start: int
+    end: int
+    """Where it stands."""
 
     @property
     def number(self) -> bool:
@@ -106,14 +108,16 @@ def words(text: str) -> tuple[Word, ...]:
             word = _NUMBERS.get(word, word)
             if word[0].isdigit():
                 word = word.replace(",", "")
-            found.append(Word(_stem(word), word, match.start() > 0 and match.group()[0].isupper()))
+            found.append(Word(_stem(word), word, match.start() > 0 and match.group()[0].isupper(), *match.span()))
         if negated:
-            found.append(Word("n't", "n't", False))
+            found.append(Word("n't", "n't", False, *match.span()))
     return tuple(found)
 
 
 @lru_cache(65_536)
 def _parts(token: str) -> tuple[str, ...]:
+    if token.isalpha() and token not in _NUMBERS:  # most are; the rest is as in `words`
+        return (_stem(token),)
     return tuple(word.stem for word in words(token))
 
 
@@ -134,8 +138,13 @@ class Evidence:
     sentences: list[str]
     stems: list[frozenset[str]]
     everything: frozenset[str]
-    grams: Mapping[int, frozenset[tuple[str, ...]]]
+    running: str
+    """All stems in their order, a space around each."""
     frequency: Counter[str]
+
+    def holds(self, run: tuple[str, ...]) -> bool:
+        """Whether these stems stand there one after the other."""
+        return f" {' '.join(run)} " in self.running
 
 
 @lru_cache(256)
@@ -144,19 +153,22 @@ def evidence(text: str) -> Evidence:
     told = [stems(sentence) for sentence in cut]
     held = [frozenset(each) for each in told]
     flat = [stem for each in told for stem in each]
-    grams = {n: frozenset(zip(*(flat[i:] for i in range(n)), strict=False)) for n in (2, 3, 4)}
-    return Evidence(cut, held, frozenset(flat), grams, Counter(stem for each in held for stem in each))
+    return Evidence(cut, held, frozenset(flat), f" {' '.join(flat)} ", Counter(stem for each in held for stem in each))
 
 
 class Vectors:
-    """Embeddings by text, each made once; the least recently made leave when there are too many."""
+    """Embeddings by text, each made once; the least recently made leave when there are too many.
 
-    def __init__(self, embed: Embed, size: int = 50_000) -> None:
-        self._embed, self._size, self._known = embed, size, {}
+    `longest`: characters of a text that are embedded.
+    """
+
+    def __init__(self, embed: Embed, size: int = 50_000, longest: int | None = None) -> None:
+        self._embed, self._size, self._longest, self._known = embed, size, longest, {}
 
     def __call__(self, texts: Sequence[str]) -> Any:
         import numpy as np
 
+        texts = [text[: self._longest] for text in texts]
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]
         if missing:
             self._known.update(zip(missing, self._embed(missing), strict=True))
@@ -167,21 +179,28 @@ class Vectors:
 
 
 def features(passages: str, text: str, vectors: Callable[[Sequence[str]], Any]) -> dict[str, float]:
-    """The features of a text against its passages: mean (`_m`) and weakest (`_w`) over its sentences, and its measures."""
+    """The features of a text against its passages: mean (`_m`) and weakest (`_w`) over its sentences, and its measures.
+
+    Only the sentence of which the passages hold the fewest words is compared by its vector (`cos`): the encoder takes most of the
+    time, and the vectors of the others have told nothing more.
+    """
     ground = evidence(passages)
     cut = sentences(text)[:CLAIMS]
     told = [sentence for sentence in cut if any(word.content for word in words(sentence))] or cut[:1]
     ranked = [nearest(ground, frozenset(word.stem for word in words(sentence) if word.content)) for sentence in told]
-    wanted = [text for sentence, near in zip(told, ranked, strict=True) for text in (sentence, _shown(ground, near))]
-    found_vectors = vectors(wanted)  # in one run of the encoder
-    similar = [float(found_vectors[place] @ found_vectors[place + 1]) for place in range(0, len(wanted), 2)]
-    each = [_sentence(ground, *one) for one in zip(told, ranked, similar, strict=True)]
+    each = [_sentence(ground, *one) for one in zip(told, ranked, strict=True)]
     found: dict[str, float] = {}
     for key in each[0]:
         values = [one[key] for one in each]
         found[f"{key}_m"] = sum(values) / len(values)
         found[f"{key}_w"] = min(values) if key in _LOWEST else max(values)
-    return found | {"sentences": math.log(len(each))}
+    weakest = min(range(len(each)), key=lambda place: each[place]["cov3"])
+    mine, theirs = told[weakest], ground.sentences[ranked[weakest][0]]
+    cos = 1.0
+    if mine != theirs:
+        one, other = vectors([mine, theirs])  # in one run of the encoder
+        cos = float(one @ other)
+    return found | {"cos": cos, "cosgap": cos - each[weakest]["cov1"], "sentences": math.log(len(each))}
 
 
 def nearest(ground: Evidence, wanted: frozenset[str]) -> list[int]:
@@ -195,12 +214,7 @@ def nearest(ground: Evidence, wanted: frozenset[str]) -> list[int]:
     return sorted(range(len(ground.sentences)), key=closeness, reverse=True)[:SHORTLIST]
 
 
-def _shown(ground: Evidence, near: Sequence[int]) -> str:
-    """What of the passages is embedded for a sentence."""
-    return " ".join(ground.sentences[place] for place in sorted(near[:EMBEDDED]))
-
-
-def _sentence(ground: Evidence, sentence: str, ranked: Sequence[int], similar: float) -> dict[str, float]:
+def _sentence(ground: Evidence, sentence: str, ranked: Sequence[int]) -> dict[str, float]:
     said = words(sentence)
     content = [word for word in said if word.content]
     wanted = {word.stem for word in content}
@@ -225,14 +239,12 @@ def _sentence(ground: Evidence, sentence: str, ranked: Sequence[int], similar: f
     }  # fmt: skip
     for size in (2, 3, 4):
         grams = set(zip(*(sequence[i:] for i in range(size)), strict=False))
-        found[f"g{size}"] = len(grams & ground.grams[size]) / len(grams) if grams else cov
+        found[f"g{size}"] = sum(map(ground.holds, grams)) / len(grams) if grams else cov
     found |= _copied(sequence, ground)
     negated = any(word.text in NEGATIONS for word in said)
     in_best = any(word.text in NEGATIONS for word in words(ground.sentences[best]))
     found["negc"], found["negd"] = float(negated and not in_best), float(in_best and not negated)
     found["neg_novel"] = float(negated and not any(NEGATIONS & ground.stems[place] for place in ranked))
-    found["cos"] = similar
-    found["cosgap"] = found["cos"] - found["cov1"]
     return found
 
 
@@ -240,7 +252,7 @@ def _copied(sequence: Sequence[str], ground: Evidence) -> dict[str, float]:
     """The longest stretch that the passages hold too, and how dense such stretches are (Grusky et al. 2018)."""
     runs, run = [], 0
     for pair in pairwise(sequence):
-        if pair in ground.grams[2]:
+        if ground.holds(pair):
             run += 1
         else:
             runs.append(run)

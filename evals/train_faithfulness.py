@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from evals.astray import ASTRAY, astray
 from evals.faithfulness import Weighed
 from evals.groundedness import register
 from evals.support import features
@@ -27,26 +28,41 @@ from evals.train_groundedness import Pair, pairs
 from evals.train_wording import bases, differs, fit
 from evals.wording import POOLED, Network, Read, Wording, pooled
 
-C = 0.003
+C = 0.02
+LINE = 2.0
+"""How much the regression counts beside the trees."""
+SEEDS = 3
+"""Sets of trees, of which the mean counts."""
 TREES: Mapping[str, Any] = {"n_estimators": 80, "max_depth": 3, "learning_rate": 0.05, "subsample": 0.5, "max_features": 0.3}
 
 
 class Fitted:
-    """A logistic regression over what the pieces come to, and trees over that and the features of `evals.support`."""
+    """A logistic regression over what the pieces come to and what is astray, and trees over the former and `evals.support`."""
 
-    def __init__(self, worded: np.ndarray, found: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(
+        self, worded: np.ndarray, strayed: np.ndarray, found: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    ) -> None:
         from sklearn.ensemble import GradientBoostingClassifier
         from sklearn.linear_model import LogisticRegression
 
-        mean, scale = worded.mean(0), worded.std(0) + 1e-9
-        line = LogisticRegression(C=C, max_iter=2_000).fit((worded - mean) / scale, labels, sample_weight=weights)
-        self.slopes = np.asarray(line.coef_)[0] / scale
-        self.intercept = float(np.asarray(line.intercept_)[0] - self.slopes @ mean)
-        trees = GradientBoostingClassifier(**TREES, min_samples_leaf=20, random_state=0)
-        self.trees: Any = trees.fit(np.concatenate([found, worded], axis=1), labels, sample_weight=weights)
+        x = np.concatenate([worded, strayed], axis=1)
+        mean, scale = x.mean(0), x.std(0) + 1e-9
+        line = LogisticRegression(C=C, max_iter=2_000).fit((x - mean) / scale, labels, sample_weight=weights)
+        self.slopes = LINE * np.asarray(line.coef_)[0] / scale
+        self.intercept = float(LINE * np.asarray(line.intercept_)[0] - self.slopes @ mean)
+        seen = np.concatenate([found, worded], axis=1)
+        self.trees: list[Any] = [
+            GradientBoostingClassifier(**TREES, min_samples_leaf=20, random_state=seed).fit(seen, labels, sample_weight=weights)
+            for seed in range(SEEDS)
+        ]
 
-    def __call__(self, worded: np.ndarray, found: np.ndarray) -> np.ndarray:
-        return worded @ self.slopes + self.intercept + self.trees.decision_function(np.concatenate([found, worded], axis=1))
+    def grown(self, worded: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """What the trees say."""
+        seen = np.concatenate([found, worded], axis=1)
+        return np.mean([each.decision_function(seen) for each in self.trees], axis=0)
+
+    def __call__(self, worded: np.ndarray, strayed: np.ndarray, found: np.ndarray) -> np.ndarray:
+        return np.concatenate([worded, strayed], axis=1) @ self.slopes + self.intercept + self.grown(worded, found)
 
 
 @dataclass
@@ -57,6 +73,8 @@ class Study:
     names: list[str]
     found: np.ndarray
     """Features of `evals.support`, a row a pair."""
+    strayed: np.ndarray
+    """Features of `evals.astray`."""
     rows: list[np.ndarray]
     """Features of the pieces of each pair."""
     changed: list[np.ndarray]
@@ -94,7 +112,7 @@ class Study:
 
     def fitted(self, places: np.ndarray, worded: np.ndarray) -> Fitted:
         """Both models of these pairs."""
-        return Fitted(worded[places], self.found[places], self.labels[places], self.weights(places))
+        return Fitted(worded[places], self.strayed[places], self.found[places], self.labels[places], self.weights(places))
 
     def held_out(self) -> np.ndarray:
         """Log-odds of each pair by models that have seen nothing of its domain."""
@@ -102,7 +120,7 @@ class Study:
         for domain in sorted(set(self.domains)):
             worded, test = self.worded(domain), self.domains == domain
             made = self.fitted(np.flatnonzero(~test), worded)
-            found[test] = made(worded[test], self.found[test])
+            found[test] = made(worded[test], self.strayed[test], self.found[test])
         return found
 
 
@@ -124,16 +142,18 @@ def study(folder: Path, read: Read) -> Study:
     if len({pair.domain for pair in data}) < 3 or not others:
         raise SystemExit(f"{folder}: needs at least three domains in summedits/, and begin/ or wice/")
     basis = bases(read, others[::2])
-    wording, values, rows, changed = Wording(read, *basis), [], [], []
+    wording, values, strayed, rows, changed = Wording(read, *basis), [], [], [], []
     for number, pair in enumerate(data):
         found, shown = wording.pairs(pair.passages, pair.text)
         values.append(features(pair.passages, pair.text, wording.vectors))
+        strayed.append(list(astray(pair.passages, pair.text, wording.glance).values()))
         rows.append(found.astype(np.float16))
         changed.append(differs(pair.text, pair.original, shown))
         if number % 500 == 0:
             print(f"{number} of {len(data)}", flush=True)
     names = list(values[0])
-    return Study(data, names, np.array([[row[name] for name in names] for row in values]), rows, changed, basis)
+    found = np.array([[row[name] for name in names] for row in values])
+    return Study(data, names, found, np.array(strayed), rows, changed, basis)
 
 
 def train(folder: Path, read: Read) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -160,18 +180,20 @@ def train(folder: Path, read: Read) -> tuple[dict[str, Any], dict[str, np.ndarra
     whole = made.fitted(everything, worded)
     spec: dict[str, Any] = {
         "intercept": round(whole.intercept, 6),
-        "coefficients": {name: round(float(value), 6) for name, value in zip(POOLED, whole.slopes, strict=True)},
+        "coefficients": {name: round(float(value), 6) for name, value in zip((*POOLED, *ASTRAY), whole.slopes, strict=True)},
         "slope": round(slope, 6),
         "threshold": 0.5,
         "trees": {
             "names": [*made.names, *POOLED],
             "start": 0.0,
-            "trees": [_nodes(each.tree_, TREES["learning_rate"]) for each in whole.trees.estimators_[:, 0]],
+            "trees": [
+                _nodes(each.tree_, TREES["learning_rate"] / SEEDS) for seed in whole.trees for each in seed.estimators_[:, 0]
+            ],
         },
         "validation": validation,
     }
     first = dict(zip(spec["trees"]["names"], [*made.found[0], *worded[0]], strict=True))
-    said = float(whole.trees.decision_function(np.concatenate([made.found[:1], worded[:1]], axis=1))[0])
+    said = float(whole.grown(worded[:1], made.found[:1])[0])
     spec["trees"]["start"] = round(said - Weighed(spec).trees(first), 6)
     return spec, made.network().arrays()
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.groundedness import Model, register
+from evals.groundedness import EMBEDDED, Model, register
 from evals.support import Vectors, features
 
 SAY = {"begin": 3.0, "wice": 1.0, "summedits": 0.3}
@@ -100,7 +100,7 @@ def train(folder: Path, embed: Any) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
-    data, vectors = list(pairs(folder)), Vectors(embed)
+    data, vectors = list(pairs(folder)), Vectors(embed, longest=EMBEDDED)
     rows = []
     for number, pair in enumerate(data):
         rows.append(features(pair.passages, pair.text, vectors))

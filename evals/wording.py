@@ -122,6 +122,14 @@ class Wording:
         """A unit vector for each text."""
         return np.stack([vector for vector, _ in self._all(texts)])
 
+    def glance(self, texts: Sequence[str]) -> np.ndarray:
+        """A unit vector for each text, none of which is remembered."""
+        found = {text: self._known[text][0] for text in texts if text in self._known}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing:
+            found.update(zip(missing, self._read(missing)[0], strict=True))
+        return np.stack([found[text] for text in texts])
+
     def pairs(self, passages: str, text: str) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
         """A row of features for each piece of `text`, and the sentences with the spans that they stand for."""
         ground = evidence(passages)

@@ -34,15 +34,26 @@ _CALLS = 100  # and what so many calls like the one that asks need
 _AGAIN = 1.0  # seconds after which a spent budget is looked up again: another process may have given back
 _DEFAULT_OUTPUT = 512
 _MANY = 10_000
+_MOST = 10**15  # what a call may be said to need: more is no number of a database
 
 
 class _Lease:
-    __slots__ = ("base", "left", "spent_at")
+    __slots__ = ("base", "left", "refused", "spent_at")
 
     def __init__(self) -> None:
         self.left = 0  # below 0: used beyond what was reserved, and not yet in the database
         self.base = 0  # used by everyone when the database was last asked, this lease included
         self.spent_at = float("-inf")
+        self.refused: tuple[int, int] = (0, 0)  # the limit under which there was no room then, and for how much there was none
+
+    def room(self, limit: int, need: int, soft: bool) -> bool:
+        """Whether so much may be spent without asking: a limit that was lowered counts at once, whatever is leased."""
+        return self.left >= need and (soft or self.base - self.left + need <= limit)
+
+    def spent(self, limit: int, need: int, now: float) -> bool:
+        """Whether the database said just now that there is no room for so much."""
+        of, least = self.refused
+        return limit == of and need >= least and 0 <= now - self.spent_at < _AGAIN
 
 
 class LeaseNeeded(Exception):
@@ -83,19 +94,19 @@ class Budgets:
         CallError: 429 that names the budget. LeaseNeeded: nothing was taken yet; fetch and try again.
         """
         now = self._clock()
-        charges: list[tuple[Key, int]] = []
+        charges: dict[Key, int] = {}  # a hard and a soft limit of one key count once
         warnings: list[str] = []
         with self._lock:
             for metric, period, soft, rules in policy.budgets:
                 for alternatives in rules.applying(caller):
                     key, need = self._pick(endpoint, metric, period, soft, alternatives, now, given, output, cost)
-                    charges.append((key, need))
+                    charges[key] = max(need, charges.get(key, 0))
                     lease, limit = self._leases[key], next(a[0] for a in alternatives if a[1:] == key[2:4])
                     if soft and lease.base - lease.left + need > limit:
                         warnings.append(f"the soft {_said(metric, limit, period, key)} is used up")
-            for key, need in charges:
+            for key, need in charges.items():
                 self._leases[key].left -= need
-        return charges, warnings
+        return list(charges.items()), warnings
 
     def settle(self, charges: list[tuple[Key, int]], tokens: int, cost: float) -> None:
         """Put what was really used in place of what was reserved."""
@@ -181,10 +192,11 @@ class Budgets:
             key = (endpoint, metric, kind, whose, _period(period, now))
             tokens = given + (min(_DEFAULT_OUTPUT, limit // 10) if output is None else output)
             need = 1 if metric == "calls" else tokens if metric == "tokens" else max(-int(-cost(tokens - given) * 1e6 // 1), 1)
+            need = min(need, _MOST)
             lease = self._leases.setdefault(key, _Lease())
-            if lease.left >= need:
+            if lease.room(limit, need, soft):
                 return key, need
-            if now - lease.spent_at >= _AGAIN or lease.spent_at > now:
+            if soft or not lease.spent(limit, need, now):
                 raise LeaseNeeded(lambda: self._fetch(key, limit, need, soft))  # noqa: B023 - called before the next turn
         limit, kind, whose = alternatives[-1]
         wait = _left(period, now)
@@ -195,21 +207,23 @@ class Budgets:
         with self._fetching:
             with self._lock:
                 lease = self._leases.setdefault(key, _Lease())
-                missing = need - lease.left
+                left = lease.left
                 if len(self._leases) > _MANY:
                     today = {_period("day", self._clock()), _period("month", self._clock())}
                     self._leases = {each: held for each, held in self._leases.items() if each[4] in today}
                     self._leases[key] = lease
-            if missing <= 0:
-                return
-            wanted = missing + max(min(limit // _SHARE, need * _CALLS) - need, 0)
+                if lease.room(limit, need, soft):  # somebody else asked meanwhile
+                    return
+            missing = max(need - left, 0)
+            wanted = missing + max(min(limit // _SHARE, need * _CALLS) - need, 0) if missing else 0
             with self._engine.begin() as connection:
                 insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
                 names = dict(zip(("endpoint", "metric", "kind", "whose", "period"), key, strict=True))
                 connection.execute(insert(table).values(**names, used=0).on_conflict_do_nothing())
                 used = connection.execute(select(table.c.used).where(*_is(key)).with_for_update()).scalar_one()
                 taken = wanted if soft else min(wanted, limit - used)
-                if taken >= missing:
+                enough = soft or (taken >= missing and used - left + need <= limit)
+                if taken > 0 and enough:
                     connection.execute(update(table).where(*_is(key)).values(used=table.c.used + taken))
                     used += taken
                 else:
@@ -217,7 +231,7 @@ class Budgets:
             with self._lock:
                 lease.left += taken
                 lease.base = used
-                lease.spent_at = float("-inf") if taken else self._clock()
+                lease.spent_at, lease.refused = (float("-inf"), (0, 0)) if enough else (self._clock(), (limit, need))
 
     def _pay(self, key: Key) -> None:
         """Settle a lease with the database: debts are added, what is left is given back."""
@@ -228,12 +242,14 @@ class Budgets:
                 if lease is None or not change:
                     return
                 lease.left = 0
+                lease.base += change
             try:
                 with self._engine.begin() as connection:
                     connection.execute(update(table).where(*_is(key)).values(used=table.c.used + change))
             except Exception:
                 with self._lock:
                     lease.left -= change
+                    lease.base -= change
                 logger.warning("a budget could not be written; it is tried again with its next call", exc_info=True)
 
 

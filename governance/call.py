@@ -7,7 +7,8 @@ that API's event sequence. A unary call (embeddings, search, a document) is answ
 
 from __future__ import annotations
 
-import uuid
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +22,12 @@ TERMINAL = frozenset({"response.completed", "response.incomplete", "response.fai
 
 STEP = "smalti.step"
 """Type of an event that tells what an agent's node did; traced and drawn, never sent to API clients."""
+
+
+def new_id() -> str:
+    """An id of a call: 32 hex digits, the first twelve of them the millisecond, so that rows come in the order of their index
+    (as UUID version 7 does, RFC 9562). Unique, not secret."""
+    return f"{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class Call:
     payload: Mapping[str, Any]
     credential: str | None = field(default=None, repr=False)
     caller: Caller | None = None
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = field(default_factory=lambda: new_id())
     client_request_id: str | None = None
     parent_id: str | None = None
     thread_id: str | None = None

@@ -102,14 +102,11 @@ def moment(value: datetime | str) -> datetime:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def storable(columns: dict[str, Any]) -> dict[str, Any]:
-    """Without what no database takes and what would be in the way of all that follows: NUL, integers that are too large."""
-    for name, value in columns.items():
-        if isinstance(value, str) and "\x00" in value:
-            columns[name] = value.replace("\x00", "\ufffd")
-        elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
-            columns[name] = None
-    return columns
+def storable(value: Any) -> Any:
+    """Without what no database takes and what would be in the way of all that follows: NUL, and None for too large an integer."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd") if "\x00" in value else value
+    return None if isinstance(value, int) and not -_LARGEST <= value < _LARGEST else value
 
 
 def dumps(value: Any) -> bytes:

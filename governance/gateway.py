@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from governance.call import (
     Event,
     Observer,
     current_call,
+    new_id,
     not_found,
     unauthenticated,
     unavailable,
@@ -199,7 +199,7 @@ class Gateway:
             return
         copy = replace(
             call,
-            request_id=uuid.uuid4().hex,
+            request_id=new_id(),
             parent_id=call.request_id,
             client_request_id=None,
             thread_id=None,

@@ -18,6 +18,7 @@ from governance.tables import inference_table
 logger = logging.getLogger("smalti.journal")
 
 _COLUMNS = tuple(column.name for column in inference_table.columns)
+_EMPTY: dict[str, Any] = dict.fromkeys(_COLUMNS)
 _KEY = "databricks_request_id"
 _JSON = ("request", "response", "usage_context", "guardrail_verdicts")
 """Columns that hold JSON as text."""
@@ -29,9 +30,8 @@ _SQLITE = (
 )
 
 
-def take_in(connection: Connection, bodies: Sequence[bytes]) -> None:
-    """Merge what the bodies say into the inference table and the hourly counts; later ones win."""
-    rows = _rows(bodies)
+def take_in(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Merge what `read` gave into the inference table and the hourly counts; later ones win."""
     if not rows:
         return
     hourly.add(connection, rows)
@@ -47,8 +47,8 @@ def take_in(connection: Connection, bodies: Sequence[bytes]) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=merged), rows)
 
 
-def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
-    """One row a call: what its frames say, put together."""
+def read(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
+    """One row a call: what its frames say, put together, later ones over earlier ones."""
     rows: dict[str, dict[str, Any]] = {}
     for number, body in enumerate(bodies):
         if number % _PAUSE == 0:
@@ -59,14 +59,18 @@ def _rows(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             logger.error("a journal frame of %d bytes is whole but says nothing readable; it is passed over", len(body))
             continue
-        for name in _JSON:
-            if columns.get(name) is not None:
-                columns[name] = orjson.dumps(columns[name]).decode()
-        if isinstance(columns.get("request_time"), int):
-            columns["request_time"] = iso(columns["request_time"])
-        columns = storable(columns)
-        row = rows.setdefault(request_id, dict.fromkeys(_COLUMNS))
-        row.update({name: value for name, value in columns.items() if value is not None and name in row})
+        row = rows.get(request_id)
+        if row is None:
+            row = rows[request_id] = _EMPTY.copy()
+        for name, value in columns.items():
+            if value is None or name not in row:
+                continue
+            if name in _JSON:
+                row[name] = orjson.dumps(value).decode()
+            elif name == "request_time" and isinstance(value, int):
+                row[name] = iso(value)
+            elif (told := storable(value)) is not None:
+                row[name] = told
     return list(rows.values())
 
 

@@ -257,6 +257,7 @@ class Journal:
     def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
         """Rows and position in one transaction; False when the position had moved already."""
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        rows = intake.read(bodies)  # before the database is locked
         with self._engine.begin() as connection:
             # a write comes first, so that the transaction never has to grow from reading to writing
             connection.execute(insert(segments).values(name=name, position=0, skipped=0).on_conflict_do_nothing())
@@ -267,7 +268,7 @@ class Journal:
             )
             if moved.rowcount != 1:
                 return False
-            intake.take_in(connection, bodies)
+            intake.take_in(connection, rows)
         return True
 
     def _run(self, interval: float) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, delete, select, update
 from governance import audit
 from governance.call import Caller, CallError, unavailable
 from governance.changes import Changes
+from governance.explain import explain
 from governance.redact import PATH
 from governance.tables import policies as table
 
@@ -37,7 +38,7 @@ class RateLimit(BaseModel):
     calls: StrictInt | None = Field(default=None, ge=0)
     tokens: StrictInt | None = Field(default=None, ge=0)
     key: Literal["endpoint", "user", "user_group", "service_principal"] = "endpoint"
-    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cost: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     principal: str | None = None
     renewal_period: Literal["minute", "day", "month"] = "minute"
     soft: StrictBool | None = None
@@ -180,6 +181,16 @@ class AiGatewayConfig(BaseModel):
         sides = (rails.input, rails.output) if rails is not None else ()
         return any(side is not None and bool(side.custom or (side.pii and side.pii.presidio)) for side in sides)
 
+    def check_keywords(self, where: str = "") -> None:
+        """Raises `ValueError` for one that no text can hold; not as it is parsed, since policies that are stored must be read."""
+        from governance.guardrails.fold import fold  # which most policies need not know
+
+        for side in ("input", "output"):
+            given = getattr(self.guardrails, side, None)
+            for number, word in enumerate((given.invalid_keywords if given else None) or ()):
+                if not fold(word, words=True)[0].strip():
+                    raise ValueError(f"{where}guardrails.{side}.invalid_keywords.{number}: {word!a} has no letter to look for")
+
     def logs_payload(self, request_id: str) -> bool:
         """Whether the call's request and answer are kept; of a sample, the same calls whoever asks."""
         config = self.inference_table_config
@@ -232,7 +243,7 @@ class Rules:
                 allowed = round(allowed * 1e6)
             if limit.key == "endpoint":
                 self.endpoint = allowed if self.endpoint is None else min(self.endpoint, allowed)
-            elif limit.principal is None:
+            elif not limit.principal:
                 self.default[limit.key] = min(allowed, self.default.get(limit.key, allowed))
             elif limit.key == "user_group":
                 groups[limit.principal] = min(allowed, groups.get(limit.principal, allowed))
@@ -298,6 +309,8 @@ class Policies:
             name: data if isinstance(data, AiGatewayConfig) else AiGatewayConfig.parse(data, f"{name}.ai_gateway")
             for name, data in declared.items()
         }
+        for name, policy in parsed.items():
+            policy.check_keywords(f"{name}.ai_gateway.")
         with self._lock:
             self._declared = parsed
             self._current = {**self._stored, **parsed}
@@ -319,6 +332,7 @@ class Policies:
         Raises `ValueError` for a wrong one, and `CallError` 409 where the file declares it.
         """
         parsed = config if isinstance(config, AiGatewayConfig) else AiGatewayConfig.parse(config)
+        parsed.check_keywords()
         if endpoint in self._declared:
             raise CallError(
                 f"the ai_gateway policy of {endpoint} is declared in smalti.yaml, which wins: change it there",
@@ -368,37 +382,3 @@ def _stored(config: str) -> AiGatewayConfig | ValueError:
         return AiGatewayConfig.parse(orjson.loads(config))
     except ValueError as error:
         return error
-
-
-def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """The first thing wrong, in one line: where, what, and which keys are accepted."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join([*([where] if where else []), *map(_part, first["loc"])])
-    if first["type"] == "extra_forbidden":
-        return f"{path}: unknown key; accepted: {', '.join(_accepted(model, first['loc'][:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[:1].lower()}{message[1:]}"
-
-
-def _part(part: int | str) -> str:
-    """A key as one reads it in one line, whatever was sent as one."""
-    told = str(part)
-    return told if told.replace("-", "_").isidentifier() or told.isdecimal() else ascii(told)[:60]
-
-
-def _accepted(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Keys of the model that a path of keys and positions leads to."""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        inner = _models(model.model_fields[part].annotation) if part in model.model_fields else []
-        if not inner:
-            break
-        model = inner[0]
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]

@@ -14,10 +14,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from governance.call import Caller, CallError, bad_request, forbidden, not_found
+from governance.explain import explain
 from governance.grants import LEVELS, Grant, Grants
 from governance.identity import Identity, Kind
 from governance.journal import Journal
-from governance.policies import AiGatewayConfig, Policies, explain
+from governance.policies import AiGatewayConfig, Policies
 
 _OBJECTS = {
     "serving-endpoints": "endpoint",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from governance.call import CallError
+from governance.call import CallError, new_id
 from serving.protocols.errors import databricks_error, openai_error
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def request_id(scope: Scope) -> str:
     """The id of the request being answered; 32 hex digits, also its trace id and its row in the journal."""
     state = scope.setdefault("state", {})
     if (known := state.get("request_id")) is None:
-        known = state["request_id"] = f"{random.getrandbits(128):032x}"  # needs to be unique, not secret: no system call
+        known = state["request_id"] = new_id()
     return known
 
 

@@ -274,23 +274,30 @@ class Experiments:
     async def _rollback(self, name: str, by: str, reason: str) -> None:
         row = await self._known(name)
         _check(row, ("RUNNING", "DECIDED", "PROMOTED"), "rolled back")
-        before = json.loads(row["before"])
+        before, spec = json.loads(row["before"]), Spec.parse(json.loads(row["spec"]))
+        if row["state"] == "PROMOTED" and spec.alias and self._model(spec.endpoint, row["winner"]):
+            reason += f"; alias {spec.alias} stays as the promotion set it"
         await self._deal(row["endpoint"], before)
         await asyncio.to_thread(self._kept.end, name, "ROLLED_BACK", reason, by, None, before)
 
     async def _set_alias(self, spec: Spec, chosen: str, who: Caller) -> str:
         if spec.alias is None:
             return ""
-        record = self._serves(spec.endpoint)
-        entity = next(each for each in (record.config or {})["served_entities"] if each["name"] == chosen)
-        if "entity_name" not in entity:
+        entity = self._model(spec.endpoint, chosen)
+        if entity is None:
             return f"; alias {spec.alias} is not set, for {chosen} is no registered model"
         if self._alias is None:
             raise _conflict("There is no model registry here to set the alias in; start with SMALTI_MLFLOW=true.")
+        record = self._serves(spec.endpoint)
         assert isinstance(record, Record)  # declared endpoints have external models only
         model, version = entity["entity_name"], str(record.entities[chosen].version or entity["entity_version"])
         await self._alias(who, model, spec.alias, version)
         return f" and set {model}@{spec.alias} to version {version}"
+
+    def _model(self, endpoint: str, arm: str) -> Mapping[str, Any] | None:
+        """The served entity of an arm, where it is a registered model."""
+        entities = (self._serves(endpoint).config or {})["served_entities"]
+        return next((each for each in entities if each["name"] == arm and "entity_name" in each), None)
 
     async def _known(self, name: str) -> dict[str, Any]:
         row = await asyncio.to_thread(self._kept.row, name)

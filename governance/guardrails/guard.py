@@ -130,7 +130,8 @@ class Guarded:
     __slots__ = ("_answer", "_call", "_late", "_over", "_ready", "_shield", "_side", "_verdicts")
 
     def __init__(self, side: Side, call: Call, answer: Any, verdicts: Verdicts) -> None:
-        self._side, self._call, self._answer, self._verdicts = side, call, answer, verdicts
+        self._side, self._call, self._verdicts = side, call, verdicts
+        self._answer: Any = answer
         self._shield = Shield(side.rules, call)
         self._ready: deque[Event] = deque()
         self._late: list[Event] = []  # where the whole answer is judged, nothing leaves before

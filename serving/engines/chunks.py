@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any
 
+import orjson
+
 from governance.call import Event, unavailable
 from serving.engines.answer import Answer
 from serving.engines.messages import items_to_chat, text_of
@@ -53,8 +55,8 @@ class Chunks:
 
     def __init__(self, answer: Answer, asked: Callable[[], int]) -> None:
         self._answer, self._asked = answer, asked
-        self._arguments = ""
-        self._tool: Any = None
+        self._calls: list[_ToolCall] = []  # in the order in which they began
+        self._tool: _ToolCall | None = None  # the one that is being told
         self._usage: dict[str, int] = {}
         self.finish: str | None = None
 
@@ -77,31 +79,71 @@ class Chunks:
             delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
             logprobs = _logprobs(choice.get("logprobs") or {})
             if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
-                events += self._answer.write(text or "", logprobs)
+                events += [*self._ended(), *self._answer.write(text or "", logprobs)]
             for position, call in enumerate(delta.get("tool_calls") or ()):
                 events += self._tool_call(call, position)
             self.finish = self.finish or choice.get("finish_reason")
         return events
 
     def _tool_call(self, call: Mapping[str, Any], position: int) -> list[Event]:
-        events: list[Event] = []
-        function = call.get("function") or {}
-        index = call.get("index", position)
-        if index != self._tool:
-            self._tool = index
-            events += self._answer.call_tool(call.get("id") or f"call_{index}", function.get("name") or "")
+        """A piece of a tool call. Calls whose pieces come by turns are told one after the other: the others wait."""
+        function, index, name = call.get("function") or {}, call.get("index", position), call.get("id")
+        own = next((each for each in reversed(self._calls) if each.index == index), None)
+        if own is None or (name and own.id and name != own.id):  # some upstreams give every call the same index
+            own = _ToolCall(index, name or "", function.get("name") or "")
+            self._calls.append(own)
         part = function.get("arguments") or ""
-        self._arguments += part
-        events += self._answer.arguments(part)
+        own.arguments += part
+        if own is self._tool:
+            return self._answer.arguments(part)
+        if own.told:
+            if part.strip():
+                raise TypeError("a tool call that goes on after its end")
+            return []
+        return self._begun(own) if self._tool is None or self._tool.whole else []
+
+    def _begun(self, call: _ToolCall) -> list[Event]:
+        """Tell a call as far as it has come, in place of the one before."""
+        self._tool, call.told = call, True
+        began = self._answer.call_tool(call.id or f"call_{call.index}", call.name)
+        return [*began, *self._answer.arguments(call.arguments)]
+
+    def _ended(self) -> list[Event]:
+        """No more pieces come: the calls that waited."""
+        events = [event for call in self._calls if not call.told for event in self._begun(call)]
+        self._tool = None
         return events
 
     def end(self) -> list[Event]:
+        return [*self._ended(), *self._finished()]
+
+    def _finished(self) -> list[Event]:
         incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
         if self._usage:
             return self._answer.finish(usage=self._usage, incomplete=incomplete)
-        written = self._answer.written + self._arguments  # limits count tokens, so an upstream that tells none is estimated
+        written = self._answer.written + "".join(
+            call.arguments for call in self._calls
+        )  # limits count tokens, so an upstream that tells none is estimated
         usage = {"input_tokens": -(-self._asked() // 4), "output_tokens": -(-len(written) // 4)}
         return self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete)
+
+
+class _ToolCall:
+    """One call of a tool, as far as it has come."""
+
+    __slots__ = ("arguments", "id", "index", "name", "told")
+
+    def __init__(self, index: Any, identifier: str, name: str) -> None:
+        self.index, self.id, self.name, self.arguments, self.told = index, identifier, name, "", False
+
+    @property
+    def whole(self) -> bool:
+        """Whether its arguments are JSON, to which nothing can be added."""
+        try:
+            orjson.loads(self.arguments)
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
 
 def _logprobs(told: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

@@ -49,6 +49,9 @@ def test_byte_order_mark_windows_lines_and_line_separators_inside_strings(tmp_pa
     [
         ("{nope", None, "is not JSON"),
         ("[", None, "looks like a JSON array"),
+        ("question,expected_facts\nWhy?,x", None, "from CSV"),
+        ('{"inputs": {"x": 1}, "target": NaN}', None, "NaN is no JSON"),
+        ('{"question": "a", "metadata": {"x": -Infinity}}', None, "-Infinity is no JSON"),
         ('"text"', None, "is a string, not an object"),
         ("{}", "question", "is missing"),
         ('{"question": 3}', "question", "is a number, not a string"),

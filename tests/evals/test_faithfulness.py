@@ -132,4 +132,4 @@ def test_training_needs_a_folder_alone_and_says_what_it_reached(tmp_path: Path, 
 
 def test_the_model_that_is_shipped_says_what_it_reached() -> None:
     held = json.loads((Path(evals.__file__).parent / "faithfulness.json").read_text())["validation"]
-    assert np.mean([each["balanced_accuracy"] for each in held.values()]) > 0.6
+    assert np.mean([each["balanced_accuracy"] for each in held.values()]) > 0.65

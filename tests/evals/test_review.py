@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from evals.agreement import with_people
 from evals.data import Prediction, Row, RowResult, load_dataset
-from evals.review import Queue, Reviews, kappa
+from evals.review import Queue, Reviews, kappa, readable
 from evals.review_commands import _of_run
 from evals.review_routes import PREFIX, router
 from governance.call import Caller, CallError
@@ -41,6 +41,29 @@ def queues(tmp_path: Path) -> Iterator[Reviews]:
     found.add("first", [{"id": str(number), "question": f"Q{number}?", "answer": f"A{number}"} for number in range(4)])
     yield found
     engine.dispose()
+
+
+def test_an_item_needs_two_reviews_where_two_may_review() -> None:
+    free = {key: value for key, value in QUEUE.items() if key != "reviews_per_item"}
+    for reviewers, wanted in (
+        ([], 1),
+        (["user:ann"], 1),
+        (["user:ann", "user:ann"], 1),
+        (["user:ann", "user:bob"], 2),
+        (["group:t"], 2),
+    ):
+        assert Queue.parse({**free, "reviewers": reviewers}).reviews_per_item == wanted
+    assert Queue.parse({**QUEUE, "reviews_per_item": 1}).reviews_per_item == 1
+    for wrong in ("ann", [7], 7):
+        with pytest.raises(CallError, match="reviewers"):
+            Queue.parse({**free, "reviewers": wrong})
+
+
+def test_what_is_too_long_to_be_read_keeps_nothing_else_out(queues: Reviews) -> None:
+    items = [{"id": "long", "question": "Why? " * 100_000}, {"id": "short", "question": "Why?"}]
+    with pytest.raises(CallError, match="Item 0 has more than"):
+        queues.add("first", items)
+    assert queues.add("first", readable(items)) == 1
 
 
 def test_reviewers_get_what_needs_them_most_and_their_majority_becomes_a_dataset(queues: Reviews, tmp_path: Path) -> None:
@@ -171,7 +194,7 @@ def test_the_api_shows_each_their_own(http: TestClient) -> None:
     def ask(who: str, method: str, path: str, body: Any = None) -> Any:
         return http.request(method, PREFIX + path, json=body, headers={"who": who})
 
-    assert ask("boss", "POST", "/first/items", {"journal": {"request_ids": [f"{1:032x}"]}}).json() == {"added": 1}
+    assert ask("boss", "POST", "/first/items", {"journal": {"request_ids": [f"{1:032x}"]}}).json() == {"added": 1, "too_long": 0}
     item = ask("boss", "GET", "/first/items?after=3").json()["items"][0]
     assert item["content"]["trace_id"] == f"tr-{1:032x}"
     assert "zoe" not in json.dumps(item)

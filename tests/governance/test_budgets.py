@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -168,3 +168,42 @@ async def test_a_model_without_a_price_is_told_where_dollars_are_limited(house: 
     call = house.call()
     await house.gateway.invoke(call, engine)
     assert call.request_id not in house.gateway.warnings
+
+
+@pytest.fixture
+def budgets(database: Engine) -> Iterator[Budgets]:
+    made = Budgets(database)
+    yield made
+    made.close()
+
+
+def admitted(budgets: Budgets, policy: AiGatewayConfig, **more: Any) -> bool:
+    try:
+        take(budgets, policy, **more)
+    except CallError:
+        return False
+    return True
+
+
+def test_a_changed_limit_is_in_force_on_the_next_request(budgets: Budgets) -> None:
+    assert [admitted(budgets, limited(calls=1)) for _ in range(2)] == [True, False]
+    assert admitted(budgets, limited(calls=1_000))  # raised: what was found spent is looked up again
+    assert not admitted(budgets, limited(calls=2))  # lowered: what is leased may not be spent
+    assert admitted(budgets, limited(calls=3))
+    assert not admitted(budgets, limited(calls=0))
+    assert admitted(budgets, limited(calls=1, soft=True))  # one that only warns refuses nothing
+
+
+def test_a_hard_and_a_soft_limit_of_one_key_count_a_call_once(budgets: Budgets) -> None:
+    limits = [{"calls": 10, "renewal_period": "day"}, {"calls": 5, "renewal_period": "day", "soft": True}]
+    policy = AiGatewayConfig.parse({"rate_limits": limits})
+    warned = [bool(take(budgets, policy)[1]) for _ in range(10)]
+    assert warned == [False] * 5 + [True] * 5
+    assert not admitted(budgets, policy)
+
+
+def test_a_call_that_needs_too_much_keeps_no_smaller_one_out(budgets: Budgets) -> None:
+    policy = limited(tokens=1_000)
+    assert not admitted(budgets, policy, output=10**19)
+    assert admitted(budgets, policy, output=100)
+    assert admitted(budgets, limited(tokens=1_000, soft=True), output=10**19)

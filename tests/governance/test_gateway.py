@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from governance.call import Call, Caller, CallError, Event, bad_request, current_call
+from governance.call import Call, Caller, CallError, Event, bad_request, current_call, new_id
 from governance.journal import JournalError
 
 from .conftest import RESPONSE, House, answering
@@ -37,6 +38,13 @@ def frames(house: House, call: Call) -> list[dict[str, Any]]:
     data = b"".join(path.read_bytes() for path in sorted((house.home / "journal").iterdir()))
     bodies = [json.loads(body) for body in scan(data, final=True)[0]]
     return [body for body in bodies if body["databricks_request_id"] == call.request_id]
+
+
+def test_ids_of_calls_come_in_the_order_of_time() -> None:
+    ids = [new_id() for _ in range(2_000)]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    assert [each[:12] for each in ids] == sorted(each[:12] for each in ids)
 
 
 async def test_an_answer_passes_and_is_recorded(house: House) -> None:

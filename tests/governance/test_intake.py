@@ -36,7 +36,7 @@ def test_what_comes_later_is_laid_over_what_came_before(engine):
         [body("a", status_code=200), body("a", cost=1.5)],
     ):
         with engine.begin() as connection:
-            intake.take_in(connection, bodies)
+            intake.take_in(connection, intake.read(bodies))
     a, b = rows(engine)
     assert a["request"] == '{"input":"ü\\u0000"}'
     assert (a["status_code"], a["cost"], a["request_time"]) == (200, 1.5, "2026-09-21T14:13:20.123456Z")
@@ -46,6 +46,6 @@ def test_what_comes_later_is_laid_over_what_came_before(engine):
 @pytest.mark.parametrize("strange", [b'{"cut', b'{"no": "id"}', b"[]", b"\xff"])
 def test_what_cannot_be_read_costs_no_other_row(engine, strange, caplog):
     with engine.begin() as connection:
-        intake.take_in(connection, [body("a"), strange, body("b")])
+        intake.take_in(connection, intake.read([body("a"), strange, body("b")]))
     assert [row["databricks_request_id"] for row in rows(engine)] == ["a", "b"]
     assert "passed over" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 from databricks.sdk.service import serving
 from sqlalchemy import Engine, create_engine, text
 
-from governance.call import CallError
+from governance.call import Caller, CallError
 from governance.policies import AiGatewayConfig, Policies
 
 
@@ -130,3 +130,26 @@ def test_a_stored_policy_that_cannot_be_read_lets_nobody_through(database: Engin
     assert policies.get("chat") is not None
     policies.set("assistant", {})
     assert policies.get("assistant") is not None
+
+
+@pytest.mark.parametrize("word", [" ", "\u200b", "\t\u00ad"])
+def test_a_keyword_that_no_text_can_hold_is_refused(word: str, database: Engine) -> None:
+    rails = {"guardrails": {"output": {"invalid_keywords": ["fine", word]}}}
+    with pytest.raises(ValueError, match=r"guardrails\.output\.invalid_keywords\.1: .* no letter"):
+        Policies(database).set("e", rails)
+    with pytest.raises(ValueError, match=r"e\.ai_gateway\.guardrails"):
+        Policies().declare({"e": rails})
+    assert AiGatewayConfig.parse(rails)  # one that is stored goes on
+
+
+def test_what_is_no_policy_is_told_in_plain_words() -> None:
+    for wrong, said in (([], "the body: must be an object"), ({"rate_limits": {}}, "rate_limits: must be a list")):
+        with pytest.raises(ValueError, match=said):
+            AiGatewayConfig.parse(wrong, "")
+    with pytest.raises(ValueError, match="cost: input should be less"):
+        AiGatewayConfig.parse({"rate_limits": [{"cost": 1e308, "renewal_period": "day"}]})
+
+
+def test_a_principal_of_no_letters_is_none() -> None:
+    policy = AiGatewayConfig.parse({"rate_limits": [{"calls": 2, "key": "user", "principal": ""}]})
+    assert policy.rules[0][1].applying(Caller("ann")) == [[(2, "user", "ann")]]

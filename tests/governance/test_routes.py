@@ -98,7 +98,7 @@ async def test_every_route_needs_a_key_and_the_right_to_it(house: House, client:
         ("POST", KEYS, {"name": "x", "kind": "robot"}, "kind: input should be 'user' or 'service_principal'"),
         ("POST", KEYS, {"name": "a\nb"}, "printable"),
         ("POST", KEYS, b"{nonsense", "the body is no JSON"),
-        ("POST", KEYS, [], "valid dictionary"),
+        ("POST", KEYS, [], "the body: must be an object"),
         (
             "PATCH",
             PERMISSIONS,

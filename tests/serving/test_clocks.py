@@ -73,7 +73,7 @@ class Trial:
     async def ask(self, user: str) -> str:
         """The arm that answers a user."""
         body = {"input": [{"role": "user", "content": f"hello from {user}"}]}
-        call = Call(endpoint="e", task="chat", payload=body, caller=Caller(user, groups=("everyone",)))
+        call = Call(endpoint="e", task="chat", payload=body, caller=Caller(user, groups=frozenset({"everyone"})))
         events = [event async for event in self.house.gateway.call(call, self.dealt.answer)]
         return str(events[-1].data["served_entity_name"])
 
@@ -106,6 +106,7 @@ def tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
 async def test_users_stay_with_their_arms_and_each_call_counts_once_while_the_clock_jumps(tested: Trial) -> None:
     await tested.experiments.create(Spec.parse(SPEC), "ann")
     users, dealt = [f"user{number}" for number in range(60)], {}
+    found: dict[str, Any] = {}
     jumps = [5 * HOUR, -5 * HOUR, -3 * HOUR, 30 * HOUR, -27 * HOUR]
     for turn, jump in enumerate(jumps):
         for number, user in enumerate(users):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,13 +53,14 @@ print(run.info.run_id, trace.info.trace_id)
 """
 
 LOGGED = """
+import os
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
 class Doubler(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):
-        return [2 * each for each in model_input["x"]]
+        return [2 * each or float(len(os.environ.get("TOKEN_FOR_TEST", ""))) for each in model_input["x"]]
 
 name, client, rows = "main.default.doubler", MlflowClient(), pd.DataFrame({"x": [3.0]})
 mlflow.set_experiment("/Users/ann/work")
@@ -163,7 +165,8 @@ while client.get_endpoint("doubled")["state"]["ready"] != "READY":
     time.sleep(0.2)
 shown = client.get_endpoint("doubled")["config"]["served_entities"][0]
 assert shown["environment_vars"] == {"TOKEN_FOR_TEST": "{{secrets/models/token}}"}, shown
-assert client.predict(endpoint="doubled", inputs={"dataframe_records": [{"x": 3.0}]})["predictions"] == [6.0]
+told = client.predict(endpoint="doubled", inputs={"dataframe_records": [{"x": 3.0}, {"x": 0.0}]})["predictions"]
+assert told == [6.0, len("s3cret-of-the-test")], told  # of nothing the model says how long its token is
 assert [each["name"] for each in client.list_endpoints() if each["name"] == "doubled"] == ["doubled"]
 tags = client.update_endpoint_tags(endpoint="doubled", config={"add_tags": [{"key": "a", "value": "b"}]})
 assert {"key": "a", "value": "b"} in tags["tags"]
@@ -184,6 +187,13 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with serving(folder / "home", folder / "docs", SMALTI_MLFLOW="true") as running, running.client() as client:
         wait_until(lambda: client.get("/api/2.0/mlflow/experiments/get?experiment_id=0").status_code == 200, 90)
         yield running
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    made = Upstream()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -251,33 +261,75 @@ def test_a_registered_model_is_deployed_with_a_secret(
     assert run(DEPLOYED, tmp_path, **databricks(live)) == ["served"]
     with pytest.raises(ResourceConflict, match="served by endpoint 'doubled'"):
         workspace.registered_models.delete(MODEL)
-    variables = f"/proc/{_model_process(live)}/environ"
-    assert b"TOKEN_FOR_TEST=s3cret-of-the-test" in Path(variables).read_bytes()
     workspace.serving_endpoints.delete("doubled")
     for file in live.home.rglob("*"):
         if file.is_file() and file.suffix != ".sock":
             assert b"s3cret-of-the-test" not in file.read_bytes(), file
 
 
-def _model_process(live: Live) -> int:
-    """The process of the served model, a descendant of the server."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    waiting = [live.process.pid]
-    while waiting:
-        pid = waiting.pop()
-        waiting += children.get(pid, [])
-        try:
-            if b"TOKEN_FOR_TEST" in Path(f"/proc/{pid}/environ").read_bytes():
-                return pid
-        except OSError:
-            continue
-    raise AssertionError("no process of the model was found")
+COPIED = """
+from mlflow import MlflowClient
+print(MlflowClient().copy_model_version("models:/main.default.doubler/1", "main.default.doubler").version)
+"""
+FOUND = """
+from mlflow import MlflowClient
+print(*(MlflowClient().get_model_version_by_alias("main.default.doubler", alias).version for alias in ("champion", "live")))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_winner_of_an_experiment_becomes_the_registrys_alias(
+    live: Live, run: Run, model: list[str], upstream: Upstream, tmp_path: Path
+) -> None:
+    [second] = run(COPIED, tmp_path, **databricks(live))
+    key = {"custom_provider_url": upstream.url, "bearer_token_auth": {"token_plaintext": KEY}}
+    chat = {"name": "echo", "provider": "custom", "task": "llm/v1/chat", "custom_provider_config": key}
+    endpoints = {
+        "promoted": [{"name": f"v{version}", "entity_name": MODEL, "entity_version": version} for version in ("1", second)],
+        "elsewhere": [{"name": f"v{version}", "external_model": chat} for version in ("1", second)],
+    }
+    winner, experiments = f"v{second}", "/api/2.0/smalti/experiments"
+    with live.client() as client:
+        for name, entities in endpoints.items():
+            routes = [{"served_model_name": each["name"], "traffic_percentage": 50} for each in entities]
+            config = {"served_entities": entities, "traffic_config": {"routes": routes}}
+            assert client.post("/api/2.0/serving-endpoints", json={"name": name, "config": config}).status_code == 200
+        for name in endpoints:
+            at = f"/api/2.0/serving-endpoints/{name}"
+            wait_until(lambda at=at: client.get(at).json()["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}, 150)
+            wanted = {"name": f"of-{name}", "endpoint": name, "sticky": "request", "metric": "error", "alias": "live"}
+            assert client.post(experiments, json=wanted).status_code == 200
+        rows = {"dataframe_records": [{"x": 3.0}]}
+        assert client.post("/serving-endpoints/promoted/invocations", json=rows).json()["predictions"] == [6.0]
+
+        made = client.post("/api/2.0/smalti/keys", json={"name": "deployer"})
+        deployer = {"Authorization": f"Bearer {made.json()['key']}"}
+        granted = smalti("grants", "add", "user:deployer", "endpoint:promoted", "CAN_MANAGE", home=live.home)
+        assert granted.returncode == 0, granted.stderr
+        choice = {"served_entity_name": winner}
+        refused = client.post(f"{experiments}/of-promoted/promote", json=choice, headers=deployer)
+        assert refused.status_code == 403, "who manages the endpoint, and not the model"
+        assert client.get(f"{experiments}/of-promoted").json()["state"] == "RUNNING"
+
+        done = client.post(f"{experiments}/of-promoted/promote", json=choice).json()
+        assert (done["state"], done["verdict"]["winner"]) == ("PROMOTED", winner)
+        assert f"set {MODEL}@live to version {second}" in done["reason"]
+        told = client.get("/api/2.0/serving-endpoints/promoted").json()["config"]["traffic_config"]["routes"]
+        assert [(each["served_entity_name"], each["traffic_percentage"]) for each in told] == [(winner, 100)]
+        other = client.post(f"{experiments}/of-elsewhere/promote", json=choice).json()
+        assert other["state"] == "PROMOTED"
+        assert f"alias live is not set, for {winner} is no registered model" in other["reason"]
+        back = client.post(f"{experiments}/of-promoted/rollback", json={}).json()
+        assert "alias live stays as the promotion set it" in back["reason"]
+        assert "alias" not in client.post(f"{experiments}/of-elsewhere/rollback", json={}).json()["reason"]
+    assert run(FOUND, tmp_path, **databricks(live)) == ["1", second], "MLflow's client sees it, and the other alias as it was"
+    audited = json.loads(smalti("audit", "--json", home=live.home).stdout)
+    [line] = [each for each in audited if each["action"] == "experiment.promote" and each["subject"] == "endpoint:promoted"]
+    assert line["after"]["state"] == "PROMOTED"
+    assert f"set {MODEL}@live to version {second}" in line["after"]["reason"]
+    with live.client() as client:
+        for name in endpoints:
+            assert client.delete(f"/api/2.0/serving-endpoints/{name}").status_code == 200
 
 
 def test_models_through_the_sdk(workspace: WorkspaceClient, model: list[str]) -> None:

@@ -150,6 +150,32 @@ class Upstream:
                         self._delta({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
                 self._end("tool_calls")
 
+            def _by_turns(self, body: Any) -> None:
+                """Two calls of a tool, a few characters of the one and then of the other."""
+                self._open()
+                calls = ['{"mail": "ann@example.org"}', '{"card": "4111 1111 1111 1111"}']
+                for index in (0, 1):
+                    function = {"name": "send", "arguments": ""}
+                    self._delta({"tool_calls": [{"index": index, "id": f"c{index}", "type": "function", "function": function}]})
+                for start in range(0, 32, 4):
+                    pieces = [{"index": n, "function": {"arguments": text[start : start + 4]}} for n, text in enumerate(calls)]
+                    self._delta({"tool_calls": pieces})
+                self._end("tool_calls")
+
+            def _same_index(self, body: Any) -> None:
+                self._open()
+                for name, city in (("a", "Rome"), ("b", "Oslo")):
+                    function = {"name": "weather", "arguments": f'{{"city": "{city}"}}'}
+                    self._delta({"tool_calls": [{"index": 0, "id": name, "type": "function", "function": function}]})
+                self._end("tool_calls")
+
+            def _goes_on(self, body: Any) -> None:
+                self._open()
+                self._delta({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x": '}}]})
+                self._delta({"content": "meanwhile"})
+                self._delta({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]})
+                self._end("tool_calls")
+
             def _split(self, body: Any) -> None:
                 """Every byte alone, CRLF line ends, a comment and an unknown field between."""
                 self._open()

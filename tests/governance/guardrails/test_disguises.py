@@ -113,6 +113,12 @@ def test_keywords_of_another_script_are_found_in_any_case() -> None:
     assert [len(rules.find(said)) for said in ("атом", "АТОМ и НАТО", "Атомы", "atom", "HATO")] == [1, 2, 0, 0, 0]
 
 
+def test_a_short_word_of_another_script_is_a_keyword_where_it_is_listed() -> None:
+    alone, both = Rules(keywords=["cop"]), Rules(keywords=["cop", "сор"])
+    assert [bool(alone.find(said)) for said in ("a COP", "a сop", "не выноси сор")] == [True, True, False]
+    assert [bool(both.find(said)) for said in ("a COP", "a СОР", "сорок")] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "said",
     ["4111.1111.1111.1111", "4111 - 1111", "4111\u20111111\u20111111\u20111111", "4111  1111  1111  1111", "3782.822463.10005"],

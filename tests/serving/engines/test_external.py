@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,27 @@ async def test_parallel_tool_calls(engine: Any, upstream: Upstream) -> None:
     ]
     assert upstream.requests[-1]["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
     assert upstream.requests[-1]["tools"][0]["function"]["description"] == "d"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [
+        ("by-turns", [("c0", '{"mail": "ann@example.org"}'), ("c1", '{"card": "4111 1111 1111 1111"}')]),
+        ("same-index", [("a", '{"city": "Rome"}'), ("b", '{"city": "Oslo"}')]),
+    ],
+)
+async def test_tool_calls_however_their_pieces_come(engine: Any, model: str, calls: list[tuple[str, str]], stream: bool) -> None:
+    events = await run(engine(model), replace(ask(), stream=stream))
+    output = events[-1].data["response"]["output"]
+    assert [(item["call_id"], item["arguments"]) for item in output] == calls
+    done = [event.data["arguments"] for event in events if event.type == "response.function_call_arguments.done"]
+    assert done == ([arguments for _, arguments in calls] if stream else [])
+
+
+async def test_a_tool_call_that_goes_on_after_its_end_is_no_answer(engine: Any) -> None:
+    with pytest.raises(CallError, match="cannot be read"):
+        await run(engine("goes-on"))
 
 
 async def test_an_answer_cut_short_is_incomplete(engine: Any) -> None:
