@@ -226,7 +226,7 @@ def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mappi
         told = ("Its lines end in CR alone, which JSON lines do not.", "Save it with line ends of LF or CRLF.")
         problems.append(Problem("line_ends", str(path), 1, None, *told))
         return
-    if (told := _another_format(lines[0])) is not None:
+    if (told := _another_format(lines[0], path.suffix.lower())) is not None:
         problems.append(Problem(told[0], str(path), 1, None, *told[1:]))
         return
     for number, line in enumerate(lines, 1):
@@ -280,7 +280,7 @@ def blank(text: str) -> bool:
     return not any(character.isprintable() and not character.isspace() for character in text)
 
 
-def _another_format(line: bytes) -> tuple[str, str, str] | None:
+def _another_format(line: bytes, suffix: str) -> tuple[str, str, str] | None:
     """What a file is whose first line is none of JSON lines: code, message and fix, once and not for each line."""
     for mark, name, fix in _FORMATS:
         if line.startswith(mark):
@@ -289,6 +289,11 @@ def _another_format(line: bytes) -> tuple[str, str, str] | None:
         return "encoding", "The file is UTF-16.", "Save it as UTF-8."
     if line.strip() == b"[" or line.startswith(b"[{"):
         return "bad_json", "The file is one JSON array, not JSON lines.", "Write its objects one a line."
+    if line.strip() == b"{":
+        return "bad_json", "An object takes several lines, not one.", "Write each object on one line."
+    if suffix in (".csv", ".tsv") and not line.lstrip().startswith(b"{"):
+        fix = "Write its rows as JSON lines (pandas: to_json(orient='records', lines=True)); CSV is read where model: auto."
+        return "bad_json", "The file is CSV, not JSON lines.", fix
     return None
 
 

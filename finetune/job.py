@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import ranks
 from finetune.base_model import base_of, fingerprint
-from finetune.loop import Emit, Loop
+from finetune.loop import Emit, Loop, TrainingError
 from finetune.publish import quiet
 from finetune.schema import (
     AutoRecipe,
@@ -60,6 +60,7 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
         run.emit("validated", **job.facts, warnings=len(job.warnings))
     base = base_of(recipe)
     facts = {**job.hashes, "base_model": recipe.base_model, "base_sha256": fingerprint(base)}
+    _same_data(run, facts)
     facts |= {"recipe_task": recipe.task, "method": recipe.method}  # `task` alone is serving's word in a model's metadata
     together = ranks.current(recipe.launcher)
     device = _device()
@@ -183,6 +184,26 @@ class Tracker:
         import mlflow
 
         mlflow.end_run(status)
+
+
+def _same_data(run: TrainingRun, facts: Mapping[str, str]) -> None:
+    """A run goes on from a checkpoint with the files that it began with, or what it learnt is not what its hashes say.
+
+    Raises
+    ------
+    TrainingError: one of them is another one now.
+    """
+    hashes = {key: value for key, value in facts.items() if key.endswith("_sha256")}
+    began = run.state().get("hashes") or hashes
+    names = {"data_sha256": "data.train", "eval_sha256": "data.eval", "base_sha256": "base_model"}
+    changed = [name for key, name in names.items() if began.get(key) != hashes.get(key)]
+    if changed and any((run.folder / "checkpoints").glob("step-*")):
+        raise TrainingError(
+            f"{', '.join(changed)}: changed since the run began, and its checkpoints come from what was there. Put it back, or "
+            "run the recipe again."
+        )
+    if not ranks.current().rank:
+        run.set_state(hashes=hashes)
 
 
 def _device() -> str:

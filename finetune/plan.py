@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,8 @@ from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRe
 
 WARM, MEASURED = 2, 4
 """Steps that are not timed, and those after them that are, of which there are as many rounds as `ENOUGH` seconds hold."""
-ENOUGH, ROUNDS = 2.0, 10
+ENOUGH, ROUNDS = 3.0, 10
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Plan:
     """Of all of training, by the convention of `finetune.speed.operations`."""
     seconds: float | None
     """Of training, from measured steps; None where it does not fit."""
+    seconds_between: tuple[float, float] | None
+    """The same by the quickest and by the slowest round of measured steps; far apart where others use the machine."""
     evaluation_seconds: float | None
     """Of all evaluations, from one that was made."""
     tokens_per_second: float | None
@@ -78,7 +81,9 @@ class Plan:
         lines.append(f"parameters   {self.parameters:,}, of which {self.trained_parameters:,} ({share:.1%}) are trained")
         lines.append(f"training     {self.steps:,} steps, {self.tokens:,} tokens, {self.flops:.2e} operations")
         if self.seconds is not None:
-            lines.append(f"time         {self.seconds:,.0f} s of training at {self.tokens_per_second:,.0f} tokens/s")
+            low, high = self.seconds_between or (self.seconds, self.seconds)
+            between = f" ({low:,.0f} to {high:,.0f})" if round(low) < round(high) else ""
+            lines.append(f"time         {self.seconds:,.0f} s of training{between} at {self.tokens_per_second:,.0f} tokens/s")
             if self.evaluation_seconds:
                 lines.append(f"{'':12} {self.evaluation_seconds:,.0f} s of evaluation")
             lines.append(f"{'':12} measured here, by steps after {WARM} to warm up; starting and registering are not in it")
@@ -88,7 +93,14 @@ class Plan:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
-def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = None, measure: bool = True) -> Plan:
+def plan(
+    recipe: Recipe,
+    *,
+    price_per_hour: float = 0.0,
+    memory: float | None = None,
+    measure: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Plan:
     """Estimate what a recipe takes on this machine.
 
     Parameters
@@ -96,6 +108,7 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
     price_per_hour: of this machine; 0 gives no cost.
     memory: GB there are; default: what is free.
     measure: time a few steps where the run fits.
+    clock: tells the seconds; `time.process_time` leaves out what others use of the machine.
 
     Raises
     ------
@@ -122,6 +135,7 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
         tokens=tokens,
         flops=float(speed.operations(shapes.model, trained)[0] * tokens),
         seconds=None,
+        seconds_between=None,
         evaluation_seconds=None,
         tokens_per_second=None,
         cost=None,
@@ -131,12 +145,14 @@ def plan(recipe: Recipe, *, price_per_hour: float = 0.0, memory: float | None = 
         return replace(made, knobs=tuple(_knobs(recipe, job, base, device, available)))
     if not measure:
         return made
-    seconds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing)
-    whole = seconds / seen * tokens
+    rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
+    share = tokens / seen
+    whole = sum(rounds) / len(rounds) * share
     judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
     cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
-    rate = round(seen / seconds, 1)
-    return replace(made, seconds=round(whole, 2), evaluation_seconds=round(judged, 2), tokens_per_second=rate, cost=cost)
+    between = (round(min(rounds) * share, 2), round(max(rounds) * share, 2)) if len(rounds) > 1 else None
+    told: dict[str, Any] = {"seconds": round(whole, 2), "seconds_between": between, "evaluation_seconds": round(judged, 2)}
+    return replace(made, **told, tokens_per_second=round(tokens / whole, 1), cost=cost)
 
 
 def checkpoints(recipe: TrainedRecipe, job: Any, base: Path, device: str) -> bool:
@@ -173,30 +189,31 @@ def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: i
     return memory, task, wished is True
 
 
-def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool) -> tuple[float, int, float]:
-    """Seconds and tokens of a few steps, from the shortest batches to the longest, and the seconds of an evaluation."""
+def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock) -> tuple[list[float], int, float]:
+    """Seconds of rounds of a few steps, from the shortest batches to the longest; a round's tokens; an evaluation's seconds."""
     import torch
 
     torch.set_num_threads(recipe.threads or threads.free())
     batches = epoch_batches(task.lengths, recipe.batch_size, recipe.seed, 0)
     by_size = sorted(batches, key=lambda batch: sum(task.lengths[example] for example in batch))
     chosen: Sequence[list[int]] = [by_size[(2 * i + 1) * len(by_size) // (2 * MEASURED)] for i in range(MEASURED)]
+    rounds: list[float] = []
     with TemporaryDirectory() as folder:
         loop = Loop(task, recipe, Path(folder), device=device, checkpointing=checkpointing)
         task.model.train()
         for _ in range(WARM):
             loop._step(by_size[-1])
-        began = middle = time.perf_counter()
-        rounds = 0
-        while rounds < ROUNDS and middle - began < ENOUGH:
+        while not rounds or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH):
+            began = clock()
             for batch in chosen:
                 loop._step(batch)
-            rounds, middle = rounds + 1, time.perf_counter()
+            rounds.append(clock() - began)
         task.model.eval()
+        began = clock()
         with torch.no_grad():
             task.evaluate()
-        evaluation = time.perf_counter() - middle
-    return middle - began, rounds * sum(task.lengths[example] for batch in chosen for example in batch), evaluation
+        evaluation = clock() - began
+    return rounds, sum(task.lengths[example] for batch in chosen for example in batch), evaluation
 
 
 def _knobs(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> list[Knob]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -95,12 +96,43 @@ def _explain(
     place, key = _place(name, node, path, given), ".".join(path)
     owner = _owner(model, path[:-1])
     if problem["type"] == "extra_forbidden":
-        return f"{place}: {key} is not a key of it; accepted: {', '.join(owner.model_fields if owner else ())}."
+        accepted = list(owner.model_fields) if owner else []
+        return f"{place}: {key} is not a key of it{_meant(path[-1], accepted)}; accepted: {', '.join(accepted)}."
     if problem["type"] == "missing":
         return f"{place}: {key} is missing."
     got = "" if isinstance(problem.get("input"), Mapping) else f" (got {problem.get('input')!r})"
     said = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {key}: {said}{got}." if key else f"{place}: {said}."
+
+
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "epochs": "training_duration",
+    "num_epochs": "training_duration",
+    "num_train_epochs": "training_duration",
+    "max_steps": "training_duration",
+    "steps": "training_duration",
+    "per_device_train_batch_size": "micro_batch_size",
+    "warmup_ratio": "warmup",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "max_gradient_norm",
+    "model": "base_model",
+    "model_name": "base_model",
+    "max_seq_length": "context_length",
+    "r": "rank",
+    "target_modules": "targets",
+    "path": "train",
+    "train_data_path": "data",
+    "dataset": "data",
+}
+"""What other tools call a key."""
+
+
+def _meant(word: str, accepted: Sequence[str]) -> str:
+    """The key that a wrong one was meant to be, as a question; empty where none is like it."""
+    names = [name for name in (_ELSEWHERE.get(word.lower()),) if name in accepted]
+    near = names or difflib.get_close_matches(word.lower(), accepted, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
@@ -119,6 +151,9 @@ def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | Non
 def _place(name: str, node: yaml.Node | None, path: Sequence[str], given: Mapping[tuple[str, ...], str]) -> str:
     for depth in range(len(path), 0, -1):
         if (override := given.get(tuple(path[:depth]))) is not None:
+            return f"override {override}"
+    for key, override in given.items():
+        if path and key[: len(path)] == tuple(path):  # it made the mapping that the key is in
             return f"override {override}"
     line: int | None = None
     for word in path:

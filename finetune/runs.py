@@ -77,7 +77,9 @@ class TrainingRun:
         try:
             state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return {"status": "PENDING", "message": "It was not started."}
+            state = {}
+        if "status" not in state:
+            return {"status": "PENDING", "message": "It was not started.", **state}
         if state["status"] in ACTIVE and not self.alive():
             newer = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             if newer["status"] not in ACTIVE:
@@ -158,6 +160,9 @@ class TrainingRun:
     def _launch(self) -> None:
         (self.folder / "cancel").unlink(missing_ok=True)
         self.set_state(status="PENDING", message="", started=time.time(), first_event=self.size())
+        self._spawn()
+
+    def _spawn(self) -> None:
         environment = {**os.environ, **threads.environment(self.spec["threads"])}
         rooms = str(Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (rooms, os.environ.get("PYTHONPATH"))))

@@ -6,24 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from finetune.duration import Duration
 
 THREE_PARTS = r"^[a-z0-9_]+\.[a-z0-9_]+\.[a-z0-9_]+$"
 
 
-def _duration(text: str) -> str:
-    Duration.parse(text)
-    return text
+def _duration(given: Any) -> Any:
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        raise ValueError(f"it has no unit; write {given}ep for epochs, {given}ba for batches or {given}tok for tokens")
+    if isinstance(given, str):
+        Duration.parse(given)
+    return given
 
 
-Steps = Annotated[str, AfterValidator(_duration)]
+Steps = Annotated[str, BeforeValidator(_duration)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)  # what forms say of a field
+    # docstrings are what forms say of a field
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class FilesRecipe(Strict):

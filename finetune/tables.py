@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Frame = Any
 """A `pandas.DataFrame`, whose stubs are no help."""
+_SEPARATED = (".csv", ".tsv")
 KINDS = 40
 """Different values up to which a column of strings is one of kinds; those that are rare count as one."""
 
@@ -42,11 +43,13 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         problems.append(Problem(code, str(path), line, column, message, fix, severity))
 
     table: Any
+    between = ","
     try:
         if path.suffix == ".parquet":
             table, first = pd.read_parquet(path), 1
-        elif path.suffix == ".csv":
-            table, first = pd.read_csv(path), 2
+        elif path.suffix in _SEPARATED:
+            between = _separator(path, data)
+            table, first = pd.read_csv(path, sep=between), 2
         else:
             table, first = pd.read_json(path, lines=True), 1
     except (OSError, ValueError, UnicodeDecodeError) as error:
@@ -54,13 +57,13 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         tell("unreadable", None, None, f"It cannot be read ({said}).", "Give a CSV, Parquet or JSON-lines file in UTF-8.")
         return pd.DataFrame()
     table.index = pd.RangeIndex(first, first + len(table))
-    if path.suffix == ".csv":
+    if path.suffix in _SEPARATED:
         content = path.read_bytes()
         if b"\0" in content:
             line = content[: content.index(b"\0")].count(b"\n") + 1
             tell("encoding", line, None, "The file has NUL bytes.", "Save it as text, in UTF-8.")
             return pd.DataFrame()
-        header, lines = _lines(content)
+        header, lines = _lines(content, between)
         for name in sorted({name for name in header if header.count(name) > 1}):
             tell("duplicate_key", 1, name, "Two columns have this name.", "Give each a name of its own.")
         if len(lines) == len(table):  # texts with line breaks make rows of several lines
@@ -106,9 +109,21 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
     return table
 
 
-def _lines(content: bytes) -> tuple[list[str], list[int]]:
+def _separator(path: Path, data: TableRecipe) -> str:
+    """What stands between a CSV's columns: that by which the header has the label, then the one that makes most columns."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline().rstrip("\n")
+
+    def fits(separator: str) -> tuple[bool, int]:
+        names = next(csv.reader([header], delimiter=separator), [])
+        return data.label_column in names, len(names)
+
+    return max(",;\t|", key=fits)
+
+
+def _lines(content: bytes, separator: str) -> tuple[list[str], list[int]]:
     """A CSV's columns, and the line that each of its rows begins in."""
-    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""))
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""), delimiter=separator)
     csv.field_size_limit(sys.maxsize)
     header = next(reader, [])
     found, at = [], reader.line_num + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -56,6 +57,9 @@ def perform(run: TrainingRun, watch: Watch | None = None) -> str:
         return end_with(run, "canceled", str(end))
     except (DataError, RecipeError, TrainingError, OSError) as error:
         traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            again = f"`smalti finetune resume {run.id}` goes on from the last checkpoint."
+            return end_with(run, "failed", f"No space is left for {run.folder}. Make some; {again}")
         return end_with(run, "failed", str(error))
     except KeyboardInterrupt:
         end_with(run, "canceled", "interrupted")

@@ -165,14 +165,22 @@ class LanguageTask:
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
-    """The base model's tokenizer, with the recipe's chat template if it has one."""
+    """The base model's tokenizer, with the recipe's chat template if it has one.
+
+    Raises
+    ------
+    RecipeError: the template's file cannot be read.
+    """
     from transformers import AutoTokenizer
 
     from finetune.recipe import find
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if template is not None:
-        tokenizer.chat_template = find(template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = find(template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"chat_template: {template} cannot be read ({error}). Give the path of a Jinja file.") from None
     return tokenizer
 
 

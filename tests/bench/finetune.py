@@ -3,7 +3,8 @@
     python -m tests.bench.finetune [--model FOLDER] [--steps 30]
 
 `--model` is a small causal language model; without one a Llama of 4 layers, 128 wide, is made. Prints one JSON object:
-`step_ratio` (the median over pairs of steps, taken in turn), and of some recipes memory and seconds as planned and as measured.
+`step_ratio` (the median over pairs of steps, taken in turn), and of recipes of all kinds memory and seconds as planned and as
+measured. Seconds are the processor's, as others may use it too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def recipes(folder: Path, cpt: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Of several tasks, each with data of its own: texts of all lengths, as they come."""
     from tests.finetune.tiny import FILLER, PLACES
 
+    words = [" ".join(FILLER[(i * j) % len(FILLER)] for j in range(3 + i % 30)) for i in range(160)]
     rows = [
         {"text": " ".join(FILLER[(i * j) % len(FILLER)] for j in range(3 + i % 40)) + f" {i}", "label": "ab"[i % 2]}
         for i in range(320)
@@ -66,18 +68,39 @@ def recipes(folder: Path, cpt: dict[str, Any]) -> dict[str, dict[str, Any]]:
         {"query": f"was it {i}", "positive": " ".join(PLACES[(i * j) % len(PLACES)] for j in range(4 + i % 30))}
         for i in range(160)
     ]
-    for name, every in (("rows", rows), ("pairs", pairs)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every))
+    asked = [{"question": "which is it", "context": f"{text} {i}", "answer": str(i)} for i, text in enumerate(words)]
+    instruct = [{"prompt": f"{text[:50]} {i}?", "response": text[:60][::-1]} for i, text in enumerate(words)]
+    chats = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}
+        for row in instruct
+    ]
+    preferred = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": "no"} for row in instruct]
+    every = {"rows": rows, "pairs": pairs, "asked": asked, "instruct": instruct, "chats": chats, "preferred": preferred}
+    for name, given in every.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     encoder = {"method": "full", "name": "bench", "threads": 1, "training_duration": "1ep", "batch_size": 16, "max_length": 64}
     classify = encoder | {"task": "classify", "data": {"train": str(folder / "rows.jsonl")}}
+    lora: dict[str, Any] = {"method": "lora", "lora": {"rank": 8}}
+
+    def language(task: str, file: str, epochs: int = 2) -> dict[str, Any]:
+        more = {"task": task, "data": {"train": str(folder / f"{file}.jsonl")}, "training_duration": f"{epochs}ep"}
+        return cpt | lora | more
+
     return {
         "cpt full": cpt,
-        "cpt lora": cpt | {"method": "lora", "lora": {"rank": 8}},
+        "cpt lora": cpt | lora,
+        "cpt dora": cpt | lora | {"method": "dora"},
         "cpt checkpointing": cpt | {"gradient_checkpointing": True, "micro_batch_size": 4},
         "cpt bf16-true": cpt | {"precision": "bf16-true"},
         "classify": classify,
         "classify lora": classify | {"method": "lora"},
         "embed": encoder | {"task": "embed", "data": {"train": str(folder / "pairs.jsonl")}},
+        "embed dora": encoder | {"task": "embed", "method": "dora", "data": {"train": str(folder / "pairs.jsonl")}},
+        "rerank": encoder | {"task": "rerank", "negatives": 1, "data": {"train": str(folder / "pairs.jsonl")}},
+        "reader": encoder | {"task": "reader", "data": {"train": str(folder / "asked.jsonl")}},
+        "sft-instruct": language("sft-instruct", "instruct"),
+        "sft-chat": language("sft-chat", "chats"),
+        "dpo": language("dpo", "preferred"),
     }
 
 
@@ -88,18 +111,28 @@ def compared(recipe: Any, folder: Path) -> dict[str, Any]:
     from finetune.loop import Loop
     from finetune.plan import plan
 
-    planned = plan(recipe)
+    planned = plan(recipe, clock=time.process_time)
     task = job_of(recipe).task(base_of(recipe), "cpu")
     loop = Loop(task, recipe, folder, checkpointing=planned.gradient_checkpointing)
-    progress = loop.run()
+    real, taken = loop._step, 0.0
+
+    def step(batch: Any) -> Any:
+        nonlocal taken
+        began = time.process_time()
+        found = real(batch)
+        taken += time.process_time() - began
+        return found
+
+    loop._step = step
+    loop.run()
     task.model.train()
     longest = sorted(range(len(task.lengths)), key=lambda i: -task.lengths[i])[: recipe.batch_size]
     loop.optimizer.zero_grad()
     # weights and AdamW's averages are there before the step
-    measured = planned.memory.total - planned.memory.activations - planned.memory.gradients + peak(lambda: loop._step(longest))
+    measured = planned.memory.total - planned.memory.activations - planned.memory.gradients + peak(lambda: real(longest))
     memory = {"planned": planned.memory.total, "measured": measured, "off": round(planned.memory.total / measured - 1, 4)}
-    seconds = {"planned": planned.seconds, "measured": round(progress.seconds, 2)}
-    return {"memory": memory, "seconds": seconds | {"off": round((planned.seconds or 0) / progress.seconds - 1, 3)}}
+    seconds = {"planned": planned.seconds, "between": planned.seconds_between, "measured": round(taken, 2)}
+    return {"memory": memory, "seconds": seconds | {"off": round((planned.seconds or 0) / taken - 1, 3)}}
 
 
 def main() -> None:
@@ -120,7 +153,7 @@ def main() -> None:
     told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = options.model or llama(folder / "base", width=128, layers=4)
+        base = options.model or llama(folder / "base", width=128, layers=4, template=True)
         given = {"task": "cpt", "method": "full", "name": "bench", "base_model": str(base), "data": {"train": str(texts(folder))}}
         given |= {"context_length": 128, "batch_size": 8, "threads": 1, "training_duration": f"{2 * options.steps}ba"}
         recipe = load_recipe(given)

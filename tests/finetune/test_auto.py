@@ -119,6 +119,10 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
     for content, code in ((b"age,age,label\n1,2,a\n3,4,b\n", "duplicate_key"), (b"age,label\n1\0,a\n2,b\n", "encoding")):
         file.write_bytes(content)
         assert code in {each.code for each in validate(data).problems}
+    for content in (b"\xef\xbb\xbfage;label\r\n1,5;a\r\n2,5;b\r\n", b"age\tlabel\n1\ta\n2\tb\n", b"label|age\na|1\nb|2\n"):
+        file.write_bytes(content)
+        assert validate(data).problems == ()
+        assert read(file, data.data)[0]["label"].tolist() == ["a", "b"]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"age": 1}) + "\n{")
     assert validate(recipe(data={"train": str(tmp_path / "rows.jsonl")})).as_dict()["counts"] == {"unreadable": 1}
     file.write_text("age,label\n1,a\n2,b\n3,a\n4,b\n")

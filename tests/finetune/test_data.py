@@ -116,10 +116,12 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00abc\n", "bad_json", "compressed"),
         ('{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le"), "encoding", "UTF-16"),
         (b'[\n {"text": "a", "label": "b"},\n {"text": "c", "label": "d"}\n]\n', "bad_json", "one JSON array"),
+        (b'{\n "text": "a",\n "label": "b"\n}\n', "bad_json", "several lines"),
+        (b"text,label\na,b\nc,d\n", "bad_json", "CSV"),
     ],
 )
 def test_a_file_of_another_format_is_told_once(tmp_path: Path, content: bytes, code: str, says: str) -> None:
-    file = tmp_path / "rows.jsonl"
+    file = tmp_path / ("rows.csv" if says == "CSV" else "rows.jsonl")
     file.write_bytes(content)
     with pytest.raises(DataError) as raised:
         read_labelled(file)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import RunError, Runs, TrainingRun
 from finetune.schema import EncoderRecipe
 from finetune.worker import perform
-from tests.finetune.tiny import bert, reviews, tracking, trained
-from tests.live import smalti, wait_until
+from tests.finetune.tiny import bert, reviews, spawned_here, tracking, trained
+from tests.live import environment, wait_until
+from tests.programs import Programs
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,9 @@ print(json.dumps({
 
 
 @pytest.mark.timeout(400)
-def test_from_rows_to_a_registered_champion(made: Path, tmp_path: Path) -> None:
+def test_from_rows_to_a_registered_champion(
+    made: Path, tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained(recipe(made, "register_to=main.default.reviews"), tmp_path)
     kinds = [event["event"] for event in run.events()]
     assert {"validated", "started", "progress", "evaluation", "checkpoint", "baseline"} <= set(kinds)
@@ -81,8 +83,8 @@ def test_from_rows_to_a_registered_champion(made: Path, tmp_path: Path) -> None:
     assert result["baseline"].keys() == result["metrics"].keys()
     assert result["registered"]["champion"]
 
-    command = [sys.executable, "-W", "ignore", "-c", LOADED, f"sqlite:///{tmp_path}/mlflow.db", str(made / "eval.jsonl")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    given = (f"sqlite:///{tmp_path}/mlflow.db", str(made / "eval.jsonl"))
+    done = programs.run(LOADED, *given, folder=tmp_path, environment=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["right"] == pytest.approx(result["metrics"]["accuracy"], abs=0.02)
@@ -98,8 +100,9 @@ def test_from_rows_to_a_registered_champion(made: Path, tmp_path: Path) -> None:
     # The same recipe again, by the command line, is no better, so the first stays the champion.
     file = tmp_path / "r.yaml"
     file.write_text(json.dumps(recipe(made, "register_to=main.default.reviews", "training_duration=1ba").model_dump(mode="json")))
-    done = smalti("finetune", "run", str(file), "--json", home=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(TrainingRun, "_spawn", spawned_here)
+    done = commanded("run", str(file), "--json", home=tmp_path)
+    assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["registered"]["version"], told["registered"]["champion"]) == ("2", False)
     assert "version 1 has" in told["registered"]["reason"]
@@ -122,7 +125,7 @@ def commanded(*arguments: str, home: Path) -> Result:
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = start(made, tmp_path / "b")
     checkpoints = killed.folder / "checkpoints"
     wait_until(lambda: (checkpoints / "step-00000010").exists() or killed.state()["status"] == "COMPLETED", 100)
@@ -133,6 +136,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made: Path, tmp_pat
         assert "resume" in killed.state()["message"]
         newest = sorted(checkpoints.glob("step-*"))[-1] / "tensors.safetensors"
         newest.write_bytes(newest.read_bytes()[:100])  # and the disk lost the end of its last checkpoint
+        monkeypatch.setattr(TrainingRun, "_spawn", spawned_here)
         killed.start()
     whole = trained(recipe(made), tmp_path / "a")
     assert finished(killed) == "COMPLETED", killed.state()
@@ -149,6 +153,27 @@ def test_what_cannot_be_trained_fails_with_its_reason(made: Path, tmp_path: Path
     with run.lock():
         assert perform(run) == "FAILED"
     assert "leakage" in run.state()["message"]
+    assert list(run.events())[-1]["event"] == "failed"
+
+
+def test_a_run_goes_on_with_the_files_it_began_with_alone(made: Path, tmp_path: Path) -> None:
+    run = Runs(tmp_path / "finetune").create(recipe(made), tracking_uri=tracking(tmp_path))
+    (run.folder / "checkpoints" / "step-00000005").mkdir(parents=True)
+    run.set_state(status="FAILED", hashes={"data_sha256": "of what was there"})
+    with run.lock():
+        assert perform(run) == "FAILED"
+    assert run.state()["message"].startswith("data.train, data.eval, base_model: changed since the run began")
+
+
+def test_a_full_disk_is_told(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("finetune.checkpoint.save", full)
+    run = Runs(tmp_path / "finetune").create(recipe(made, "training_duration=1ba"), tracking_uri=tracking(tmp_path))
+    spawned_here(run)
+    assert run.state()["status"] == "FAILED"
+    assert run.state()["message"].startswith(f"No space is left for {run.folder}")
     assert list(run.events())[-1]["event"] == "failed"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import warnings
 from pathlib import Path
@@ -18,8 +17,6 @@ from finetune.recipe import RecipeError, load_recipe
 from finetune.schema import LanguageRecipe
 from finetune.tasks.language import LanguageTask, load_tokenizer
 from finetune.texts import read
-from governance.call import Call
-from serving.engines.local import LocalModel, Weights
 from tests.finetune.tiny import llama, trained
 
 
@@ -110,6 +107,11 @@ def test_a_template_that_never_ends_an_answer_is_refused(base: Path, tmp_path: P
         read("sft-chat", file, tokenizer, 64)
 
 
+def test_a_chat_template_that_is_not_there_is_told(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"chat_template: .*none.jinja cannot be read"):
+        load_tokenizer(base, tmp_path / "none.jinja")
+
+
 def test_a_context_that_is_too_long_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="at most 128 tokens, not 256"):
         LanguageTask(recipe(tmp_path, base, context_length=256), base, load_tokenizer(base), [], [])
@@ -144,46 +146,3 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     assert isinstance((answer[0] if isinstance(answer, list) else answer)["choices"][0]["message"]["content"], str)
     version = mlflow.MlflowClient().get_model_version_by_alias("main.default.tales", "champion")
     assert version.tags["vllm_arguments"] == "--enable-lora"
-    # The transformers engine, with the adapter beside its base, says what PEFT does with the two, beside each other and made one.
-    said = asyncio.run(served(base, run.folder / "model", tmp_path))
-    assert said == by_peft(base, run.folder / "model", merged=False) == by_peft(base, run.folder / "model", merged=True)
-    assert said != by_peft(base, None, merged=False)
-
-
-ASKED = ("The fox", "The dog sees", "fox. The")
-
-
-async def served(base: Path, adapter: Path, folder: Path) -> list[str]:
-    model = LocalModel(Weights(str(base)), folder / "engine.log", adapters={"tales": str(adapter)}, threads=1)
-    await model.start()
-    try:
-        found = []
-        for prompt in ASKED:
-            given = {"input": [{"type": "message", "role": "user", "content": prompt}], "temperature": 0, "raw": True}
-            call = Call("tales", "chat", given | {"max_output_tokens": 16}, stream=True)
-            events = [event async for event in model.answer(call, "tales")]
-            parts = [part for item in events[-1].data["response"]["output"] for part in item["content"]]
-            found.append("".join(part["text"] for part in parts))
-        return found
-    finally:
-        await model.stop(0)
-
-
-def by_peft(base: Path, adapter: Path | None, *, merged: bool) -> list[str]:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it has given up
-        whole: Any = AutoModelForCausalLM.from_pretrained(base)
-        if adapter is not None:
-            whole = PeftModel.from_pretrained(whole, adapter)
-            whole = whole.merge_and_unload() if merged else whole
-        whole.eval()
-    found = []
-    for prompt in ASKED:
-        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-        out = whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        found.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-    return found

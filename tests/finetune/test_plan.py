@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune import plan as planning
 from finetune.plan import Plan, plan
 from finetune.recipe import RecipeError, load_recipe
 from tests.bench.finetune import peak
@@ -33,6 +34,24 @@ def cpt(made: Path, **changes: Any) -> Any:
         "data": {"train": str(made / "a.txt")},
     }
     return load_recipe(given | {"context_length": 128, "batch_size": 8, "training_duration": "3ep", "threads": 1} | changes)
+
+
+def test_gradients_of_what_is_used_twice_are_added_up_in_place(made: Path) -> None:
+    from finetune.job import job_of
+    from finetune.loop import Loop
+
+    rows = [{"query": f"it was {i}", "positive": f"so {i} a good day"} for i in range(10)]
+    (made / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = bert(made / "wide", vocab_size=5000)  # so that the gradients of the table of words are most of what a step holds
+    given = {"task": "embed", "method": "full", "name": "x", "base_model": str(base), "threads": 1, "batch_size": 2}
+    recipe: Any = load_recipe(given | {"data": {"train": str(made / "pairs.jsonl")}, "max_length": 32})
+    planned = plan(recipe, measure=False)
+    task = job_of(recipe).task(base, "cpu")
+    loop = Loop(task, recipe, made / "checkpoints")
+    task.model.train()
+    loop._step([0, 1])
+    held = planned.memory.weights + planned.memory.optimizer
+    assert planned.memory.total == pytest.approx(held + peak(lambda: loop._step([0, 1])), rel=0.02)
 
 
 @pytest.mark.parametrize("changes", [{}, {"method": "lora", "lora": {"rank": 4}}, {"micro_batch_size": 2}])
@@ -64,13 +83,19 @@ def test_what_does_not_fit_is_told_with_what_would(made: Path) -> None:
     assert "does NOT fit" in small.summary()
 
 
-def test_an_encoder_with_its_time_and_cost(made: Path) -> None:
+def test_an_encoder_with_its_time_and_cost(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "ENOUGH", float("inf"))  # as many rounds on a slow machine
     given = {"task": "classify", "method": "full", "name": "x", "base_model": str(made / "bert"), "threads": 1}
     recipe = load_recipe(given | {"data": {"train": str(made / "train.jsonl")}, "max_length": 32, "batch_size": 8})
     made_plan: Plan = plan(recipe, price_per_hour=36.0)
     assert made_plan.steps == 24
     assert made_plan.seconds
-    assert made_plan.cost == pytest.approx(made_plan.seconds / 100, abs=0.0001)  # seconds are told rounded
+    assert made_plan.seconds_between
+    low, high = made_plan.seconds_between
+    assert low <= made_plan.seconds <= high
+    assert made_plan.evaluation_seconds is not None
+    told = made_plan.seconds + made_plan.evaluation_seconds
+    assert made_plan.cost == pytest.approx(told / 100, abs=0.0002)  # seconds are told rounded
     assert json.loads(json.dumps(made_plan.as_dict()))["fits"] is True
     frozen = plan(recipe.model_copy(update={"train_embeddings": False}), measure=False)
     assert frozen.memory.gradients < made_plan.memory.gradients

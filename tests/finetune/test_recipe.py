@@ -35,8 +35,12 @@ def test_overrides_win(path: Path) -> None:
     [
         ("C: [1, 10]", "C: [1, -1]", "r.yaml:5: C.1: Input should be greater than 0 (got -1)"),
         ("C: [1, 10]", "folds: 1", "r.yaml:5: folds: Input should be greater than or equal to 2"),
-        ("  train: data", "  trian: data", "r.yaml:4: data.trian is not a key of it; accepted: train, eval"),
-        ("name: mine", "nmae: mine", "nmae is not a key of it; accepted: name, seed"),
+        (
+            "  train: data",
+            "  trian: data",
+            "r.yaml:4: data.trian is not a key of it (did you mean train?); accepted: train, eval",
+        ),
+        ("name: mine", "nmae: mine", "nmae is not a key of it (did you mean name?); accepted: name, seed"),
         ("name: mine", "", "name is missing"),
         ("C: [1, 10]", "calibration: platt", "Input should be 'none' or 'temperature' (got 'platt')"),
         ("classify", "clasify", "r.yaml:1: task: 'clasify' is not one of classify"),
@@ -52,7 +56,14 @@ def test_errors_name_line_key_and_choices(path: Path, old: str, new: str, told: 
 
 
 @pytest.mark.parametrize(
-    ("override", "told"), [("folds", "write key=value"), ("folds=x", "override folds=x: folds"), ("C.x=1", "holds a value")]
+    ("override", "told"),
+    [
+        ("folds", "write key=value"),
+        ("folds=x", "override folds=x: folds"),
+        ("C.x=1", "holds a value"),
+        ("a.b=1", "override a.b=1: a is not a key of it"),
+        ("C=[.inf]", "finite number"),
+    ],
 )
 def test_a_bad_override_is_named(path: Path, override: str, told: str) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -77,3 +88,21 @@ def test_what_concerns_several_keys_is_told_plainly() -> None:
     assert load_recipe(given).model_dump()["stride"] == 10  # suits a shorter length by itself
     with pytest.raises(RecipeError, match=r"^recipe: stride must be a quarter of max_length at most\.$"):
         load_recipe(given | {"stride": 20})
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lr=1e-3", "did you mean learning_rate?"),
+        ("epochs=3", "did you mean training_duration?"),
+        ("lora.r=8", "did you mean rank?"),
+        ("training_duration=3", "it has no unit; write 3ep for epochs"),
+        ("training_duration=0ep", "no duration"),
+        ("learning_rate=.inf", "finite number"),
+    ],
+)
+def test_what_other_tools_say_is_understood(override: str, told: str) -> None:
+    given = {"task": "classify", "method": "lora", "name": "x", "data": {"train": "a"}}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(given, [override])
+    assert told in str(caught.value)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from app import _disliked, cli
 from finetune.hot_load import hot_load
 from finetune.recipe import load_recipe
 from finetune.runs import TrainingRun
 from tests.finetune.tiny import bert, llama, pairs, questions, ranked, trained
-from tests.live import ROOT, Live, environment, serving, smalti, wait_until
+from tests.live import ROOT, Live, environment, serving, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
 SNIPPETS = re.compile(r"^```(py|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOX = "The fox sees the dog. "
+ASKED = ("The fox", "The dog sees", "fox. The")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def run(made: Path) -> dict[str, TrainingRun]:
     """A run of each kind, all in one home."""
     found = {}
     for task, more in {
-        "embed": {"training_duration": "30ep"},
+        "embed": {"training_duration": "16ep"},
         "rerank": {"training_duration": "10ep", "candidates": 2, "method": "lora", "lora": {"rank": 8}, "learning_rate": 2e-2},
         "reader": {"training_duration": "10ep", "stride": 8},
     }.items():
@@ -167,7 +171,8 @@ def test_the_supervisor_of_the_docs_asks_the_classical_model(live: Live, client:
     answer = told.json()
     text = answer["output"][0]["content"][0]["text"]
     assert "314" in text or "A person will look" in text  # the tiny model's moods are anyone's guess
-    rows = [json.loads(line) for line in smalti("journal", "query", "--json", home=live.home).stdout.splitlines()]
+    journal = CliRunner().invoke(cli, ["--home", str(live.home), "journal", "query", "--json"])
+    rows = [json.loads(line) for line in journal.stdout.splitlines()]
     inner = [row for row in rows if row["parent_request_id"] == answer["id"].removeprefix("resp_")]
     assert "sentiment" in [row["endpoint_name"] for row in inner]
 
@@ -201,23 +206,51 @@ def test_a_reader_is_asked_by_row(client: httpx.Client) -> None:
     assert answer["predictions"][0] | {"score": 0} == {"answer": "great", "score": 0, "start": 9, "end": 14}
 
 
-def test_an_adapter_is_loaded_beside_the_model_that_serves(live: Live, client: httpx.Client, run: dict[str, TrainingRun]) -> None:
+def by_peft(base: Path, adapter: Path | None, *, merged: bool) -> list[str]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name it has given up
+        whole: Any = AutoModelForCausalLM.from_pretrained(base)
+        if adapter is not None:
+            whole = PeftModel.from_pretrained(whole, adapter)
+            whole = whole.merge_and_unload() if merged else whole
+        whole.eval()
+    found = []
+    for prompt in ASKED:
+        ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+        out = whole.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        found.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return found
+
+
+def test_an_adapter_is_loaded_beside_the_model_that_serves(
+    live: Live, client: httpx.Client, run: dict[str, TrainingRun], made: Path
+) -> None:
     name = hot_load(run["tales"].folder / "model", "tales", live.url, endpoint="writer", key=live.key)
     assert name == "writer:tales"
-    said = []
-    for model in ("writer", name):
-        body = {"model": model, "prompt": "The fox", "max_tokens": 12, "temperature": 0}
-        said.append(client.post("/v1/completions", json=body).raise_for_status().json()["choices"][0]["text"])
-    assert said[0] != said[1]
+    base, adapter = made / "llama", run["tales"].folder / "model"
+
+    def said(model: str, prompt: str) -> str:
+        body = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0}
+        return client.post("/v1/completions", json=body).raise_for_status().json()["choices"][0]["text"]
+
+    # The engine says what PEFT does with the two, beside each other and made one.
+    found = [said(name, prompt) for prompt in ASKED]
+    assert found == by_peft(base, adapter, merged=False) == by_peft(base, adapter, merged=True)
+    assert [said("writer", prompt) for prompt in ASKED] == by_peft(base, None, merged=False) != found
 
 
 def test_an_indexs_own_pairs_are_what_was_asked_and_its_headings(live: Live, client: httpx.Client, made: Path) -> None:
-    from app import _disliked
     from finetune.index_pairs import asked, pairs_of, scanned, split
 
     client.post("/v1/responses", json={"model": "assistant", "input": "How many metres is the bridge long?"}).raise_for_status()
-    done = smalti("finetune", "pairs", "docs", str(made / "own.jsonl"), "--eval", str(made / "own_eval.jsonl"), home=live.home)
-    assert done.returncode == 0, done.stderr
+    own = [str(made / "own.jsonl"), "--eval", str(made / "own_eval.jsonl")]
+    done = CliRunner().invoke(cli, ["--home", str(live.home), "finetune", "pairs", "docs", *own])
+    assert done.exit_code == 0, done.output
     rows = [json.loads(line) for file in ("own.jsonl", "own_eval.jsonl") for line in (made / file).read_text().splitlines()]
     found = {row["query"]: row["positive"] for row in rows}
     assert set(found) >= {"How many metres is the bridge long?", "Bridge Length"}
