@@ -1,14 +1,17 @@
-"""A small corpus, a retriever over it and embeddings that need no model."""
+"""A small corpus, a retriever over it, embeddings that need no model, and a runtime in files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine
 
+from agents.runtime import Runtime
 from agents.text import coverage, terms, words
 from retrieval.types import Passage
 
@@ -112,3 +115,12 @@ def search(passages: list[Passage]) -> Search:
 @pytest.fixture
 def embedder() -> Callable:
     return embed
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
+    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
+    made = Runtime(engine, tmp_path / "checkpoints.db")
+    yield made
+    await made.close()
+    engine.dispose()

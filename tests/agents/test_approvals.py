@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from agents.runtime import AgentChanged, RunLimit, Runtime
 from agents.state import AgentState
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    made = Runtime(engine, tmp_path / "checkpoints.db")
-    yield made
-    await made.close()
-    engine.dispose()
 
 
 class Bank:

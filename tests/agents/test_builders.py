@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import StructuredTool
-from sqlalchemy import create_engine
 
 from agents.agent import Agent
 from agents.graphs import plan_execute, rag, react, router, supervisor, swarm
@@ -20,15 +18,6 @@ from agents.state import Route
 pytestmark = pytest.mark.anyio
 
 QUESTION = "How many days of paid vacation do employees get?"
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    made = Runtime(engine, tmp_path / "checkpoints.db")
-    yield made
-    await made.close()
-    engine.dispose()
 
 
 def calls(*named: tuple[str, dict], text: str = "") -> AIMessage:

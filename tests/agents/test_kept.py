@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import StructuredTool
-from sqlalchemy import create_engine
 
 from agents.agent import Agent
 from agents.graphs import react
@@ -20,15 +18,6 @@ from agents.runtime import Runtime
 pytestmark = pytest.mark.anyio
 
 CALLS = AIMessage("", tool_calls=[{"name": "note", "args": {"text": t}, "id": t} for t in ("one", "two", "three")])
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    runtime = Runtime(engine, tmp_path / "checkpoints.db")
-    yield runtime
-    await runtime.close()
-    engine.dispose()
 
 
 def rows(folder: Path) -> int:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import warnings
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from agents.models import ScriptedModel
 from agents.runtime import STOPPED, Runtime, ThreadBusy, ThreadNotFound
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    made = Runtime(engine, tmp_path / "checkpoints.db")
-    yield made
-    await made.close()
-    engine.dispose()
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
-from sqlalchemy import create_engine
 
 from agents.agent import Agent
 from agents.approvals import Decision, Waiting
@@ -21,15 +18,6 @@ from tests.agents.test_approvals import Bank, paying
 from tests.agents.test_branches import ask, echo
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
-    engine = create_engine(f"sqlite:///{tmp_path}/smalti.db")
-    made = Runtime(engine, tmp_path / "checkpoints.db")
-    yield made
-    await made.close()
-    engine.dispose()
 
 
 async def test_a_message_that_comes_while_its_thread_is_deleted_finds_none(
