@@ -19,7 +19,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as finetune/recipes/router.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
-_COLUMNS = {"id": "Run", "task": "Task", "status": "Status", "step": "Step", "steps": "of", "created": "Created", "message": ""}
+_COLUMNS = {
+    "id": "Run",
+    "task": "Task",
+    "status": "Status",
+    "step": "Step",
+    "steps": "of",
+    "created": "Created, UTC",
+    "message": "",
+}
 
 
 def _database(context: typer.Context) -> str:
@@ -176,6 +184,8 @@ def plan(
 def list_runs(context: typer.Context, as_json: Json = False) -> None:
     """List the runs, the newest first."""
     rows = [each.summary() for each in _runs(context).list()]
+    if not as_json:  # to the minute, so that a row is a line
+        rows = [row | {"created": str(row["created"])[:16].replace("T", " ")} for row in rows]
     context.obj.print_rows(rows, _COLUMNS, as_json=as_json, empty="No runs yet.")
 
 
