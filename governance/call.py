@@ -74,7 +74,7 @@ class Call:
     payload: Mapping[str, Any]
     credential: str | None = field(default=None, repr=False)
     caller: Caller | None = None
-    request_id: str = field(default_factory=lambda: new_id())
+    request_id: str = field(default_factory=new_id)
     client_request_id: str | None = None
     parent_id: str | None = None
     thread_id: str | None = None

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from governance.call import Call, CallError, CallRecord, Event, is_failure, unavailable
+from governance.call import Call, CallError, CallRecord, Event, unavailable
 from governance.frames import payload
 from governance.journal import JournalError
 from governance.limits import Reservation
 from governance.policies import AiGatewayConfig
-from governance.record import body_of, failed_status, lean, request_of, short, usage_of
+from governance.record import body_of, failed_code, failed_status, lean, request_of, short, usage_of
 from governance.redact import redacted
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Flight:
 
     def failed_response(self, error: CallError) -> dict[str, Any]:
         """The Response object of a `response.failed` event."""
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
+        code = failed_code(error.status)
         base = {
             "id": f"resp_{self.call.request_id}",
             "object": "response",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from governance.call import Call, Event
+from governance.call import Call, Event, is_failure
 
 _MANY_NUMBERS = 16  # a longer row of numbers is a vector
 _MOST_TOKENS = 10**9  # a model that says it used more, or less than none, says nothing
@@ -21,6 +21,11 @@ def body_of(event: Event) -> Mapping[str, Any]:
 def failed_status(response: Mapping[str, Any]) -> int:
     code = (response.get("error") or {}).get("code")
     return {"rate_limit_exceeded": 429, "invalid_prompt": 400}.get(code or "", 500)
+
+
+def failed_code(status: int) -> str:
+    """The code of a Response that failed with a call's status; `failed_status` reads it back."""
+    return "rate_limit_exceeded" if status == 429 else "server_error" if is_failure(status) else "invalid_prompt"
 
 
 def usage_of(response: Mapping[str, Any]) -> dict[str, int]:

@@ -18,7 +18,8 @@ from typing import Any
 import orjson
 
 from agents.log import KEEP, RUNNING, Entry, RunLog, RunRecord
-from governance.call import STEP, Call, Caller, CallError, Event, is_failure, not_found
+from governance.call import STEP, Call, Caller, CallError, Event, not_found
+from governance.record import failed_code
 from serving.dispatch import Dispatcher
 from serving.engines.answer import Answer
 
@@ -213,7 +214,7 @@ class Runs:
         except CallError as error:
             if not live.admitted and not live.events and not live.coming:
                 live.refusal = error
-            end = _ended_now(live, "failed", {"code": _code(error), "message": error.message})
+            end = _ended_now(live, "failed", {"code": failed_code(error.status), "message": error.message})
         except Exception:
             log.exception("run %s failed", call.request_id)
             message = f"{call.endpoint} failed inside the server; ask again, or quote request {call.request_id}"
@@ -257,10 +258,6 @@ def missing(run_id: str) -> CallError:
 
 def _entry(event: Event) -> Entry:
     return event.type, orjson.dumps(event.data, default=str)
-
-
-def _code(error: CallError) -> str:
-    return "rate_limit_exceeded" if error.status == 429 else "server_error" if is_failure(error.status) else "invalid_prompt"
 
 
 def _response(events: Sequence[Event]) -> dict[str, Any] | None:

@@ -121,9 +121,8 @@ class Chunks:
         incomplete = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self.finish or "")
         if self._usage:
             return self._answer.finish(usage=self._usage, incomplete=incomplete)
-        written = self._answer.written + "".join(
-            call.arguments for call in self._calls
-        )  # limits count tokens, so an upstream that tells none is estimated
+        # limits count tokens, so an upstream that tells none is estimated
+        written = self._answer.written + "".join(call.arguments for call in self._calls)
         usage = {"input_tokens": -(-self._asked() // 4), "output_tokens": -(-len(written) // 4)}
         return self._answer.finish(usage=usage, metadata={"usage": "estimated"}, incomplete=incomplete)
 

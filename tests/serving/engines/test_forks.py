@@ -45,6 +45,15 @@ def forked(forks: ForkServer) -> list[int]:
     return [child.pid for child in psutil.Process(forks.pid).children()]
 
 
+async def imports_for_itself(model: ModelProcess, why: str) -> None:
+    await model.start()
+    try:
+        assert psutil.Process(await ask(model)).ppid() == os.getpid()
+        assert why in model.build_logs()
+    finally:
+        await model.stop(0)
+
+
 async def test_a_forked_process_is_its_own_and_comes_back_after_a_crash(
     make: Callable[..., ModelProcess], forks: ForkServer, tmp_path: Path
 ) -> None:
@@ -122,12 +131,7 @@ async def test_what_is_read_at_import_makes_a_process_import_for_itself(
     make: Callable[..., ModelProcess], forks: ForkServer
 ) -> None:
     model = make(forks, environment={"MKL_NUM_THREADS": "1"})
-    await model.start()
-    try:
-        assert psutil.Process(await ask(model)).ppid() == os.getpid()
-        assert "MKL_NUM_THREADS is read when packages are imported" in model.build_logs()
-    finally:
-        await model.stop(0)
+    await imports_for_itself(model, "MKL_NUM_THREADS is read when packages are imported")
 
 
 async def test_a_fork_server_with_threads_is_not_forked(
@@ -140,10 +144,7 @@ async def test_a_fork_server_with_threads_is_not_forked(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     forks = ForkServer(tmp_path / "logs" / ".forks.log", module="threaded_worker")
     model = make(forks)
-    await model.start()
     try:
-        assert psutil.Process(await ask(model)).ppid() == os.getpid()
-        assert "2 threads run once the packages are imported" in model.build_logs()
+        await imports_for_itself(model, "2 threads run once the packages are imported")
     finally:
-        await model.stop(0)
         await forks.close()
