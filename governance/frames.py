@@ -25,10 +25,11 @@ _KEY = re.compile(rb"smk_[A-Za-z0-9_-]{20,}")
 def encode(columns: Mapping[str, Any], secrets: Sequence[str] = ()) -> bytes:
     """A frame, header and body, without secrets."""
     body = dumps(columns)
+    ours = b"smk_" in body
     for secret in secrets:
-        if dumps(secret)[1:-1] in body:
+        if (ours or not secret.startswith("smk_")) and dumps(secret)[1:-1] in body:
             body = dumps({name: _without(value, secret) for name, value in orjson.loads(body).items()})
-    if b"smk_" in body:
+    if ours:
         body = _KEY.sub(b"[redacted]", body)
     return _HEADER.pack(MAGIC, len(body), zlib.crc32(body)) + body
 

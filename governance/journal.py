@@ -36,7 +36,7 @@ except ImportError:  # without file locks, segments of ended processes are read 
 
 logger = logging.getLogger("smalti.journal")
 
-_BUSY = 100  # frames of one round from which on a process of its own takes them in
+_BUSY = 100  # frames between two rounds from which on a process of its own takes them in
 _OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
@@ -85,6 +85,7 @@ class Journal:
         self._fd: int | None = None
         self._name = ""
         self._size = 0
+        self._written = 0  # frames since the last round of the background
         self._pid = _process[0]
         self._seen: dict[str, int] = {}
         self._closed = False
@@ -124,6 +125,7 @@ class Journal:
                 self._cut()
                 raise JournalError(f"the journal in {self._folder} took part of a record only: is the disk full?")
             self._size += written
+            self._written += 1
 
     async def durable(self) -> None:
         """Returns once everything appended before is as safe as `fsync` says. Raises `JournalError` where that cannot be."""
@@ -274,20 +276,27 @@ class Journal:
     def _run(self, interval: float) -> None:
         while True:
             self._turn()
-            if (self._helper is None or not self._helper.alive) and self.ingest_quietly() >= _BUSY:
+            written, self._written = self._written, 0
+            if self._helper is not None and not self._helper.alive:
+                self._helper.close()
+                self._helper = None
+            helped = self._helper is not None or (written >= _BUSY and self._help(interval))
+            if not helped and self.ingest_quietly() >= _BUSY:
                 self._help(interval)
             if self._stop.wait(interval):
                 return
 
-    def _help(self, interval: float) -> None:
-        """Have a process take over: reading frames beside the calls would slow each of them."""
+    def _help(self, interval: float) -> bool:
+        """Have a process take over, where one can: reading frames beside the calls would slow each of them."""
         if self._engine.url.database in (None, "", ":memory:"):
-            return
+            return False
         try:
             url = self._engine.url.render_as_string(hide_password=False)
             self._helper = Ingester(url, self._folder, interval=interval, fsync=self.fsync)
         except OSError:
             logger.warning("no process can be started for the journal; a thread goes on with it", exc_info=True)
+            return False
+        return True
 
     def ingest_quietly(self) -> int:
         """What `ingest` gives; 0 where it fails, and that is logged: the frames are safe in their segments."""

@@ -317,6 +317,9 @@ def test_a_busy_journal_is_ingested_by_a_process_of_its_own(database: Engine, fo
         assert helper.alive
         helper._process.kill()
         helper._process.wait()
+        while journal._helper is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         journal.append(completion("last"))
         while not taken_in(database, "last", status_code=200):  # the thread has taken over again
             assert time.monotonic() < deadline
