@@ -1,30 +1,23 @@
-"""Labelled text as JSON lines, and everything that can be wrong with it, by file, line, column and fix."""
+"""Labelled text, and everything that can be wrong with it, by file, line, column and fix."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import orjson
+from finetune.problems import DataError, Problem
+from finetune.rows import blank, normal, rows_of
 
 T = TypeVar("T")
-SHOWN = 20
-"""Problems a `DataError` spells out; it holds all."""
 SKEW = 20
 """How many times larger than the smallest class the largest may be without a warning."""
-
-_BOM = b"\xef\xbb\xbf"
-_FORMATS = (
-    (b"PAR1", "Parquet", "Write its rows as JSON lines (pandas: to_json(orient='records', lines=True))."),
-    (b"\x1f\x8b", "compressed", "Unpack it first."),
-    (b"PK\x03\x04", "compressed", "Unpack it first."),
-)
+GONE = frozenset(("nan", "null", "<na>", "#n/a"))
+"""What programs write for a value that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +27,6 @@ class Row:
     text: str
     label: str
     line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong, where, and what to do. A warning does not keep a recipe from running."""
-
-    code: str
-    file: str
-    line: int | None
-    column: str | None
-    message: str
-    fix: str
-    severity: Literal["error", "warning"] = "error"
-
-    def __str__(self) -> str:
-        place = self.file + (f":{self.line}" if self.line else "") + (f" column {self.column!r}" if self.column else "")
-        return f"{place}: {self.message} [{self.code}] {self.fix}"
-
-
-class DataError(Exception):
-    """Data that cannot be trained on. `problems` holds every finding, warnings too."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        errors = [str(problem) for problem in problems if problem.severity == "error"]
-        more = f"\n… and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-        super().__init__("\n".join(errors[:SHOWN]) + more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +44,11 @@ class Labelled:
 def read_labelled(
     path: Path, *, text: str = "text", label: str = "label", labels: Collection[str] | None = None, ignore: Collection[str] = ()
 ) -> Labelled:
-    """Read and check a file of `{"text": …, "label": …}` lines.
+    """Read and check a file of labelled texts.
 
     Parameters
     ----------
-    path: UTF-8 JSON lines; empty lines are passed over.
+    path: as `rows_of` reads it; empty lines are passed over.
     text, label: names of the two columns.
     labels: the labels there may be; None takes what is there.
     ignore: further columns that may be there.
@@ -112,7 +78,7 @@ def scan_labelled(
     seen: dict[str, Row] = {}
     spelled = Spellings(str(path), label, problems)
     known = {text, label, *ignore}
-    for number, row in json_lines(path, problems):
+    for number, row in rows_of(path, problems):
         if not _columns(str(path), number, row, text, label, known, problems):
             continue
         found = Row(row[text], str(row[label]), number)
@@ -122,7 +88,11 @@ def scan_labelled(
             problems.append(Problem("unknown_label", str(path), number, label, f"{found.label!r} is not a label.", fix))
             continue
         spelled.look(row[label], number)
-        first = seen.setdefault(_normal(found.text), found)
+        for column in (text, label):
+            if str(row[column]).strip().casefold() in GONE and not (column == label and labels):
+                told = (f"{row[column]!r} is what programs write for a value that is missing.", "Fill it, or delete the row.")
+                problems.append(Problem("missing_value", str(path), number, column, *told, "warning"))
+        first = seen.setdefault(normal(found.text), found)
         if first is found:
             rows.append(found)
         elif first.label == found.label:
@@ -134,7 +104,13 @@ def scan_labelled(
             )
             problems.append(Problem("conflicting_label", str(path), number, label, message, "Keep the right one.", "warning"))
     bad = any(problem.severity == "error" and problem.file == str(path) for problem in problems)
-    problems.extend(_spread(str(path), label, Counter(row.label for row in rows), bad))
+    first_line: dict[str, int] = {}
+    for row in rows:
+        first_line.setdefault(row.label, row.line)
+    problems.extend(spread(str(path), label, Counter(row.label for row in rows), first_line, bad))
+    for name in sorted(set(labels or ()) - first_line.keys()) if rows else ():
+        told = (f"No row has the label {name!r}.", "Add such rows, or take it from labels.")
+        problems.append(Problem("missing_label", str(path), None, label, *told, "warning"))
     return tuple(rows)
 
 
@@ -148,7 +124,7 @@ class Spellings:
 
     def look(self, label: Any, line: int) -> None:
         """Look at a row's label."""
-        known, where = self._first.setdefault(_normal(str(label)), (label, line))
+        known, where = self._first.setdefault(normal(str(label)), (label, line))
         if str(known) != str(label):
             told = f"{str(label)!r} is nearly {str(known)!r} of line {where}, and would be a label of its own."
             self._tell("similar_label", line, told, "Write both alike.")
@@ -178,7 +154,7 @@ def split_problems(
     train: Sequence[Row], train_file: Path, evaluation: Sequence[Row], eval_file: Path, column: str = "text"
 ) -> list[Problem]:
     """Texts of the evaluation that are trained on, and labels it has that training lacks."""
-    trained = {_normal(row.text): row.line for row in train}
+    trained = {normal(row.text): row.line for row in train}
     problems = [
         Problem(
             "leakage",
@@ -189,7 +165,7 @@ def split_problems(
             f"Delete it from {train_file}.",
         )
         for row in evaluation
-        if (line := trained.get(_normal(row.text))) is not None
+        if (line := trained.get(normal(row.text))) is not None
     ]
     first: dict[str, int] = {}
     for row in evaluation:
@@ -205,109 +181,6 @@ def sample(rows: Sequence[T], size: int | None, seed: int) -> list[T]:
     if size is None or size >= len(rows):
         return list(rows)
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def json_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Lines (from 1) that hold a JSON object; what is wrong with the others goes to `problems`."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        fix = "Give the path of a JSON-lines file."
-        problems.append(Problem("unreadable", str(path), None, None, f"It cannot be read ({error.strerror}).", fix))
-        return
-    lines = content.split(b"\n")
-    if lines[0].startswith(_BOM):
-        lines[0] = lines[0][3:]
-    if len(lines) == 1 and b"\r" in lines[0].strip():
-        told = ("Its lines end in CR alone, which JSON lines do not.", "Save it with line ends of LF or CRLF.")
-        problems.append(Problem("line_ends", str(path), 1, None, *told))
-        return
-    if (told := _another_format(lines[0], path.suffix.lower())) is not None:
-        problems.append(Problem(told[0], str(path), 1, None, *told[1:]))
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            problems.append(_undecodable(str(path), number, line, error))
-            continue
-        if isinstance(row, dict):
-            if line.count(b'":') != _keys(row) and (twice := _twice(line)) is not None:
-                message = f"The key {twice!r} stands in it twice, and only the last would be read."
-                problems.append(Problem("duplicate_key", str(path), number, twice, message, "Keep the right one."))
-            else:
-                yield number, row
-        else:
-            message = f"The line is a JSON {type(row).__name__}, not an object."
-            problems.append(Problem("not_object", str(path), number, None, message, 'Write {"text": …, "label": …}.'))
-
-
-def _keys(row: Mapping[str, Any]) -> int:
-    """How many keys there are in it and in all objects within."""
-    found, left = 0, [row]
-    while left:
-        inner: Any = left.pop()
-        if isinstance(inner, dict):
-            found += len(inner)
-            inner = inner.values()
-        left += [each for each in inner if isinstance(each, (dict, list))]
-    return found
-
-
-def _twice(line: bytes) -> str | None:
-    """A key that an object of the line has more than once."""
-    found: list[str] = []
-
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        counts = Counter(key for key, _ in pairs)
-        found.extend(key for key, count in counts.items() if count > 1)
-
-    try:
-        json.loads(line, object_pairs_hook=look)
-    except RecursionError:
-        return None
-    return found[0] if found else None
-
-
-def blank(text: str) -> bool:
-    """Whether a text has nothing to see: no characters, or spaces and marks without a width alone."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
-
-
-def _another_format(line: bytes, suffix: str) -> tuple[str, str, str] | None:
-    """What a file is whose first line is none of JSON lines: code, message and fix, once and not for each line."""
-    for mark, name, fix in _FORMATS:
-        if line.startswith(mark):
-            return "bad_json", f"The file is {name}, not JSON lines.", fix
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
-        return "encoding", "The file is UTF-16.", "Save it as UTF-8."
-    if line.strip() == b"[" or line.startswith(b"[{"):
-        return "bad_json", "The file is one JSON array, not JSON lines.", "Write its objects one a line."
-    if line.strip() == b"{":
-        return "bad_json", "An object takes several lines, not one.", "Write each object on one line."
-    if suffix in (".csv", ".tsv") and not line.lstrip().startswith(b"{"):
-        fix = "Write its rows as JSON lines (pandas: to_json(orient='records', lines=True)); CSV is read where model: auto."
-        return "bad_json", "The file is CSV, not JSON lines.", fix
-    return None
-
-
-def _undecodable(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> Problem:
-    if line.startswith(_BOM):
-        fix = "Delete it: files that were put together each began with one."
-        return Problem("encoding", path, number, None, "A byte-order mark stands in the midst of the file.", fix)
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        return Problem("encoding", path, number, None, f"Byte {bad.start + 1} is not UTF-8.", "Save the file as UTF-8.")
-    return Problem(
-        "bad_json", path, number, None, f"Not JSON at character {error.colno}: {error.msg}.", "One JSON object a line."
-    )
 
 
 def _columns(
@@ -351,18 +224,43 @@ def _columns(
     return len(problems) == before
 
 
-def _spread(path: str, column: str, counts: Counter[str], already_bad: bool) -> Iterator[Problem]:
+def spread(
+    path: str, column: str, counts: Mapping[str, int], first_line: Mapping[str, int], already_bad: bool
+) -> Iterator[Problem]:
+    """What is wrong with how often each label occurs. `already_bad`: errors were told, that may be the cause."""
     if not counts:
         if not already_bad:
             yield Problem("empty_file", path, None, None, "There are no rows.", 'Write lines of {"text": …, "label": …}.')
-    elif len(counts) == 1:
+        return
+    if len(counts) == 1:
         if not already_bad:
             message = f"Every row has the label {next(iter(counts))!r}."
             yield Problem("one_class", path, None, column, message, "Add rows of another label.")
-    else:
-        (largest, most), (smallest, least) = counts.most_common()[0], counts.most_common()[-1]
-        if most > SKEW * least:
-            message = f"There are {most} rows of {largest!r} and {least} of {smallest!r}."
-            yield Problem(
-                "label_skew", path, None, column, message, f"Add rows of {smallest!r}, or set class_weight: balanced.", "warning"
-            )
+        return
+    (largest, most), (smallest, least) = max(counts.items(), key=_second), min(counts.items(), key=_second)
+    if most > SKEW * least:
+        message = f"There are {most} rows of {largest!r} and {least} of {smallest!r}."
+        fix = (
+            f"Add rows of {smallest!r}; class_weight: balanced (method: linear) or class_balance: 1 makes each label count alike."
+        )
+        yield Problem("label_skew", path, None, column, message, fix, "warning")
+    for name, line in first_line.items():
+        if counts[name] == 1:
+            told = (f"No other row has the label {name!r}.", "Add rows of it, or correct it if it is a slip.")
+            yield Problem("rare_label", path, line, column, *told, "warning")
+
+
+def scarce(path: Path, column: str, rows: Sequence[Row]) -> list[Problem]:
+    """Labels that only one row has: cross-validation takes two of each."""
+    first = {row.label: row.line for row in reversed(rows)}
+    counts = Counter(row.label for row in rows)
+    fix = "Add rows of it, raise data.max_rows, or take method: full."
+    return [
+        Problem("few_rows", str(path), line, column, f"One row has the label {label!r}; cross-validation takes two.", fix)
+        for label, line in first.items()
+        if counts[label] < 2
+    ]
+
+
+def _second(item: tuple[str, int]) -> int:
+    return item[1]

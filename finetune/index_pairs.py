@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.pairs import normal
+from finetune.rows import normal
 
 SHORT = 40
 """Characters under which a passage says too little to be found by its heading."""

@@ -17,6 +17,7 @@ import numpy as np
 from finetune import tables
 from finetune.data import DataError, sample
 from finetune.metrics import log_loss, metrics, reliability
+from finetune.problems import warnings_of
 from finetune.publish import Registered, evaluation_lines, labels_facts, labels_signature, quiet, register_code
 from finetune.recipe import find
 
@@ -92,13 +93,10 @@ class AutoJob:
                 raise DataError(wrong)
             self.hashes["eval_sha256"], warnings = sha256(held_out), [*warnings, *more]
         else:
-            from sklearn.model_selection import train_test_split
-
-            wanted = {"test_size": recipe.held_out, "random_state": recipe.seed, "stratify": table[data.label_column]}
-            table, judged = train_test_split(table, **wanted)
+            table, judged = tables.held_out_of(table, recipe, file)
         self.table: Any = table
         self.judged: Any = judged
-        self.warnings = [str(warning) for warning in warnings]
+        self.warnings = warnings_of(warnings)
         self.labels = tuple(sorted(set(table[data.label_column])))
         number = {label: i for i, label in enumerate(self.labels)}
         self.y, self.truth = (np.array([number[label] for label in each[data.label_column]]) for each in (table, judged))

@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune.data import check_split, read_labelled, sample
 from finetune.metrics import metrics
+from finetune.problems import warnings_of
 from finetune.publish import evaluation_lines
 from finetune.recipe import ClassifyRecipe, find
 
@@ -40,13 +41,13 @@ class ClassifyJob:
         file = find(recipe.data.train)
         data = read_labelled(file, **columns)
         self.rows, self.evaluation = sample(data.rows, recipe.data.max_rows, recipe.seed), ()
-        self.warnings, self.hashes = [str(warning) for warning in data.warnings], {"data_sha256": sha256(file)}
+        self.warnings, self.hashes = warnings_of(data.warnings), {"data_sha256": sha256(file)}
         if recipe.data.eval is not None:
             eval_file = find(recipe.data.eval)
             judged = read_labelled(eval_file, **columns)
             check_split(data, file, judged, eval_file, recipe.data.text_column)
             self.evaluation, self.hashes["eval_sha256"] = judged.rows, sha256(eval_file)
-            self.warnings += [str(warning) for warning in judged.warnings]
+            self.warnings += warnings_of(judged.warnings)
         self.labels = tuple(sorted({row.label for row in self.rows}))
         self.facts = {"rows": len(self.rows), "evaluation_rows": len(self.evaluation), "labels": list(self.labels)}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune import texts
 from finetune.base_model import base_of
 from finetune.data import DataError, sample
+from finetune.problems import warnings_of
 from finetune.recipe import RecipeError, find
 from finetune.schema import PreferenceRecipe
 
@@ -42,18 +43,18 @@ class LanguageJob:
         if recipe.data.eval is not None:
             held_out = find(recipe.data.eval)
             self._held_out, more = self._read(held_out)
-            if leaking := texts.leaks(recipe.task, file, held_out):
+            if leaking := texts.leaks(recipe.task, file, held_out, recipe.data):
                 raise DataError(leaking)
             self.hashes["eval_sha256"], warnings = _sha256(held_out), [*warnings, *more]
-        self.warnings = [str(warning) for warning in warnings]
+        self.warnings = warnings_of(warnings)
         tokens = sum(len(text.ids) for row in self._texts for text in (row if isinstance(row, tuple) else (row,)))
         self.facts = {"rows": len(self._texts), "evaluation_rows": len(self._held_out), "tokens": tokens}
         self._before: Mapping[str, float] = {}
 
     def _read(self, file: Path) -> tuple[list[Any], list[Any]]:
         if self.recipe.task == "dpo":
-            return texts.read_preferences(file, self._tokenizer, self.recipe.context_length)
-        return texts.read(self.recipe.task, file, self._tokenizer, self.recipe.context_length)
+            return texts.read_preferences(file, self._tokenizer, self.recipe.context_length, self.recipe.data)
+        return texts.read(self.recipe.task, file, self._tokenizer, self.recipe.context_length, self.recipe.data)
 
     def task(self, base: Path, device: str) -> LanguageTask:
         found = self._made(self.recipe, base, self._texts, self._held_out, device)

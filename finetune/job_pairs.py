@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune import pairs
 from finetune.data import DataError, sample
+from finetune.problems import warnings_of
 from finetune.publish import evaluation_lines
 from finetune.recipe import find
 from finetune.schema import EmbedRecipe, ReaderRecipe, RerankRecipe
@@ -38,17 +39,17 @@ class PairsJob:
 
         self.recipe = recipe
         file, loss = find(recipe.data.train), getattr(recipe, "loss", "")
-        rows, warnings = pairs.read(recipe.task, file, loss=loss)
+        rows, warnings = pairs.read(recipe.task, file, recipe.data, loss=loss)
         self.rows: list[Any] = sample(rows, recipe.data.max_rows, recipe.seed)
         self.evaluation: list[Any] = []
         self.hashes = {"data_sha256": sha256(file)}
         if recipe.data.eval is not None:
             held_out = find(recipe.data.eval)
-            self.evaluation, more = pairs.read(recipe.task, held_out)
+            self.evaluation, more = pairs.read(recipe.task, held_out, recipe.data)
             if leaking := pairs.leaks(rows, file, self.evaluation, held_out):
                 raise DataError(leaking)
             self.hashes["eval_sha256"], warnings = sha256(held_out), [*warnings, *more]
-        self.warnings = [str(warning) for warning in warnings]
+        self.warnings = warnings_of(warnings)
         self.facts = {"rows": len(self.rows), "evaluation_rows": len(self.evaluation)}
         self._before: Mapping[str, float] = {}
 

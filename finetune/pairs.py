@@ -6,10 +6,14 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from finetune.data import DataError, Problem, json_lines
+from finetune.data import DataError, Problem
+from finetune.rows import blank, normal, rows_of
 from finetune.texts import Tell, leak, repeated, teller
+
+if TYPE_CHECKING:
+    from finetune.schema import RowsRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Question:
 Row = Pair | Question
 
 
-def read(task: str, path: Path, *, loss: str = "") -> tuple[list[Any], list[Problem]]:
+def read(task: str, path: Path, data: RowsRecipe | None = None, *, loss: str = "") -> tuple[list[Any], list[Problem]]:
     """The rows of a file for `embed`, `rerank` (pairs) or `reader` (questions), with warnings.
 
     Raises
@@ -53,27 +57,31 @@ def read(task: str, path: Path, *, loss: str = "") -> tuple[list[Any], list[Prob
     DataError: with every problem found, by file and line.
     """
     problems: list[Problem] = []
-    rows = scan(task, path, problems, loss=loss)
+    rows = scan(task, path, problems, data, loss=loss)
     if any(problem.severity == "error" for problem in problems):
         raise DataError(problems)
     return rows, problems
 
 
-def scan(task: str, path: Path, problems: list[Problem], *, loss: str = "") -> list[Any]:
+def scan(task: str, path: Path, problems: list[Problem], data: RowsRecipe | None = None, *, loss: str = "") -> list[Any]:
     """The rows that can be used; what is wrong with the others goes to `problems`."""
     make: Callable[[Mapping[str, Any], int, Tell], Row | None] = _question if task == "reader" else _pair
     rows: list[Any] = []
     seen: dict[Any, int] = {}
     before = len(problems)
-    for line, row in json_lines(path, problems):
+    ignored = data.ignore_columns if data else ()
+    optional = ("start",) if task == "reader" else ("negative", "score")
+    for line, given in rows_of(path, problems, columns=data.columns if data else None, optional=optional):
         tell = teller(problems, str(path), line)
+        row = {key: value for key, value in given.items() if key not in ignored} if ignored else given
         found = make(row, line, tell)
         if found is None or (isinstance(found, Pair) and not _suits(found, loss, tell)):
             continue
         key = (*map(normal, found.texts), found.answer if isinstance(found, Question) else "")
-        if (first := seen.setdefault(key, line)) != line:
-            repeated(problems, str(path), line, first)
+        if key in seen:
+            repeated(problems, str(path), line, str(path), seen[key])
             continue
+        seen[key] = line
         rows.append(found)
     if not rows and len(problems) == before:
         told = ("There are no rows.", 'Write lines of {"query": …, "positive": …}.' if make is _pair else "Write questions.")
@@ -91,10 +99,6 @@ def leaks(train: Sequence[Row], train_file: Path, evaluation: Sequence[Row], eva
     ]
 
 
-def normal(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
 def _asked(row: Row) -> tuple[str, ...]:
     return (normal(row.query),) if isinstance(row, Pair) else (normal(row.question), normal(row.context))
 
@@ -104,10 +108,12 @@ def _pair(row: Mapping[str, Any], line: int, tell: Tell) -> Pair | None:
         return None
     given = row.get("negative")
     negatives = [given] if isinstance(given, str) else given or []
-    if not isinstance(negatives, list) or not all(isinstance(each, str) and each.strip() for each in negatives):
+    if not isinstance(negatives, list) or not all(isinstance(each, str) and not blank(each) for each in negatives):
         return tell("wrong_type", "negative", "It is neither a text nor a list of texts.", 'Write "negative": ["…"].')
     if normal(row["positive"]) in map(normal, negatives):
         return tell("conflicting_label", "negative", "The positive is among the negatives.", "Keep it in one of the two.")
+    if normal(row["query"]) == normal(row["positive"]):
+        tell("same_text", "positive", "It is the query itself, which teaches nothing.", "Delete the row.", "warning")
     score = row.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
         return tell("wrong_type", "score", f"{score!r} is no score.", "Write a number from 0 to 1.")
@@ -134,12 +140,17 @@ def _question(row: Mapping[str, Any], line: int, tell: Tell) -> Question | None:
     start = row.get("start")
     if start is not None and (isinstance(start, bool) or not isinstance(start, int)):
         return tell("wrong_type", "start", f"{start!r} is no place in the context.", "Write the place of its first character.")
+    if answer and blank(answer):
+        return tell("empty_answer", "answer", "It has nothing but spaces.", 'Write "" where the context has no answer.')
     if not answer:
         return Question(row["question"], row["context"], "", -1, line)
     at = row["context"].find(answer) if start is None else start
     if at < 0 or row["context"][at : at + len(answer)] != answer:
         where = "nowhere in the context" if start is None else f"not at character {start} of the context"
         return tell("no_such_answer", "answer", f"It stands {where}.", "Copy it from the context.")
+    if start is None and (times := row["context"].count(answer)) > 1:
+        told = f"It stands there {times} times; the first is taken."
+        tell("ambiguous_answer", "answer", told, "Say which by `start`, the place of its first character.", "warning")
     return Question(row["question"], row["context"], answer, at, line)
 
 
@@ -150,15 +161,25 @@ def _known(row: Mapping[str, Any], needed: Sequence[str], more: Sequence[str], t
     for key in needed:
         if key not in row:
             near = difflib.get_close_matches(key, unknown, 1, 0.7)
-            tell("missing_key", key, "The column is missing.", f"Rename {near[0]!r} to {key!r}." if near else f"Add {key!r}.")
+            fix = (
+                f"Rename {near[0]!r} to {key!r}."
+                if near
+                else f"Add {key!r}, or say what the file calls it: data.columns.{key}=NAME."
+            )
+            tell("missing_key", key, "The column is missing.", fix)
             unknown = [each for each in unknown if each not in near]
         elif not isinstance(row[key], str):
             tell("wrong_type", key, f"{type(row[key]).__name__} is no text.", "Write a string.")
-        elif not row[key].strip():
+        elif blank(row[key]):
             tell(f"empty_{key}", key, "It is empty.", "Fill it, or delete the row.")
         else:
             continue
         good = False
     for key in unknown:
-        tell("unknown_key", key, "The column is not known.", f"Delete it; known are {', '.join((*needed, *more))}.")
+        tell(
+            "unknown_key",
+            key,
+            "The column is not known.",
+            f"Delete it; known are {', '.join((*needed, *more))}. Or name it in data.ignore_columns.",
+        )
     return good and not unknown

@@ -39,6 +39,15 @@ class FilesRecipe(Strict):
     """Of the training rows, drawn by `seed`."""
 
 
+class RowsRecipe(FilesRecipe):
+    """Files of rows: JSON lines, a JSON array, CSV, TSV or Parquet."""
+
+    columns: dict[str, str] = {}
+    """What the files call a column, where it is another name: `{prompt: instruction, response: output}`."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are not read and not told of."""
+
+
 class DataRecipe(FilesRecipe):
     """Files of labelled texts."""
 
@@ -215,6 +224,13 @@ class TableRecipe(FilesRecipe):
     text_column: str | None = None
     """A column of texts, which become an encoder's vectors; the others are read as numbers and kinds."""
     ignore_columns: tuple[str, ...] = ()
+    repeated: Literal["auto", "keep", "drop"] = "auto"
+    """Rows that are alike in all columns. Where there are columns alone they are kept, as two customers may be alike, and lie all
+    in the training or all in the evaluation; with a text column they are copies, and all but the first are left out."""
+
+    @property
+    def drops(self) -> bool:
+        return self.repeated == "drop" or (self.repeated == "auto" and self.text_column is not None)
 
 
 class AutoRecipe(BaseRecipe):
@@ -249,7 +265,7 @@ class AutoRecipe(BaseRecipe):
 class EmbedRecipe(ReadingRecipe):
     """Texts to vectors of unit length: a question comes to lie near what answers it."""
 
-    data: FilesRecipe
+    data: RowsRecipe
     """`query` and `positive`; perhaps `negative`, a text or several; `score` (0 to 1) where the loss compares scores."""
     task: Literal["embed"]
     loss: Literal["multiple_negatives", "triplet", "cosent", "cosine"] = "multiple_negatives"
@@ -264,7 +280,7 @@ class EmbedRecipe(ReadingRecipe):
 class RerankRecipe(ReadingRecipe):
     """A cross-encoder: reads a question together with a text and says how well the one answers the other, from 0 to 1."""
 
-    data: FilesRecipe
+    data: RowsRecipe
     """As for `embed`, so an index's pairs serve both."""
     task: Literal["rerank"]
     negatives: Annotated[int, Field(ge=1)] = 4
@@ -277,7 +293,7 @@ class RerankRecipe(ReadingRecipe):
 class ReaderRecipe(ReadingRecipe):
     """Finds the words of a text that answer a question, or that there are none (https://arxiv.org/abs/1810.04805)."""
 
-    data: FilesRecipe
+    data: RowsRecipe
     """`question`, `context` and `answer`, which the context has verbatim, or which is empty; `start` tells which of several."""
     task: Literal["reader"]
     max_length: Annotated[int, Field(ge=32)] = 256
@@ -303,7 +319,7 @@ class ReaderRecipe(ReadingRecipe):
 class LanguageRecipe(TrainedRecipe):
     """A causal language model learns texts (`cpt`), answers to prompts (`sft-instruct`) or its turns in chats (`sft-chat`)."""
 
-    data: FilesRecipe
+    data: RowsRecipe
     """cpt: text files, folders of them, or JSON lines of `text`; sft-instruct: `prompt` and `response`; sft-chat: `messages`."""
     task: Literal["cpt", "sft-chat", "sft-instruct", "dpo"]
     precision: Literal["fp32", "bf16", "bf16-true", "auto"] = "fp32"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -343,7 +359,7 @@ class LanguageRecipe(TrainedRecipe):
 class PreferenceRecipe(LanguageRecipe):
     """A language model learns which of two answers is the better one (https://arxiv.org/abs/2305.18290)."""
 
-    data: FilesRecipe
+    data: RowsRecipe
     """`prompt`, `chosen` and `rejected`; a prompt is a text, or the messages of a chat."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How dear it is to move away from the model that training began with."""

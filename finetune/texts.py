@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from finetune.data import DataError, Problem, blank, json_lines
+from finetune.chats import FILL, Tell, encode_chat, learnt, plainly, read_messages, rendered
 from finetune.packing import IGNORED, Tokens
+from finetune.problems import DataError, Problem
+from finetune.rows import blank, normal, rows_of
 
-ROLES = ("system", "user", "assistant", "tool")
-_FILL = "Fill it, or delete the row."
+if TYPE_CHECKING:
+    from finetune.schema import RowsRecipe
+
 _SUFFIXES = (".txt", ".md", ".rst")
-Tell = Callable[..., None]
-"""`tell(code, column, message, fix, severity="error")`: notes a problem of the row."""
+_ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_KEYS = {
+    "cpt": ("text",),
+    "sft-instruct": ("prompt", "response"),
+    "sft-chat": ("messages", "tools"),
+    "dpo": ("prompt", "chosen", "rejected"),
+}
 
 
-def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Tokens], list[Problem]]:
+def read(
+    task: str, path: Path, tokenizer: Any, length: int, data: RowsRecipe | None = None
+) -> tuple[list[Tokens], list[Problem]]:
     """The texts of a file or folder as tokens, with warnings.
 
     Parameters
@@ -34,25 +44,28 @@ def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Token
         raise DataError([Problem("no_eos", str(path), None, None, "The tokenizer has no token that ends a text.", fix)])
     make = ENCODERS[task]
     texts: list[Tokens] = []
-    seen: dict[tuple[int, ...], int] = {}
+    seen: dict[int, tuple[str, int]] = {}
     rows = cut = 0
-    for file, line, row, _ in scan(task, path, problems):
+    longest = (0, 0)
+    for file, line, row, parts in scan(task, path, problems, data):
         tell = teller(problems, file, line)
         found = make(tokenizer, row, tell)
         if found is None:
             continue
         rows += 1
-        if (first := seen.setdefault(tuple(found.ids), line)) != line and task != "cpt":
-            repeated(problems, file, line, first)
+        if (key := same(parts)) in seen:
+            repeated(problems, file, line, *seen[key])
             continue
-        cut += len(found.ids) > length and task != "cpt"
+        seen[key] = file, line
+        if len(found.ids) > length and task != "cpt":
+            cut, longest = cut + 1, max(longest, (len(found.ids), line))
         pieces = [Tokens(found.ids[at : at + length], found.labels[at : at + length]) for at in range(0, len(found.ids), length)]
         kept = [piece for piece in (pieces if task == "cpt" else pieces[:1]) if piece.targets]
         if not kept:
             nothing_left(tell, length)
         texts += kept
     if cut:
-        problems.append(truncated(path, cut, rows, length, "context_length"))
+        problems.append(truncated(path, longest[1], cut, rows, length, "context_length"))
     if not texts and not any(problem.severity == "error" for problem in problems):
         problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
     if any(problem.severity == "error" for problem in problems):
@@ -60,34 +73,49 @@ def read(task: str, path: Path, tokenizer: Any, length: int) -> tuple[list[Token
     return texts, problems
 
 
-def scan(task: str, path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapping[str, Any], tuple[str, ...]]]:
+def scan(
+    task: str, path: Path, problems: list[Problem], data: RowsRecipe | None = None
+) -> Iterator[tuple[str, int, Mapping[str, Any], tuple[str, ...]]]:
     """Rows that have what the task needs, by file and line, each with its texts in order; what is wrong goes to `problems`."""
-    for file, line, row in _plain(path, problems) if task == "cpt" else _rows(path, problems):
+    known = {*_KEYS[task], *(data.ignore_columns if data else ())}
+    for file, line, row in _plain(path, problems, data) if task == "cpt" else _rows(path, problems, data):
         tell = teller(problems, file, line)
         if task == "sft-chat":
-            found = _messages(row, tell)
+            row = {**row, "messages": plainly(row.get("messages"))}
+            found = read_messages(row, tell)
         elif task == "dpo":
+            row = {**row, "prompt": plainly(row.get("prompt"))} if isinstance(row.get("prompt"), list) else row
             found = _preference(row, tell)
+            row = row if found is None else {**row, "chosen": found[-2], "rejected": found[-1]}
         else:
             keys = ("text",) if task == "cpt" else ("prompt", "response")
             given = [_string(row, key, tell) for key in keys]
             found = None if None in given else tuple(text for text in given if text is not None)
         if found is not None:
+            for key in row.keys() - known:  # once, as files of others have columns of their own
+                known.add(key)
+                told = ("The column is not read, here and in other rows.", "Delete it, or name it in data.ignore_columns.")
+                tell("unknown_key", key, *told, "warning")
             yield file, line, row, found
 
 
 def question(parts: Sequence[str], answers: int = 1) -> str:
     """Of a row's texts what makes it the same question as another: all but the answers, without regard to case and spaces."""
-    return " ".join(" ".join(parts[:-answers] or parts).split()).casefold()
+    return normal(" ".join(parts[:-answers] or parts))
 
 
-def leaks(task: str, train: Path, held_out: Path) -> list[Problem]:
+def same(parts: Sequence[str]) -> int:
+    """A number that rows have in common which are the same but for case and spaces."""
+    return hash(tuple(map(normal, parts)))
+
+
+def leaks(task: str, train: Path, held_out: Path, data: RowsRecipe | None = None) -> list[Problem]:
     """Rows of the evaluation whose question is trained on."""
     answers = 2 if task == "dpo" else 1
-    trained = {hash(question(parts, answers)): (file, line) for file, line, _, parts in scan(task, train, [])}
+    trained = {hash(question(parts, answers)): (file, line) for file, line, _, parts in scan(task, train, [], data)}
     return [
         leak(file, line, *where)
-        for file, line, _, parts in scan(task, held_out, [])
+        for file, line, _, parts in scan(task, held_out, [], data)
         if (where := trained.get(hash(question(parts, answers))))
     ]
 
@@ -106,8 +134,9 @@ def teller(problems: list[Problem], file: str, line: int | None) -> Tell:
     return tell
 
 
-def repeated(problems: list[Problem], file: str, line: int, first: int) -> None:
-    told = (f"It repeats line {first}; it is left out.", "Delete one of the two.")
+def repeated(problems: list[Problem], file: str, line: int, where: str, first: int) -> None:
+    place = f"line {first}" if where == file else f"{where}:{first}"
+    told = (f"It repeats {place}; it is left out.", "Delete one of the two.")
     problems.append(Problem("duplicate_row", file, line, None, *told, "warning"))
 
 
@@ -115,17 +144,25 @@ def nothing_left(tell: Tell, length: int) -> None:
     tell("all_masked", None, "Nothing of it is left to learn.", f"Shorten the prompt, or raise context_length ({length}).")
 
 
-def truncated(path: Path, cut: int, rows: int, length: int, key: str) -> Problem:
-    told = f"{cut} of {rows} rows ({cut / rows:.1%}) are longer than {length} tokens; their ends are not seen."
-    return Problem("truncated", str(path), None, None, told, f"Raise {key}.", "warning")
+def truncated(path: Path, line: int, cut: int, rows: int, length: int, key: str, column: str | None = None) -> Problem:
+    """`line`: that of the longest row."""
+    told = (
+        f"{cut} of {rows} rows ({cut / rows:.1%}), this one the longest, have more than {length} tokens; their ends are not seen."
+    )
+    return Problem("truncated", str(path), line, column, told, f"Shorten them, or raise {key}.", "warning")
 
 
-def _plain(path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+def _plain(path: Path, problems: list[Problem], data: RowsRecipe | None) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Files of text, each one text; JSON lines of `text`, each one."""
-    files = sorted(each for each in path.rglob("*") if each.suffix in _SUFFIXES and each.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.suffix in (*_SUFFIXES, ".jsonl") and each.is_file())
+        if not files:
+            told = ("No file of texts is in the folder.", f"Put files there that end in {', '.join(_SUFFIXES)} or .jsonl.")
+            problems.append(Problem("empty_file", str(path), None, None, *told))
     for file in files:
-        if file.suffix == ".jsonl":
-            yield from _rows(file, problems)
+        if file.suffix.lower() in _ROWS:
+            yield from _rows(file, problems, data)
             continue
         try:
             yield str(file), 1, {"text": file.read_text(encoding="utf-8")}
@@ -139,18 +176,19 @@ def _plain(path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapp
             )
 
 
-def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    for line, row in json_lines(path, problems):
+def _rows(path: Path, problems: list[Problem], data: RowsRecipe | None) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    for line, row in rows_of(path, problems, columns=data.columns if data else None):
         yield str(path), line, row
 
 
 def _string(row: Mapping[str, Any], key: str, tell: Tell) -> str | None:
     if key not in row:
-        tell("missing_key", key, "The column is missing.", f"Add {key!r}; the row has {', '.join(map(repr, row)) or 'none'}.")
+        fix = f"Add it, or say what the file calls it: data.columns.{key}=NAME. There are {', '.join(row) or 'none'}."
+        tell("missing_key", key, "The column is missing.", fix)
     elif not isinstance(row[key], str):
         tell("wrong_type", key, f"{type(row[key]).__name__} is no text.", "Write a string.")
     elif blank(row[key]):
-        tell(f"empty_{key}", key, "It is empty.", _FILL)
+        tell(f"empty_{key}", key, "It is empty.", FILL)
     else:
         return row[key]
     return None
@@ -171,107 +209,19 @@ def _instruct(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | No
     return Tokens([*asked, *answer], [IGNORED] * len(asked) + answer)
 
 
-def _messages(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        tell(
-            "missing_key" if messages is None else "wrong_type", "messages", "There are no messages.", 'Write "messages": [{…}].'
-        )
-        return None
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        if not isinstance(message, dict) or "role" not in message:
-            tell("missing_role", f"{place}.role", "The message has no role.", f"Use one of: {', '.join(ROLES)}.")
-            return None
-        if message["role"] not in ROLES:
-            tell("unknown_role", f"{place}.role", f"{message['role']!r} is not a role.", f"Use one of: {', '.join(ROLES)}.")
-            return None
-        if (said := message.get("content")) is not None and not isinstance(said, str):
-            tell("wrong_type", f"{place}.content", f"{type(said).__name__} is no text.", "Write a string; parts are not read.")
-            return None
-        if not said or blank(said):
-            calls = message.get("tool_calls")
-            told = "It calls a tool and says nothing: calls are not learnt, only what is said." if calls else "It is empty."
-            tell("empty_content", f"{place}.content", told, "Write the call into its content." if calls else _FILL)
-            return None
-        _order(messages, number, tell)
-    if all(message["role"] != "assistant" for message in messages):
-        tell("all_masked", "messages", "The assistant says nothing, so nothing is learnt.", "Add a message of the assistant.")
-        return None
-    return tuple(message["content"] for message in messages)
-
-
-def _order(messages: Sequence[Mapping[str, Any]], number: int, tell: Tell) -> None:
-    """Warn where a message stands where none of its role is expected; a template may write it nevertheless."""
-    role, before = messages[number]["role"], messages[number - 1]["role"] if number else None
-    told = None
-    if role == "system" and number:
-        told = "A second system message." if messages[0]["role"] == "system" else "A system message that is not the first."
-    elif role == "tool" and before not in ("assistant", "tool"):
-        told = "A tool's result, and no message of the assistant before it that could have called one."
-    elif role == before and role == "user":
-        told = "Two messages of the user, one after the other."
-    if told:
-        tell("role_order", f"messages[{number}].role", told, "Put the messages in the order that the model will see.", "warning")
-
-
-def _chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
-    try:
-        return _turns(tokenizer, row["messages"], tell)
-    except Exception as error:  # a template may refuse a chat, by whatever error its functions raise
-        if type(error).__module__.partition(".")[0] not in ("jinja2", "builtins"):
-            raise
-        told = f"The chat template refuses it ({' '.join(str(error).split())[:150]})."
-        return tell("chat_template", "messages", told, "Put it as the template wants it, or give another by chat_template.")
-
-
-def _turns(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tell: Tell) -> Tokens | None:
-    """What the assistant says is learnt, with the token that ends its turn; the rest is read only."""
-    ids: list[int] = []
-    labels: list[int] = []
-    for number, message in enumerate(messages, 1):
-        learnt = message["role"] == "assistant"
-        if learnt:
-            begun = _rendered(tokenizer, messages[: number - 1], True)
-            if begun[: len(ids)] != ids:
-                return _unstable(tell)
-            labels += [IGNORED] * (len(begun) - len(ids))
-            ids = begun
-        upto = _rendered(tokenizer, messages[:number], False)
-        if upto[: len(ids)] != ids:
-            return _unstable(tell)
-        labels += upto[len(ids) :] if learnt else [IGNORED] * (len(upto) - len(ids))
-        ids = upto
-    if tokenizer.eos_token_id not in [label for label in labels if label != IGNORED]:
-        fix = "Let the chat template write eos_token after each message of the assistant, or set eos_token to what it writes."
-        tell("no_eos", "messages", "No answer ends with the token that ends a text, so the model would learn never to stop.", fix)
-        return None
-    return Tokens(ids, labels)
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[int]:
-    if not messages:
-        return []
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _unstable(tell: Tell) -> None:
-    message = "The chat template writes earlier messages differently once later ones follow, so what is learnt cannot be told."
-    tell("chat_template", "messages", message, "Give another with chat_template: FILE.jinja.")
-
-
 def _preference(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
     """The texts of a prompt, and the two answers."""
     prompt = row.get("prompt")
     if isinstance(prompt, list):
+        if not prompt:
+            return tell("empty_prompt", "prompt", "It has no messages.", FILL)
         asked = {"messages": [*prompt, {"role": "assistant", "content": "x"}]}
-        before = _messages(asked, lambda code, column, *told: tell(code, (column or "").replace("messages", "prompt"), *told))
+        before = read_messages(asked, lambda code, column, *told: tell(code, (column or "").replace("messages", "prompt"), *told))
         before = before[:-1] if before else None
     else:
         text = _string(row, "prompt", tell)
         before = None if text is None else (text,)
-    answers = [_string(row, key, tell) for key in ("chosen", "rejected")]
+    answers = [_string({**row, key: _said(row[key])} if key in row else row, key, tell) for key in ("chosen", "rejected")]
     if before is None or answers[0] is None or answers[1] is None:
         return None
     if answers[0].strip() == answers[1].strip():
@@ -280,7 +230,16 @@ def _preference(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
     return (*before, answers[0], answers[1])
 
 
-def read_preferences(path: Path, tokenizer: Any, length: int) -> tuple[list[tuple[Tokens, Tokens]], list[Problem]]:
+def _said(answer: Any) -> Any:
+    """An answer that is a list of one message of the assistant as the text that it says."""
+    if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict) and answer[0].get("role") == "assistant":
+        return answer[0].get("content")
+    return answer
+
+
+def read_preferences(
+    path: Path, tokenizer: Any, length: int, data: RowsRecipe | None = None
+) -> tuple[list[tuple[Tokens, Tokens]], list[Problem]]:
     """Prompts with the better and the worse answer, as tokens of which the answers are learnt; and warnings.
 
     Raises
@@ -289,25 +248,29 @@ def read_preferences(path: Path, tokenizer: Any, length: int) -> tuple[list[tupl
     """
     problems: list[Problem] = []
     found: list[tuple[Tokens, Tokens]] = []
-    seen: dict[Any, int] = {}
+    seen: dict[int, tuple[str, int]] = {}
     rows = cut = 0
-    for file, line, row, parts in scan("dpo", path, problems):
+    longest = (0, 0)
+    for file, line, row, parts in scan("dpo", path, problems, data):
         tell = teller(problems, file, line)
         rows += 1
-        if (first := seen.setdefault(parts, line)) != line:
-            repeated(problems, file, line, first)
+        if (key := same(parts)) in seen:
+            repeated(problems, file, line, *seen[key])
             continue
+        seen[key] = file, line
+        turned(seen, parts, tell)
         both = [answered(tokenizer, row["prompt"], row[key], tell) for key in ("chosen", "rejected")]
         kept = [Tokens(each.ids[:length], each.labels[:length]) for each in both if each is not None]
         if len(kept) < 2:
             continue
-        cut += any(len(each.ids) > length for each in both if each is not None)
+        if (most := max(len(each.ids) for each in both if each is not None)) > length:
+            cut, longest = cut + 1, max(longest, (most, line))
         if not (kept[0].targets and kept[1].targets):
             nothing_left(tell, length)
             continue
         found.append((kept[0], kept[1]))
     if cut:
-        problems.append(truncated(path, cut, rows, length, "context_length"))
+        problems.append(truncated(path, longest[1], cut, rows, length, "context_length"))
     if not found and not any(problem.severity == "error" for problem in problems):
         problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
     if any(problem.severity == "error" for problem in problems):
@@ -315,17 +278,26 @@ def read_preferences(path: Path, tokenizer: Any, length: int) -> tuple[list[tupl
     return found, problems
 
 
+def turned(seen: Mapping[int, tuple[str, int]], parts: Sequence[str], tell: Tell) -> None:
+    """Warn where another row prefers the answers the other way round."""
+    *asked, chosen, rejected = parts
+    if (where := seen.get(same((*asked, rejected, chosen)))) is not None:
+        told = f"{where[0]}:{where[1]} prefers the other of these two answers."
+        tell("conflicting_label", "chosen", told, "Keep the right one.", "warning")
+
+
 def answered(tokenizer: Any, prompt: Any, answer: str, tell: Tell) -> Tokens | None:
     """A prompt, a text or the messages of a chat, with an answer to it."""
     if isinstance(prompt, str):
         return _instruct(tokenizer, {"prompt": prompt, "response": answer}, tell)
     asked = list(prompt)
-    found = _chat(tokenizer, {"messages": [*asked, {"role": "assistant", "content": answer}]}, tell)
+    found = encode_chat(tokenizer, {"messages": [*asked, {"role": "assistant", "content": answer}]}, tell)
     if found is None:
         return None
-    begun = len(_rendered(tokenizer, asked, True))  # of a chat only the last answer is compared
+    begun = len(rendered(tokenizer, asked, True))  # of a chat only the last answer is compared
     return Tokens(found.ids, [IGNORED] * begun + list(found.labels[begun:]))
 
 
-ENCODERS = {"cpt": _text, "sft-instruct": _instruct, "sft-chat": _chat}
+__all__ = ["ENCODERS", "Tell", "learnt", "read", "read_preferences", "scan"]
+ENCODERS = {"cpt": _text, "sft-instruct": _instruct, "sft-chat": encode_chat}
 """A task's `encode(tokenizer, row, tell)`, for rows that `scan` gave."""

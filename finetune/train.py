@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from finetune.data import check_split, read_labelled, sample
+from finetune.data import check_split, read_labelled, sample, scarce
 from finetune.plots import draw_confusion, draw_reliability, panels
+from finetune.problems import DataError, warnings_of
 from finetune.publish import ALIAS, Registered, quiet, register
 from finetune.recipe import ClassifyRecipe, Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
@@ -96,14 +97,16 @@ def run(
     columns |= {"labels": recipe.labels, "ignore": recipe.data.ignore_columns}
     train_file = find(recipe.data.train)
     data = read_labelled(train_file, **columns)
-    rows, evaluation, warnings = sample(data.rows, recipe.data.max_rows, recipe.seed), (), [str(w) for w in data.warnings]
+    rows, evaluation, warnings = sample(data.rows, recipe.data.max_rows, recipe.seed), (), warnings_of(data.warnings)
+    if few := scarce(train_file, recipe.data.label_column, rows):
+        raise DataError(few)
     hashes = {"data_sha256": sha256(train_file)}
     if recipe.data.eval is not None:
         eval_file = find(recipe.data.eval)
         judged = read_labelled(eval_file, **columns)
         check_split(data, train_file, judged, eval_file, recipe.data.text_column)
         evaluation, hashes["eval_sha256"] = judged.rows, sha256(eval_file)
-        warnings += [str(w) for w in judged.warnings]
+        warnings += warnings_of(judged.warnings)
     facts = {**hashes, "encoder": recipe.encoder, "encoder_fingerprint": encoder, "task": recipe.task}
     result = fit(rows, embed, recipe, evaluation=evaluation, progress=progress, metadata=facts)
 

@@ -7,50 +7,27 @@ that it fits, and a chat template is tried once for each order of roles: that is
 from __future__ import annotations
 
 import heapq
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import pairs, texts
 from finetune.base_model import base_of
-from finetune.data import Problem, Row, scan_labelled, split_problems
+from finetune.data import Problem, Row, scan_labelled, scarce, split_problems
+from finetune.findings import Findings, FindPii, look
+from finetune.problems import DataError, spelled
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
 from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
 
 if TYPE_CHECKING:
-    from finetune.schema import LanguageRecipe
+    pass
 
-KEPT = 1000
-"""Findings of one kind that are spelled out; the others are counted."""
-SHOWN = 5
-"""Findings of one kind that people are shown."""
 BATCH = 4096
 """Texts whose tokens are counted at once."""
 COUNTED = 10_000
 """Of the texts that may be too long the longest so many have their tokens counted."""
-FindPii = Callable[[str], Sequence[str]]
-"""Kinds of personal data in a text."""
-
-
-class Findings(list[Problem]):
-    """Problems, of which each kind is kept up to `KEPT` times and counted beyond."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[tuple[str, str]] = Counter()
-
-    def append(self, problem: Problem) -> None:
-        self.counts[problem.severity, problem.code] += 1
-        if self.counts[problem.severity, problem.code] <= KEPT:
-            super().append(problem)
-
-    def extend(self, problems: Iterable[Problem]) -> None:
-        for problem in problems:
-            self.append(problem)
 
 
 @dataclass(frozen=True)
@@ -81,12 +58,7 @@ class Report:
 
     def summary(self) -> str:
         """Lines for people: errors before warnings, a few of each kind."""
-        lines = []
-        for severity, code in sorted(self.counts):
-            same = [problem for problem in self.problems if (problem.severity, problem.code) == (severity, code)]
-            lines += [f"{severity}: {problem}" for problem in same[:SHOWN]]
-            if (more := self.counts[severity, code] - len(same[:SHOWN])) > 0:
-                lines.append(f"{severity}: … and {more:,} more of [{code}]")
+        lines = [f"{severity}: {line}" for severity, line in spelled(self.problems, self.counts)]
         found = f"{self.errors:,} errors, {self.warnings:,} warnings" if self.counts else "nothing wrong"
         return "\n".join([*lines, f"{self.rows:,} rows in {self.seconds:.1f} s: {found}."])
 
@@ -110,7 +82,9 @@ def validate(recipe: Recipe, find_pii: FindPii | None = None) -> Report:
     elif isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
         rows = _pairs(recipe, problems, find_pii)
     else:
-        rows = _texts(recipe, problems, find_pii)
+        from finetune.validate_texts import look_at_texts
+
+        rows = look_at_texts(recipe, problems, find_pii)
     return Report(tuple(problems), dict(problems.counts), rows, time.perf_counter() - began)
 
 
@@ -123,10 +97,14 @@ def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, find_p
     for file in files:
         rows = scan_labelled(file, problems, **columns)
         found.append(rows)
+        if isinstance(recipe, ClassifyRecipe) and file == files[0] and len({row.label for row in rows}) > 1:
+            problems.extend(scarce(file, data.label_column, rows))
         for row in rows:
-            _look(str(file), row.line, data.text_column, row.text, problems, find_pii)
-        if isinstance(recipe, EncoderRecipe) and (cut := _longer(recipe, rows)):
-            problems.append(texts.truncated(file, cut, len(rows), recipe.max_length, "max_length"))
+            look(str(file), row.line, data.text_column, row.text, problems, find_pii)
+        for row in {row.label: row for row in reversed(rows)}.values():
+            look(str(file), row.line, data.label_column, row.label, problems, find_pii)
+        if isinstance(recipe, EncoderRecipe) and (long := _longer(recipe, rows)):
+            problems.append(texts.truncated(file, long[0], long[1], len(rows), recipe.max_length, "max_length", data.text_column))
     if len(found) == 2 and all(found):
         problems.extend(split_problems(found[0], files[0], found[1], files[1], data.text_column))
     return sum(map(len, found))
@@ -137,11 +115,16 @@ def _tables(recipe: AutoRecipe, problems: Findings, find_pii: FindPii | None) ->
 
     files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
     found = [tables.scan(file, recipe.data, problems) for file in files]
+    if len(files) == 1 and len(found[0]) and not any(severity == "error" for severity, _ in problems.counts):
+        try:
+            tables.held_out_of(found[0], recipe, files[0])
+        except DataError as error:
+            problems.extend(error.problems)
     for file, table in zip(files, found, strict=True):
         for column in tables.texts_of(table, recipe.data):
             for line, text in zip(table.index, table[column], strict=True):
                 if isinstance(text, str):
-                    _look(str(file), int(line), column, text, problems, find_pii)
+                    look(str(file), int(line), column, text, problems, find_pii)
     if len(found) == 2 and all(len(table) for table in found):
         problems.extend(tables.split_problems(found[0], files[0], found[1], files[1], recipe.data))
     return sum(map(len, found))
@@ -152,220 +135,77 @@ def _pairs(recipe: EmbedRecipe | RerankRecipe | ReaderRecipe, problems: Findings
     found: list[list[Any]] = []
     columns = ("question", "context") if isinstance(recipe, ReaderRecipe) else ("query", "positive")
     for file in files:
-        rows = pairs.scan(recipe.task, file, problems, loss="" if found else getattr(recipe, "loss", ""))
+        rows = pairs.scan(recipe.task, file, problems, recipe.data, loss="" if found else getattr(recipe, "loss", ""))
         found.append(rows)
         for row in rows:
             for number, text in enumerate(row.texts):
                 column = columns[number] if number < 2 else "negative"
-                _look(str(file), row.line, column, text, problems, find_pii)
-        if not isinstance(recipe, ReaderRecipe) and (cut := _longer_pairs(recipe, rows)):  # readers look through windows
-            problems.append(texts.truncated(file, cut, len(rows), recipe.max_length, "max_length"))
+                look(str(file), row.line, column, text, problems, find_pii)
+        if isinstance(recipe, ReaderRecipe):  # it looks through windows, and asks a question of each
+            _answers(recipe, file, rows, problems)
+        elif long := _longer_pairs(recipe, rows):
+            problems.append(texts.truncated(file, long[0], long[1], len(rows), recipe.max_length, "max_length"))
+        if getattr(recipe, "loss", "") in ("cosent", "cosine") and len({row.score for row in rows} - {None}) == 1:
+            told = (
+                f"Every score is {rows[0].score}, so there is nothing to tell apart.",
+                "Give pairs that answer less well too.",
+            )
+            problems.append(Problem("one_class", str(file), rows[0].line, "score", *told))
     if len(found) == 2:
         problems.extend(pairs.leaks(found[0], files[0], found[1], files[1]))
     return sum(map(len, found))
 
 
-def _longer_pairs(recipe: EmbedRecipe | RerankRecipe, rows: Sequence[Any]) -> int:
-    """How many rows have a text, or for rerankers a pair of texts, with more tokens than are read."""
+def _answers(recipe: ReaderRecipe, file: Path, rows: Sequence[Any], problems: Findings) -> None:
+    """Answers that are never given, as no token is longer than a word, and questions of which only the beginning is read."""
+    most = recipe.max_length - recipe.stride - 8
+    for row in rows:
+        if (words := len(row.answer.split())) > recipe.max_answer:
+            told = f"The answer has {words} words, and none of more than {recipe.max_answer} tokens is given."
+            problems.append(
+                Problem("long_answer", str(file), row.line, "answer", told, "Shorten it, or raise max_answer.", "warning")
+            )
+        if len(row.question.encode()) > most:
+            told = f"Of the question the first {most} bytes are read."
+            problems.append(
+                Problem("truncated", str(file), row.line, "question", told, "Shorten it, or raise max_length.", "warning")
+            )
+
+
+Long = tuple[int, int] | None
+"""The line of the longest row that is cut off, and how many are."""
+
+
+def _longer_pairs(recipe: EmbedRecipe | RerankRecipe, rows: Sequence[Any]) -> Long:
+    """Rows that have a text, or for rerankers a pair of texts, with more tokens than are read."""
     together = isinstance(recipe, RerankRecipe)
     given = [[row.query + " " + text for text in row.texts[1:]] if together else list(row.texts) for row in rows]
-    long = [max(texts, key=len) for texts in given]
-    return _count_longer(recipe, [text for text in long if len(text.encode()) > recipe.max_length - 2])
+    long = [(max(texts, key=len), row.line) for texts, row in zip(given, rows, strict=True)]
+    return _count_longer(recipe, [each for each in long if len(each[0].encode()) > recipe.max_length - 2])
 
 
-def _count_longer(recipe: ReadingRecipe, candidates: Sequence[str]) -> int:
-    """How many of the texts have more tokens than are read; only the longest are looked at."""
+def _count_longer(recipe: ReadingRecipe, candidates: Sequence[tuple[str, int]]) -> Long:
+    """Of texts, each with its line, those with more tokens than are read; only the longest are looked at."""
     if not candidates:
-        return 0
+        return None
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base_of(recipe) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    ready = heapq.nlargest(COUNTED, candidates, key=len)
+    ready = heapq.nlargest(COUNTED, candidates, key=lambda each: len(each[0]))
     parts = (ready[at : at + BATCH] for at in range(0, len(ready), BATCH))
-    return sum(len(each.ids) > recipe.max_length for part in parts for each in tokenizer.encode_batch_fast(part))
+    sizes = [len(each.ids) for part in parts for each in tokenizer.encode_batch_fast([text for text, _ in part])]
+    cut = sum(size > recipe.max_length for size in sizes)
+    return (ready[sizes.index(max(sizes))][1], cut) if cut else None
 
 
-def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> int:
-    """How many texts have more tokens than are read. No token is shorter than a byte, so most need not be counted."""
+def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> Long:
+    """Rows that are cut off. No token is shorter than a byte, so most need not be counted."""
     from finetune.tasks.encoder import clean
 
     most = recipe.max_length
     bound = most - 2  # two tokens are put around a text; cleaning lengthens none but `@a`, to `@user`
-    candidates = [text for row in rows if len((text := row.text).encode()) + 4 * text.count("@") > bound]
-    return _count_longer(recipe, [clean(text, recipe.clean) for text in heapq.nlargest(COUNTED, candidates, key=len)])
-
-
-def _texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii | None) -> int:
-    from finetune.tasks.language import load_tokenizer
-
-    tokenizer = load_tokenizer(base_of(recipe), recipe.chat_template)
-    _tokenizer(recipe, tokenizer, problems)
-    train = find(recipe.data.train)
-    rows, trained = _file(recipe, train, tokenizer, problems, find_pii, {})
-    if recipe.data.eval is not None:
-        rows += _file(recipe, find(recipe.data.eval), tokenizer, problems, find_pii, trained)[0]
-    return rows
-
-
-def _tokenizer(recipe: LanguageRecipe, tokenizer: Any, problems: Findings) -> None:
-    folder = str(base_of(recipe))
-    if tokenizer.eos_token_id is None:
-        told = ("The tokenizer has no token that ends a text.", "Set eos_token in its tokenizer_config.json.")
-        problems.append(Problem("no_eos", folder, None, None, *told))
-    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        told = "The token that pads also ends texts. Padding is told by its place here, so the end is still learnt;"
-        told += " what masks it by its number elsewhere would teach the model never to stop."
-        problems.append(Problem("pad_is_eos", folder, None, None, told, "Give the tokenizer a pad_token of its own.", "warning"))
-    if recipe.task == "sft-chat" and not tokenizer.chat_template:
-        told = ("The tokenizer has no chat template.", "Give one with chat_template: FILE.jinja.")
-        problems.append(Problem("no_chat_template", folder, None, None, *told))
-
-
-def _special(tokenizer: Any) -> re.Pattern[str] | None:
-    """What finds the tokenizer's special tokens in a text."""
-    tokens = sorted({token for token in tokenizer.all_special_tokens if token}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens))) if tokens else None
-
-
-def _file(
-    recipe: LanguageRecipe,
-    path: Path,
-    tokenizer: Any,
-    problems: Findings,
-    find_pii: FindPii | None,
-    trained: Mapping[int, tuple[str, int]],
-) -> tuple[int, dict[int, tuple[str, int]]]:
-    """Rows of a file or folder, and where each of its questions stands; `trained` has those of the training data."""
-    if recipe.task == "dpo":
-        return _preferences(recipe, path, tokenizer, problems, find_pii, trained)
-    task, length = recipe.task, recipe.context_length
-    encode, ready = texts.ENCODERS[task], tokenizer.eos_token_id is not None and (task != "sft-chat" or tokenizer.chat_template)
-    overhead: dict[Any, int | None] = {}
-    """Of each order of roles the tokens that the template adds; None where it has a fault."""
-    seen: dict[int, int] = {}
-    questions: dict[int, tuple[str, int]] = {}
-    longest: list[tuple[int, int, Mapping[str, Any]]] = []
-    rows = cut = 0
-    special = _special(tokenizer)
-    for file, line, row, parts in texts.scan(task, path, problems):
-        rows += 1
-        for number, text in enumerate(parts):
-            column = ("prompt", "response")[number] if task == "sft-instruct" else f"messages[{number}].content"
-            column = "text" if task == "cpt" else column
-            _look(file, line, column, text, problems, find_pii)
-            if special is not None and (mark := special.search(text)):
-                told = f"It has {mark[0]!r}, which the tokenizer reads as a sign of its own and not as text."
-                fix = "Remove it: the chat template, and the end of a row, write such signs."
-                problems.append(Problem("special_token", file, line, column, told, fix, "warning"))
-        key = hash(tuple(parts))
-        if (first := seen.setdefault(key, line)) != line and task != "cpt":
-            texts.repeated(problems, file, line, first)
-            continue
-        asked = hash(texts.question(parts))
-        if where := trained.get(asked):
-            problems.append(texts.leak(file, line, *where))
-        questions[asked] = file, line
-        if not ready or task == "cpt":
-            continue
-        shape = tuple(message["role"] for message in row["messages"]) if task == "sft-chat" else None
-        size = sum(len(text.encode()) for text in parts)
-        around = overhead.get(shape)
-        if around is not None and size + around <= length:
-            continue
-        if around is not None and _read_first(row, parts) + around < length:  # cut off perhaps, but something is learnt
-            heapq.heappush(longest, (size, rows, row))
-            if len(longest) > COUNTED // 10:
-                heapq.heappop(longest)
-            continue
-        found = encode(tokenizer, row, texts.teller(problems, file, line))
-        if found is None:
-            overhead[shape] = None  # all of this shape are tried: each has this fault
-            continue
-        overhead.setdefault(shape, _around(tokenizer, row, shape, size))
-        cut += len(found.ids) > length
-        if not any(label != texts.IGNORED for label in found.labels[1:length]):
-            texts.nothing_left(texts.teller(problems, file, line), length)
-    counted = (encode(tokenizer, row, lambda *_: None) for _, _, row in longest)
-    cut += sum(each is not None and len(each.ids) > length for each in counted)
-    if cut:
-        problems.append(texts.truncated(path, cut, rows, length, "context_length"))
-    if not rows and not problems.counts:
-        problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
-    return rows, questions
-
-
-def _preferences(
-    recipe: LanguageRecipe,
-    path: Path,
-    tokenizer: Any,
-    problems: Findings,
-    find_pii: FindPii | None,
-    trained: Mapping[int, tuple[str, int]],
-) -> tuple[int, dict[int, tuple[str, int]]]:
-    """As `_file`, of prompts with two answers each. Tokens are counted where the bytes do not already show that a row fits."""
-    seen: dict[int, int] = {}
-    questions: dict[int, tuple[str, int]] = {}
-    rows = cut = 0
-    for file, line, row, parts in texts.scan("dpo", path, problems):
-        rows += 1
-        for number, text in enumerate(parts):
-            column = "prompt" if isinstance(row["prompt"], str) else f"prompt[{number}].content"
-            column = ("chosen", "rejected")[number - len(parts) + 2] if number >= len(parts) - 2 else column
-            _look(file, line, column, text, problems, find_pii)
-        if (first := seen.setdefault(hash(parts), line)) != line:
-            texts.repeated(problems, file, line, first)
-            continue
-        asked = hash(texts.question(parts, 2))
-        if where := trained.get(asked):
-            problems.append(texts.leak(file, line, *where))
-        questions[asked] = file, line
-        chat = not isinstance(row["prompt"], str)
-        if tokenizer.eos_token_id is None or (chat and not tokenizer.chat_template):
-            continue
-        if not chat and sum(len(text.encode()) for text in parts) + 4 <= recipe.context_length:
-            continue
-        tell = texts.teller(problems, file, line)
-        both = [texts.answered(tokenizer, row["prompt"], row[key], tell) for key in ("chosen", "rejected")]
-        kept = [each for each in both if each is not None]
-        cut += any(len(each.ids) > recipe.context_length for each in kept)
-        if any(all(label == texts.IGNORED for label in each.labels[1 : recipe.context_length]) for each in kept):
-            texts.nothing_left(tell, recipe.context_length)
-    if cut:
-        problems.append(texts.truncated(path, cut, rows, recipe.context_length, "context_length"))
-    if not rows and not problems.counts:
-        problems.append(Problem("empty_file", str(path), None, None, "There is nothing to learn in it.", "Give it rows."))
-    return rows, questions
-
-
-def _read_first(row: Mapping[str, Any], parts: Sequence[str]) -> int:
-    """Bytes of what stands before the first answer: no token is shorter than one."""
-    messages = row.get("messages")
-    first = next(i for i, message in enumerate(messages) if message["role"] == "assistant") if messages else 1
-    return sum(len(text.encode()) for text in parts[:first])
-
-
-def _around(tokenizer: Any, row: Mapping[str, Any], shape: Any, size: int) -> int:
-    """The most tokens that a template adds to messages of these roles."""
-    if shape is None:
-        return 4  # the beginning, the end, and what a tokenizer may put before each part
-    return len(tokenizer.apply_chat_template(row["messages"], tokenize=False).encode()) - size + 4
-
-
-def _look(file: str, line: int, column: str, text: str, problems: Findings, find_pii: FindPii | None) -> None:
-    """Personal data, and characters that an earlier reading with a wrong encoding left."""
-    if "\ufffd" in text:
-        told = ("It has characters that were lost in an earlier conversion (U+FFFD).", "Take the text from its source again.")
-        problems.append(Problem("encoding", file, _line(text, "\ufffd", line), column, *told, "warning"))
-    if "\0" in text:
-        told = ("It has NUL characters (U+0000), which no one writes.", "Take the text from its source again.")
-        problems.append(Problem("encoding", file, _line(text, "\0", line), column, *told, "warning"))
-    if find_pii is not None and (kinds := find_pii(text)):
-        told = f"Personal data: {', '.join(sorted(set(kinds)))}."
-        fix = "Remove or mask it: a model may repeat what it was trained on."
-        problems.append(Problem("pii", file, line, column, told, fix, "warning"))
-
-
-def _line(text: str, mark: str, line: int) -> int:
-    return line + text[: text.index(mark)].count("\n")
+    candidates = [row for row in rows if len((text := row.text).encode()) + 4 * text.count("@") > bound]
+    longest = heapq.nlargest(COUNTED, candidates, key=lambda row: len(row.text))
+    return _count_longer(recipe, [(clean(row.text, recipe.clean), row.line) for row in longest])

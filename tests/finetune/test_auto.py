@@ -115,18 +115,63 @@ def test_what_is_wrong_with_a_table_is_named(tmp_path: Path) -> None:
         assert code in {each.code for each in validate(data).problems}
     file.write_bytes(b'note,age,label\n"one\nand more",1,a\n"say ""hi""",2,\n\nx,3,a \ny,4,b\n')
     found = {(each.code, each.line) for each in validate(data).problems}
-    assert found == {("empty_label", 4), ("similar_label", 6)} | {("constant_column", None)} & found
+    rare = {("rare_label", line) for line in (2, 6, 7)}
+    assert found == {("empty_label", 4), ("similar_label", 6)} | rare | {("constant_column", None)} & found
     for content, code in ((b"age,age,label\n1,2,a\n3,4,b\n", "duplicate_key"), (b"age,label\n1\0,a\n2,b\n", "encoding")):
         file.write_bytes(content)
         assert code in {each.code for each in validate(data).problems}
-    for content in (b"\xef\xbb\xbfage;label\r\n1,5;a\r\n2,5;b\r\n", b"age\tlabel\n1\ta\n2\tb\n", b"label|age\na|1\nb|2\n"):
+    rows = b"7,5;a\n2,5;b\n8,5;a\n3,5;b\n" * 3
+    lines = (b"\xef\xbb\xbfage;label\n" + rows).replace(b"\n", b"\r\n"), b"age\tlabel\n" + rows.replace(b";", b"\t")
+    for content in (*lines, b"age|label\n" + rows.replace(b";", b"|")):
         file.write_bytes(content)
-        assert validate(data).problems == ()
-        assert read(file, data.data)[0]["label"].tolist() == ["a", "b"]
+        assert [(each.code, each.line) for each in validate(data).problems] == [("duplicate_row", 6)]
+        assert read(file, data.data)[0]["label"].tolist() == ["a", "b"] * 6
     (tmp_path / "rows.jsonl").write_text(json.dumps({"age": 1}) + "\n{")
     assert validate(recipe(data={"train": str(tmp_path / "rows.jsonl")})).as_dict()["counts"] == {"unreadable": 1}
-    file.write_text("age,label\n1,a\n2,b\n3,a\n4,b\n")
+    file.write_text("age,label\n1,a\n5,b\n3,a\n4,b\n")
     held_out = tmp_path / "held.csv"
     held_out.write_text("age,label\n1,a\n9,c\n")
     both = validate(recipe(data={"train": str(file), "eval": str(held_out)}))
-    assert {(each.code, each.line) for each in both.problems} == {("leakage", 2), ("unknown_label", None)}
+    rare = {("rare_label", 2), ("rare_label", 3)}
+    assert {(each.code, each.line) for each in both.problems} == {("leakage", 2), ("unknown_label", 3)} | rare
+
+
+ROWS = [f"{i % 37},{'xyz'[i % 3]},{'ab'[i * 7 % 5 % 2]}" for i in range(60)]
+LINES = ["age,plan,label", *ROWS]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "line", "column"),
+    [
+        ([*LINES, "5,x"], "ragged_row", 62, None),
+        ([*LINES, "5,x,a,9"], "ragged_row", 62, None),
+        ([*LINES, '5,"x,a'], "bad_csv", 62, None),
+        ([*LINES, "five,x,a"], "mixed_column", 62, "age"),
+        ([*LINES, "inf,x,a"], "wrong_type", 62, "age"),
+        ([*LINES, "5,x,c"], "few_rows", None, "label"),
+        ([*LINES[:1], "1,x,a", "7,y,b"], "few_rows", None, "label"),
+        ([f"{i or 'n'},{row}" for i, row in enumerate(LINES)], "id_column", None, "n"),
+        ([f"{row},{row[-1]}!" if i else f"{row},copy" for i, row in enumerate(LINES)], "label_copy", None, "copy"),
+        (["age,label", *(f"{i % 9},{i}.5" for i in range(60))], "too_many_labels", None, "label"),
+        (["age,label", *(f"{i % 9}{i},{'a' if i else 'b'}" for i in range(60))], "label_skew", None, "label"),
+        ([*LINES[:30], "caf\udce9,x,a"], "encoding", 31, None),
+    ],
+)
+def test_what_a_table_may_have_besides(tmp_path: Path, lines: list[str], code: str, line: int | None, column: str | None) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    report = validate(recipe(data={"train": str(file)}))
+    assert (code, line, column) in {(each.code, each.line, each.column) for each in report.problems}
+
+
+def test_customers_who_are_alike_are_customers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join([*LINES, *ROWS[:20]]))
+    kept = AutoJob(recipe(data={"train": str(file)}), tmp_path / "model")
+    assert len(kept.table) + len(kept.judged) == 80
+    sides = [set(each[["age", "plan"]].itertuples(index=False, name=None)) for each in (kept.table, kept.judged)]
+    assert set(kept.table["label"]) == set(kept.judged["label"]) == {"a", "b"}
+    assert not sides[0] & sides[1]
+    assert kept.warnings[0].startswith(f"{file}:62:")
+    dropped = AutoJob(recipe(data={"train": str(file), "repeated": "drop"}), tmp_path / "model")
+    assert len(dropped.table) + len(dropped.judged) == len(set(ROWS))

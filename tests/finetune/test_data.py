@@ -112,19 +112,88 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "says"),
     [
-        (b"PAR1xxxx\nPAR1", "bad_json", "Parquet"),
+        (b"PAR1xxxx\nPAR1", "unreadable", "Parquet"),
         (b"\x1f\x8b\x08\x00abc\n", "bad_json", "compressed"),
         ('{"text": "a"}\n{"text": "b"}\n'.encode("utf-16-le"), "encoding", "UTF-16"),
-        (b'[\n {"text": "a", "label": "b"},\n {"text": "c", "label": "d"}\n]\n', "bad_json", "one JSON array"),
         (b'{\n "text": "a",\n "label": "b"\n}\n', "bad_json", "several lines"),
-        (b"text,label\na,b\nc,d\n", "bad_json", "CSV"),
     ],
 )
 def test_a_file_of_another_format_is_told_once(tmp_path: Path, content: bytes, code: str, says: str) -> None:
-    file = tmp_path / ("rows.csv" if says == "CSV" else "rows.jsonl")
-    file.write_bytes(content)
+    file = write(tmp_path / "rows.jsonl", content)
     with pytest.raises(DataError) as raised:
         read_labelled(file)
     [problem] = raised.value.problems
     assert (problem.code, problem.line) == (code, 1)
     assert says in problem.message
+
+
+ROWS = [("one\nand two", "a", 2), ("say \u201cyes\u201d, or", "b", 4), ("three", "a", 5), ("four", "b", 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", '\ufefftext,label\r\n"one\nand two",a\r\n"say \u201cyes\u201d, or",b\r\nthree,a\r\nfour,b\r\n'),
+        ("rows.tsv", 'text\tlabel\n"one\nand two"\ta\nsay \u201cyes\u201d, or\tb\nthree\ta\n\nfour\tb'),
+        ("rows.csv", 'label;text\na;"one\nand two"\nb;say \u201cyes\u201d, or\na;three\nb;four\n'),
+        ("rows.json", None),
+        ("rows.parquet", None),
+    ],
+)
+def test_the_files_that_others_have(tmp_path: Path, name: str, content: str | None) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content.encode())
+    elif name.endswith("parquet"):
+        import pandas as pd
+
+        pd.DataFrame([{"text": text, "label": label} for text, label, _ in ROWS]).to_parquet(file)
+    else:
+        file.write_text(json.dumps([{"text": text, "label": label} for text, label, _ in ROWS], indent=1))
+    rows = read_labelled(file).rows
+    assert [(row.text, row.label) for row in rows] == [(text, label) for text, label, _ in ROWS]
+    lines = {"rows.json": [2, 6, 10, 14], "rows.parquet": [1, 2, 3, 4], "rows.tsv": [2, 4, 5, 7]}
+    assert [row.line for row in rows] == lines.get(name, [2, 4, 5, 6])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a.csv", b"text,label\nx,a\ny\nz,b,c\nw,b\n", [("ragged_row", 3), ("ragged_row", 4)]),
+        ("a.csv", b'text,label\nx,a\n"y"y,b\nw,b\n', [("bad_csv", 3)]),
+        ("a.csv", b'text,label\nx,a\nw,b\n"y,b\n', [("bad_csv", 4)]),
+        ("a.csv", b"text,text\nx,a\n", [("duplicate_key", 1), ("missing_key", 2)]),
+        ("a.csv", b"text,label\nx,a\ncaf\xe9,b\n", [("encoding", 3)]),
+        ("a.csv", b"text,label\nx,a\nw\0,b\n", [("encoding", 3)]),
+        ("a.json", b'[\n{"text": "x", "label": "a"},\n{"text": "y" "label": "b"}]', [("bad_json", 3)]),
+        ("a.json", b'[{"text": "x", "label": "a"},\n{"text": "y", "label": "b"}', [("bad_json", 2)]),
+        (
+            "a.json",
+            b'[{"text": "x", "label": "a"},\n5,\n{"text": "y", "label": "b", "label": "a"}]',
+            [("not_object", 2), ("duplicate_key", 3)],
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_files_that_others_have(
+    tmp_path: Path, name: str, content: bytes, found: list[tuple[str, int]]
+) -> None:
+    told = [(each.code, each.line) for each in errors(write(tmp_path / name, content))]
+    assert [each for each in told if each[0] != "one_class"] == found
+
+
+def test_what_looks_the_same_is_the_same(tmp_path: Path) -> None:
+    rows = [
+        *GOOD,
+        {"text": "text\u200b 0", "label": "a"},
+        {"text": "\uff54ext 1", "label": "b"},
+        {"text": "x", "label": "a\u200b"},
+    ]
+    found = [(each.code, each.line) for each in read_labelled(write(tmp_path / "d", *rows)).warnings]
+    assert found == [("duplicate_row", 7), ("duplicate_row", 8), ("similar_label", 9), ("rare_label", 9)]
+
+
+def test_labels_that_no_row_has_and_values_that_are_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "d", *GOOD, {"text": "NaN", "label": "a"})
+    warned = read_labelled(path, labels=["a", "b", "c"]).warnings
+    assert [(each.code, each.line) for each in warned] == [("missing_value", 7), ("missing_label", None)]
+    assert "'c'" in warned[1].message

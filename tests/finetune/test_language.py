@@ -17,6 +17,7 @@ from finetune.recipe import RecipeError, load_recipe
 from finetune.schema import LanguageRecipe
 from finetune.tasks.language import LanguageTask, load_tokenizer
 from finetune.texts import read
+from finetune.validate import validate
 from tests.finetune.tiny import llama, trained
 
 
@@ -146,3 +147,48 @@ def test_a_run_learns_its_texts_and_is_published(base: Path, tmp_path: Path, met
     assert isinstance((answer[0] if isinstance(answer, list) else answer)["choices"][0]["message"]["content"], str)
     version = mlflow.MlflowClient().get_model_version_by_alias("main.default.tales", "champion")
     assert version.tags["vllm_arguments"] == "--enable-lora"
+
+
+def test_files_that_call_columns_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "alpaca.json"
+    rows = [{"instruction": f"what is {i}", "output": f"it is {i}", "source": "x"} for i in range(3)]
+    file.write_text(json.dumps([*rows, rows[0] | {"instruction": "What  is 0"}]))
+    asked = {"train": str(file), "columns": {"prompt": "instruction", "response": "output"}}
+    given = {"task": "sft-instruct", "name": "x", "base_model": str(llama(tmp_path / "base"))}
+    report = validate(load_recipe({**given, "data": asked}))
+    assert [(each.code, each.column) for each in report.problems] == [("unknown_key", "source"), ("duplicate_row", None)]
+    assert validate(load_recipe({**given, "data": asked | {"ignore_columns": ["source"]}})).as_dict()["counts"] == {
+        "duplicate_row": 1
+    }
+    without = validate(load_recipe({**given, "data": {"train": str(file)}}))
+    assert "data.columns.prompt=NAME" in without.problems[0].fix
+
+
+CALLS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}A:{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "[{{ c.function.name }} {{ c.function.arguments.city }}]{% endfor %}{{ eos_token }}{% else %}U:{{ m.content }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def test_calls_of_tools_are_learnt_and_what_has_no_weight_is_not(tmp_path: Path) -> None:
+    import pandas as pd
+
+    base, template, file = llama(tmp_path / "base"), tmp_path / "calls.jinja", tmp_path / "rows.parquet"
+    template.write_text(CALLS)
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    chat = [
+        {"role": "user", "content": "how is it"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "wet", "weight": 0},
+        {"role": "user", "content": "so"},
+        {"role": "assistant", "content": "stay"},
+    ]
+    pd.DataFrame({"messages": [chat]}).to_parquet(file)
+    given = {"task": "sft-chat", "name": "x", "base_model": str(base), "chat_template": str(template)}
+    recipe = load_recipe({**given, "data": {"train": str(file)}})
+    assert validate(recipe).problems == ()
+    tokenizer = load_tokenizer(base, template)
+    [row], _ = read("sft-chat", file, tokenizer, 512)
+    assert tokenizer.decode([label for label in row.labels if label != IGNORED]) == "[weather Oslo]</s>stay</s>"

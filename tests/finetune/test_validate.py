@@ -43,6 +43,9 @@ CLASSIFY: tuple[Defect, ...] = (
     ("wrong_type", lambda row: row | {"text": {"text": row["text"]}}),
     ("wrong_type", lambda row: row | {"label": True}),
     ("unknown_label", lambda row: row | {"label": "good "}),
+    ("encoding", lambda row: row | {"text": row["text"] + " caf\u00c3\u00a9"}),
+    ("encoding", lambda row: row | {"text": row["text"] + " it\u00e2\u20ac\u2122s"}),
+    ("encoding", lambda row: row | {"text": row["text"] + "\x1b[0m"}),
     ("pii", lambda row: row | {"text": row["text"] + " write to jo.doe@example.com"}),
     ("pii", lambda row: row | {"text": row["text"] + " my card is 4111 1111 1111 1111"}),
 )
@@ -57,6 +60,7 @@ INSTRUCT: tuple[Defect, ...] = (
     ("empty_response", lambda row: row | {"response": " \t\u200b"}),
     ("duplicate_key", lambda row: json.dumps(row).replace("{", '{"response": "no", ', 1).encode()),
     ("special_token", lambda row: row | {"response": row["response"] + "</s>"}),
+    ("same_text", lambda row: row | {"response": row["prompt"]}),
     ("pii", lambda row: row | {"response": "ask jo.doe@example.com"}),
 )
 
@@ -81,7 +85,15 @@ CHAT: tuple[Defect, ...] = (
     ("missing_role", lambda row: message(row, 0, role=None)),
     ("unknown_role", lambda row: message(row, 1, role="bot")),
     ("empty_content", lambda row: message(row, 1, content="")),
-    ("empty_content", lambda row: message(row, 1, content=None, tool_calls=[{"function": {"name": "f"}}])),
+    ("chat_template", lambda row: message(row, 1, content=None, tool_calls=[{"function": {"name": "f"}}])),
+    ("wrong_type", lambda row: message(row, 1, tool_calls=[{"name": "f"}])),
+    ("wrong_type", lambda row: message(row, 1, tool_calls=[{"function": {"name": "f", "arguments": "{"}}])),
+    ("wrong_type", lambda row: message(row, 1, weight=2)),
+    ("all_masked", lambda row: message(row, 1, weight=0)),
+    ("missing_role", lambda row: {"messages": [{"from": "human", "value": "a"}]}),
+    ("role_order", lambda row: {"messages": row["messages"][1:] + row["messages"]}),
+    ("role_order", lambda row: {"messages": [*row["messages"], row["messages"][1]]}),
+    ("role_order", lambda row: {"messages": [*row["messages"], row["messages"][0]]}),
     ("wrong_type", lambda row: message(row, 0, content=[{"type": "text", "text": "hi"}])),
     ("unknown_role", lambda row: message(row, 0, role={"name": "user"})),
     ("duplicate_key", lambda row: json.dumps(row).replace('"role"', '"role": "user", "role"', 1).encode()),
@@ -109,7 +121,8 @@ def seeded(file: Path, rows: list[Any], defects: tuple[Defect, ...], seed: int) 
 
 
 def found(report: Report, file: Path) -> set[tuple[str, int]]:
-    return {(each.code, each.line) for each in report.problems if each.file == str(file) and each.line is not None}
+    told = {(each.code, each.line) for each in report.problems if each.file == str(file) and each.line is not None}
+    return {each for each in told if each[0] != "truncated"}  # told once, of the longest row
 
 
 def labelled(prefix: str, count: int) -> list[Any]:
@@ -175,8 +188,10 @@ def test_labels_that_are_nearly_others(tmp_path: Path) -> None:
     rows = [{"text": f"row {i}", "label": label} for i, label in enumerate(labels)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
-    assert found(report, file) == {("similar_label", 3), ("similar_label", 4), ("mixed_labels", 5), ("mixed_labels", 7)}
-    assert not report.errors
+    assert found(report, file) == {("similar_label", 3), ("similar_label", 4), ("mixed_labels", 5), ("mixed_labels", 7)} | {
+        (code, line) for line in (1, 3, 4) for code in ("rare_label", "few_rows")
+    }
+    assert {each.code for each in report.problems if each.severity == "error"} == {"few_rows"}
 
 
 def test_a_template_that_refuses_a_chat_is_quoted(tmp_path: Path) -> None:
