@@ -67,9 +67,9 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         table = table[~empty]
     _columns(table, data, tell)
     spelled = Spellings(str(path), data.label_column, problems)
-    for line, label in zip(table.index, table[data.label_column], strict=True):
+    for label, line in zip(*_firsts(table[data.label_column]), strict=True):
         spelled.look(label, int(line))
-    twice = table.astype(str).duplicated()
+    twice = _alike(table).duplicated()
     if data.drops:
         for line in table.index[twice]:
             told = ("It repeats an earlier row; it is left out.", "Delete one of the two, or set data.repeated: keep.")
@@ -81,7 +81,7 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
         tell("duplicate_row", int(table.index[twice][0]), None, *told, "warning")
     table = table.assign(**{data.label_column: table[data.label_column].astype(str)})
     labels = table[data.label_column]
-    first = {str(label): int(line) for line, label in reversed(list(zip(table.index, labels, strict=True)))}
+    first = {str(label): int(line) for label, line in zip(*_firsts(labels), strict=True)}
     bad = any(problem.severity == "error" and problem.file == str(path) for problem in problems)
     counts = {str(label): int(count) for label, count in labels.value_counts().items()}
     if len(counts) > max(KINDS, len(table) / 2):
@@ -90,6 +90,12 @@ def scan(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame:
     else:
         problems.extend(spread(str(path), data.label_column, counts, first, bad))
     return table
+
+
+def _firsts(column: Frame) -> tuple[Frame, Frame]:
+    """The different values of a column, and the line that each is in first."""
+    once = column[~column.duplicated()]
+    return once, once.index
 
 
 def _frame(path: Path, data: TableRecipe, problems: list[Problem]) -> Frame | None:
@@ -148,11 +154,20 @@ def _columns(table: Frame, data: TableRecipe, tell: Tell) -> None:
         elif _kind(column) == "text":
             fix = f"Name it as data.text_column, or: {ignore}"
             tell("free_text", None, str(name), "Nearly every value is another one; it is left out.", fix, "warning")
-        values = column.astype(str)
-        copies = different < len(table) / 2 and values.groupby(labels).nunique().eq(1).all()
-        if copies and labels.groupby(values).nunique().eq(1).all():
+        pairs = {*zip(column, labels, strict=True)} if different <= KINDS and different < len(table) / 2 else ()
+        if pairs and len(pairs) == different == labels.nunique():
             told = f"Each of its values goes with one label alone, as if it were {data.label_column!r} under another name."
             tell("label_copy", None, str(name), told, f"If it is not known before the label is: {ignore}", "warning")
+
+
+def _alike(table: Frame) -> Frame:
+    """A number for each row, the same for rows that are alike."""
+    from pandas.util import hash_pandas_object
+
+    try:
+        return hash_pandas_object(table, index=False)
+    except TypeError:  # lists and objects
+        return hash_pandas_object(table.astype(str), index=False)
 
 
 def _numeric(column: Frame) -> Frame:
@@ -205,7 +220,7 @@ def held_out_of(table: Frame, recipe: AutoRecipe, file: Path) -> tuple[Frame, Fr
         )
         fix = "Add rows, or name rows to judge on by data.eval."
         raise DataError([Problem("few_rows", str(file), None, recipe.data.label_column, told, fix)])
-    groups = table.drop(columns=recipe.data.label_column).astype(str).apply(tuple, axis=1).factorize()[0]
+    groups = _alike(table.drop(columns=recipe.data.label_column)).factorize()[0]
     if len(table) > groups.max() + 1 > len(table) / 2:
         folds = StratifiedGroupKFold(max(2, round(1 / recipe.held_out)), shuffle=True, random_state=recipe.seed)
         for here, there in folds.split(table, labels, groups):
