@@ -2,8 +2,9 @@
 
 Compatibility forms (full width, mathematical, circled) become plain ones by Unicode's NFKC or NFKD, digits of every script those
 of ASCII, dashes a hyphen; default-ignorable characters, and in personal data combining marks, vanish; the escapes of ASCII in
-JSON, URLs and HTML are what they stand for. Letters of other scripts that look like Latin ones (https://www.unicode.org/reports/tr39/) count as those
-where they stand in a word with Latin letters or digits; of a word that has none, `passing` tells what it looks like.
+JSON, URLs and HTML are what they stand for. Letters of other scripts that look like Latin ones
+(https://www.unicode.org/reports/tr39/) count as those where they stand in a word with Latin letters or digits; of a word that has
+none, `passing` tells what it looks like.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Personal data and credentials in a text, found in linear time: patterns first, then the checksum each kind has.
 
 Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, API_KEY, PRIVATE_KEY, PASSWORD (in a URL), and
-national ids: US_SSN, UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names, addresses and other
-things without a form are not found here.
+national ids: US_SSN, UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names,
+addresses and other things without a form are not found here.
 
 Cheap looks for what every finding of a kind must hold come first, so prose costs a few microseconds a page; every numbered kind
 is tried at the edges of a run of digits only. No pattern has an unbounded repeat inside another.
@@ -208,6 +208,14 @@ def _has_digit(text: str) -> bool:
         or "8" in text
         or "9" in text
     )
+
+
+def without_credentials(text: str) -> str:
+    """A text with three stars for each key and password in it."""
+    for each in reversed(find(text)):
+        if each.kind in ("API_KEY", "PASSWORD", "PRIVATE_KEY"):
+            text = f"{text[: each.start]}***{text[each.end :]}"
+    return text
 
 
 def distinct(found: list[Finding]) -> list[Finding]:

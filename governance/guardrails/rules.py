@@ -65,6 +65,10 @@ class Rules:
     def any(self) -> bool:
         return self.pii != "NONE" or bool(self._longest)
 
+    @property
+    def keywords(self) -> bool:
+        return bool(self._longest)
+
     def find(self, text: str) -> list[Finding]:
         """Everything forbidden in the text, without overlaps."""
         found: list[Finding] = []
