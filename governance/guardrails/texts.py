@@ -19,8 +19,9 @@ _PROTOCOL = STRUCTURE | set(
     re.findall(
         r"\w+",
         "input instructions messages content text output arguments name tools tool_choice function parameters properties "
-        "required description additionalProperties enum items strict stream store metadata custom_inputs context user max_output_tokens "
-        "temperature top_p include reasoning format schema summary image_url detail annotations parallel_tool_calls truncation",
+        "required description additionalProperties enum items strict stream store metadata custom_inputs context user "
+        "max_output_tokens temperature top_p include reasoning format schema summary image_url detail annotations "
+        "parallel_tool_calls truncation",
     )
 )
 ROWS = frozenset({"predict", "classify", "embeddings"})
