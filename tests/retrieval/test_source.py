@@ -155,7 +155,7 @@ def test_what_is_no_table_is_refused_with_a_reason(tmp_path: Path) -> None:
         (str(tmp_path / "none.jsonl"), "does not exist"),
         (str(tmp_path), "is no table"),
         ("sqlite:///nowhere.db", "DATABASE_URL#TABLE"),
-        (f"sqlite:///{tmp_path}/empty.db#t", "cannot be read"),
+        (f"sqlite:///{tmp_path}/empty.db#t", "has no table"),
     ):
         with pytest.raises(SourceError, match=said):
             list(read_table(where))
