@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import Encoder
-from retrieval.chunk import CONTEXT, TARGET, chunk, context, embedded_text, sentences
+from retrieval.chunk import CONTEXT, STRATEGIES, TARGET, Chunking, chunk, context, embedded_text, sentences
 from retrieval.load import plain
 
 
@@ -42,9 +42,9 @@ MARKDOWN = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(MARKDOWN, st.sampled_from(["text/markdown", "text/plain"]), st.integers(5, 40))
-def test_spans_are_exact_and_cover_the_words(text: str, media: str, target: int) -> None:
-    chunks = chunk(text, words, media_type=media, target=target)
+@given(MARKDOWN, st.sampled_from(["text/markdown", "text/plain"]), st.integers(8, 40), st.sampled_from(STRATEGIES))
+def test_spans_are_exact_and_cover_the_words(text: str, media: str, target: int, strategy: str) -> None:
+    chunks = chunk(text, words, media_type=media, plan=Chunking(strategy, target))
     last = 0
     for c in chunks:
         assert text[c.start : c.end] == c.text
@@ -102,7 +102,7 @@ def test_sentences_code_and_tables_stay_whole_where_they_fit() -> None:
     code = "```python\ndef f():\n    return 1\n```\n"
     table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
     text = f"# T\n\n{sentence * 9}\n\n{code}\n{table}"
-    chunks = chunk(text, words, target=30)
+    chunks = chunk(text, words, plan=Chunking(tokens=30))
     assert all(c.text.endswith((".", "```", "|")) for c in chunks)
     assert any(code.strip() in c.text for c in chunks)
     assert any(table.strip() in c.text for c in chunks)
@@ -110,10 +110,10 @@ def test_sentences_code_and_tables_stay_whole_where_they_fit() -> None:
 
 def test_a_long_table_is_cut_between_rows_and_a_list_between_items() -> None:
     table = "| k | v |\n|---|---|\n" + "".join(f"| key{i} | value {i} |\n" for i in range(40))
-    rows = [line for c in chunk(table, words, target=40) for line in c.text.splitlines()]
+    rows = [line for c in chunk(table, words, plan=Chunking(tokens=40)) for line in c.text.splitlines()]
     assert rows == table.splitlines()
     items = "".join(f"- item {i} has five words\n" for i in range(30))
-    assert all(line.startswith("- item") for c in chunk(items, words, target=25) for line in c.text.splitlines())
+    assert all(line.startswith("- item") for c in chunk(items, words, plan=Chunking(tokens=25)) for line in c.text.splitlines())
 
 
 def test_no_chunk_exceeds_what_the_encoder_sees(encoder: Encoder) -> None:
