@@ -29,6 +29,8 @@ ENCODER = "all-minilm-l6-v2"
 BUILT_IN = "smalti"
 """The endpoint that indexes over folders are on."""
 
+COLUMNS = 4
+"""Columns of a row that `query` shows; with --json all."""
 PAGE = 1000
 """Rows that `export` asks for at once."""
 SHOWN = 160
@@ -165,17 +167,20 @@ def query(
             for row in rows:
                 row[rank] = places.get(row.get(key))
     ranks = {rank: rank.capitalize() for rank in _RANKS if rows and rank in rows[0]}
-    columns = (
-        ("source", "text")
-        if folder
-        else [column for column in rows[0] if column != "score" and column not in ranks]
-        if rows
-        else ()
-    )
+    columns = ["source", "text"] if folder else _telling(over, rows[0]) if rows else []
+    columns = [column for column in columns if column not in ranks]
     shown = {"score": "Score"} | ranks | {column: column.capitalize() if folder else column for column in columns}
     if not as_json:
         rows = [{what: _short(value, question) for what, value in row.items()} for row in rows]
     context.obj.print_rows(rows, shown, as_json=as_json, empty="Nothing found.")
+
+
+def _telling(index: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """The columns of a row that a line has room for: its key, what is embedded of it, then the others."""
+    spec = index.get("delta_sync_index_spec") or index.get("direct_access_index_spec") or {}
+    first = [index["primary_key"], *(each["name"] for each in spec.get("embedding_source_columns") or ())]
+    others = [column for column in row if column not in first and column != "score"]
+    return [column for column in [*first, *others] if column in row][:COLUMNS]
 
 
 def _found(work: Any, client: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import Encoder
+from retrieval import BadRequest, Encoder
 from retrieval.chunk import CONTEXT, STRATEGIES, TARGET, Chunking, chunk, context, embedded_text, sentences
 from retrieval.load import plain
 
@@ -140,3 +142,21 @@ def test_context_says_nothing_twice() -> None:
     assert seen.endswith("heading number 59\nThe text.")
     assert len(words(seen)) == CONTEXT + 2
     assert plain("Use [`Agent`][x.Agent] **now** {#anchor}") == "Use Agent now"
+
+
+def test_sentences_fill_chunks_that_overlap() -> None:
+    text = "# Kiln\n\n" + " ".join(f"Sentence {i} says a little more." for i in range(12)) + "\n\n```\ncode stays\n```\n"
+    cut = chunk(text, words, plan=Chunking("sentences", 40, 12))
+    assert len(cut) > 2
+    for one, other in pairwise(cut):
+        assert one.start < other.start < one.end < other.end, "the next one repeats an end, and adds to it"
+        assert text[other.start : one.end].startswith("Sentence")
+    assert cut[-1].text.endswith("```\ncode stays\n```")
+    assert {c.heading for c in cut} == {("Kiln",)}
+    assert chunk(text, words, plan=Chunking(tokens=40, overlap=0)) == chunk(text, words, plan=Chunking("structure", 40))
+
+
+@pytest.mark.parametrize("plan", [{"strategy": "magic"}, {"tokens": 7}, {"tokens": 201}, {"overlap": 101}, {"overlap": -1}])
+def test_a_chunking_that_cannot_be_is_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        Chunking(**plan)
