@@ -162,7 +162,9 @@ def _columns(table: Frame, data: TableRecipe, tell: Tell) -> None:
 
 def _alike(table: Frame) -> Frame:
     """A number for each row, the same for rows that are alike."""
-    from pandas.util import hash_pandas_object
+    import pandas.util
+
+    hash_pandas_object: Any = pandas.util.hash_pandas_object
 
     try:
         return hash_pandas_object(table, index=False)
