@@ -126,7 +126,7 @@ class Platform:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
-        self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots)
         self.collection = Collection(settings, self.indexes)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
@@ -392,6 +392,6 @@ class Platform:
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)
         await asyncio.to_thread(self.thread_files.close)
-        await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
+        await asyncio.to_thread(self.indexes.close)
         self.engine.dispose()
