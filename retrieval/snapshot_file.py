@@ -1,20 +1,23 @@
-"""A snapshot in a file: its arrays as they lie in memory, so that a start reads them instead of a million rows.
+"""A snapshot in a file: its arrays as they lie in memory, so that a start maps them instead of reading a million rows.
 
 What the file holds is told by a layout that is kept elsewhere, with a hash of every stretch: the file itself is believed in
-nothing, and no byte of it is used that was not hashed where it is used.
+nothing. A file is written once, and replaced by others; who has it mapped keeps it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +25,22 @@ from retrieval import words
 from retrieval.codes import Codes
 from retrieval.fields import Fields
 from retrieval.memory import ABOVE, Snapshot
-from retrieval.postings import Postings
+from retrieval.postings import Postings, weights
 
 MADE = f"1:{sys.byteorder}:{words.VERSION}:{ABOVE}"
 """How what is in a file was made; the first number is raised when the same rows now give another file."""
 STRETCH = 8 << 20
 """Bytes hashed as one."""
+AHEAD = 8
+"""Stretches that the disk is asked for before they are hashed."""
 STEP = 1 << 20
-"""Bytes read or written at once: they stay in the processor's cache until they are hashed."""
+"""Bytes written at once: they stay in the processor's cache until they are hashed."""
 LINE = 1000
 """Values written as JSON at once, so that the interpreter is not held for long."""
 READERS = 4
 SPARE = 16
-"""For each so many rows there is room for one more: the first that comes does not have all copied."""
+"""For each so many rows there is room for one more behind them, a hole in the file: what comes first has not all copied."""
+ALIGNED = 64
 
 
 class Damaged(Exception):
@@ -48,7 +54,7 @@ class Stopped(Exception):
 def size_of(rows: Snapshot) -> int:
     """About how many bytes the file of a snapshot has."""
     coded = 0 if rows.codes is None else rows.codes.rows[0].nbytes + rows.codes.signs[0].nbytes + 4
-    postings = sum(part.slots.nbytes + part.counts.nbytes for part in rows.postings)
+    postings = sum(3 * part.slots.nbytes for part in rows.postings)
     return rows.live * (rows.matrix.shape[1] * 4 + coded + 200) + postings
 
 
@@ -68,32 +74,34 @@ def write(
     """
     keep = None if rows.whole else rows.alive
     slots = range(rows.size) if keep is None else np.flatnonzero(keep).tolist()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-        to = _Writer(file, stopped)
-        to.array("lengths", _kept(rows.lengths, keep))
+    with FileIO(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        to = _Writer(file, stopped, rows.live // SPARE)
+        lengths = rows.lengths if keep is None else rows.lengths[keep]
+        to.array("lengths", _kept(lengths))
         to.values("keys", (rows.keys[slot] for slot in slots))
         for name, held in rows.fields.packed(slots).items():
             if isinstance(held, np.ndarray):
-                to.array(f"fields.{name}", [held])
+                to.array(f"fields.{name}", _kept(held))
             else:
                 to.values(f"fields.{name}", held)
         to.array("seqs", _kept(rows.seqs, keep))
         for number, part in enumerate(rows.postings):
-            for name, blocks in _postings(part, rows.alive, keep is None):
+            for name, blocks in _postings(part, lengths, rows.alive, keep is None):
                 to.array(f"{name}.{number}", blocks)
-        to.array("matrix", _kept(rows.matrix[: rows.size], keep))
+        to.array("matrix", _kept(rows.matrix[: rows.size], keep), growing=True)
         if rows.squares is not None:
             to.array("squares", _kept(rows.squares, keep))
         codes = rows.codes
         if codes is not None:
             for name in ("rows", "scales", "signs"):
-                to.array(f"codes.{name}", _kept(getattr(codes, name)[: rows.size], keep))
+                to.array(f"codes.{name}", _kept(getattr(codes, name)[: rows.size], keep), growing=True)
+        file.truncate(to.end)
         if sync():
             os.fsync(file.fileno())
     told = {
         "made": MADE,
         "rows": rows.live,
-        "size": to.at,
+        "size": to.end,
         "dimension": rows.matrix.shape[1],
         "squares": rows.squares is not None,
         "languages": rows.languages,
@@ -104,7 +112,7 @@ def write(
     return json.dumps(told, separators=(",", ":"))
 
 
-def _kept(array: np.ndarray, keep: np.ndarray | None) -> Iterator[np.ndarray]:
+def _kept(array: np.ndarray, keep: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """An array's rows, or those to keep, a few at a time."""
     count = max(1, STEP // max(array[:1].nbytes, 1))
     for at in range(0, max(len(array), 1), count):
@@ -112,47 +120,58 @@ def _kept(array: np.ndarray, keep: np.ndarray | None) -> Iterator[np.ndarray]:
         yield some if keep is None else some[keep[at : at + count]]
 
 
-def _postings(part: Postings, alive: np.ndarray, whole: bool) -> Iterator[tuple[str, Iterable[np.ndarray]]]:
-    """The arrays of postings without dead rows, whose slots are those of the rows that are left."""
-    if whole:
-        yield from ((name, _kept(getattr(part, name), None)) for name in ("terms", "starts", "slots", "counts"))
-        return
-    numbers = np.cumsum(alive, dtype=np.int32) - np.int32(1)
-    kept = alive[part.slots]
-    counts = np.add.reduceat(kept, part.starts[:-1], dtype=np.int64) if len(part.terms) else np.empty(0, np.int64)
-    yield "terms", [part.terms[counts > 0]]
-    yield "starts", [np.append(0, np.cumsum(counts[counts > 0]))]
-    yield "slots", (numbers[slots] for slots in _kept(part.slots, kept))
+def _postings(part: Postings, lengths: np.ndarray, alive: np.ndarray, whole: bool) -> Iterator[tuple[str, Iterable[np.ndarray]]]:
+    """The arrays of postings without dead rows, weighed for the rows that are left, whose slots are theirs."""
+    kept = None if whole else alive[part.slots]
+    numbers = None if whole else np.cumsum(alive, dtype=np.int32) - np.int32(1)
+    terms, starts = part.terms, part.starts
+    if kept is not None:
+        counts = np.add.reduceat(kept, starts[:-1], dtype=np.int64) if len(terms) else np.empty(0, np.int64)
+        terms, starts = terms[counts > 0], np.append(0, np.cumsum(counts[counts > 0]))
+    average = float(lengths.mean()) if len(lengths) else 0.0
+
+    def slots() -> Iterator[np.ndarray]:
+        return (some if numbers is None else numbers[some] for some in _kept(part.slots, kept))
+
+    yield "terms", _kept(terms)
+    yield "starts", _kept(starts)
+    yield "slots", slots()
     yield "counts", _kept(part.counts, kept)
+    yield "impacts", (weights(held, lengths[at], average) for held, at in zip(_kept(part.counts, kept), slots(), strict=True))
 
 
 class _Writer:
     """Writes arrays one behind the other, and notes where each is and what its stretches' hashes are."""
 
-    def __init__(self, file: BinaryIO, stopped: Callable[[], bool]) -> None:
-        self._file, self._stopped = file, stopped
-        self.at = 0
+    def __init__(self, file: FileIO, stopped: Callable[[], bool], spare: int) -> None:
+        self._file, self._stopped, self._spare = file, stopped, spare
+        self.end = 0
         self.arrays: dict[str, Any] = {}
 
-    def array(self, name: str, blocks: Iterable[np.ndarray]) -> None:
-        began, dtype, tail, hashes = self.at, "|u1", (), []
+    def array(self, name: str, blocks: Iterable[np.ndarray], growing: bool = False) -> None:
+        """`growing` leaves room behind it for more rows."""
+        began = at = -(-self.end // ALIGNED) * ALIGNED
+        self._file.seek(began)
+        dtype, tail, row, hashes = "|u1", (), 1, []
         hashed, left = hashlib.sha256(), STRETCH
         for block in blocks:
-            dtype, tail = block.dtype.str, block.shape[1:]
+            dtype, tail, row = block.dtype.str, block.shape[1:], block.itemsize * math.prod(block.shape[1:])
             view = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             while len(view):
                 if self._stopped():
                     raise Stopped
-                count = min(left, STEP, len(view))
-                count = self._file.write(view[:count])
+                count = self._file.write(view[: min(left, STEP)])
                 hashed.update(view[:count])
-                self.at, left, view = self.at + count, left - count, view[count:]
+                at, left, view = at + count, left - count, view[count:]
                 if not left:
                     hashes.append(hashed.hexdigest())
                     hashed, left = hashlib.sha256(), STRETCH
         if left < STRETCH:
             hashes.append(hashed.hexdigest())
-        self.arrays[name] = {"at": began, "bytes": self.at - began, "dtype": dtype, "tail": list(tail), "sha256": hashes}
+        spare = self._spare if growing else 0
+        self.end = at + spare * row
+        rows = (at - began) // row if row else 0
+        self.arrays[name] = {"at": began, "rows": rows, "spare": spare, "dtype": dtype, "tail": list(tail), "sha256": hashes}
 
     def values(self, name: str, values: Iterable[Any]) -> None:
         """What JSON can say, a line for some."""
@@ -172,7 +191,7 @@ def _lines(values: Iterable[Any]) -> Iterator[bytes]:
 
 
 def read(path: Path, layout: str, dimension: int, fields: Fields) -> Snapshot:
-    """The snapshot in a file.
+    """The snapshot in a file; what is large in it stays mapped.
 
     Raises
     ------
@@ -186,7 +205,7 @@ def read(path: Path, layout: str, dimension: int, fields: Fields) -> Snapshot:
     try:
         if os.fstat(file).st_size != told["size"]:
             raise Damaged(f"it has {os.fstat(file).st_size} bytes instead of {told['size']}")
-        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="smalti-snapshot") as pool:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="smalti-snapshot") as pool:
             try:
                 return _Reader(file, told, pool).snapshot(fields)
             except BaseException:
@@ -197,43 +216,39 @@ def read(path: Path, layout: str, dimension: int, fields: Fields) -> Snapshot:
 
 
 class _Reader:
-    """Arrays of a file, read and hashed by several threads at once."""
+    """Arrays of a file, hashed by several threads at once."""
 
     def __init__(self, file: int, told: dict[str, Any], pool: ThreadPoolExecutor) -> None:
         self._file, self._told, self._pool = file, told, pool
-        self._rows = told["rows"]
+        # What is written to it later, behind the rows that there are, is this process' own.
+        self._mapped = mmap.mmap(file, told["size"], access=mmap.ACCESS_COPY)
         self._coming: dict[str, tuple[np.ndarray, list[Future[None]]]] = {}
 
     def snapshot(self, fields: Fields) -> Snapshot:
-        told, count = self._told, self._rows
-        by_row = {"matrix", "codes.rows", "codes.scales", "codes.signs"}
+        told, count = self._told, self._told["rows"]
         for name, array in told["arrays"].items():
-            self._begin(name, array, count // SPARE if name in by_row else 0)
-        lengths = self._array("lengths")
-        average = float(lengths.mean()) if count else 0.0
+            self._begin(name, array)
         keys = self._values("keys")
-        names = [name for name in told["arrays"] if name.startswith("fields.")]
         packed = {
-            name.removeprefix("fields."): self._values(name) if told["arrays"][name].get("json") else self._array(name)
-            for name in names
+            name.removeprefix("fields."): self._values(name) if array.get("json") else self._array(name)
+            for name, array in told["arrays"].items()
+            if name.startswith("fields.")
         }
         held = fields.unpacked(packed, keys)
-        parts = [self._part(number, lengths, average) for number in range(told["parts"])]
-        codes = None
+        lengths, seqs, matrix = self._array("lengths"), self._array("seqs"), self._array("matrix")
+        postings = tuple(
+            Postings(*(self._array(f"{name}.{number}") for name in ("terms", "starts", "slots", "counts", "impacts")))
+            for number in range(told["parts"])
+        )
+        squares, codes = self._array("squares") if told["squares"] else None, None
         if told["codes"] is not None:
             rows, scales, signs = (self._array(f"codes.{name}") for name in ("rows", "scales", "signs"))
             tried, telling = told["codes"]
             codes = Codes(count, rows, scales, signs, tried, telling)
-        matrix, seqs, squares = self._array("matrix"), self._array("seqs"), self._array("squares") if told["squares"] else None
-        if not len(keys) == len(held) == len(lengths) == len(seqs) == count:
+        if not len(keys) == len(held) == len(lengths) == len(seqs) == count <= len(matrix):
             raise Damaged("its columns differ in length")
         alive, languages = np.ones(count, bool), tuple(told["languages"])
-        postings = tuple(part.result() for part in parts)
         return Snapshot(count, count, keys, seqs, matrix, lengths, alive, held, postings, languages, squares, codes)
-
-    def _part(self, number: int, lengths: np.ndarray, average: float) -> Future[Postings]:
-        terms, starts, slots, counts = (self._array(f"{name}.{number}") for name in ("terms", "starts", "slots", "counts"))
-        return self._pool.submit(Postings(terms, starts, slots, counts, np.empty(0, np.float32)).weighed, lengths, average)
 
     def _array(self, name: str) -> np.ndarray:
         array, coming = self._coming.pop(name)
@@ -244,30 +259,21 @@ class _Reader:
     def _values(self, name: str) -> list[Any]:
         return list(chain.from_iterable(map(json.loads, self._array(name).tobytes().splitlines())))
 
-    def _begin(self, name: str, array: dict[str, Any], spare: int) -> None:
-        dtype, tail, size = np.dtype(array["dtype"]), array["tail"], array["bytes"]
-        if dtype.kind not in "iuf":
-            raise Damaged(f"it holds {dtype}")
-        width = dtype.itemsize * int(np.prod(tail, dtype=np.int64))
-        count = size // width if width else self._rows
-        made = np.empty((count + spare, *tail), dtype)
-        if len(array["sha256"]) != -(-size // STRETCH) or count * width != size:
-            raise Damaged(f"{name} has not the bytes of whole rows")
-        view = made[:count].reshape(-1).view(np.uint8).data if size else memoryview(b"")
-        wanted = enumerate(array["sha256"])
+    def _begin(self, name: str, array: dict[str, Any]) -> None:
+        dtype, tail, rows, at = np.dtype(array["dtype"]), array["tail"], array["rows"], array["at"]
+        size = dtype.itemsize * math.prod(tail) * rows
+        if dtype.kind not in "iuf" or len(array["sha256"]) != -(-size // STRETCH):
+            raise Damaged(f"{name} is not whole")
+        made = np.ndarray((rows + array["spare"], *tail), dtype, self._mapped, at)
+        view = memoryview(self._mapped)[at : at + size]
         coming = [
-            self._pool.submit(self._stretch, view[n * STRETCH : (n + 1) * STRETCH], array["at"] + n * STRETCH, each)
-            for n, each in wanted
+            self._pool.submit(self._check, view[n * STRETCH : (n + 1) * STRETCH], at + n * STRETCH, each)
+            for n, each in enumerate(array["sha256"])
         ]
         self._coming[name] = made, coming
 
-    def _stretch(self, view: memoryview, at: int, wanted: str) -> None:
-        hashed, done = hashlib.sha256(), 0
-        while done < len(view):
-            got = os.preadv(self._file, [view[done : done + STEP]], at + done)
-            if not got:
-                raise Damaged("it ends too early")
-            hashed.update(view[done : done + got])
-            done += got
-        if hashed.hexdigest() != wanted:
+    def _check(self, view: memoryview, at: int, wanted: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file, at + AHEAD * STRETCH, STRETCH, os.POSIX_FADV_WILLNEED)
+        if hashlib.sha256(view).hexdigest() != wanted:
             raise Damaged(f"its bytes from {at} on are not those that were written")
