@@ -152,9 +152,12 @@ class SnapshotOf:
             self._removed = True
             self._wanted = None
             self._drop()
-            for path in self._files():
-                path.unlink(missing_ok=True)
             self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        for path in self._files():
+            path.unlink(missing_ok=True)
         with self._engine.begin() as db:
             db.execute(sa.delete(snapshots).where(snapshots.c.name == self._name))
 
@@ -189,7 +192,7 @@ class SnapshotOf:
             if shutil.disk_usage(self._folder).free < 2 * snapshot_file.size_of(rows):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             stopped = lambda: self._lost != lost  # noqa: E731
-            layout = snapshot_file.write(made, rows, stopped, sync=lambda: not self._closing)
+            layout = snapshot_file.write(made, rows, stopped, sync=lambda: not (self._closing or stopped()))
             self._tell(name, layout)
             with self._changed:
                 if self._lost != lost:
