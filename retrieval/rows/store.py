@@ -184,25 +184,29 @@ class RowStore:
 
     def snapshot(self, index: RowIndex) -> Snapshot:
         """What searches read."""
+        return self._memory(index.id, index.spec.dimension).snapshot()
+
+    def _memory(self, index_id: int, dimension: int) -> Memory:
         with self._lock:
-            found = self._memories.get(index.id)
-            if found is None or found[1] != index.spec.dimension:
-                source, kept = _Source(self._engine, index.id), self._snapshots.of(ROWS, index.id)
-                memory = Memory(source, index.spec.dimension, distance=True, kept=kept)
-                found = self._memories[index.id] = memory, index.spec.dimension
-        return found[0].snapshot()
+            found = self._memories.get(index_id)
+            # One that was read before the first vector told how long they are is read anew, never the other way round.
+            if found is None or found[1] < dimension:
+                source, kept = _Source(self._engine, index_id), self._snapshots.of(ROWS, index_id)
+                memory = Memory(source, dimension, distance=True, kept=kept)
+                found = self._memories[index_id] = memory, dimension
+        return found[0]
 
     def _changed(self, index_id: int) -> None:
         """Brings what searches read up to date; who writes waits for it, who searches does not."""
-        found = self._memories.get(index_id)
-        if found is not None and found[0].loaded:
-            found[0].refresh()
-            return
         kept = self._snapshots.of(ROWS, index_id)
-        if kept is not None and kept.there:  # it may hold rows that are gone now
-            for index in self.list():
-                if index.id == index_id:
-                    self.snapshot(index)
+        if index_id not in self._memories and not (kept is not None and kept.there):
+            return
+        with self._engine.connect() as db:
+            spec = db.execute(sa.select(row_indexes.c.spec).where(row_indexes.c.id == index_id)).scalar()
+        memory = self._memory(index_id, Spec.parse(spec).dimension) if spec else None
+        # A file may hold rows that are gone now, also of an index that nobody has searched yet.
+        if memory is not None and (memory.loaded or (kept is not None and kept.there)):
+            memory.refresh()
 
     def known(self, index_id: int, contents: set[str]) -> dict[str, bytes]:
         """Vectors that rows have already, by the hash of what was embedded."""
