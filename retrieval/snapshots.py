@@ -198,13 +198,14 @@ class SnapshotOf:
                 if self._lost != lost:
                     raise snapshot_file.Stopped
                 made.replace(path)
-                old, self._path, self._rows = self._path, path, rows.live
+                old, self._path, self._rows, self._retry = self._path, path, rows.live, 0.0
                 if old is not None:
                     old.unlink(missing_ok=True)
         except snapshot_file.Stopped:
             pass
         except (OSError, SQLAlchemyError) as error:
-            log.warning("the snapshot of index %s is not written, its next start reads the database: %s", self._name, error)
+            level = logging.DEBUG if self._retry else logging.WARNING  # told once, not every ten minutes
+            log.log(level, "the snapshot of index %s is not written, its next start reads the database: %s", self._name, error)
             with self._changed:
                 self._retry = time.monotonic() + RETRY
                 if self._wanted is None and self._lost == lost:
