@@ -152,10 +152,11 @@ class _Writer:
         """`growing` leaves room behind it for more rows."""
         began = at = -(-self.end // ALIGNED) * ALIGNED
         self._file.seek(began)
-        dtype, tail, row, hashes = "|u1", (), 1, []
+        dtype, tail, row, rows, hashes = "|u1", (), 1, 0, []
         hashed, left = hashlib.sha256(), STRETCH
         for block in blocks:
             dtype, tail, row = block.dtype.str, block.shape[1:], block.itemsize * math.prod(block.shape[1:])
+            rows += len(block)
             view = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             while len(view):
                 if self._stopped():
@@ -170,7 +171,6 @@ class _Writer:
             hashes.append(hashed.hexdigest())
         spare = self._spare if growing else 0
         self.end = at + spare * row
-        rows = (at - began) // row if row else 0
         self.arrays[name] = {"at": began, "rows": rows, "spare": spare, "dtype": dtype, "tail": list(tail), "sha256": hashes}
 
     def values(self, name: str, values: Iterable[Any]) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from retrieval import snapshot_file
 from retrieval.fields import Fields
@@ -203,7 +202,7 @@ class SnapshotOf:
                     old.unlink(missing_ok=True)
         except snapshot_file.Stopped:
             pass
-        except (OSError, SQLAlchemyError) as error:
+        except Exception as error:  # of the disk or the database: nothing depends on it
             level = logging.DEBUG if self._retry else logging.WARNING  # told once, not every ten minutes
             log.log(level, "the snapshot of index %s is not written, its next start reads the database: %s", self._name, error)
             with self._changed:

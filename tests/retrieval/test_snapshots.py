@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from retrieval import Indexes, memory, snapshot_file, snapshots
+from retrieval import Indexes, memory, snapshot_file, snapshots, words
 from retrieval.chunk_reads import ChunkReads
 from retrieval.late import Asked
 from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowStore
+from retrieval.search import terms
 from retrieval.snapshots import SnapshotOf, Snapshots
 from retrieval.store import Store
 from serving.state import open_database
@@ -521,6 +523,27 @@ def rows_are_kept(engine: sa.Engine, folder: Path) -> None:
 
 def test_indexes_over_rows_have_files_too(engine: sa.Engine, tmp_path: Path) -> None:
     rows_are_kept(engine, tmp_path / "snapshots")
+
+
+def test_rows_without_vectors_have_files_too(engine: sa.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Store(engine)
+    store, kept = over_rows(engine, tmp_path / "snapshots")
+    index = store.create("main.default.rows", "e", replace(SPEC, subtype="FULL_TEXT", dimension=0), "")
+    texts = [f"tile{n % 7} only{n}" for n in range(50)]
+    store.put(index.id, [{**row(n), "vector": None, "terms": words.encode(text)} for n, text in enumerate(texts)])
+
+    def worded() -> list[Any]:
+        rows = store.snapshot(index)
+        return [rows.lexical(rows.spans(terms(text, rows.languages))).tolist() for text in ("tile3 only7", "only49", "tile5")]
+
+    before = worded()
+    assert np.count_nonzero(before) > 10
+    kept.close()
+    store, kept = over_rows(engine, tmp_path / "snapshots")
+    assert worded() == before
+    assert len(list((tmp_path / "snapshots").iterdir())) == 1
+    assert caplog.text == ""
+    kept.close()
 
 
 def test_with_postgresql_each_server_has_its_own(tmp_path: Path) -> None:
