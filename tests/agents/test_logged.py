@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from agents.scaffold import create
-from tests.live import ROOT
+from tests.live import ROOT, mlflow_store
 
 LOOK = """
 import json, sys, mlflow, psutil
@@ -38,6 +38,7 @@ def test_logged_loaded_and_asked(tmp_path: Path) -> None:
     question = json.loads((project / "eval.jsonl").read_text().splitlines()[0])
     foreign = ("SMALTI_", "OPENAI_", "DATABRICKS_", "MLFLOW_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    mlflow_store(tmp_path)
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def python(*arguments: str) -> str:
