@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from governance.call import Caller, CallError, bad_request, forbidden
-from governance.grants import PRIVILEGES, Grants
+from governance.grants import Grants
 from serving.endpoint import Endpoint
 from serving.registry import Registry
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
-_NAMES = {level: privilege for privilege, level in PRIVILEGES.items()}
 
 
 class ModelAccess:
@@ -106,15 +105,6 @@ class ModelAccess:
     def visible(self, who: Caller, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Of a search's results, what the caller may see."""
         return [each for each in found if self.allowed(who, str(each.get("name")), "CAN_VIEW")]
-
-    # -- as Unity Catalog tells it
-
-    def privileges(self, name: str) -> list[dict[str, Any]]:
-        """`privilege_assignments` of a model."""
-        held: dict[str, set[str]] = {}
-        for grant in self.grants.list(f"model:{name}"):
-            held.setdefault(grant.principal.partition(":")[2], set()).add(_NAMES[grant.level])
-        return [{"principal": principal, "privileges": sorted(given)} for principal, given in held.items()]
 
 
 def check_unscoped(who: Caller) -> Caller:

@@ -73,6 +73,10 @@ class Volumes:
             raise not_found(f"There is no volume {'.'.join(names)[:200]!r}. Make it with w.volumes.create.")
         return folder
 
+    def known(self, name: str) -> bool:
+        parts = name.split(".")
+        return len(parts) == 3 and all(_NAME.fullmatch(part) for part in parts) and self.root.joinpath(*parts).is_dir()
+
     def create(self, who: Caller, catalog: str, schema: str, name: str) -> dict[str, Any]:
         self._grants.check(who, EVERY, "CAN_MANAGE")
         for each in (catalog, schema, name):

@@ -12,7 +12,7 @@ STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
 )
 """Keys whose values are names and addresses of the protocol's own."""
-ROWS = frozenset({"predict", "classify", "embeddings"})
+ROWS = frozenset({"predict", "classify", "embeddings", "http"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _ENCODED = ("image_url", "arguments", "output")
 """Keys whose texts may be an image's bytes, or JSON."""
