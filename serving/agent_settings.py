@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 

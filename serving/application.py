@@ -193,7 +193,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
-        from serving import tracking_databricks
+        from serving import model_reviews, tracking_databricks
         from serving import tracking_routes as tracking
 
         server, access = platform.mlflow, platform.model_access
@@ -207,6 +207,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         app.include_router(catalog_models.router(models, caller))
         signed_in = authorize(platform.identity)
         app.include_router(tracking_databricks.router(server, access, caller))
+        reviews = model_reviews.Reviews(platform.engine)
+        access.follow = reviews.follow
+        app.include_router(model_reviews.router(reviews, server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:
         app.include_router(room(platform, caller))

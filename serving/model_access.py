@@ -31,6 +31,8 @@ class ModelAccess:
     def __init__(self, grants: Grants, registry: Registry, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
         self.grants, self.registry = grants, registry
         self._endpoints = endpoints
+        self.follow: Callable[[str, str | None], None] = lambda name, new: None
+        """Told of a model's new name, and of None where it is gone, for what else is known by its name."""
 
     def allowed(self, who: Caller, name: str, level: str = "CAN_QUERY") -> bool:
         return self.grants.allowed(who, f"model:{name}", level) or self.grants.allowed(who, EVERY, level)
@@ -62,9 +64,11 @@ class ModelAccess:
         held = [(grant.principal, grant.level) for grant in self.grants.list(f"model:{old}")]
         self.grants.apply(f"model:{new}", held, replace=True)
         self.grants.forget(f"model:{old}")
+        self.follow(old, new)
 
     def deleted(self, name: str) -> None:
         self.grants.forget(f"model:{name}")
+        self.follow(name, None)
 
     def check_unserved(self, name: str, version: str | None = None) -> None:
         """Raises `CallError` (409) while an endpoint serves the model, or this version of it."""

@@ -75,3 +75,16 @@ connections = Table(
     Column("details", Text, nullable=False),  # JSON: comment, properties, reach
     Column("secret", Text),  # encrypted under a key made from the state folder's pepper
 )
+
+model_activities = Table(
+    "model_activities",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String(256), nullable=False, index=True),
+    Column("version", String(32), nullable=False),
+    Column("creator", String(300), nullable=False),  # KIND:NAME
+    Column("stage", String(16)),  # that is asked for; NULL for a comment
+    Column("comment", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)

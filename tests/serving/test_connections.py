@@ -218,7 +218,7 @@ def test_what_the_service_refuses_keeps_its_meaning(w: WorkspaceClient) -> None:
         ask("crm", Method.GET, "gone")
     with pytest.raises(InvalidState, match="redirects, which is not followed"):
         ask("crm", Method.GET, "moved")
-    with pytest.raises(InvalidState, match="refuses the server's credential. Check the bearer_token of connection crm"):
+    with pytest.raises(InvalidState, match=r"refuses the server's credential. Check the bearer_token of connection crm"):
         ask("crm", Method.GET, "denied")
     with pytest.raises(Exception, match="cannot be read"):
         ask("crm", Method.GET, "huge")
