@@ -26,6 +26,7 @@ from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
 from serving import (
     connection_routes,
+    conversations,
     databricks,
     dbfs,
     errors,
@@ -110,6 +111,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
 
     app.include_router(calls)
     app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
+    app.include_router(conversations.router(platform.runtime, caller))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(

@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from agents import AgentLoadError
 from governance.call import Caller, CallError, not_found
+from serving.errors import ORG_ID
 from serving.unity_catalog import Authorize
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def router(visible: Callable[[Caller], Named], authorize: Authorize, inputs: Cal
     @get("/current-metastore-assignment")
     async def assignment(http: Request) -> Any:
         await authorize(http)
-        return {"metastore_id": _identifier("metastore"), "workspace_id": 0, "default_catalog_name": "main"}
+        return {"metastore_id": _identifier("metastore"), "workspace_id": int(ORG_ID), "default_catalog_name": "main"}
 
     @get("/metastore_summary")
     async def summary(http: Request) -> Any:
