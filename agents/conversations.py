@@ -16,6 +16,7 @@ from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import Thread, Threads
 
 if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.base import BaseStore
     from sqlalchemy import Engine

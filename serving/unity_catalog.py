@@ -52,9 +52,11 @@ class Catalog:
         return await self._ask(method, f"{_MLFLOW}/{resource}/{action}", {k: v for k, v in fields.items() if v is not None})
 
     async def _of_alias(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The version of an alias. One that is not there is a 404 in Unity Catalog, and a wrong value in MLflow's own registry."""
+        """The version of an alias. One that is not there is a 404 in Unity Catalog, a wrong value in MLflow's own registry."""
         try:
-            return await self._ask("GET", f"{_MLFLOW}/registered-models/alias", {key: fields.get(key) for key in ("name", "alias")})
+            return await self._ask(
+                "GET", f"{_MLFLOW}/registered-models/alias", {key: fields.get(key) for key in ("name", "alias")}
+            )
         except CallError as error:
             if error.code == "INVALID_PARAMETER_VALUE" and "alias" in error.message:
                 raise not_found(error.message) from None

@@ -170,10 +170,10 @@ def router(volumes: Volumes, authorize: Callable[[Request], Awaitable[Caller]]) 
     @routes.post(_AT, include_in_schema=False)
     async def create(http: Request) -> Any:
         who, body = await authorize(http), parse(await read_body(http, 1 << 16))
-        names = [take(body, key, str, required=True) for key in ("catalog_name", "schema_name", "name")]
+        catalog, schema, name = (take(body, key, str, required=True) for key in ("catalog_name", "schema_name", "name"))
         if take(body, "volume_type", str) not in (None, "MANAGED"):
             raise bad_request("Volumes are MANAGED here: their files are kept in the state folder.", "volume_type")
-        return await asyncio.to_thread(volumes.create, who, *names, take(body, "comment", str))
+        return await asyncio.to_thread(volumes.create, who, catalog, schema, name, take(body, "comment", str))
 
     @routes.get(_AT, include_in_schema=False)
     async def listed(http: Request) -> Any:
