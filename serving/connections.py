@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import orjson
 from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from governance import audit
 from governance.call import Call, Caller, CallError, Event, bad_request, forbidden, misconfigured, not_found
@@ -37,6 +38,8 @@ EVERY = "connection:*"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 OPTIONS = ("host", "port", "base_path", "bearer_token", "private_network")
 SECRET = "bearer_token"
+_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,10 @@ class Connections:
         now = time.time_ns() // 1_000_000
         made = Connection(name, {}, "public", None, comment or "", properties, who.name, who.name, now, now)
         made = self._checked(who, made, options)
-        self._store(who, made, "connections.create")
+        try:
+            self._store(who, made, "connections.create")
+        except IntegrityError:  # by two at once
+            raise CallError(f"Connection {name!r} already exists.", status=409, code="RESOURCE_ALREADY_EXISTS") from None
         self.grants.grant(who.principal, f"connection:{name}", "CAN_MANAGE", by=who)
         return made
 
@@ -219,7 +225,7 @@ class Connections:
         if is_reference(token):
             self._secrets.check_references(who, [token])
         elif token is not None:
-            if not re.fullmatch(r"[\x21-\x7e]{1,16384}", token):
+            if not _TOKEN.fullmatch(token):
                 raise bad_request("The option 'bearer_token' is printable text without spaces.", "options")
             secret = self._cipher().encrypt(options.pop(SECRET).encode()).decode()
         made = replace(held, options=options, secret=secret)
@@ -253,7 +259,8 @@ class Connections:
         }  # fmt: skip
         before = dict(held.options) if held else {}
         with self._database.begin() as connection:
-            connection.execute(delete(table).where(table.c.name.in_({made.name, held.name if held else made.name})))
+            if held is not None:
+                connection.execute(delete(table).where(table.c.name == held.name))
             connection.execute(insert(table).values(**row))
             audit.record(connection, who.name, action, f"connection:{made.name}", before, dict(made.options))
 
@@ -262,7 +269,9 @@ class Connections:
         found = self.find(name)
         if found is None:
             raise not_found(f"There is no connection {name[:200]!r}.")
-        token = self._credential(found)
+        token = self._credential(found).strip()
+        if token and not _TOKEN.fullmatch(token):
+            raise misconfigured(f"The bearer_token of connection {name} has spaces or line breaks in it. Set it again.")
         held = self._open.get(name)
         if held is None or held[:2] != (found, token):
             upstream = Upstream(
@@ -290,7 +299,7 @@ def check_address(options: Mapping[str, str]) -> None:
     host, port, path = options.get("host", ""), options.get("port"), options.get("base_path", "")
     try:
         parts = urlsplit(host if "://" in host else f"https://{host}")
-        fits = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0 and parts.username is None
+        fits = bool(_HOST.fullmatch(parts.hostname or "")) and parts.scheme in ("http", "https") and parts.port != 0 and parts.username is None
         fits = fits and not (parts.path.strip("/") or parts.query or parts.fragment)
     except ValueError:
         fits = False
