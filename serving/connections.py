@@ -299,7 +299,12 @@ def check_address(options: Mapping[str, str]) -> None:
     host, port, path = options.get("host", ""), options.get("port"), options.get("base_path", "")
     try:
         parts = urlsplit(host if "://" in host else f"https://{host}")
-        fits = bool(_HOST.fullmatch(parts.hostname or "")) and parts.scheme in ("http", "https") and parts.port != 0 and parts.username is None
+        fits = (
+            bool(_HOST.fullmatch(parts.hostname or ""))
+            and parts.scheme in ("http", "https")
+            and parts.port != 0
+            and parts.username is None
+        )
         fits = fits and not (parts.path.strip("/") or parts.query or parts.fragment)
     except ValueError:
         fits = False

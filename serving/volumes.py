@@ -90,7 +90,7 @@ class Volumes:
             raise CallError(message, status=409, code="RESOURCE_ALREADY_EXISTS") from None
         if comment:
             _comment(folder).write_text(comment)
-        self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE")
+        self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE", by=who)
         return self._told(folder)
 
     def get(self, who: Caller, name: str) -> dict[str, Any]:
