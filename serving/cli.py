@@ -171,7 +171,7 @@ class Workspace:
                 self.identity.revoke(made[0].id, session=True)
 
     def missing(self, securable: str) -> str | None:
-        """What a running server says of an endpoint, index or connection that it does not know; None where it does, or none runs."""
+        """What a running server says of what it does not know of these; None where it knows it, or none runs."""
         kind, _, name = securable.partition(":")
         path = _TOLD_AT.get(kind)
         if path is None or "*" in name or not self.home.server():

@@ -56,6 +56,8 @@ class Connection:
     updater: str = "smalti"
     created: int = 0
     updated: int = 0
+    secret_env: str | None = None
+    """The variable of the environment that holds the credential."""
 
     @property
     def url(self) -> str:
@@ -69,7 +71,7 @@ class Connection:
 
     @property
     def authenticated(self) -> bool:
-        return self.secret is not None or SECRET in self.options
+        return self.secret is not None or self.secret_env is not None or SECRET in self.options
 
     def to_api(self) -> dict[str, Any]:
         """As Unity Catalog's API tells it."""
@@ -106,7 +108,6 @@ class Connections:
     ) -> None:
         self._database, self._pepper, self.grants, self._secrets, self._hosts = database, pepper, grants, secrets, hosts
         self._declared = {each.name: _declared(each) for each in declared}
-        self._keys = {each.name: each.bearer_token_env for each in declared if each.bearer_token_env}
         self._open: dict[str, tuple[Connection, str, Transport]] = {}
 
     # --- what there is ---
@@ -282,10 +283,10 @@ class Connections:
         return held[2]
 
     def _credential(self, found: Connection) -> str:
-        if name := self._keys.get(found.name):
-            if value := os.environ.get(name):
+        if variable := found.secret_env:
+            if value := os.environ.get(variable):
                 return value
-            raise misconfigured(f"The credential of connection {found.name} is not set: set {name} where the server starts.")
+            raise misconfigured(f"The credential of connection {found.name} is not set: set {variable} where the server starts.")
         if reference := found.options.get(SECRET):
             return self._secrets.resolved(reference)
         return self._cipher().decrypt(found.secret.encode()).decode() if found.secret else ""
@@ -318,7 +319,7 @@ def check_address(options: Mapping[str, str]) -> None:
 
 
 def _declared(given: ConnectionDeclaration) -> Connection:
-    return Connection(given.name, {**given.options}, "any", comment=given.comment)
+    return Connection(given.name, {**given.options}, "any", comment=given.comment, secret_env=given.bearer_token_env)
 
 
 def _read(row: Any) -> Connection:

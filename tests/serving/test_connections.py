@@ -294,6 +294,7 @@ def test_a_declared_connection_has_its_credential_from_the_environment(
     with pytest.raises(InvalidState, match="set SERVICE_TOKEN"):
         w.serving_endpoints.http_request("declared", Method.GET, "/")
     monkeypatch.setenv("SERVICE_TOKEN", "from-outside")
+    assert "BEARER_TOKEN" in str(w.connections.get("declared").credential_type)
     w.serving_endpoints.http_request("declared", Method.GET, "/")
     assert site.service.asked[-1][2]["authorization"] == "Bearer from-outside"
     with pytest.raises(Exception, match="declared in the server's settings"):
