@@ -153,7 +153,9 @@ class Identity:
         session: it comes and goes by itself, with a command, a sign-in or a token; the audit log tells it apart.
         """
         if ttl is not None and not 0 < ttl <= _LONGEST_LIFE:
-            raise ValueError("a key lives for more than 0 seconds and at most 100 years; leave ttl out for one that never expires")
+            raise ValueError(
+                "a key lives for more than 0 seconds and at most 100 years; leave ttl out for one that never expires"
+            )
         secret = PREFIX + secrets.token_urlsafe(32)
         with self.changes.write("identity") as (connection, version):
             now = time.time()
@@ -248,7 +250,14 @@ class Identity:
             later = keys.c.expires.is_(None) | (keys.c.expires > ends)
             of = (keys.c.id == key_id) | ((keys.c.parent == key_id) & later)  # what was made from it ends with it
             connection.execute(update(keys).where(of).values(expires=ends, changed=version))
-            audit.record(connection, by, "key.rotate", f"key:{key_id}", after={"key": key.id, "old_expires": iso(ends)})
+            audit.record(
+                connection,
+                by,
+                "key.rotate",
+                f"key:{key_id}",
+                {"expires": iso(old["expires"])},
+                {"key": key.id, "old_expires": iso(ends)},
+            )
         return key, secret
 
     def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user", by: str | None = None) -> tuple[str, ...]:
