@@ -108,6 +108,8 @@ def scan(body: Mapping[str, Any]) -> dict[str, Any]:
     count, after = body.get("num_results", 10), body.get("last_primary_key")
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_RESULTS:
         raise BadRequest(f"field 'num_results' must be a whole number between 1 and {MAX_RESULTS}")
+    if not isinstance(after, str | int | float | None):
+        raise BadRequest("field 'last_primary_key' must be a primary key of the index")
     return {"op": "scan", "count": count, "after": None if after in (None, "") else str(after)}
 
 

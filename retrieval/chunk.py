@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from retrieval.errors import BadRequest
 from retrieval.load import FRONT_MATTER, plain
 
 VERSION = "1"
@@ -23,8 +24,46 @@ TARGET = 200
 CONTEXT = 48
 """Word pieces of title and headings that are embedded in front of a chunk."""
 
+STRATEGIES = ("structure", "sentences")
+SMALLEST = 8
+"""Word pieces of a chunk that may be asked for, at least."""
+
 Starts = Callable[[str], np.ndarray]
 """Character offset of each word piece of a text: `Encoder.token_starts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How the documents of an index are cut.
+
+    Parameters
+    ----------
+    strategy: `structure` keeps paragraphs, lists, code and tables whole where they fit; `sentences` fills every chunk with as
+        many sentences as fit.
+    tokens: word pieces of a chunk, at most; `SMALLEST` to `TARGET`.
+    overlap: word pieces of a chunk's end that the next one of its section repeats, in whole pieces; at most half of `tokens`.
+
+    Raises
+    ------
+    BadRequest: one of them is something else.
+    """
+
+    strategy: str = STRATEGIES[0]
+    tokens: int = TARGET
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise BadRequest(f"a chunking strategy is {' or '.join(STRATEGIES)}, not {self.strategy!r}")
+        if not SMALLEST <= self.tokens <= TARGET:
+            raise BadRequest(f"chunks take {SMALLEST} to {TARGET} tokens, which is what the encoder reads, not {self.tokens}")
+        if not 0 <= self.overlap <= self.tokens // 2:
+            raise BadRequest(f"chunks of {self.tokens} tokens overlap by 0 to {self.tokens // 2}, not {self.overlap}")
+
+    @property
+    def version(self) -> str:
+        """What tells documents that were cut so from others."""
+        return VERSION if self == Chunking() else f"{VERSION}-{self.strategy}-{self.tokens}-{self.overlap}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +93,7 @@ def chunk(
     media_type: str = "text/markdown",
     pages: Sequence[int] = (),
     headings: Sequence[tuple[int, int, str]] = (),
-    target: int = TARGET,
+    plan: Chunking = Chunking(),
 ) -> list[Chunk]:
     """Cuts a document.
 
@@ -64,7 +103,7 @@ def chunk(
     media_type: Markdown, HTML and docx text is read as Markdown; other text by blank lines.
     pages: offset at which each page begins; a chunk never spans two.
     headings: (offset, level, title), where the format knows them and Markdown does not apply.
-    target: most tokens of a chunk, but for a single word that has more.
+    plan: how; a single word of more than its tokens is a chunk all the same.
     """
     offsets = starts(text)
 
@@ -75,7 +114,7 @@ def chunk(
     sections = _markdown(text) if markdown else _plain(text, pages, headings)
     chunks: list[Chunk] = []
     for path, blocks in sections:
-        for start, end in _pack(text, blocks, size, target):
+        for start, end in _pack(text, blocks, size, plan):
             page = bisect.bisect_right(pages, start) if pages else None
             made = Chunk(text[start:end], start, end, path, page)
             assert text[made.start : made.end] == made.text
@@ -83,24 +122,29 @@ def chunk(
     return chunks
 
 
-def _pack(text: str, blocks: list[_Block], size: Callable[[int, int], int], target: int) -> Iterator[tuple[int, int]]:
-    """Joins neighbouring blocks of a section while they fit; cuts those that do not."""
+def _pack(text: str, blocks: list[_Block], size: Callable[[int, int], int], plan: Chunking) -> Iterator[tuple[int, int]]:
+    """Joins neighbouring pieces of a section while they fit: its blocks, cut where they do not fit, or their sentences."""
     pieces: list[tuple[int, int]] = []
     for block in blocks:
         start, end = _strip(text, block.start, block.end)
-        if start < end:
-            pieces.extend(_split(text, start, end, block.kind, size, target))
-    at = None
-    for start, end in pieces:
-        if at is None:
-            at = (start, end)
-        elif size(at[0], end) <= target:
-            at = (at[0], end)
-        else:
-            yield at
-            at = (start, end)
-    if at is not None:
-        yield at
+        cuts = _sentences(text, start, end) if plan.strategy == "sentences" and block.kind == "text" else []
+        for a, b in pairwise([start, *cuts, end]):
+            a, b = _strip(text, a, b)
+            if a < b:
+                pieces.extend(_split(text, a, b, block.kind, size, plan.tokens))
+    first = 0
+    while first < len(pieces):
+        last = first
+        while last + 1 < len(pieces) and size(pieces[first][0], pieces[last + 1][1]) <= plan.tokens:
+            last += 1
+        yield pieces[first][0], pieces[last][1]
+        again = last + 1
+        while plan.overlap and again < len(pieces) and again - 1 > first:
+            repeated = size(pieces[again - 1][0], pieces[last][1])
+            if repeated > plan.overlap or size(pieces[again - 1][0], pieces[last + 1][1]) > plan.tokens:
+                break
+            again -= 1
+        first = again
 
 
 def _split(text: str, start: int, end: int, kind: str, size: Callable[[int, int], int], target: int) -> Iterator[tuple[int, int]]:

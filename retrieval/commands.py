@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -28,6 +29,8 @@ ENCODER = "all-minilm-l6-v2"
 BUILT_IN = "smalti"
 """The endpoint that indexes over folders are on."""
 
+COLUMNS = 4
+"""Columns of a row that `query` shows; with --json all."""
 PAGE = 1000
 """Rows that `export` asks for at once."""
 SHOWN = 160
@@ -44,19 +47,34 @@ RANKED = 100
 def add(
     context: typer.Context,
     name: Name,
-    path: Annotated[str, typer.Argument(help="Folder or file to index; with --key a table, see `smalti index table`.")],
+    path: Annotated[
+        str, typer.Argument(help="Folder or file to index; with --key a table, see `smalti index table`, or an index.")
+    ],
     key: Annotated[str | None, typer.Option(help="Column of a table's primary key: a row is then what is found.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that is searched.")] = "text",
     columns: Annotated[str | None, typer.Option(help="Columns of a table to keep, as price,lang; default: all.")] = None,
     continuous: Annotated[bool, typer.Option("--continuous", help="Follow the table.")] = False,
+    encoder: Annotated[str, typer.Option(help="Embeddings endpoint of a table's text.")] = ENCODER,
+    strategy: Annotated[
+        str | None, typer.Option(help="How a folder's documents are cut: structure (default) or sentences.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Word pieces of a passage, at most: 8 to 200, the default.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Word pieces that a passage repeats of the one before; default: 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a folder, or a table's rows, searchable as NAME, and bring it up to date."""
+    plan = {
+        what: given for what, given in (("strategy", strategy), ("tokens", tokens), ("overlap", overlap)) if given is not None
+    }
+    if key is None and encoder != ENCODER:
+        raise typer.BadParameter("--encoder is for tables, with --key: a folder's passages are embedded by the built-in encoder")
     if key is not None:
-        _add_table(context.obj, name, path, key, text, columns, continuous, as_json)
+        if plan:
+            raise typer.BadParameter("--strategy, --tokens and --overlap are for folders: a table's rows are not cut")
+        _add_table(context.obj, name, path, key, text, columns, continuous, encoder, as_json)
         return
     path = str(Path(path).expanduser().resolve())
-    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name, "path": path}, as_json)
+    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name, "path": path} | ({"chunking": plan} if plan else {}), as_json)
 
 
 @index.command("sync")
@@ -117,6 +135,10 @@ def status(context: typer.Context, name: Name, as_json: Json = False) -> None:
         context.obj.print_json(row)
         return
     context.obj.print_rows([{**row, "skipped": len(row["skipped"])}], _INDEXES, as_json=False, empty="")
+    if row["error"]:
+        print(f"its last sync failed: {row['error']}")
+    plan = row["chunking"]
+    print(f"cut by {plan['strategy']}, passages of up to {plan['tokens']} word pieces, overlapping by {plan['overlap']}")
     for item in row["skipped"]:
         print(f"skipped {item['source']}: {item['reason']}")
 
@@ -138,28 +160,33 @@ def query(
         key, folder = over["primary_key"], over["endpoint_name"] == BUILT_IN
         if folder:
             body["columns"] = ["id", "source", "text", "start", "end"]
-        rows = _found(context.obj, client, path, body)
+        rows = _found(context.obj, client, path, body | {"debug_level": 1})
         for rank, kind in _RANKS.items() if mode.upper() == "HYBRID" and rows else ():
             asked = body | {"columns": [key], "num_results": RANKED, "query_type": kind}
             places = {row[key]: place for place, row in enumerate(_found(context.obj, client, path, asked), 1)}
             for row in rows:
                 row[rank] = places.get(row.get(key))
     ranks = {rank: rank.capitalize() for rank in _RANKS if rows and rank in rows[0]}
-    columns = (
-        ("source", "text")
-        if folder
-        else [column for column in rows[0] if column != "score" and column not in ranks]
-        if rows
-        else ()
-    )
+    columns = ["source", "text"] if folder else _telling(over, rows[0]) if rows else []
+    columns = [column for column in columns if column not in ranks]
     shown = {"score": "Score"} | ranks | {column: column.capitalize() if folder else column for column in columns}
     if not as_json:
         rows = [{what: _short(value, question) for what, value in row.items()} for row in rows]
     context.obj.print_rows(rows, shown, as_json=as_json, empty="Nothing found.")
 
 
+def _telling(index: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """The columns of a row that a line has room for: its key, what is embedded of it, then the others."""
+    spec = index.get("delta_sync_index_spec") or index.get("direct_access_index_spec") or {}
+    first = [index["primary_key"], *(each["name"] for each in spec.get("embedding_source_columns") or ())]
+    others = [column for column in row if column not in first and column != "score"]
+    return [column for column in [*first, *others] if column in row][:COLUMNS]
+
+
 def _found(work: Any, client: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     found = work.check(client.post(f"{path}/query", json=body))
+    for warning in found.get("debug_info", {}).get("warnings", ()):
+        typer.echo(warning, err=True)
     names = [column["name"] for column in found["manifest"]["columns"]]
     return [dict(zip(names, row, strict=True)) for row in found["result"]["data_array"]]
 
@@ -279,17 +306,33 @@ def _declare(work: Any, client: Any, name: str, place: str) -> dict[str, Any]:
 
 
 def _add_table(
-    work: Any, name: str, place: str, key: str, text: str, columns: str | None, continuous: bool, as_json: bool
+    work: Any,
+    name: str,
+    place: str,
+    key: str,
+    text: str,
+    columns: str | None,
+    continuous: bool,
+    encoder: str,
+    as_json: bool,
 ) -> None:
     """A Delta Sync index on an endpoint of its own, made by the calls that a client of the API makes."""
     spec: dict[str, Any] = {
         "pipeline_type": "CONTINUOUS" if continuous else "TRIGGERED",
-        "embedding_source_columns": [{"name": text, "embedding_model_endpoint_name": ENCODER}],
+        "embedding_source_columns": [{"name": text, "embedding_model_endpoint_name": encoder}],
     }
     if columns:
         spec["columns_to_sync"] = [column.strip() for column in columns.split(",")]
     with work.connect() as client:
-        spec["source_table"] = _declare(work, client, f"{name}_source", place)["name"]
+        folder = (
+            client.get(f"/api/2.0/smalti/indexes/{place}")
+            if re.fullmatch(r"[\w.]+", place) and not Path(place).exists()
+            else None
+        )
+        if folder is not None and folder.is_success:  # the passages of an index over a folder
+            spec["source_table"] = folder.json()["name"]
+        else:
+            spec["source_table"] = _declare(work, client, f"{name}_source", place)["name"]
         made = client.post(f"{SEARCH}/endpoints", json={"name": TABLES, "endpoint_type": "STANDARD"})
         if made.status_code != 409:
             work.check(made)

@@ -158,8 +158,14 @@ def rst(data: bytes) -> Converted:
         row = next((i for i in range(row, len(rows)) if rows[i].strip() == raw), -1) + 1
         if not row:
             break
-        headings.append((lines[row - 1], level, title.astext()))
+        # A line of the same marks above the title is its own.
+        over = 1 < row < len(rows) and ADORNMENT.fullmatch(rows[row - 2]) and rows[row - 2].strip() == rows[row].strip()
+        headings.append((lines[row - 2 if over else row - 1], level, title.astext()))
     return Converted(text, headings[0][2] if headings else "", headings=headings)
+
+
+ADORNMENT = re.compile(r"([^\w\s])\1+\s*")
+"""What stands below a title in reStructuredText, and perhaps above it."""
 
 
 def _markdown(root: Any) -> str:
@@ -190,8 +196,7 @@ def _markdown(root: Any) -> str:
             if tag == "table":
                 flush()
                 own = node.xpath("./tr|./thead/tr|./tbody/tr|./tfoot/tr")  # not those of a table in one of its cells
-                rows = [[_cell(cell) for cell in row.xpath("./td|./th")] for row in own]
-                rows = [row for row in rows if any(row)]
+                rows = [row for row in _grid(own) if any(row)]
                 if rows:
                     width = max(map(len, rows))
                     table = ["| " + " | ".join(row + [""] * (width - len(row))) + " |" for row in rows]
@@ -224,6 +229,40 @@ BLOCKS = frozenset(
 )
 
 
+SPAN = 100
+"""Columns or rows that one cell is taken to be merged over, at most."""
+
+
+def _grid(rows: Any) -> list[list[str]]:
+    """The cells of a table's rows, each in its column: one that is merged over others stands in all of them."""
+    grid: list[list[str]] = []
+    above: dict[int, tuple[int, str]] = {}  # by column: for how many rows more a cell goes on there
+    for row in rows:
+        made: list[str] = []
+        below: dict[int, tuple[int, str]] = {}
+        cells = iter(row.xpath("./td|./th"))
+        while True:
+            if len(made) in above:
+                left, text = above.pop(len(made))
+                across = 1
+            elif (cell := next(cells, None)) is not None:
+                left, text, across = _span(cell, "rowspan"), _cell(cell), _span(cell, "colspan")
+            else:
+                break
+            for _ in range(across):
+                if left > 1:
+                    below[len(made)] = left - 1, text
+                made.append(text)
+        above = below
+        grid.append(made)
+    return grid
+
+
+def _span(cell: Any, name: str) -> int:
+    given = (cell.get(name) or "").strip()
+    return min(max(int(given), 1), SPAN) if given.isascii() and given.isdigit() else 1
+
+
 def _cell(cell: Any) -> str:
     """A cell's text in one line; its paragraphs, and the cells of a table in it, stay apart."""
     from lxml.etree import iterwalk  # type: ignore[attr-defined]
@@ -247,6 +286,9 @@ MARKS = (
 )
 
 
+STRAY = re.compile("[\udc80-\udcff]+")
+
+
 def decoded(data: bytes) -> str:
     """Bytes as text: byte order mark, UTF-8, else the likeliest encoding, else Latin-1. Line ends become `\\n`."""
     for mark, encoding in MARKS:
@@ -256,6 +298,10 @@ def decoded(data: bytes) -> str:
         return _clean(data.decode("utf-8"))
     except UnicodeDecodeError:
         pass
+    mixed = data.decode("utf-8", "surrogateescape")
+    stray = sum("\udc80" <= c <= "\udcff" for c in mixed)
+    if stray <= sum(c > "\x7f" for c in mixed) - stray:  # UTF-8 with pieces of another encoding, as of a log
+        return _clean(STRAY.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace"), mixed))
     try:
         from charset_normalizer import from_bytes
 

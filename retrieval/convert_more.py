@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ def _unpacks(data: bytes) -> None:
 def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
     """Each row as an item that names its columns, so that a passage cut from a table needs no header."""
     header: list[str] = []
+    titles: list[str] = []
     used: set[str] = set()
     lines: list[str] = []
     cells = size = 0
@@ -37,6 +39,9 @@ def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
         values = [" ".join(str(value).split()) if value is not None else "" for value in row]
         cells += len(values)
         if not any(values):
+            if sum(map(bool, header)) == 1 and not lines:  # what stands alone above a gap is no name of a column
+                titles.append("- " + next(filter(None, header)))
+                header = []
             continue
         if not header:
             header = values
@@ -48,7 +53,7 @@ def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
         if cells > MAX_CELLS or size > MAX_TEXT:
             raise Unreadable(f"is a data set (more than {MAX_CELLS:,} cells): declare it as a table instead")
     unused = [name for name in header if name and name not in used]
-    return ["- " + "; ".join(unused), *lines] if unused else lines
+    return [*titles, *(["- " + "; ".join(unused)] if unused else []), *lines]
 
 
 def pptx(data: bytes) -> Converted:
@@ -70,6 +75,8 @@ def pptx(data: bytes) -> Converted:
                 stack.extend(reversed(shape.shapes))
             elif getattr(shape, "has_table", False) and shape.has_table:
                 body.append("\n".join(_rows([cell.text for cell in row.cells] for row in shape.table.rows)))
+            elif getattr(shape, "has_chart", False) and shape.has_chart:
+                body.extend(_chart(shape.chart))
             elif shape.has_text_frame and shape != slide.shapes.title:
                 body.extend("- " + " ".join(p.text.split()) for p in shape.text_frame.paragraphs if p.text.strip())
         if slide.has_notes_slide and (notes := slide.notes_slide.notes_text_frame) is not None and notes.text.strip():
@@ -81,6 +88,16 @@ def pptx(data: bytes) -> Converted:
     return Converted("\n\n".join(parts) + "\n", (deck.core_properties.title or "").strip())
 
 
+def _chart(chart: Any) -> list[str]:
+    """A chart as the table that it draws."""
+    lines = []
+    for plot in chart.plots:
+        series = list(plot.series)
+        names = [" ".join(str(each).split()) for each in plot.categories]
+        lines += _rows([["Category", *(one.name for one in series)], *zip(names, *(one.values for one in series), strict=False)])
+    return lines
+
+
 def xlsx(data: bytes) -> Converted:
     import openpyxl
 
@@ -89,6 +106,7 @@ def xlsx(data: bytes) -> Converted:
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         parts = []
         for sheet in book.worksheets:
+            sheet.reset_dimensions()  # rows as long as they are: one stray cell far out made each of a million as wide
             lines = _rows(sheet.iter_rows(values_only=True))
             if lines:
                 parts.append(f"## {sheet.title}\n\n" + "\n".join(lines))
@@ -99,7 +117,25 @@ def xlsx(data: bytes) -> Converted:
         raise Unreadable("broken Excel workbook") from error
     if not parts:
         raise Unreadable("Excel workbook has no values")
-    return Converted("\n\n".join(parts) + "\n")
+    note = "formulas without stored values are left out: save it in a spreadsheet program" if _uncomputed(data) else ""
+    return Converted("\n\n".join(parts) + "\n", note=note)
+
+
+_UNCOMPUTED = re.compile(rb"</f>\s*(?:<v\s*/>|<v>\s*</v>|</c>)")
+
+
+def _uncomputed(data: bytes) -> bool:
+    """Whether a workbook holds formulas that no program has worked out yet, as libraries write them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for name in archive.namelist():
+            if name.startswith("xl/worksheets/") and name.endswith(".xml"):
+                with archive.open(name) as sheet:
+                    tail = b""
+                    while part := sheet.read(1 << 20):
+                        if _UNCOMPUTED.search(tail + part):
+                            return True
+                        tail = part[-64:]
+    return False
 
 
 def table(data: bytes) -> Converted:
@@ -124,8 +160,8 @@ def json_text(data: bytes) -> Converted:
     except ValueError:
         value = _json_lines(text)
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        lines = ["- " + "; ".join(f"{key}: {_flat(item)}" for key, item in row.items() if item is not None) for row in value]
-        return Converted("\n".join(lines) + "\n")
+        lines = ["; ".join(f"{key}: {_flat(item)}" for key, item in row.items() if item is not None) for row in value]
+        return Converted("\n".join(f"- {line}" for line in lines if line) + "\n")
     return Converted("```json\n" + json.dumps(value, ensure_ascii=False, indent=1) + "\n```\n")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from retrieval import filters as filtering
 from retrieval import search as searching
+from retrieval import words
 from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
@@ -21,6 +24,10 @@ from retrieval.types import Passage
 from retrieval.vectors import Vectors
 
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
+
+
+def _commonest(rows: Snapshot) -> int:
+    return next(iter(rows.languages), 0)
 
 
 class Finder:
@@ -50,24 +57,34 @@ class Finder:
         for _ in range(3):
             rows = memory.snapshot()
             with self._store.reading() as db:
-                hits = searching.search(
+                search = partial(
+                    searching.search,
                     rows,
                     query,
                     asked.vector if asked else None,
                     k,
-                    mode,
                     mask=self.seen(row.name, rows, filters, groups, db),
                     nearest=lambda v, n: self._vectors.query(row.id, v, n),
                     diversity=diversity,
                     asked=asked,
                     pieces=lambda slots, rows=rows, db=db: self._store.pieces(rows.seqs[slots].tolist(), db),
                 )
+                worded = search("lexical") if mode == "hybrid" and words.foreign(query, _commonest(rows)) else []
+                hits = [replace(hit, score=hit.score / worded[0].score) for hit in worded] or search(mode)
                 found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits], db)
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
         read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
         return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
+
+    def warning(self, row: Row[Any], query: str, dense: bool) -> str:
+        """Why vectors do not help to find it, "" where they do; `dense` is whether the index has this encoder's."""
+        if not dense:
+            return "The index was embedded by another encoder: its words alone were searched, until it is synced."
+        if words.foreign(query, _commonest(self.memory(row.id).snapshot())):
+            return "The encoder knows English: the question's words alone were searched, where they were found."
+        return ""
 
     def merged(self, row: Row[Any], found: list[Passage]) -> list[Passage]:
         """Passages that follow each other as one, see `retrieval.gather`."""

@@ -8,6 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Engine, Row
 
 from retrieval import passages
 from retrieval import search as searching
+from retrieval.chunk import Chunking
 from retrieval.chunk_reads import folder_of
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
@@ -66,12 +68,13 @@ class Indexes:
         self.rerank_with: Rerank | None = None
         """How an endpoint that reranks is called, through the gateway; the application sets it."""
 
-    def add(self, name: str, path: Path) -> IndexInfo:
+    def add(self, name: str, path: Path, chunking: Chunking | None = None) -> IndexInfo:
         """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
 
         Parameters
         ----------
         name: up to three levels of letters, digits and `_`: `docs` is `main.default.docs`.
+        chunking: how documents are cut; None leaves that of an existing index, another one has it cut anew by its next sync.
 
         Raises
         ------
@@ -84,7 +87,7 @@ class Indexes:
             raise SourceError(f"{place} does not exist: give the folder or file that holds the documents")
         if self.over_rows.find(full) is not None:
             raise AlreadyExists(f"index {full} exists already, over rows: choose another name, or drop it")
-        self._store.add_index(full, str(place), self.encoder.fingerprint)
+        self._store.add_index(full, str(place), self.encoder.fingerprint, chunking)
         return self.get(full)
 
     def sync(self, name: str, progress: Callable[[Progress], None] | None = None) -> SyncReport:
@@ -222,6 +225,11 @@ class Indexes:
             raise NotFound(f"embeddings endpoint {endpoint!r} does not exist: {self.encoder.name.lower()!r} does")
         return await self.embed_with(endpoint, texts, caller)
 
+    def warning(self, name: str, query: str) -> str:
+        """Why vectors do not help to answer a question to an index over a folder, "" where they do. Blocking. Raises NotFound."""
+        row = self._row(name)
+        return self._finder.warning(row, searching.tidy(query), self._dense(row))
+
     def _scan(self, name: str, count: int, after: str | None, groups: Groups) -> dict[str, Any]:
         row = self._row(name)
         rows = self._finder.memory(row.id).snapshot()
@@ -308,7 +316,8 @@ class Indexes:
         skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
         times = row.created_at, row.synced_at
         held = f"{self._store.last(row.id)}-{chunks}"
-        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, skipped, report, row.error, held)
+        told = skipped, report, row.error, held, asdict(self._store.chunking(row.id))
+        return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, *told)
 
     def _stamp(self, name: str) -> float | None:
         row = self._store.index(name)

@@ -14,7 +14,7 @@ from retrieval.convert import Converted, Unreadable, decoded
 from retrieval.errors import SourceError
 from retrieval.worker import Workers
 
-VERSION = "3"
+VERSION = "4"
 """Raised when the same file may now give another text; documents of another version are read again."""
 MAX_BYTES = 50_000_000
 
@@ -254,6 +254,8 @@ def _convert(media: str, data: bytes, workers: Workers) -> Converted:
         if b"%PDF" not in data[:1024]:
             raise Unreadable("broken PDF (it does not begin as one)")
     elif kind in OFFICE:
+        if data.startswith(b"\xd0\xcf\x11\xe0"):
+            raise Unreadable(f"{OFFICE[kind]} is protected by a password, or of Office 97 to 2003: save it anew without one")
         if not data.startswith(b"PK"):
             raise Unreadable(f"broken {OFFICE[kind]} (it does not begin as one)")
     elif b"\x00" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -35,6 +35,8 @@ class Folders(Protocol):
 
     async def rerank(self, model: str, query: str, texts: Sequence[str]) -> np.ndarray: ...
 
+    def warning(self, name: str, query: str) -> str: ...
+
     def facets(self, name: str, asked: Mapping[str, Any], groups: Groups = NOBODY) -> list[list[Any]]: ...
 
 
@@ -67,6 +69,8 @@ async def query(folders: Folders, name: str, asked: Mapping[str, Any], groups: G
     if wanted:
         texts = ["\n".join(str(row[c]) for c in wanted["columns"] if row[c] is not None) for row in rows[:DEPTH]]
         scored, debug = await reranked(folders.rerank, wanted["model"], text, texts, scored)
+    if QUERY_TYPES[asked["query_type"]] == "hybrid" and (warning := await asyncio.to_thread(folders.warning, name, text)):
+        debug = {**debug, "warnings": [*debug.get("warnings", ()), warning]}
     scored = in_order(scored, asked.get("sort_columns") or [], COLUMNS, lambda row, column: row[column])
     chosen = scored[: asked["num_results"]][offset : offset + page]
     data = [[*(row[column] for column in columns), score] for row, score in chosen]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import glob
 import json
 from collections.abc import Iterator
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,33 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
     """The rows of `place`: a file's path, a pattern of files as `shop/*.parquet`, a Delta table's folder, or
     `DATABASE_URL#TABLE` as SQLAlchemy writes URLs.
 
+    Values are JSON's: decimals are numbers, times ISO 8601, bytes base64.
+
     Raises
     ------
     SourceError: it is missing, or cannot be read; a row at fault is named by its number.
     """
+    for row in _read(place):
+        yield {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Decimal):
+        return float(value) if value.is_finite() else None
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, list | tuple | set):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return str(value)
+
+
+def _read(place: str) -> Iterator[dict[str, Any]]:
     if "://" in place:
         yield from _database(place)
         return
@@ -31,9 +57,9 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
         return
     if glob.has_magic(place) and not path.exists():
         for each in matching(place):
-            yield from read_table(str(each))
+            yield from _read(str(each))
         return
-    readers = {".jsonl": _lines, ".ndjson": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _lines, ".ndjson": _lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise SourceError(f"{path} is no table: give a {', '.join(readers)} file, a Delta table or DATABASE_URL#TABLE")
@@ -45,6 +71,8 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict) or number > MAX_ROWS:
                 raise ValueError("is no JSON object" if number <= MAX_ROWS else f"is past the limit of {MAX_ROWS:,} rows")
             yield row
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} cannot be read near row {number + 1}: it is not UTF-8, save it as that") from error
     except (ValueError, OSError, RecursionError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read near row {number + 1}: {str(error)[:200]}") from error
 
@@ -97,7 +125,10 @@ def _json(path: Path) -> Iterator[Any]:
 
 def _csv(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, restkey="_more", restval=None)
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(",;\t|", key=header.count)
+        yield from csv.DictReader(file, restkey="_more", restval=None, delimiter=delimiter)
 
 
 def _parquet(path: Path) -> Iterator[Any]:
@@ -110,7 +141,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 def _database(place: str) -> Iterator[dict[str, Any]]:
     import sqlalchemy as sa
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
 
     url, _, table = place.rpartition("#")
     if not url:
@@ -121,10 +152,21 @@ def _database(place: str) -> Iterator[dict[str, Any]]:
             with engine.connect() as db:
                 found = sa.Table(table, sa.MetaData(), autoload_with=db)
                 for row in db.execute(sa.select(found)).mappings():
-                    yield {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
+                    yield dict(row)
         finally:
             engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:
-        raise SourceError(
-            f"table {table!r} of {sa.engine.make_url(url).host or 'the database'} cannot be read ({type(error).__name__})"
-        ) from error
+    except NoSuchTableError:
+        raise SourceError(f"{_where(url)} has no table {table!r}") from None
+    except (SQLAlchemyError, ImportError, ValueError) as error:  # without its message, which may hold the password
+        raise SourceError(f"table {table!r} of {_where(url)} cannot be read ({type(error).__name__})") from error
+
+
+def _where(url: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
+        return "the database"
+    return f"database {found.database!r}" + (f" at {found.host}" if found.host else "")

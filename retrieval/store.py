@@ -12,9 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
-from retrieval.chunk import Chunk
+from retrieval.chunk import Chunk, Chunking
 from retrieval.chunk_reads import BATCH, ChunkReads, Embedded
-from retrieval.tables import chunks, documents, indexes, metadata, pending, pieces, skipped, terms
+from retrieval.tables import chunkings, chunks, documents, indexes, metadata, pending, pieces, skipped, terms
 from retrieval.types import Document, SyncReport
 
 
@@ -73,11 +73,24 @@ class Store(ChunkReads):
 
     # Indexes
 
-    def add_index(self, name: str, path: str, encoder: str) -> None:
+    def add_index(self, name: str, path: str, encoder: str, plan: Chunking | None = None) -> None:
+        """`plan` None leaves how an index is cut as it is."""
         with self.engine.begin() as db:
             moved = db.execute(sa.update(indexes).where(indexes.c.name == name).values(path=path)).rowcount
             if not moved:
                 db.execute(sa.insert(indexes).values(name=name, path=path, created_at=time.time(), encoder=encoder))
+            if plan is not None:
+                index_id = db.execute(sa.select(indexes.c.id).where(indexes.c.name == name)).scalar_one()
+                db.execute(sa.delete(chunkings).where(chunkings.c.index_id == index_id))
+                if plan != Chunking():
+                    db.execute(sa.insert(chunkings).values(index_id=index_id, **asdict(plan)))
+
+    def chunking(self, index_id: int) -> Chunking:
+        """How an index's documents are cut."""
+        c = chunkings.c
+        with self.reading() as db:
+            found = db.execute(sa.select(c.strategy, c.tokens, c.overlap).where(c.index_id == index_id)).first()
+        return Chunking(*found) if found else Chunking()
 
     def index(self, name: str) -> Row[Any] | None:
         with self.reading() as db:
@@ -92,7 +105,7 @@ class Store(ChunkReads):
             # Children by hand too: a connection may have been opened without foreign keys.
             for table in (terms, pieces):
                 db.execute(sa.delete(table).where(table.c.seq.in_(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id))))
-            for table in (pending, skipped, chunks, documents):
+            for table in (pending, skipped, chunks, documents, chunkings):
                 db.execute(sa.delete(table).where(table.c.index_id == index_id))
             db.execute(sa.delete(indexes).where(indexes.c.id == index_id))
 

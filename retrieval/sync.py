@@ -86,7 +86,8 @@ class Sync:
         self._told = changed
         self.store, self.vectors, self.encoder, self.workers = store, vectors, encoder, workers
         self.index_id, self.index, self._progress = index_id, index, progress
-        self.versions = f"{loading.VERSION}:{chunking.VERSION}:{words.VERSION}:{late.VERSION}:{encoder.fingerprint}"
+        self.plan = store.chunking(index_id)
+        self.versions = f"{loading.VERSION}:{self.plan.version}:{words.VERSION}:{late.VERSION}:{encoder.fingerprint}"
         self.report = SyncReport(index)
         self._skipped: dict[str, dict[str, Any]] = {}
         self._began = time.monotonic()
@@ -211,6 +212,7 @@ class Sync:
             media_type=loaded.media_type,
             pages=loaded.pages,
             headings=loaded.headings,
+            plan=self.plan,
         )
         document_id = digest(self.index, loaded.source)
         ids, contexts, contents = [], [], []

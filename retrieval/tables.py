@@ -23,6 +23,16 @@ indexes = sa.Table(
     sqlite_autoincrement=True,
 )
 
+# How an index's documents are cut, where that was chosen; see `retrieval.chunk.Chunking`.
+chunkings = sa.Table(
+    "vector_chunkings",
+    metadata,
+    sa.Column("index_id", sa.ForeignKey("vector_indexes.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("strategy", sa.String(40), nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("overlap", sa.Integer, nullable=False),
+)
+
 documents = sa.Table(
     "vector_documents",
     metadata,

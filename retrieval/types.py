@@ -104,6 +104,8 @@ class IndexInfo:
     """Why the last sync failed, "" if it did not."""
     revision: str = ""
     """Another one whenever what it holds has changed, and the same as long as it has not, across restarts too."""
+    chunking: Mapping[str, Any] = field(default_factory=dict)
+    """How its documents are cut: `strategy`, `tokens`, `overlap`; see `retrieval.chunk.Chunking`."""
 
     @property
     def ready(self) -> bool:

@@ -65,13 +65,35 @@ for _number, _language in enumerate(LANGUAGES):
         _VOTES[_word] = (*_VOTES.get(_word, ()), _number)
 
 
-def language(text: str) -> int:
-    """Number in `LANGUAGES` of the language whose commonest words occur most; English where none does."""
+LATIN = "\u024f"
+"""The last letter of Latin Extended-B."""
+
+
+def _votes(text: str) -> list[int]:
     votes = [0] * len(LANGUAGES)
     for word in _PART.findall(text[:4000].lower()):
         for number in _VOTES.get(word, ()):
             votes[number] += 1
+    return votes
+
+
+def language(text: str) -> int:
+    """Number in `LANGUAGES` of the language whose commonest words occur most; English where none does."""
+    votes = _votes(text)
     return max(range(len(votes)), key=lambda number: (votes[number], -number))
+
+
+def foreign(question: str, commonest: int) -> bool:
+    """Whether a question is in another language than English: by its script, by two of its commonest words, or by less where it
+    is asked of rows whose `commonest` language is that one.
+    """
+    letters = [letter for letter in question[:4000] if letter.isalpha()]
+    if 2 * sum(letter > LATIN for letter in letters) > len(letters):
+        return True
+    votes = _votes(question)
+    if votes[0] >= max(votes[1:]):
+        return commonest != 0 and not any(votes)
+    return max(votes) > 1 or votes[commonest] == max(votes)
 
 
 _stemmers: dict[int, Any] = {}

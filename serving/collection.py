@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrieval.chunk import Chunking
 from retrieval.index import Indexes, full_name
 from serving.settings import Settings
 
@@ -33,10 +34,12 @@ class Collection:
         for index in settings.indexes:
             if index.row_access is not None:  # before there are rows to see
                 indexes.guards.set(full_name(index.name), index.row_access)
-        sources = [(index.name, index.source) for index in settings.indexes]
+        # What is not declared here is as it was set by the command.
+        plans = {index.name: Chunking(**index.chunking.model_dump()) for index in settings.indexes if index.chunking is not None}
+        sources = [(index.name, index.source, plans.get(index.name)) for index in settings.indexes]
         if settings.docs is not None:
-            sources.insert(0, ("docs", settings.docs))
-        return [indexes.sync(indexes.add(name, path).name, progress) for name, path in sources]
+            sources.insert(0, ("docs", settings.docs, None))
+        return [indexes.sync(indexes.add(*source).name, progress) for source in sources]
 
     def titles(self, visible: Callable[[str], bool], limit: int = 3) -> list[str]:
         """Titles of some documents in the indexes that `visible` lets through. Blocking."""

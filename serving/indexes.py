@@ -15,18 +15,20 @@ from starlette.responses import StreamingResponse
 
 from governance.call import Caller, bad_request, forbidden
 from governance.grants import Grants
+from retrieval.chunk import Chunking
 from retrieval.index import Indexes, IndexInfo, full_name
 
 PREFIX = "/api/2.0/smalti/indexes"
 
 
 class SyncRequest(BaseModel):
-    """`path` declares the index, or gives it another folder; without it an existing one is brought up to date."""
+    """`path` declares the index, or gives it another folder or `chunking`; without it an existing one is brought up to date."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     path: str | None = None
+    chunking: Chunking | None = None
 
 
 def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> APIRouter:
@@ -68,7 +70,7 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
                 raise forbidden("Only an administrator may index a folder of the server.")
             if not Path(body.path).is_absolute():
                 raise bad_request("Field 'path' must be an absolute path on the server.", "path")
-            name = (await asyncio.to_thread(indexes.add, body.name, Path(body.path))).name
+            name = (await asyncio.to_thread(indexes.add, body.name, Path(body.path), body.chunking)).name
         else:
             name = full_name(body.name)
             grants.check(who, f"index:{name}", "CAN_MANAGE")

@@ -156,9 +156,24 @@ class EndpointDeclaration(Strict):
     ai_gateway: dict[str, Any] | None = None
 
 
+class ChunkingDeclaration(Strict):
+    """How an index's documents are cut, see `retrieval.chunk.Chunking`, which knows what fits."""
+
+    strategy: Literal["structure", "sentences"] = "structure"
+    tokens: Annotated[int, Field(ge=8, le=200)] = 200
+    overlap: Annotated[int, Field(ge=0, le=100)] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChunkingDeclaration:
+        if self.overlap > self.tokens // 2:
+            raise ValueError(f"chunks of {self.tokens} tokens overlap by at most {self.tokens // 2}")
+        return self
+
+
 class IndexDeclaration(Strict):
     name: str
     source: Path
+    chunking: ChunkingDeclaration | None = None
     row_access: str | None = None
     """The column that names the groups which may see a row, as `smalti index restrict` sets it; `folder` of a folder's index."""
 

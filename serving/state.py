@@ -114,9 +114,17 @@ def owned(home: Home) -> Iterator[Home]:
         home.release()
 
 
-PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=8000", "foreign_keys=ON")
+PRAGMAS = (
+    "busy_timeout=30000",
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "wal_autocheckpoint=8000",
+    "foreign_keys=ON",
+    "secure_delete=ON",
+)
 """Of each connection to SQLite. A commit copies the write-ahead log into the database, and waits for the disk, at 32 MB rather
-than 4: what commits often (`agents.log`) has it done beside its commits."""
+than 4: what commits often (`agents.log`) has it done beside its commits. What is deleted is overwritten in the database, which
+not all builds of SQLite do by themselves."""
 
 
 def open_database(url: str) -> Engine:

@@ -76,7 +76,10 @@ async def question(index: RowIndex, asked: Mapping[str, Any], mode: str, text: s
     if spec.subtype == "FULL_TEXT":
         raise BadRequest(f"index {index.name} has no vectors: query it with query_type FULL_TEXT")
     if given is not None:
-        vector = np.asarray(given, np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.asarray(given, np.float32)
+        if not np.isfinite(vector).all():
+            raise BadRequest("field 'query_vector' must hold numbers that 32 bits can hold")
         if spec.dimension and vector.shape != (spec.dimension,):
             raise BadRequest(f"field 'query_vector' must hold {spec.dimension} numbers, not {len(given)}")
         return vector

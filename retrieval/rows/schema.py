@@ -181,6 +181,8 @@ def key_of(value: Any) -> str:
     if value is None or isinstance(value, bool | dict | list) or value == "":
         raise ValueError("has no primary key")
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if "\x00" in text:  # PostgreSQL stores none
+        raise ValueError("has a NUL in its primary key")
     return text.encode("utf-8", "replace").decode()
 
 

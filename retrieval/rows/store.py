@@ -177,18 +177,26 @@ class RowStore:
 
     def snapshot(self, index: RowIndex) -> Snapshot:
         """What searches read."""
+        return self._memory(index.id, index.spec.dimension).snapshot()
+
+    def _memory(self, index_id: int, dimension: int) -> Memory:
         with self._lock:
-            found = self._memories.get(index.id)
-            if found is None or found[1] != index.spec.dimension:
-                memory = Memory(_Source(self._engine, index.id), index.spec.dimension, distance=True)
-                found = self._memories[index.id] = memory, index.spec.dimension
-        return found[0].snapshot()
+            found = self._memories.get(index_id)
+            # One that was read before the first vector told how long they are is read anew, never the other way round.
+            if found is None or found[1] < dimension:
+                memory = Memory(_Source(self._engine, index_id), dimension, distance=True)
+                found = self._memories[index_id] = memory, dimension
+        return found[0]
 
     def _changed(self, index_id: int) -> None:
         """Brings what searches read up to date; who writes waits for it, who searches does not."""
-        found = self._memories.get(index_id)
-        if found is not None and found[0].loaded:
-            found[0].refresh()
+        if index_id not in self._memories:
+            return
+        with self._engine.connect() as db:
+            spec = db.execute(sa.select(row_indexes.c.spec).where(row_indexes.c.id == index_id)).scalar()
+        memory = self._memory(index_id, Spec.parse(spec).dimension) if spec else None
+        if memory is not None and memory.loaded:
+            memory.refresh()
 
     def known(self, index_id: int, contents: set[str]) -> dict[str, bytes]:
         """Vectors that rows have already, by the hash of what was embedded."""

@@ -55,7 +55,7 @@ async def upsert(store: RowStore, name: str, given: Sequence[Any], embed: Embed,
 
 def delete(store: RowStore, name: str, keys: Sequence[Any]) -> dict[str, Any]:
     """Removes rows by primary key; keys that are not there are passed over."""
-    gone = store.remove(_direct(store, name).id, [str(key) for key in keys])
+    gone = store.remove(_direct(store, name).id, [str(key) for key in keys if "\x00" not in str(key)])
     return {"status": "SUCCESS", "result": {"success_row_count": gone, "failed_primary_keys": []}}
 
 

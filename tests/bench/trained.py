@@ -1,24 +1,31 @@
 """What an encoder gains that is trained on questions of the collection it searches: SciFact's train claims.
 
     python -m tests.bench.trained --data FOLDER [--threads 4]
+    python -m tests.bench.trained --data FOLDER --write claims
+    python -m tests.bench.trained --data FOLDER --ask main.default.claims [--server http://127.0.0.1:8000]
 
 `finetune/recipes/embed.yaml` on claims and the abstracts they cite, each with a wrong one that the search before ranked high. The
 claims that cite one of 90 abstracts are held out. Prints one JSON object: nDCG@10 before and after, by vectors alone and by the
 combination with words, on the held-out claims and on the test topics, split by whether a topic is answered by an abstract that
 answers a train claim as well.
+
+`--write` writes what is trained on and searched instead (train.jsonl, eval.jsonl, corpus.jsonl), for the shipped commands.
+`--ask` puts the test topics to an index of a running server, with the key in `SMALTI_KEY`, and tells its nDCG@10.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from retrieval import Encoder
@@ -78,14 +85,32 @@ def trained(train: Path, threads: int) -> Embed:
     return task.embed
 
 
+def lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def asked_of(server: str, index: str, topics: Asked, answers: Right) -> dict[str, Any]:
+    """nDCG@10 of an index of a running server, by vectors alone and by the combination with words."""
+    told: dict[str, Any] = {"index": index, "questions": len(topics)}
+    with httpx.Client(base_url=server, headers={"Authorization": f"Bearer {os.environ['SMALTI_KEY']}"}, timeout=60) as client:
+        for kind in ("ANN", "HYBRID"):
+            each = []
+            for key, text in topics.items():
+                body = {"query_text": text, "columns": ["id"], "num_results": 10, "query_type": kind}
+                response = client.post(f"/api/2.0/vector-search/indexes/{index}/query", json=body).raise_for_status()
+                each.append(gain([row[0] for row in response.json()["result"]["data_array"]], answers[key]))
+            told[kind] = round(float(np.mean(each)), 4)
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--ask")
+    parser.add_argument("--server", default="http://127.0.0.1:8000")
     options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(options.threads)
     docs, given = scifact(options.data)
     full = {key: f"{title}\n{text}" for key, (title, text) in docs.items()}
     asked, right = given["scifact-train"]
@@ -98,12 +123,28 @@ def main() -> None:
     met = {doc for key in learnt for doc in right[key]}
     seen = np.array([bool(answers[key] & met) for key in topics])
     sets = {"held_out_claims": (held, right), "test": (topics, answers)}
+    if options.ask:
+        print(json.dumps(asked_of(options.server, options.ask, topics, answers)))
+        return
     with tempfile.TemporaryDirectory() as name:
         encoder = Encoder.load(Path(name))
         rows = Memory(Held(docs, encoder.embed(list(full.values()))), 384).snapshot()
         written = pairs(rows, encoder.embed, full, learnt, right)
+        if options.write:
+            options.write.mkdir(parents=True, exist_ok=True)
+            lines(options.write / "train.jsonl", written)
+            lines(
+                options.write / "eval.jsonl",
+                ({"query": t, "positive": full[d]} for k, t in held.items() for d in sorted(right[k])),
+            )
+            lines(options.write / "corpus.jsonl", ({"id": key, "text": text} for key, text in full.items()))
+            encoder.close()
+            return
+        import torch
+
+        torch.set_num_threads(options.threads)
         train = Path(name) / "train.jsonl"
-        train.write_text("".join(json.dumps(row) + "\n" for row in written))
+        lines(train, written)
         before = gains(docs, list(full.values()), encoder.embed, sets)
         began = time.perf_counter()
         embed = trained(train, options.threads)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import Encoder
-from retrieval.chunk import CONTEXT, TARGET, chunk, context, embedded_text, sentences
+from retrieval import BadRequest, Encoder
+from retrieval.chunk import CONTEXT, STRATEGIES, TARGET, Chunking, chunk, context, embedded_text, sentences
 from retrieval.load import plain
 
 
@@ -42,9 +44,9 @@ MARKDOWN = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(MARKDOWN, st.sampled_from(["text/markdown", "text/plain"]), st.integers(5, 40))
-def test_spans_are_exact_and_cover_the_words(text: str, media: str, target: int) -> None:
-    chunks = chunk(text, words, media_type=media, target=target)
+@given(MARKDOWN, st.sampled_from(["text/markdown", "text/plain"]), st.integers(8, 40), st.sampled_from(STRATEGIES))
+def test_spans_are_exact_and_cover_the_words(text: str, media: str, target: int, strategy: str) -> None:
+    chunks = chunk(text, words, media_type=media, plan=Chunking(strategy, target))
     last = 0
     for c in chunks:
         assert text[c.start : c.end] == c.text
@@ -102,7 +104,7 @@ def test_sentences_code_and_tables_stay_whole_where_they_fit() -> None:
     code = "```python\ndef f():\n    return 1\n```\n"
     table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
     text = f"# T\n\n{sentence * 9}\n\n{code}\n{table}"
-    chunks = chunk(text, words, target=30)
+    chunks = chunk(text, words, plan=Chunking(tokens=30))
     assert all(c.text.endswith((".", "```", "|")) for c in chunks)
     assert any(code.strip() in c.text for c in chunks)
     assert any(table.strip() in c.text for c in chunks)
@@ -110,10 +112,10 @@ def test_sentences_code_and_tables_stay_whole_where_they_fit() -> None:
 
 def test_a_long_table_is_cut_between_rows_and_a_list_between_items() -> None:
     table = "| k | v |\n|---|---|\n" + "".join(f"| key{i} | value {i} |\n" for i in range(40))
-    rows = [line for c in chunk(table, words, target=40) for line in c.text.splitlines()]
+    rows = [line for c in chunk(table, words, plan=Chunking(tokens=40)) for line in c.text.splitlines()]
     assert rows == table.splitlines()
     items = "".join(f"- item {i} has five words\n" for i in range(30))
-    assert all(line.startswith("- item") for c in chunk(items, words, target=25) for line in c.text.splitlines())
+    assert all(line.startswith("- item") for c in chunk(items, words, plan=Chunking(tokens=25)) for line in c.text.splitlines())
 
 
 def test_no_chunk_exceeds_what_the_encoder_sees(encoder: Encoder) -> None:
@@ -140,3 +142,21 @@ def test_context_says_nothing_twice() -> None:
     assert seen.endswith("heading number 59\nThe text.")
     assert len(words(seen)) == CONTEXT + 2
     assert plain("Use [`Agent`][x.Agent] **now** {#anchor}") == "Use Agent now"
+
+
+def test_sentences_fill_chunks_that_overlap() -> None:
+    text = "# Kiln\n\n" + " ".join(f"Sentence {i} says a little more." for i in range(12)) + "\n\n```\ncode stays\n```\n"
+    cut = chunk(text, words, plan=Chunking("sentences", 40, 12))
+    assert len(cut) > 2
+    for one, other in pairwise(cut):
+        assert one.start < other.start < one.end < other.end, "the next one repeats an end, and adds to it"
+        assert text[other.start : one.end].startswith("Sentence")
+    assert cut[-1].text.endswith("```\ncode stays\n```")
+    assert {c.heading for c in cut} == {("Kiln",)}
+    assert chunk(text, words, plan=Chunking(tokens=40, overlap=0)) == chunk(text, words, plan=Chunking("structure", 40))
+
+
+@pytest.mark.parametrize("plan", [{"strategy": "magic"}, {"tokens": 7}, {"tokens": 201}, {"overlap": 101}, {"overlap": -1}])
+def test_a_chunking_that_cannot_be_is_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest):
+        Chunking(**plan)

@@ -14,6 +14,8 @@ import docx
 import openpyxl
 import pytest
 from pptx import Presentation
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
 from retrieval import Indexes
@@ -159,3 +161,43 @@ def test_what_is_attached_to_a_mail_as_text_is_read() -> None:
         outer.add_attachment(deep)
         deep = outer
     assert MORE["mail"](deep.as_bytes()).text.count("# outer") == 6
+
+
+def test_cells_stay_in_their_columns() -> None:
+    document = docx.Document()
+    table = document.add_table(3, 3)
+    for at, text in enumerate(("Kind", "Colour", "Price", "tile", "blue", "2", "", "red", "3")):
+        table.cell(at // 3, at % 3).text = text
+    table.cell(1, 0).merge(table.cell(2, 0))
+    out = io.BytesIO()
+    document.save(out)
+    assert "| tile | blue | 2 |\n| tile | red | 3 |" in CONVERTERS["docx"](out.getvalue()).text
+    book = openpyxl.Workbook()
+    for sheet in (book.worksheets[0], book.create_sheet("Far")):
+        sheet.append(["Prices of May"])
+        sheet.append([])
+        sheet.append(["kind", "price"])
+        sheet.append(["tile", 2])
+    book["Far"]["XFD1048576"] = "lost"
+    out = io.BytesIO()
+    book.save(out)
+    near, far = MORE["xlsx"](out.getvalue()).text.split("## Far\n\n")
+    assert near == "## Sheet\n\n- Prices of May\n- kind: tile; price: 2\n\n"
+    assert far == "- Prices of May\n- kind: tile; price: 2\n- lost\n"
+    book["Sheet"]["C4"] = "=B4*2"
+    out = io.BytesIO()
+    book.save(out)
+    assert "formulas without stored values" in MORE["xlsx"](out.getvalue()).note
+
+
+def test_a_chart_is_the_table_it_draws() -> None:
+    deck = Presentation()
+    drawn = CategoryChartData()
+    drawn.categories = ["May", "June"]
+    drawn.add_series("Tiles sold", (12, 7))
+    deck.slides.add_slide(deck.slide_layouts[6]).shapes.add_chart(
+        XL_CHART_TYPE.COLUMN_CLUSTERED, Inches(1), Inches(1), Inches(4), Inches(3), drawn
+    )
+    out = io.BytesIO()
+    deck.save(out)
+    assert "- Category: May; Tiles sold: 12.0\n- Category: June; Tiles sold: 7.0" in MORE["pptx"](out.getvalue()).text

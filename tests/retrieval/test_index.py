@@ -21,6 +21,7 @@ from sqlalchemy import func, select
 from retrieval import BadRequest, Encoder, Indexes, NotFound, Progress, SourceError, full_name
 from retrieval import load as loading
 from retrieval import search as searching
+from retrieval.chunk import Chunking
 from retrieval.search import terms, tidy
 from retrieval.tables import chunks, pending
 
@@ -334,6 +335,46 @@ def test_another_encoder_searches_words_until_synced(
         check(indexes)
     finally:
         indexes.close()
+
+
+def test_how_documents_are_cut_is_the_indexs_own(indexes: Indexes, folder: Path) -> None:
+    indexes.add("docs", folder)
+    whole = indexes.sync("docs").chunks
+    plan = Chunking("sentences", 16)
+    assert indexes.add("docs", folder, plan).chunking == {"strategy": "sentences", "tokens": 16, "overlap": 0}
+    report = indexes.sync("docs")
+    assert (report.changed, report.chunks > whole) == (3, True)
+    check(indexes)
+    indexes.add("docs", folder)
+    assert indexes.sync("docs").unchanged == 3, "naming the folder again leaves how it is cut"
+    indexes.add("docs", folder, Chunking())
+    assert indexes.sync("docs").chunks == whole
+    indexes.add("docs", folder, plan)
+    indexes.drop("docs")
+    assert indexes.add("docs", folder).chunking["strategy"] == "structure", "another index of the name begins anew"
+
+
+@pytest.mark.anyio
+async def test_questions_in_other_languages_are_searched_by_words_and_told_so(indexes: Indexes, folder: Path) -> None:
+    (folder / "urlaub.md").write_text(
+        "# Urlaub\n\nDie Mitarbeiter haben 30 Tage Urlaub, und der Antrag ist im Portal zu stellen.\n"
+    )
+    indexes.add("docs", folder)
+    indexes.sync("docs")
+
+    async def asked(question: str, kind: str = "HYBRID") -> tuple[list[str], list[str]]:
+        found = await indexes.answer(
+            "docs", {"op": "query", "query_text": question, "query_type": kind, "num_results": 3, "columns": ["source"]}
+        )
+        return [row[0] for row in found["rows"]], found["debug"].get("warnings", [])
+
+    sources, warnings = await asked("wie ist der Urlaub zu beantragen?")
+    assert sources == ["urlaub.md"], "what has none of the words is not found"
+    assert "knows English" in warnings[0]
+    sources, warnings = await asked("где синее стекло")
+    assert (len(sources), "knows English" in warnings[0]) == (3, True), "where no word is found, vectors are all there is"
+    assert (await asked("what makes glass blue?"))[1] == []
+    assert (await asked("wie ist der Urlaub zu beantragen?", "FULL_TEXT"))[1] == []
 
 
 def test_files_that_change_or_vanish_during_a_sync(indexes: Indexes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

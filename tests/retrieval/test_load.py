@@ -149,6 +149,7 @@ def test_rst_sections_come_from_docutils(tmp_path: Path, workers: Workers) -> No
     path.write_text(text)
     loaded = read(path, workers)
     assert loaded.text == text
+    assert loaded.headings[0][0] == 0, "the line above a title is its own"
     assert [(level, title) for _, level, title in loaded.headings] == [(1, "Guide"), (2, "Install"), (3, "Linux")]
     assert loaded.title == "Guide"
 
@@ -160,6 +161,7 @@ def test_rst_sections_come_from_docutils(tmp_path: Path, workers: Workers) -> No
         (b"\xef\xbb\xbfmarked", "marked"),
         ("Größe".encode("utf-16"), "Größe"),
         ("Über die Größe der Öfen schweigt er natürlich.".encode("latin-1"), "Über die Größe der Öfen schweigt er natürlich."),
+        ("Größe ".encode() + "Öfen".encode("cp1252"), "Größe Öfen"),
         (b"one\r\ntwo\rthree", "one\ntwo\nthree"),
         (b"a" * 9000 + b"\x00b", "a" * 9000 + "\ufffdb"),
     ],
@@ -176,6 +178,7 @@ def test_encodings(tmp_path: Path, workers: Workers, data: bytes, text: str) -> 
         ("empty.md", b"", "empty"),
         ("blank.md", b" \n\t\n", "has no text"),
         ("binary.txt", bytes(range(256)), "binary"),
+        ("locked.docx", b"\xd0\xcf\x11\xe0" + b"\0" * 99, "protected by a password"),
         ("archive.rar", b"Rar!", "no converter for .rar files"),
     ],
 )

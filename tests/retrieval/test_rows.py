@@ -241,3 +241,25 @@ async def test_only_owners_make_and_change(api: Any) -> None:
         assert (await api.request(method, path, json=body, headers=ann)).status_code in (403, 404), path
     assert (await api.get(f"{ROOT}/indexes/{NAME}")).status_code == 200
     assert not api.calls
+
+
+async def test_an_index_that_was_asked_before_its_first_row_takes_rows(api: Any) -> None:
+    """Until the first row is embedded nobody knows how long the vectors are."""
+    columns = [{"name": "text", "embedding_model_endpoint_name": "all-minilm-l6-v2"}]
+    spec = {"schema_json": '{"id": "string", "text": "string"}', "embedding_source_columns": columns}
+    assert (await direct(api, direct_access_index_spec=spec)).status_code == 200
+    asked = {"query_text": "glass tile", "query_vector": None, "query_type": "HYBRID"}
+    assert await ids(api, **asked) == []
+    assert (await upsert(api, [{"id": "1", "text": "a blue glass tile"}]))["status"] == "SUCCESS"
+    for kind in ("HYBRID", "ANN", "FULL_TEXT"):
+        assert await ids(api, **asked | {"query_type": kind}) == ["1"]
+
+
+async def test_what_no_database_stores_is_refused_by_the_row(api: Any) -> None:
+    await direct(api)
+    answer = await upsert(api, [thing(1), thing(2) | {"id": "nul\0key"}, thing(3) | {"text": "nul\0text"}])
+    assert (answer["result"]["success_row_count"], "NUL" in answer["message"]) == (2, True)
+    gone = await api.request("DELETE", f"{ROOT}/indexes/{NAME}/delete-data", json={"primary_keys": ["nul\0key", "3"]})
+    assert gone.json()["result"]["success_row_count"] == 1
+    for path, body in (("query", {"query_vector": [1e39, 0, 0, 0]}), ("scan", {"last_primary_key": ["1"]})):
+        assert (await api.post(f"{ROOT}/indexes/{NAME}/{path}", json=body)).json()["error_code"] == "INVALID_PARAMETER_VALUE"

@@ -155,7 +155,7 @@ def test_what_is_no_table_is_refused_with_a_reason(tmp_path: Path) -> None:
         (str(tmp_path / "none.jsonl"), "does not exist"),
         (str(tmp_path), "is no table"),
         ("sqlite:///nowhere.db", "DATABASE_URL#TABLE"),
-        (f"sqlite:///{tmp_path}/empty.db#t", "cannot be read"),
+        (f"sqlite:///{tmp_path}/empty.db#t", "has no table"),
     ):
         with pytest.raises(SourceError, match=said):
             list(read_table(where))
@@ -175,3 +175,44 @@ async def test_dates_and_nested_values_become_text(indexes: Indexes, tmp_path: P
     await synced(indexes)
     found = await indexes.asearch("shop", "glass", filters={"day >=": "2026-01-01"})
     assert [p.id for p in found] == ["1"]
+
+
+def test_values_are_json_and_filters_can_compare_them(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {
+        "price": pa.array([2, None], pa.decimal128(10, 2)),
+        "made": [datetime.datetime(2024, 5, 6, 7), None],
+        "day": [datetime.date(2024, 5, 6), None],
+        "raw": [b"\x00\xff", None],
+        "more": [{"when": datetime.date(2024, 1, 1)}, None],
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    first, second = read_table(str(tmp_path / "t.parquet"))
+    assert first == {
+        "price": 2.0,
+        "made": "2024-05-06T07:00:00",
+        "day": "2024-05-06",
+        "raw": "AP8=",
+        "more": {"when": "2024-01-01"},
+    }
+    assert set(second.values()) == {None}
+    url = f"sqlite:///{tmp_path}/shop.db"
+    engine = sa.create_engine(url)
+    table = sa.Table("t", sa.MetaData(), sa.Column("price", sa.Numeric(10, 2)))
+    table.metadata.create_all(engine)
+    with engine.begin() as db:
+        db.execute(sa.insert(table), {"price": "3.14"})
+    engine.dispose()
+    assert list(read_table(f"{url}#t")) == [{"price": 3.14}]
+
+
+def test_csv_as_programs_write_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;tin, oxide\n")
+    (tmp_path / "b.tsv").write_text("id\ttext\n1\ttin\n")
+    (tmp_path / "c.csv").write_bytes("id,text\n1,grün\n".encode("cp1252"))
+    assert list(read_table(str(tmp_path / "a.csv"))) == [{"id": "1", "text": "tin, oxide"}]
+    assert list(read_table(str(tmp_path / "b.tsv"))) == [{"id": "1", "text": "tin"}]
+    with pytest.raises(SourceError, match="not UTF-8"):
+        list(read_table(str(tmp_path / "c.csv")))
