@@ -11,7 +11,8 @@ _NAMED = re.compile(  # what stands before a number that is written like any oth
     rf"{SAID}|(?:電話|电话|手机|전화)[：: ]{{0,2}}\Z"
 )
 _WORDS = (
-    "tel", "tél", "phone", "mob", "fax", "handy", "cel", "whatsapp", "móvil", "movil", "portable", "тел", "话", "話", "手机", "전화",
+    "tel", "tél", "phone", "mob", "fax", "handy", "cel", "whatsapp", "móvil", "movil", "portable", "тел", "话", "話", "手机",
+    "전화",
 )  # fmt: skip
 _MOBILE = re.compile(r"(?:0[67]\d{8}|07\d{9}|01[567]\d{8,9})\Z")  # France; United Kingdom; Germany
 _ISBN = re.compile(r"ISBN(?:-1[03])?:? {0,2}\Z")
