@@ -103,7 +103,7 @@ def walk(
 
 def word(name: Any) -> bool:
     """Whether the name of a value is too plain to be anything of a person's, or a key."""
-    if not isinstance(name, str) or name.isalpha():
+    if name in _PROTOCOL or not isinstance(name, str) or name.isalpha():
         return True
     return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
 
