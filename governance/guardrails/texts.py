@@ -24,7 +24,7 @@ _PROTOCOL = STRUCTURE | set(
         "parallel_tool_calls truncation",
     )
 )
-ROWS = frozenset({"predict", "classify", "embeddings"})
+ROWS = frozenset({"predict", "classify", "embeddings", "http"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _ENCODED = ("image_url", "arguments", "output")
 """Keys whose texts may be an image's bytes, or JSON."""
