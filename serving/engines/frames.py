@@ -1,5 +1,6 @@
-"""Columns as the DataFrame that `pandas.DataFrame(columns)` would be, with less of pandas' guessing: to make a batch of texts into
-one takes a tenth of a small encoder's time.
+"""Columns as the DataFrame that `pandas.DataFrame(columns)` would be, with less of pandas' guessing.
+
+To make a batch of texts into one takes a tenth of a small encoder's time.
 
 Runs in the model's own process.
 """
