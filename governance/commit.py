@@ -20,15 +20,17 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._wanted = threading.Event()
-        self._closed = False
+        self._closed = self._ended = False
         self._thread = threading.Thread(target=self._run, name="smalti-commit", daemon=True)
         self._thread.start()
 
     async def wait(self) -> None:
-        """Raises what flushing raised."""
+        """Raises what flushing raised, and `OSError` once the thread has ended."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
+            if self._ended:
+                raise OSError("it is closed")
             self._waiting.append((loop, future))
         self._wanted.set()
         await future
@@ -45,7 +47,7 @@ class GroupCommit:
             self._wanted.clear()
             closed = self._closed
             with self._lock:
-                batch, self._waiting = self._waiting, []
+                batch, self._waiting, self._ended = self._waiting, [], closed
             error: Exception | None = None
             try:
                 if batch:

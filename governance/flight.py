@@ -52,6 +52,7 @@ class Flight:
 
     __slots__ = (
         "admitted",
+        "aside",
         "began",
         "call",
         "created",
@@ -91,6 +92,8 @@ class Flight:
         self.first_ns: int | None = None
         self.steps: list[Mapping[str, Any]] = []
         self.text: list[str] = []
+        self.aside = 0
+        """Characters of what is no text of the answer: arguments of tools, reasoning."""
         self.created: Mapping[str, Any] | None = None
         self.verdicts: list[dict[str, str]] = [] if verdicts is None else verdicts
         self.guard = guard
@@ -188,7 +191,9 @@ class Flight:
             gateway.admission.leave()
         cost = self._cost(usage, response)
         if self.reservation is not None:
-            self.reservation.settle(self._tokens(usage, status), (cost or 0.0) + self.inner_cost)
+            spent = usage if usage else self._guessed(status)
+            dollars = cost if usage else self._cost(spent, response)
+            self.reservation.settle(_total(spent), (dollars or 0.0) + self.inner_cost)
         if cost and not self.mirrored and (outer := gateway._flights.get(call.parent_id or "")) is not None:
             outer.inner_cost += cost + self.inner_cost
         columns = self._columns() if self.reservation is None else self._key()  # a refused call has no INTENT before this
@@ -289,13 +294,16 @@ class Flight:
     def _append(self, columns: Mapping[str, Any]) -> None:
         self.gateway.journal.append(columns, secrets=(self.secret,) if self.secret else ())
 
-    def _tokens(self, usage: Mapping[str, int], status: int) -> int:
-        """Tokens to charge: the real ones, or what can be told from the texts."""
-        if usage:
-            return usage.get("total_tokens") or usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
-        if status != 200 and self.first_ns is None:
-            return 0  # nothing was answered
-        return (self.reservation.input_estimate if self.reservation else 0) + sum(map(len, self.text)) // 4
+    def _guessed(self, status: int) -> Mapping[str, int]:
+        """Usage that nobody told of, as can be told from the texts: whoever hangs up before the end has used what came before."""
+        if status not in (200, CLIENT_GONE) and self.first_ns is None:
+            return {}  # nothing was answered
+        given = self.reservation.input_estimate if self.reservation else 0
+        return {"input_tokens": given, "output_tokens": (sum(map(len, self.text)) + self.aside) // 4}
+
+
+def _total(usage: Mapping[str, int]) -> int:
+    return usage.get("total_tokens") or usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
 
 
 def _own(context: Mapping[str, str]) -> Mapping[str, str]:

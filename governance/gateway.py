@@ -146,6 +146,8 @@ class Gateway:
                             flight.first_ns = flight.began.now()
                         if kind == "response.output_text.delta":
                             flight.text.append(event.data.get("delta", ""))
+                        elif kind.endswith(".delta"):
+                            flight.aside += len(str(event.data.get("delta") or ""))
                         elif kind == "response.created":
                             flight.created = event.data.get("response")
                             flight.served = event.data.get("served_entity_name")

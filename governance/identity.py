@@ -33,6 +33,7 @@ NO_KEY = "no key was sent: send one as 'Authorization: Bearer smk_...' (an admin
 GIVEN = "given"
 """Label of the admin key an operator chose."""
 _KEPT_AFTER_EXPIRY = 86_400.0  # seconds an expired key is kept, so that its holder is told why it stopped working
+_LONGEST_LIFE = 100 * 365 * 86_400.0
 _LASTING = 7 * 86_400.0  # an admin key must live longer than this to be the one that lets people in
 _LONGEST = 4_096  # characters of a presented key that are looked at
 
@@ -146,13 +147,13 @@ class Identity:
         admin: the key may do everything.
         ttl: seconds until it expires; None for never.
         label: what it is for, shown in lists.
-        parent: id of the key this one is made from (a session's): revoking that one ends this one too.
+        parent: id of the key this one is made from (a session's): with that one this one ends too, at the latest.
         by: who makes it, for the audit log.
         scopes: securables (`endpoint:NAME`, `index:NAME`) it is good for; None for all that its owner may call. Never an admin's.
         session: it comes and goes by itself, with a command, a sign-in or a token; the audit log tells it apart.
         """
-        if ttl is not None and not ttl > 0:
-            raise ValueError("ttl must be more than 0 seconds")
+        if ttl is not None and not 0 < ttl <= _LONGEST_LIFE:
+            raise ValueError("a key lives for more than 0 seconds and at most 100 years; leave ttl out for one that never expires")
         secret = PREFIX + secrets.token_urlsafe(32)
         with self.changes.write("identity") as (connection, version):
             now = time.time()
@@ -244,7 +245,9 @@ class Identity:
             name, kind, label, ends = old["name"], old["kind"], old["label"], old["expires"]
             key = self._insert(connection, version, secret, name, kind, (), old["admin"], label, now, ends, old["parent"], scopes)
             ends = min(now + overlap, ends or now + overlap)
-            connection.execute(update(keys).where(keys.c.id == key_id).values(expires=ends, changed=version))
+            later = keys.c.expires.is_(None) | (keys.c.expires > ends)
+            of = (keys.c.id == key_id) | ((keys.c.parent == key_id) & later)  # what was made from it ends with it
+            connection.execute(update(keys).where(of).values(expires=ends, changed=version))
             audit.record(connection, by, "key.rotate", f"key:{key_id}", after={"key": key.id, "old_expires": iso(ends)})
         return key, secret
 
@@ -280,9 +283,12 @@ class Identity:
         if set(wanted) != held:
             self._store_groups(connection, version, kind, name, wanted)
         if parent is not None:
-            of = connection.execute(select(keys.c.parent, keys.c.revoked, keys.c.scopes).where(keys.c.id == parent)).first()
-            if of is None or of.revoked is not None:
+            wanted_of = select(keys.c.parent, keys.c.revoked, keys.c.scopes, keys.c.expires).where(keys.c.id == parent)
+            of = connection.execute(wanted_of).first()
+            if of is None or of.revoked is not None or (of.expires is not None and of.expires <= now):
                 raise ValueError("the key this one is to be made from is not in force: sign in again")
+            if of.expires is not None:  # else whoever holds a key that ends would make one that goes on, again and again
+                expires = min(expires or of.expires, of.expires)
             parent = of.parent or parent
             scopes = tuple(json.loads(of.scopes)) if of.scopes is not None else scopes
         if admin and scopes is not None:

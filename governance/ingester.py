@@ -43,8 +43,12 @@ class Ingester:
         )
         assert self._process.stdin is not None
         told = {"url": url, "folder": str(folder.resolve()), "interval": interval, "fsync": fsync}
-        self._process.stdin.write(json.dumps(told).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(told).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:  # it ended at once
+            self.close()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -69,7 +73,10 @@ def main() -> None:
     from governance.journal import Journal
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    told = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:  # the server was killed before it said anything
+        return
+    told = json.loads(line)
     engine = create_engine(told["url"])
     if engine.dialect.name == "sqlite":
 

@@ -37,6 +37,7 @@ except ImportError:  # without file locks, segments of ended processes are read 
 logger = logging.getLogger("smalti.journal")
 
 _BUSY = 100  # frames between two rounds from which on a process of its own takes them in
+_ALONE = 60.0  # seconds for which a thread does without a process that ended
 _OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
 _BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
@@ -93,6 +94,7 @@ class Journal:
         self._commit = GroupCommit(self._flush) if fsync else None
         self._troubled = False
         self._helper: Ingester | None = None
+        self._alone_until = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if interval is not None:
@@ -279,7 +281,8 @@ class Journal:
             written, self._written = self._written, 0
             if self._helper is not None and not self._helper.alive:
                 self._helper.close()
-                self._helper = None
+                self._helper, self._alone_until = None, time.monotonic() + _ALONE  # it would end again for the same reason
+                logger.warning("the journal's process ended; a thread goes on with it for a while")
             helped = self._helper is not None or (written >= _BUSY and self._help(interval))
             if not helped and self.ingest_quietly() >= _BUSY:
                 self._help(interval)
@@ -288,13 +291,14 @@ class Journal:
 
     def _help(self, interval: float) -> bool:
         """Have a process take over, where one can: reading frames beside the calls would slow each of them."""
-        if self._engine.url.database in (None, "", ":memory:"):
+        if self._engine.url.database in (None, "", ":memory:") or time.monotonic() < self._alone_until:
             return False
         try:
             url = self._engine.url.render_as_string(hide_password=False)
             self._helper = Ingester(url, self._folder, interval=interval, fsync=self.fsync)
         except OSError:
             logger.warning("no process can be started for the journal; a thread goes on with it", exc_info=True)
+            self._alone_until = time.monotonic() + _ALONE
             return False
         return True
 

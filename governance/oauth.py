@@ -13,6 +13,7 @@ import time
 
 from sqlalchemy import Engine, delete, select
 
+from governance import audit
 from governance.call import CallError, unauthenticated
 from governance.identity import Identity
 from governance.tables import create
@@ -37,8 +38,11 @@ class OAuth:
         create(engine)
         self._engine, self._identity = engine, identity
 
-    def create_secret(self, client_id: str, secret: str | None = None) -> str:
-        """A secret of a service principal, which is its client id; a random one where none is given. Giving one again is fine."""
+    def create_secret(self, client_id: str, secret: str | None = None, *, by: str | None = None) -> str:
+        """A secret of a service principal, which is its client id; a random one where none is given. Giving one again is fine.
+
+        `by`: who makes it, for the audit log.
+        """
         client_id = client_id.strip()
         if not client_id or len(client_id) > 256 or not client_id.isprintable() or ":" in client_id:
             raise ValueError("a client id is the name of a service principal: 1 to 256 printable characters, no colon")
@@ -49,16 +53,19 @@ class OAuth:
             if known is None:
                 row = {"id": secrets.token_hex(8), "client_id": client_id, "digest": digest, "created": time.time()}
                 connection.execute(table.insert().values(**row))
+                audit.record(connection, by, "oauth.create", _subject(client_id), after={"id": row["id"]})
         return secret
 
-    def revoke(self, client_id: str) -> int:
+    def revoke(self, client_id: str, *, by: str | None = None) -> int:
         """End all secrets of a service principal, and the tokens they gave; gives how many secrets that were."""
         with self._engine.begin() as connection:
-            ended = connection.execute(delete(table).where(table.c.client_id == client_id)).rowcount
+            ended = list(connection.execute(select(table.c.id).where(table.c.client_id == client_id)).scalars())
+            connection.execute(delete(table).where(table.c.client_id == client_id))
+            audit.record(connection, by, "oauth.revoke", _subject(client_id), before={"ids": ended})
         for key in self._identity.list_keys(client_id):
-            if key.label == LABEL and key.live:
-                self._identity.revoke(key.id)
-        return ended
+            if key.kind == "service_principal" and key.label == LABEL and key.live:
+                self._identity.revoke(key.id, by=by, session=True)
+        return len(ended)
 
     def token(self, client_id: str, secret: str) -> tuple[str, int]:
         """A token for a client and the seconds it lives. Raises `CallError` 401 for a wrong client or secret alike."""
@@ -75,9 +82,13 @@ class OAuth:
         """Another token for the holder of a valid one, which ends with it. Raises `CallError` 401."""
         caller = self._identity.authenticate(token)
         try:
-            _, made = self._identity.create_key(
+            key, made = self._identity.create_key(
                 caller.name, kind=caller.kind, admin=caller.admin, ttl=LIFETIME, label=LABEL, parent=caller.key_id, session=True
             )
         except ValueError as error:
             raise CallError(str(error), status=401, code="UNAUTHENTICATED") from None
-        return made, LIFETIME
+        return made, LIFETIME if key.expires is None else max(round(key.expires - time.time()), 1)
+
+
+def _subject(client_id: str) -> str:
+    return f"service_principal:{client_id}"

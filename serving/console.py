@@ -148,7 +148,9 @@ class Console:
             raise bad_request(f"Endpoint {name!r} serves {', '.join(sorted(known))} now; open it again.", "traffic_config")
         routes = [{"served_model_name": entity, "traffic_percentage": share} for entity, share in shares.items()]
         # the entities stay as they are: what is kept of them holds secrets that no update takes back as text
-        await platform.lifecycle.update(name, {"traffic_config": {**config["traffic_config"], "routes": routes}}, admin=who.admin)
+        await platform.lifecycle.update(
+            name, {"traffic_config": {**config["traffic_config"], "routes": routes}}, admin=who.admin, by=who.name
+        )
 
     async def set_limits(self, who: Caller, name: str, limits: Sequence[Row]) -> None:
         platform = self._platform

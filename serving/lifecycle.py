@@ -17,8 +17,10 @@ from typing import Any
 from sqlalchemy import Engine as Database
 from sqlalchemy import delete, insert, select, update
 
+from governance import audit
 from governance.call import CallError, bad_request
-from serving.config import NAME, hide, parse, vouch
+from governance.tables import audit_log
+from serving.config import NAME, hide, parse, readable, vouch
 from serving.endpoint import Endpoint, Endpoints, EndpointTask
 from serving.engines.supervised import LoadFailed
 from serving.entities import Entities, Entity, External, Failed
@@ -60,6 +62,7 @@ class Lifecycle:
         mirror: Mirror | None = None,
         expose: Expose | None = None,
     ) -> None:
+        audit_log.create(database, checkfirst=True)
         self._database, self._endpoints, self._entities = database, endpoints, entities
         self._fallback, self._mirror, self._expose = fallback, mirror, expose
         self._url = url
@@ -138,9 +141,13 @@ class Lifecycle:
         record.work = asyncio.create_task(self._roll(record))
         return self._endpoints.get(name)
 
-    async def update(self, name: str, body: Mapping[str, Any], *, admin: bool = False) -> Endpoint:
-        """Bring an endpoint to another config, in the background. Raises `CallError`."""
+    async def update(self, name: str, body: Mapping[str, Any], *, admin: bool = False, by: str | None = None) -> Endpoint:
+        """Bring an endpoint to another config, in the background. Raises `CallError`.
+
+        `by`: who asks, for the audit log; None where an experiment does, whose own line says so.
+        """
         record = self.get(name)
+        before = _told(record)
         config = vouch(parse(body, current=record.config), record.config, admin=admin)
         async with self._lock:
             if record.updating:
@@ -154,28 +161,29 @@ class Lifecycle:
                 record.config, record.pending, record.failure = {**serving, **config}, None, None
                 record.config_version, record.updated = record.config_version + 1, time.time_ns() // 1_000_000
                 self._register(record)
-                await self._save(record)
+                await self._save(record, by, before)
                 return self._endpoints.get(name)
             await self._task(config)
             record.pending, record.failure = await self._hidden(name, config), None
-            await self._save(record)
+            await self._save(record, by, before)
         record.work = asyncio.create_task(self._roll(record))
         return self._endpoints.get(name)
 
-    async def change(self, name: str, **details: Any) -> Record:
-        """Store new details (tags, notifications, rate limits); raises `CallError`."""
+    async def change(self, name: str, by: str, **details: Any) -> Record:
+        """Store new details (tags, notifications, telemetry), as `by` asks; raises `CallError`."""
         record = self.get(name)
+        before = _told(record)
         record.details = {**record.details, **details}
-        await self._save(record)
+        await self._save(record, by, before)
         return record
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, *, by: str | None = None) -> None:
         """Take an endpoint out at once; running answers may end. Raises `CallError`."""
         async with self._lock:
             record = self.get(name)
             del self._records[name]
             self._endpoints.remove(name)
-            await asyncio.to_thread(self._drop, name)
+            await asyncio.to_thread(self._drop, record, by)
         if record.work:
             record.work.cancel()
             await asyncio.wait([record.work])
@@ -305,10 +313,10 @@ class Lifecycle:
             )
         )
 
-    async def _save(self, record: Record) -> None:
+    async def _save(self, record: Record, by: str | None = None, before: Any = None) -> None:
         if record.declared:  # a row of this name is one that the API made before, and is kept as it was
             return
-        await asyncio.to_thread(self._store, record)
+        await asyncio.to_thread(self._store, record, by, before)
 
     def _stored(self) -> list[Mapping[str, Any]]:
         with self._database.connect() as connection:
@@ -320,14 +328,23 @@ class Lifecycle:
             connection.execute(delete(table).where(table.c.name == record.name))
             key = {"name": record.name, "creator": record.creator, "created": record.created}
             connection.execute(insert(table).values(**key, **_columns(record)))
+            audit.record(connection, record.creator, "endpoint.create", f"endpoint:{record.name}", after=_told(record))
 
-    def _store(self, record: Record) -> None:
+    def _store(self, record: Record, by: str | None, before: Any) -> None:
         with self._database.begin() as connection:
             connection.execute(update(table).where(table.c.name == record.name).values(**_columns(record)))
+            if by is not None:
+                audit.record(connection, by, "endpoint.update", f"endpoint:{record.name}", before, _told(record))
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, record: Record, by: str | None) -> None:
         with self._database.begin() as connection:
-            connection.execute(delete(table).where(table.c.name == name))
+            connection.execute(delete(table).where(table.c.name == record.name))
+            audit.record(connection, by, "endpoint.remove", f"endpoint:{record.name}", _told(record))
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """What of an endpoint stands in the audit log: its config as it is read back, that to come where there is one."""
+    return {"config": readable(record.pending or record.config or {}), **record.details}
 
 
 def _columns(record: Record) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def router(
         gateway = _policy(wanted)
         await asyncio.to_thread(may_serve, who, wanted.get("config"))
         endpoint = await lifecycle.create(wanted, who.name, admin=who.admin)
-        await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE")
+        await asyncio.to_thread(grants.grant, f"{who.kind}:{who.name}", f"endpoint:{endpoint.name}", "CAN_MANAGE", by=who)
         if gateway is not None:
             await asyncio.to_thread(policies.set, endpoint.name, gateway, by=who.name)
         return shown(endpoint)
@@ -88,34 +88,34 @@ def router(
         who, endpoint = await known(http)
         wanted = await body(http)
         await asyncio.to_thread(may_serve, who, wanted)
-        return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin))
+        return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin, by=who.name))
 
     async def delete(http: Request) -> Response:
         who, endpoint = await known(http)
-        await lifecycle.delete(endpoint.name)
+        await lifecycle.delete(endpoint.name, by=who.name)
         await asyncio.to_thread(policies.forget, endpoint.name, by=who.name)
         await asyncio.to_thread(grants.forget, f"endpoint:{endpoint.name}", by=who.name)
         return _json({})
 
     async def tags(http: Request) -> Response:
-        _, endpoint = await known(http)
+        who, endpoint = await known(http)
         wanted = await body(http)
         held = {tag["key"]: tag for tag in lifecycle.get(endpoint.name).details.get("tags") or ()}
         gone = take(wanted, "delete_tags", list) or []
         held = {key: tag for key, tag in held.items() if key not in gone}
         held |= {take(tag, "key", str, path="add_tags.", required=True): tag for tag in _objects(wanted, "add_tags")}
-        record = await lifecycle.change(endpoint.name, tags=list(held.values()))
+        record = await lifecycle.change(endpoint.name, who.name, tags=list(held.values()))
         return _json({"tags": record.details["tags"]})
 
     async def notifications(http: Request) -> Response:
-        _, endpoint = await known(http)
+        who, endpoint = await known(http)
         wanted = take(await body(http), "email_notifications", dict) or {}
-        await lifecycle.change(endpoint.name, email_notifications=wanted)
+        await lifecycle.change(endpoint.name, who.name, email_notifications=wanted)
         return _json({"name": endpoint.name, "email_notifications": wanted})
 
     async def telemetry(http: Request) -> Response:
-        _, endpoint = await known(http)
-        await lifecycle.change(endpoint.name, telemetry_config=take(await body(http), "telemetry_config", dict))
+        who, endpoint = await known(http)
+        await lifecycle.change(endpoint.name, who.name, telemetry_config=take(await body(http), "telemetry_config", dict))
         return shown(endpoint)
 
     async def rate_limits(http: Request) -> Response:

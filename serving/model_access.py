@@ -57,7 +57,7 @@ class ModelAccess:
 
     def created(self, who: Caller, name: str) -> None:
         """Give the maker of a model the say over it."""
-        self.grants.grant(f"{who.kind}:{who.name}", f"model:{name}", "CAN_MANAGE")
+        self.grants.grant(f"{who.kind}:{who.name}", f"model:{name}", "CAN_MANAGE", by=who)
 
     def renamed(self, old: str, new: str) -> None:
         held = [(grant.principal, grant.level) for grant in self.grants.list(f"model:{old}")]

@@ -84,7 +84,7 @@ class Volumes:
         except FileExistsError:
             message = f"There is a volume '{catalog}.{schema}.{name}' already."
             raise CallError(message, status=409, code="RESOURCE_ALREADY_EXISTS") from None
-        self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE")
+        self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE", by=who)
         return self._told(folder)
 
     def get(self, who: Caller, name: str) -> dict[str, Any]:

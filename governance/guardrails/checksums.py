@@ -50,7 +50,7 @@ def nir(number: str) -> bool:
 
 
 def dni(number: str, letter: str) -> bool:
-    digits = number.translate({ord("X"): "0", ord("Y"): "1", ord("Z"): "2"})
+    digits = number.translate({ord("X"): "0", ord("Y"): "1", ord("Z"): "2", ord("."): "", ord("-"): "", ord(" "): ""})
     return len(digits) == 8 and "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == letter
 
 

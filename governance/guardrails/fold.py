@@ -1,9 +1,10 @@
 """The form in which texts are compared: what looks like a letter or a digit is one, and what cannot be seen is not there.
 
 Compatibility forms (full width, mathematical, circled) become plain ones by Unicode's NFKC or NFKD, digits of every script those
-of ASCII, dashes a hyphen; default-ignorable characters, and in personal data combining marks, vanish; JSON's escapes of ASCII are
-what they stand for. Letters of other scripts that look like Latin ones (https://www.unicode.org/reports/tr39/) count as those
-where they stand in a word with Latin letters or digits; of a word that has none, `passing` tells what it looks like.
+of ASCII, dashes a hyphen; default-ignorable characters, and in personal data combining marks, vanish; the escapes of ASCII in
+JSON, URLs and HTML are what they stand for. Letters of other scripts that look like Latin ones
+(https://www.unicode.org/reports/tr39/) count as those where they stand in a word with Latin letters or digits; of a word that has
+none, `passing` tells what it looks like.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _DASHES = frozenset(
     "\ufe63\uff0d"
 )
 
+_OTHERWISE = {"\u2800": " ", "\u3002": ".", "\uff0e": ".", "\uff61": "."}
 
 _ALIKE = {  # in either case
     **dict(zip("аеорсухіјѕһԁԛԝӏցհոսօοναικρյ", "aeopcyxijshdqwlghnuoovaikpj", strict=True)),
@@ -52,7 +54,10 @@ _OVERLAYS = "\u0305\u0320-\u0322\u0332-\u0338\u033f\u0346-\u034a\u035c-\u0362\u0
 _INVISIBLE = re.compile(f"[{_UNSEEN}\u0300-\u036f{_OVERLAYS}]")
 _INVISIBLE_IN_WORDS = re.compile(f"[{_UNSEEN}{_OVERLAYS}]")
 
-_ESCAPED = re.compile(r"\\u00([2-7][0-9A-Fa-f])")
+_ESCAPED = re.compile(
+    r"\\u00([2-7][0-9A-Fa-f])|%([2-7][0-9A-Fa-f])|&#[xX]0{0,4}([2-7][0-9A-Fa-f]);|&#0{0,4}(3[2-9]|[4-9]\d|1[01]\d|12[0-7]);"
+)
+_PERCENT = re.compile("%[2-7][0-9A-Fa-f]")
 _RUN_OF_SPACES = re.compile(r"\s\s+|[^\S ]")
 _SPACES = frozenset("\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f")
 _MIXED = re.compile(r"[A-Za-z0-9][^\WA-Za-z0-9]|[^\WA-Za-z0-9][A-Za-z0-9]")
@@ -68,7 +73,7 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
 
     For `words` case and runs of spaces count no more, and combining marks do.
     """
-    escaped = "\\" in text and "\\u00" in text  # the first look is many times as quick
+    escaped = escapes(text)
     plain = text.isascii()
     if not escaped and plain and not (words and _oddly_spaced(text)):
         return (text.casefold() if words else text), None
@@ -77,7 +82,7 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
     if digits := {char: plainer for char in odd if (plainer := _plain(char)) != char}:
         text = _replaced(text, digits)
         odd = (odd - digits.keys()) | set(digits.values())
-        escaped = escaped or ("\\" in text and "\\u00" in text)
+        escaped = escaped or escapes(text)
     if words and odd & _LIKE:
         text = _latin(text, _LATIN)  # as long as capitals can be told from small letters
     steps: list[Callable[[], _Spans]] = []
@@ -154,16 +159,21 @@ def _unescaped(text: str, changed: Mapping[str, str]) -> str:
     """As `_replaced`, and with what JSON's escapes stand for; these are not read again."""
     parts, last = [], 0
     for escape in _ESCAPED.finditer(text):
-        parts += [_replaced(text[last : escape.start()], changed), chr(int(escape[1], 16))]
+        hexadecimal = escape[1] or escape[2] or escape[3]
+        char = chr(int(hexadecimal, 16) if hexadecimal else int(escape[4]))
+        parts += [_replaced(text[last : escape.start()], changed), char]
         last = escape.end()
     return "".join([*parts, _replaced(text[last:], changed)])
 
 
 @lru_cache(maxsize=4096)
 def _plain(char: str) -> str:
-    """A digit of any script as ASCII's, a dash as a hyphen, the blank of braille as a space."""
+    """A digit of any script as ASCII's, a dash as a hyphen, the blank of braille as a space, the full stops that part a domain's
+    labels (RFC 3490) as a dot."""
     digit = unicodedata.decimal(char, None)
-    return str(digit) if digit is not None else "-" if char in _DASHES else " " if char == "\u2800" else char
+    if digit is not None:
+        return str(digit)
+    return "-" if char in _DASHES else _OTHERWISE.get(char, char)
 
 
 @lru_cache(maxsize=32768)
@@ -175,6 +185,15 @@ def _form(char: str, words: bool) -> str:
         return unicodedata.normalize("NFKC", char)
     folded = unicodedata.normalize("NFKD", char).casefold()
     return "".join(" " if each.isspace() else each for each in folded)
+
+
+def escapes(text: str) -> bool:
+    """Whether there may be escapes in a text. The first looks are many times as quick as the others."""
+    return (
+        ("\\" in text and "\\u00" in text)
+        or ("%" in text and _PERCENT.search(text) is not None)
+        or ("&" in text and "&#" in text)
+    )
 
 
 def passing(folded: str) -> str | None:
@@ -195,7 +214,7 @@ def passes(written: str, seen: str) -> bool:
 
 def end_of(place: int, text: str) -> int:
     """Where what is one character folded, and began at a place of the text, ends."""
-    escape = _ESCAPED.match(text, place) if text[place] == "\\" else None
+    escape = _ESCAPED.match(text, place) if text[place] in "\\%&" else None
     return escape.end() if escape else place + 1
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
-from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
+from governance.guardrails.rules import KEYWORD, Blocked, Rules, mask, summary
+from governance.guardrails.texts import ROWS, STRUCTURE, names_of, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
 if TYPE_CHECKING:
@@ -250,7 +250,11 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
 
     rows = call.task in ROWS
     payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
-    tags = {key: each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
+    tags = {each(key): each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
+    own_id = each(call.client_request_id) if call.client_request_id else call.client_request_id
+    if rules.keywords and not rows and (names := names_of(call.payload)):
+        all_found += [name for name in find(names) if name.kind == KEYWORD]
     if not all_found:
         return call, all_found, None
-    return replace(call, payload=payload, usage_context=tags), all_found, rules.blocking(all_found)
+    masked = replace(call, payload=payload, usage_context=tags, client_request_id=own_id)
+    return masked, all_found, rules.blocking(all_found)

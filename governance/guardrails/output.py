@@ -13,14 +13,15 @@ from typing import Any
 from governance.call import STEP, TERMINAL, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, json_text, strings_of, vector, walk
+from governance.guardrails.texts import LARGE, OBJECT, ROWS, STRUCTURE, json_text, named, number, strings_of, vector, walk, word
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _OF_TEXT = ("text", "type", "annotations")
-_ADDRESSES = STRUCTURE | {"item_id", "document_id", "passage_id", "trace_id", "thread_id", "index", "name"}
+_ADDRESSES = STRUCTURE | {"item_id", "name"}
+_PLACES = frozenset({"document_id", "passage_id", "trace_id", "thread_id", "index"})
 
 
 def said_in(events: Sequence[Event]) -> list[str]:
@@ -209,14 +210,17 @@ class Shield:
                     looked = self._guarded(item)
                 elif key == "arguments":
                     looked = json_text(item, self._checked)
-                elif key not in _ADDRESSES:
+                elif key not in _PLACES and not named(key, item, _ADDRESSES):
                     looked = self._checked(item)
                 else:
                     continue
                 if looked is not item:
                     made[key] = looked
-            return {**value, **made} if made else value
-        return value
+            masked = {**value, **made} if made else value
+            if all(map(word, value)):
+                return masked
+            return {key if word(key) else self._checked(key): item for key, item in masked.items()}
+        return number(value, self._checked) if type(value) is int and value >= LARGE else value
 
     def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same for a text with its annotations."""

@@ -1,8 +1,8 @@
 """Personal data and credentials in a text, found in linear time: patterns first, then the checksum each kind has.
 
-Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, API_KEY, PRIVATE_KEY, and national ids: US_SSN,
-UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names, addresses and other
-things without a form are not found here.
+Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, API_KEY, PRIVATE_KEY, PASSWORD (in a URL), and
+national ids: US_SSN, UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names,
+addresses and other things without a form are not found here.
 
 Cheap looks for what every finding of a kind must hold come first, so prose costs a few microseconds a page; every numbered kind
 is tried at the edges of a run of digits only. No pattern has an unbounded repeat inside another.
@@ -48,32 +48,43 @@ _DOMAIN = re.compile(
 )
 _KEYS = {  # what it begins with, and all of it
     "smk_": r"smk_[\w-]{20,200}",
-    "sk-": r"sk-[\w-]{20,200}",
-    "sk_live_": r"sk_live_\w{16,200}",
-    "rk_live_": r"rk_live_\w{16,200}",
-    "ghp_": r"ghp_\w{30,200}",
-    "gho_": r"gho_\w{30,200}",
-    "ghs_": r"ghs_\w{30,200}",
+    "smo_": r"smo_[\w-]{20,200}",
+    "sk-": r"sk-(?![a-z]{1,20}(?:-[a-z]{1,20}){1,10}(?![\w-]))[\w-]{20,200}",  # words with hyphens between them are none
+    "k_live_": r"[sr]k_live_\w{16,200}",
+    "k_test_": r"[sr]k_test_\w{16,200}",
+    "whsec_": r"whsec_[\w+/=]{20,200}",
+    "gh": r"gh[pousr]_\w{30,200}",
     "github_pat_": r"github_pat_\w{22,200}",
     "glpat-": r"glpat-[\w-]{16,200}",
     "xox": r"xox[abeprs]-[\w-]{10,200}",
+    "xapp-": r"xapp-\d-[\w-]{20,200}",
     "AKIA": r"AKIA[0-9A-Z]{16}",
     "ASIA": r"ASIA[0-9A-Z]{16}",
     "AIza": r"AIza[\w-]{35}",
+    "ya29.": r"ya29\.[\w-]{20,400}",
+    "SG.": r"SG\.[\w-]{16,64}\.[\w-]{16,100}",
+    "hvs.": r"hvs\.[\w-]{20,300}",
     "hf_": r"hf_[A-Za-z0-9]{30,200}",
     "npm_": r"npm_[A-Za-z0-9]{30,200}",
     "gsk_": r"gsk_[A-Za-z0-9]{30,200}",
     "dop_v1_": r"dop_v1_[0-9a-f]{40,200}",
     "pypi-": r"pypi-[\w-]{40,400}",
+    "xai-": r"xai-\w{40,200}",
+    "pplx-": r"pplx-\w{40,200}",
+    "nvapi-": r"nvapi-[\w-]{40,200}",
+    "shpat_": r"shp(?:at|ca|pa|ss)_[0-9a-f]{32}",
+    "lin_api_": r"lin_api_\w{32,100}",
+    "AGE-": r"AGE-SECRET-KEY-1[0-9A-Z]{58}",
     "dapi": r"dapi[0-9a-f]{32}(?:-\d)?",
+    "dose": r"dose[0-9a-f]{32}",
     "eyJ": r"eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{0,1000}",
 }
 
 
 def _mark(prefix: str) -> str:
     """The rarest part of a prefix."""
-    rare = {"AKIA": "K", "ASIA": "S", "AIza": "z", "dapi": "d", "eyJ": "J", "xox": "x"}
-    return rare.get(prefix) or ("_" if "_" in prefix else "-")
+    rare = {"AKIA": "K", "ASIA": "S", "AIza": "z", "dapi": "dapi", "dose": "dose", "eyJ": "J", "xox": "xox"}
+    return rare.get(prefix) or ("_" if "_" in prefix or prefix == "gh" else prefix if prefix[-1] == "." else "-")
 
 
 _TOKENS = {prefix: re.compile(rf"(?<![A-Za-z0-9]){pattern}", re.ASCII) for prefix, pattern in _KEYS.items()}
@@ -81,22 +92,60 @@ _MARKED = tuple(  # a character that few texts hold, and what may be a key where
     (mark, tuple((prefix, pattern) for prefix, pattern in _TOKENS.items() if _mark(prefix) == mark))
     for mark in dict.fromkeys(map(_mark, _TOKENS))
 )
-_BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----")
-_END = re.compile(r"-----END [A-Z ]{0,20}PRIVATE KEY-----")
+_BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----")
+_END = re.compile(r"-----END [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----")
+_LOGIN = re.compile(
+    r"://[^\s/@:]{0,64}:(?!(?:secret|passw(?:or)?d|pass|pwd|x+|\*+)@)([^\s/@<{\[$][^\s/@]{0,200})@"
+)  # no placeholder
+_SAID = r"(?:[ _-]?(?:no|nr|num|number|is|me at|at)\b\.?){0,2}[\"']?[ .:=#(]{0,3}[\"']?\Z"
+_PHONE_SAID = re.compile(  # what stands before a number that is written like any other
+    r"(?<![a-z])(?:tel|telef[oó]no?|t[eé]l[eé]phone|phone|mobile?|handy|fax|cell|whatsapp|celular|m[oó]vil|portable|тел|телефон)"
+    rf"{_SAID}|(?:電話|电话|手机|전화)[：: ]{{0,2}}\Z"
+)
+_PHONE_WORDS = (
+    "tel",
+    "tél",
+    "phone",
+    "mob",
+    "fax",
+    "handy",
+    "cel",
+    "whatsapp",
+    "móvil",
+    "movil",
+    "portable",
+    "тел",
+    "话",
+    "話",
+    "手机",
+    "전화",
+)
+_SSN_SAID = re.compile(rf"(?<![a-z])(?:ssn|social security){_SAID}", re.IGNORECASE)
+_MOBILE = re.compile(r"(?:0[67]\d{8}|07\d{9}|01[567]\d{8,9})\Z")  # France; United Kingdom; Germany
+_ISBN = re.compile(r"ISBN(?:-1[03])?:? {0,2}\Z")
+_DATES = ([4, 2, 2], [2, 2, 4])
+_NETWORK = re.compile(r"0/(?:[89]|1\d|2[0-4])(?!\d)")
+_VERSION = re.compile(r"(?:version|release|build)[ =:]{1,2}\Z", re.IGNORECASE)
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
 _NINO = re.compile(
-    r"(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D](?![A-Za-z0-9])", re.ASCII
+    r"(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][ -]?\d{2}[ -]?\d{2}[ -]?\d{2}[ -]?[A-D](?![A-Za-z0-9])",
+    re.ASCII,
 )
-_DNI = re.compile(r"([XYZ]?\d{7,8})[ -]?([A-Z])(?![A-Za-z0-9])", re.ASCII)
-_FISCAL = re.compile(r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPR-T][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z](?![A-Za-z0-9])", re.ASCII)
-_NIR = re.compile(r"([1-478]) ?(\d{2}) ?(\d{2}) ?(\d{2}|2[AB]) ?(\d{3}) ?(\d{3}) ?(\d{2})(?!\d)", re.ASCII)
+_DNI = re.compile(r"([XYZ]?\d{7,8}|[XYZ][ -]\d{7}|\d{1,2}\.\d{3}\.\d{3})[ -]?([A-Z])(?![A-Za-z0-9])", re.ASCII | re.IGNORECASE)
+_FISCAL = re.compile(
+    r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPR-T][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z](?![A-Za-z0-9])", re.ASCII | re.IGNORECASE
+)
+_NIR = re.compile(
+    r"([1-478])[ .-]?(\d{2})[ .-]?(\d{2})[ .-]?(\d{2}|2[AB])[ .-]?(\d{3})[ .-]?(\d{3})[ .-]?(\d{2})(?!\d)", re.ASCII
+)
 _IBANS = (  # how long each country's is
     "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18 "
     "FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 "
     "MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 "
     "SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 "
 )
+_FOURS = re.compile(r"[a-z]{2}\d{2}(?:([ \u00a0-])[a-z0-9]{4})(?:\1[a-z0-9]{4}){2}", re.ASCII)
 _IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _IBANS.split()}
 
 
@@ -105,6 +154,8 @@ def find(text: str) -> list[Finding]:
     found: list[Finding] = []
     if "@" in text:
         found += _emails(text)
+        if "://" in text:
+            found += [Finding(m.start(1), m.end(1), "PASSWORD") for m in _LOGIN.finditer(text)]
     for mark, tokens in _MARKED:
         if mark in text:
             for prefix, pattern in tokens:
@@ -159,6 +210,14 @@ def _has_digit(text: str) -> bool:
     )
 
 
+def without_credentials(text: str) -> str:
+    """A text with three stars for each key and password in it."""
+    for each in reversed(find(text)):
+        if each.kind in ("API_KEY", "PASSWORD", "PRIVATE_KEY"):
+            text = f"{text[: each.start]}***{text[each.end :]}"
+    return text
+
+
 def distinct(found: list[Finding]) -> list[Finding]:
     """Without overlaps, in order."""
     if len(found) < 2:
@@ -182,7 +241,7 @@ def _emails(text: str) -> Iterator[Finding]:
         while start < position and text[start] in ".'`":
             start += 1
         domain = _DOMAIN.match(text, position + 1) if start < position else None
-        if domain:
+        if domain and not (text[start:position] == "git" and text[domain.end() : domain.end() + 1] in (":", "/")):
             yield Finding(start, domain.end(), "EMAIL")
             floor = domain.end()
         position = text.find("@", position + 1)
@@ -193,8 +252,8 @@ def _ip(start: int, end: int, text: str) -> Iterator[Finding]:
         address = ipaddress.ip_address(text)
     except ValueError:
         return
-    if not (address.is_loopback or address.is_unspecified):  # these say nothing about anyone
-        yield Finding(start, end, "IP_ADDRESS")
+    if not (address.is_loopback or address.is_unspecified or address.is_multicast or text.startswith("255.")):
+        yield Finding(start, end, "IP_ADDRESS")  # those say nothing about anyone
 
 
 def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
@@ -213,16 +272,16 @@ def _numbers(text: str, start: int, end: int) -> Iterator[Finding]:
         yield from _phone(text, groups, number)
         seps: set[str] = set()
         shape = str(stop - at)
-        yield from _checked(at, last, digits, shape, seps)
+        yield from _checked(text, at, last, digits, shape, seps)
         for left, right in groups[number + 1 : number + 8]:
             seps.add(text[last:left])
             digits, last, shape = digits + text[left:right], right, f"{shape}-{right - left}"
             if len(digits) > 19:
                 break
-            yield from _checked(at, last, digits, shape, seps)
+            yield from _checked(text, at, last, digits, shape, seps)
 
 
-def _checked(start: int, end: int, digits: str, shape: str, seps: set[str]) -> Iterator[Finding]:
+def _checked(text: str, start: int, end: int, digits: str, shape: str, seps: set[str]) -> Iterator[Finding]:
     """Kinds that are digits in groups; each has a checksum or, failing that, must be written in its own grouping."""
     count = len(digits)
     if count < 9 or (not digits.isascii() and not digits.isdecimal()):
@@ -233,7 +292,9 @@ def _checked(start: int, end: int, digits: str, shape: str, seps: set[str]) -> I
     written = plain or (seps == {"."} and shape in _CARDS)
     if written and 13 <= count <= 19 and digits[0] in "23456" and luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
         yield Finding(start, end, "CREDIT_CARD")
-    if count == 9 and plain and shape == "3-2-4" and ssn(digits):
+    if count == 9 and (plain or seps == {"."}) and shape == "3-2-4" and ssn(digits):
+        yield Finding(start, end, "US_SSN")
+    if shape == "9" and ssn(digits) and _SSN_SAID.search(text, max(0, start - 32), start):
         yield Finding(start, end, "US_SSN")
     if count == 9 and plain and shape == "3-3-3" and digits[0] not in "08" and luhn(digits):
         yield Finding(start, end, "CA_SIN")
@@ -259,15 +320,23 @@ def _lettered(text: str, groups: list[tuple[int, int]]) -> Iterator[Finding]:
         if letters == 2 and free:
             yield from _iban(text, back)
             yield from _pattern(_NINO, text, back, "UK_NINO")
-        elif letters == 0 and at >= 3 and text[at - 1] == " " and text[at - 3 : at - 1].isalpha():
+        elif letters == 0 and at >= 3 and text[at - 1] in " -" and text[at - 3 : at - 1].isalpha():
             if at == 3 or not text[at - 4].isalnum():
                 yield from _pattern(_NINO, text, at - 3, "UK_NINO")
         elif letters == 6 and free:
             for m in _pattern(_FISCAL, text, back, "IT_FISCAL_CODE"):
-                if fiscal(text[m.start : m.end]):
+                if fiscal(text[m.start : m.end].upper()):
                     yield m
         if letters < 2 and (back == 0 or not text[back - 1].isalnum()):
-            if (m := _DNI.match(text, back)) and dni(m[1], m[2]):
+            if (
+                letters == 0
+                and at >= 2
+                and text[at - 1] in " -"
+                and text[at - 2] in "XYZxyz"
+                and not text[at - 3 : at - 2].isalnum()
+            ):
+                back = at - 2
+            if (m := _DNI.match(text, back)) and dni(m[1].upper(), m[2].upper()):
                 yield Finding(m.start(), m.end(), "ES_DNI")
             if letters == 0 and (m := _NIR.match(text, at)) and nir("".join(m.groups())):
                 yield Finding(m.start(), m.end(), "FR_NIR")
@@ -285,14 +354,14 @@ def _iban(text: str, at: int) -> Iterator[Finding]:
         char = text[position]
         if char.isalnum() and char.isascii():
             taken.append(char)
-        elif char not in " -\u00a0" or not text[position - 1].isalnum():
+        elif char not in " -.\u00a0" or not (text[position - 1].isalnum() or text[position - 2].isalnum()):
             return
         position += 1
     if not wanted or len(taken) < wanted or (position < len(text) and text[position].isalnum() and text[position].isascii()):
         return
     whole = "".join(taken)
-    if position - at > wanted and not whole.isupper():
-        return  # in groups it is written in capitals
+    if position - at > wanted and not whole.isupper() and not _FOURS.match(text, at):
+        return  # in groups it is written in capitals, or by four
     moved = whole[4:] + whole[:4]
     if int("".join(str(int(char, 36)) for char in moved)) % 97 == 1:
         yield Finding(at, position, "IBAN")
@@ -304,11 +373,14 @@ def _ipv4(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Fin
         return
     if number + 4 < len(groups) and text[four[3][1] : groups[number + 4][0]] == ".":
         return  # a version or another dotted number
+    if _NETWORK.match(text, four[3][0]) or _VERSION.search(text, max(0, four[0][0] - 12), four[0][0]):
+        return
     yield from _ip(four[0][0], four[3][1], text[four[0][0] : four[3][1]])
 
 
 def _phone(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Finding]:
-    """International with + or 00; national with a leading 0 in groups; North American in groups of 3, 3 and 4."""
+    """International with + or 00; national with a leading 0 in groups, or as mobile numbers are; North American in groups of 3, 3
+    and 4; a code in parentheses before 8 or 9 digits in two groups; anything that is said to be one."""
     at, stop = groups[number]
     start = at
     plus = at > 0 and text[at - 1] == "+"
@@ -334,16 +406,25 @@ def _phone(text: str, groups: list[tuple[int, int]], number: int) -> Iterator[Fi
             regular = len({*seps[1:]}) <= 1
             ok = 9 <= count <= 12 and seps != [] and 2 <= lengths[0] <= 6 and regular and lengths[:3] != [2, 2, 4]
             ok = ok and "." not in set(seps) - ({"."} if set(seps) == {"."} and len(lengths) == 5 else set())
+            ok = ok or (not seps and bool(_MOBILE.match(text[at:stop])) and not _ISBN.search(text, max(0, at - 12), at))
+        elif start < at:
+            ok = lengths in ([3, 3, 4], [2, 4, 4], [2, 5, 4]) and seps[0] in (")", ") ") and seps[1] == "-"
         else:
             ok = (
                 lengths in ([3, 3, 4], [1, 3, 3, 4])
                 and len({*seps[-1:], *seps[-2:-1]} - {") ", ")"}) == 1
                 and text[at] in "123456789"
             )
-        if ok:
+        if ok or (number == 0 and 7 <= count <= 13 and start and lengths not in _DATES and _said(text, start)):
             best = last
     if best:
-        yield Finding(start, best, "PHONE")
+        yield Finding(start if plus or best > stop else at, best, "PHONE")
+
+
+def _said(text: str, at: int) -> bool:
+    """Whether a number is said to be a telephone's."""
+    before = text[max(0, at - 32) : at].casefold()
+    return _PHONE_SAID.search(before) is not None if any(word in before for word in _PHONE_WORDS) else False
 
 
 def _card_shape(shape: str) -> bool:

@@ -72,6 +72,10 @@ class Learned(Rules):
     def any(self) -> bool:
         return True
 
+    @property
+    def keywords(self) -> bool:
+        return self._rules.keywords
+
     def find(self, text: str) -> list[Finding]:
         found = self._rules.find(text)
         if self._pattern is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from governance.guardrails.fold import end_of, fold, passes, passing
+from governance.guardrails.fold import end_of, escapes, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
 
 KEYWORD = "KEYWORD"
@@ -65,6 +65,10 @@ class Rules:
     def any(self) -> bool:
         return self.pii != "NONE" or bool(self._longest)
 
+    @property
+    def keywords(self) -> bool:
+        return bool(self._longest)
+
     def find(self, text: str) -> list[Finding]:
         """Everything forbidden in the text, without overlaps."""
         found: list[Finding] = []
@@ -85,7 +89,7 @@ class Rules:
         return None
 
     def _words(self, text: str) -> list[Finding]:
-        if not self._by_word and text.isascii() and ("\\" not in text or "\\u00" not in text):
+        if not self._by_word and text.isascii() and not escapes(text):
             lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
             for first in self._leads:
                 if first in lower:
@@ -255,7 +259,7 @@ def _open(text: str) -> int:
     begun = text.rfind("-----BEGIN", max(0, end - MAX_SPAN))
     if begun >= 0:
         start = min(start, begun)
-    if start < end and text[start].islower():
+    if start < end and text[start].islower() and (end - start > 4 or start < 5 or not text[start - 2].isdecimal()):
         return start
     held = place = start
     while end - place <= 2 * MAX_SPAN or place == start:
@@ -269,7 +273,7 @@ def _open(text: str) -> int:
             first -= 1
         word = text[first:gap]
         digit = _has_digit(word)
-        if not digit and not (len(word) <= 4 and word.isalnum() and word.isupper()):
+        if not digit and not (len(word) <= 4 and word.isalnum() and (word.isupper() or (len(word) == 4 and word.isascii()))):
             break
         place = first
         if digit or len(word) == 2:

@@ -11,7 +11,19 @@ import orjson
 STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
 )
-"""Keys whose values are names and addresses of the protocol's own."""
+"""Keys whose values are names and addresses of the protocol's own; what has no form of a name is looked at all the same."""
+_NAME = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
+LARGE = 10**10
+"""Integers from which on one may be a number of a person's."""
+_PROTOCOL = STRUCTURE | set(
+    re.findall(
+        r"\w+",
+        "input instructions messages content text output arguments name tools tool_choice function parameters properties "
+        "required description additionalProperties enum items strict stream store metadata custom_inputs context user "
+        "max_output_tokens temperature top_p include reasoning format schema summary image_url detail annotations "
+        "parallel_tool_calls truncation",
+    )
+)
 ROWS = frozenset({"predict", "classify", "embeddings"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _ENCODED = ("image_url", "arguments", "output")
@@ -59,9 +71,10 @@ def strings_of(value: Any) -> list[str]:
 def walk(
     value: Any, each: Callable[[str], str], skipped: frozenset[str], depth: int = 0, key: str = "", *, numbers: bool = False
 ) -> Any:
-    """A JSON value with `each(text)` in place of every text in it; `arguments` and `output` that are JSON are looked into.
+    """A JSON value with `each(text)` in place of every text in it; `arguments` and `output` that are JSON are looked into, and
+    large integers within an object, and names of its values that are no plain words, are looked at as they read.
 
-    `numbers`: integers of seven digits and more, and the names of an object's values, are looked at as they read.
+    `numbers`: integers of seven digits and more, and all names.
     """
     if isinstance(value, str):
         if key == "image_url" and _IMAGE.match(value):
@@ -77,13 +90,47 @@ def walk(
         made: dict[Any, Any] = {}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
             if isinstance(item, str):
-                if name not in skipped:
+                if name not in skipped or not _NAME.fullmatch(item):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
                 item = walk(item, each, skipped, depth + 1, name, numbers=numbers)
-            made[each(name) if numbers else name] = item
+            elif depth and type(item) is int and item >= LARGE:  # at the top are the protocol's own, such as a seed
+                item = number(item, each)
+            made[each(name) if numbers or not word(name) else name] = item
         return made
-    return _number(value, each) if numbers and type(value) is int else value
+    return number(value, each) if type(value) is int and (numbers or value >= LARGE) else value
+
+
+def word(name: Any) -> bool:
+    """Whether the name of a value is too plain to be anything of a person's, or a key."""
+    if not isinstance(name, str) or name.isalpha():
+        return True
+    return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
+
+
+def names_of(value: Any) -> str:
+    """The names of a request's values that are not the protocol's own, apart from each other."""
+    found: set[str] = set()
+    _gather(value, found)
+    return " | ".join(found - _PROTOCOL)
+
+
+def _gather(value: Any, found: set[str]) -> None:
+    if isinstance(value, OBJECT):
+        found.update(filter(_text, value))
+        value = value.values()
+    for item in value:
+        if isinstance(item, (dict, list)):
+            _gather(item, found)
+
+
+def _text(name: Any) -> bool:
+    return isinstance(name, str)
+
+
+def named(key: str, value: str, addresses: frozenset[str]) -> bool:
+    """Whether a text is a name or an address, as its key says."""
+    return key in addresses and _NAME.fullmatch(value) is not None
 
 
 def vector(value: Sequence[Any]) -> bool:
@@ -110,13 +157,14 @@ def _inside(value: Any, each: Callable[[str], str], depth: int) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        return _number(value, each)
+        return number(value, each)
     if isinstance(value, dict):
         return {each(name): _inside(item, each, depth + 1) for name, item in value.items()}
     return [_inside(item, each, depth + 1) for item in value]
 
 
-def _number(value: float, each: Callable[[str], str]) -> Any:
+def number(value: float, each: Callable[[str], str]) -> Any:
+    """A number, or what takes its place."""
     told = str(value)
     masked = each(told) if len(told) > 6 else told
     return value if masked == told else masked

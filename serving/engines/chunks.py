@@ -72,7 +72,7 @@ class Chunks:
                 "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
                 "reasoning_tokens": details.get("reasoning_tokens") or 0,
             }
-            if all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts.values()):
+            if any(counts.values()) and all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts.values()):
                 self._usage = counts  # any others are estimated
         events: list[Event] = []
         for choice in (chunk.get("choices") or ())[:1]:

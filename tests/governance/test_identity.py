@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+from governance import audit
 from governance.call import CallError
 from governance.identity import Identity
+from governance.oauth import OAuth
 
 from .conftest import House
 
@@ -242,3 +244,43 @@ def test_a_key_with_scopes_is_narrower_than_its_owner(house: House) -> None:
     assert house.identity.authenticate(session).scopes == {"endpoint:assistant"}
     with pytest.raises(ValueError, match="admin"):
         house.identity.create_key("alice", admin=True, scopes=[])
+
+
+def test_nothing_made_from_a_key_outlives_it(identity: Identity, database: Engine) -> None:
+    """Else whoever holds a key that ends would exchange it for a token, that one for another, and so on for ever."""
+    oauth = OAuth(database, identity)
+    key, secret = identity.create_key("alice", ttl=600)
+    token, seconds = oauth.exchange(secret)
+    again, _ = oauth.exchange(token)
+    assert 590 < seconds <= 600
+    ends = {each.id: each.expires for each in identity.list_keys("alice")}
+    assert set(ends.values()) == {key.expires}
+    identity.rotate(key.id, overlap=60)
+    ends = {each.id: each.expires or 0 for each in identity.list_keys("alice")}
+    made = [identity.authenticate(each).key_id or "" for each in (token, again)]
+    assert all(ends[each] <= ends[key.id] for each in made), "what was made from it ends with it"
+    gone, old = identity.create_key("bob", ttl=600)
+    with database.begin() as connection:
+        connection.execute(text("UPDATE api_keys SET expires = 1 WHERE id = :id"), {"id": gone.id})
+    with pytest.raises(ValueError, match="not in force"):
+        identity.create_key("bob", parent=gone.id)
+    _, lasting = identity.create_key("carol")
+    assert 3590 < oauth.exchange(lasting)[1] <= 3600
+    for ttl in (0, -1, 1e308, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="100 years"):
+            identity.create_key("bob", ttl=ttl)
+    assert old
+
+
+def test_secrets_of_service_principals_are_on_record(identity: Identity, database: Engine) -> None:
+    oauth = OAuth(database, identity)
+    _, own = identity.create_key("nightly")
+    oauth.exchange(own)  # a user of the same name
+    secret = oauth.create_secret("nightly", by="admin")
+    token, _ = oauth.token("nightly", secret)
+    assert oauth.revoke("nightly", by="admin") == 1
+    told = [(each["actor"], each["action"], each["subject"]) for each in audit.entries(database) if "oauth" in each["action"]]
+    assert told == [("admin", f"oauth.{action}", "service_principal:nightly") for action in ("revoke", "create")]
+    assert secret not in str(audit.entries(database, sessions=True))
+    assert "revoked" in refused(identity, token)
+    assert [key.live for key in identity.list_keys("nightly") if key.kind == "user"] == [True, True]

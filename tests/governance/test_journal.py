@@ -255,7 +255,9 @@ def test_kill_9_loses_nothing_that_was_acknowledged(database: Engine, home: Path
     chance = random.Random(7)
     said: dict[str, set[str]] = {"intent": set(), "completion": set(), "writer": set()}
     command = [sys.executable, "-c", WRITERS, str(home)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
         for number in range(20):
@@ -326,6 +328,47 @@ def test_a_busy_journal_is_ingested_by_a_process_of_its_own(database: Engine, fo
             time.sleep(0.02)
         assert len(ids(journal)) == number + 1
     assert segments(folder) == []
+
+
+def test_a_process_that_ends_by_itself_is_not_begun_again_and_again(
+    database: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busy the journal is: the thread takes it in meanwhile."""
+    begun = []
+
+    class Ending:
+        alive = False
+
+        def __init__(self, *_: object, **__: object) -> None:
+            begun.append(self)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("governance.journal.Ingester", Ending)
+    with Journal(database, folder, interval=0.01) as journal:
+        deadline, number = time.monotonic() + 60, 0
+        while not (begun and journal._helper is None):
+            assert time.monotonic() < deadline
+            journal.append(intent(f"r{(number := number + 1):06}"))
+        journal.append(intent("last"))
+        while not taken_in(database, "last"):
+            assert time.monotonic() < deadline
+            for _ in range(50):
+                journal.append(intent(f"r{(number := number + 1):06}"))
+        assert len(begun) == 1
+
+
+def test_a_process_whose_server_is_gone_ends_without_a_word() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "governance.ingester"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def taken_in(database: Engine, name: str, **columns: object) -> bool:

@@ -126,3 +126,25 @@ def test_a_short_word_of_another_script_is_a_keyword_where_it_is_listed() -> Non
 def test_cards_as_people_write_them(said: str) -> None:
     found = Rules("MASK").find(said)
     assert [each.kind for each in found] == ([] if said == "4111 - 1111" else ["CREDIT_CARD"])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("https://x.test/?mail=anna%40example.org&n=1", "EMAIL"),
+        ("anna&#64;example.org", "EMAIL"),
+        ("anna&#x40;example.org", "EMAIL"),
+        ("anna@example\u3002org", "EMAIL"),
+        ("card=4111%201111%201111%201111", "CREDIT_CARD"),
+        ("536%2D22%2D1234", "US_SSN"),
+        ("tel=%2B49301234567", "PHONE"),
+    ],
+)
+def test_what_urls_and_pages_escape_is_found_and_never_leaves_however_it_is_cut(said: str, kind: str) -> None:
+    text, rules = f"so {said} and 100% more", Rules("MASK")
+    masked = mask(text, rules.find(text))
+    assert f"[{kind}]" in masked
+    for cut in range(1, len(text)):
+        assert through(Hold(rules), [text[:cut], text[cut:]]) == masked
+    assert through(Hold(rules), list(text)) == masked
+    assert Rules(keywords=["project nightfall"]).find("about?q=project%20nightfall")

@@ -32,6 +32,25 @@ FOUND = [
     ("API_KEY", "sk-abcdefghijklmnopqrstuvwx"),
     ("API_KEY", "AKIAIOSFODNN7EXAMPLE"),
     ("PRIVATE_KEY", "-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----"),
+    ("PRIVATE_KEY", "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQabc\n-----END PGP PRIVATE KEY BLOCK-----"),
+    ("PHONE", "0612345678"),
+    ("PHONE", "01711234567"),
+    ("PHONE", "(11) 98765-4321"),
+    ("IBAN", "gb29 nwbk 6016 1331 9268 19"),
+    ("IBAN", "DE89.3704.0044.0532.0130.00"),
+    ("US_SSN", "123.45.6789"),
+    ("UK_NINO", "AB-12-34-56-C"),
+    ("ES_DNI", "12.345.678-Z"),
+    ("ES_DNI", "x-1234567-l"),
+    ("FR_NIR", "2-69-05-49-588-157-80"),
+    ("IT_FISCAL_CODE", "rssmra85t10a562s"),
+    ("API_KEY", "smo_abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"),
+    ("API_KEY", "rk_test_4eC39HqLyjWDarjtT1zdp7dc"),
+    ("API_KEY", "ghu_16C7e42F292c6912E7710c838347Ae178B4a"),
+    ("API_KEY", "xapp-1-A0123456789-1234567890123-abcdef0123456789"),
+    ("API_KEY", "SG.abcdefghijklmnopqrstuv.abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"),
+    ("API_KEY", "ya29.a0AfH6SMBx-abcdefghijklmnopqrstuvwxyz0123456789"),
+    ("API_KEY", "shpat_0123456789abcdef0123456789abcdef"),
 ]
 
 
@@ -44,8 +63,31 @@ def test_each_kind_is_found_whole(kind: str, text: str, around: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kind", "found"),
+    [
+        ("phone: 2125551234", "PHONE", "2125551234"),
+        ("Tel. 98765 43210", "PHONE", "98765 43210"),
+        ('{"mobile": "5125550100"}', "PHONE", "5125550100"),
+        ("my mobile number is 612345678", "PHONE", "612345678"),
+        ("电话：138 0013 8000", "PHONE", "138 0013 8000"),
+        ("SSN: 536221234", "US_SSN", "536221234"),
+        ("postgres://app:s3cr3tPass@localhost/x", "PASSWORD", "s3cr3tPass"),
+    ],
+)
+def test_what_is_said_to_be_personal_needs_no_form(text: str, kind: str, found: str) -> None:
+    (one,) = find(text)
+    assert (one.kind, text[one.start : one.end]) == (kind, found)
+    assert find(found) == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "phone 2026-11-23, mobile 23.11.2026, phone model 20241234, hotel 20241234567, microphone 48000000 Hz",
+        "ISBN 0679783261, ISBN-10: 0679783261",
+        "git clone git@github.com:org/repo and redis://app:secret@cache, redis://:${PASSWORD}@cache",
+        "sk-learn-contrib-project, task-management-system-overview",
+        "version 1.2.3.4, mask 255.255.255.0, network 10.0.0.0/8, group 224.0.0.1",
         "On 2024-10-11 at 12:30:45, version 1.2.3 of 3.11.7",
         "01.02.2024 12:30, pages 12-14, 1,234,567 items at 12.50 EUR",
         "HTTP 200 on 127.0.0.1:8000 in 2026-11-22T10:00:00.123456Z",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.call import Call, Event
+from governance.call import Call, CallError, Event
 from governance.guardrails.texts import json_text, walk
 
 from ..conftest import House
@@ -82,3 +83,41 @@ async def test_rows_are_looked_at_in_every_column(house: House) -> None:
     assert seen[0]["dataframe_records"][0]["age"] == 42
     assert answer["predictions"][0] == {"name": "[EMAIL]", "id": "[CREDIT_CARD]", "url": "[EMAIL]", "[EMAIL]": 1}
     assert answer["predictions"][1:] == [0.5, 12]
+
+
+@pytest.mark.anyio
+async def test_names_numbers_and_ids_of_a_request_hold_nothing_personal_either(house: House) -> None:
+    side = {"pii": {"behavior": "MASK"}, "invalid_keywords": ["project nightfall"]}
+    policy(house, input=side, output=side)
+    seen: list[Any] = []
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        seen.append(call.payload)
+        yield Event("response.completed", {"response": {"output": [], "custom_outputs": {MAIL: 1, "card": CARD, 7: "x"}}})
+
+    schema = {"type": "object", "properties": {MAIL: {"type": "string"}, "street_name": {"type": "string"}}}
+    payload = {
+        "input": [
+            {"role": "user", "content": "hi"},
+            {"type": "function_call", "call_id": MAIL, "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": MAIL, "output": "ok"},
+        ],
+        "metadata": {MAIL: "x", "card": CARD},
+        "tools": [{"type": "function", "name": "f", "parameters": schema}],
+        "seed": CARD,
+    }
+    tags = {MAIL: "x", "team": "blue"}
+    call = replace(house.call(payload=payload, stream=False), usage_context=tags, client_request_id=MAIL)
+    answer = await house.gateway.invoke(call, engine)
+    row = house.row(call)
+    for told in (seen, answer, row):
+        assert MAIL not in str(told)
+    (given,) = seen
+    assert given["metadata"] == {"[EMAIL]": "x", "card": "[CREDIT_CARD]"}
+    assert given["tools"][0]["parameters"]["properties"].keys() == {"[EMAIL]", "street_name"}
+    assert given["input"][1]["call_id"] == given["input"][2]["call_id"] == "[EMAIL]"
+    assert given["seed"] == CARD, "what the protocol has numbers for stays a number"
+    assert answer["custom_outputs"] == {"[EMAIL]": 1, "card": "[CREDIT_CARD]", 7: "x"}
+    assert row["usage_context"] == {"[EMAIL]": "x", "team": "blue"}
+    with pytest.raises(CallError, match="invalid_keywords"):
+        await house.gateway.invoke(house.call(payload={"input": "hi", "metadata": {"Project  Nightfall": 1}}), engine)
