@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def sync(work: Any, client: Any, name: str) -> dict[str, Any]:
 
 def settled(work: Any, client: Any, name: str) -> dict[str, Any]:
     """An index as the API describes it once it is not being synced."""
+    said = ""
     while True:
         found = work.check(client.get(f"{SEARCH}/indexes/{name}"))
         state = found["status"]["detailed_state"]
@@ -82,6 +84,9 @@ def settled(work: Any, client: Any, name: str) -> dict[str, Any]:
             raise typer.Exit(fail(found["status"]["message"]))
         if state == "ONLINE_NO_PENDING_UPDATE" or not state.endswith(("_UPDATE", "_SNAPSHOT", "PROVISIONING")):
             return found
+        if (message := found["status"]["message"]) != said and sys.stderr.isatty():
+            said = message
+            typer.echo(said, err=True)
         time.sleep(0.1)
 
 
