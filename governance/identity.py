@@ -153,7 +153,7 @@ class Identity:
         session: it comes and goes by itself, with a command, a sign-in or a token; the audit log tells it apart.
         """
         if ttl is not None and not 0 < ttl <= _LONGEST_LIFE:
-            raise ValueError("a key lives for more than 0 seconds and at most 100 years; leave ttl out for one that never expires")
+            raise ValueError("a key lives for more than 0 s and at most 100 years; leave ttl out for one that never expires")
         secret = PREFIX + secrets.token_urlsafe(32)
         with self.changes.write("identity") as (connection, version):
             now = time.time()
