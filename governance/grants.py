@@ -2,8 +2,8 @@
 
 Levels are those of Databricks serving endpoints (https://docs.databricks.com/api/workspace/servingendpoints/setpermissions):
 CAN_VIEW < CAN_QUERY < CAN_MANAGE. Principals are `user:NAME`, `group:NAME` and `service_principal:NAME`; securables are
-`endpoint:NAME`, `index:CATALOG.SCHEMA.NAME`, `model:CATALOG.SCHEMA.NAME` and `volume:CATALOG.SCHEMA.NAME`. Of a registered model
-the levels are what Unity Catalog calls BROWSE, EXECUTE and MANAGE, and may be written so.
+`endpoint:NAME`, `connection:NAME`, and `index:`, `model:` and `volume:CATALOG.SCHEMA.NAME`. Levels may be written as what Unity
+Catalog calls them: of a registered model BROWSE, EXECUTE and MANAGE, of a connection USE_CONNECTION in the middle.
 """
 
 from __future__ import annotations
@@ -25,9 +25,17 @@ LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")
 _RANK = {level: rank for rank, level in enumerate(LEVELS)}
 _DOING = {"CAN_VIEW": "see", "CAN_QUERY": "call", "CAN_MANAGE": "manage"}
 _PRINCIPALS = ("user", "group", "service_principal")
-_SECURABLES = ("endpoint", "index", "search_endpoint", "model", "volume")
+_SECURABLES = ("endpoint", "index", "search_endpoint", "model", "volume", "connection")
 PRIVILEGES = {"BROWSE": "CAN_VIEW", "EXECUTE": "CAN_QUERY", "MANAGE": "CAN_MANAGE"}
 """Unity Catalog's privileges on a registered model, as levels."""
+PRIVILEGES_OF = {
+    "model": PRIVILEGES,
+    "endpoint": PRIVILEGES,
+    "index": {"BROWSE": "CAN_VIEW", "SELECT": "CAN_QUERY", "MODIFY": "CAN_MANAGE", "MANAGE": "CAN_MANAGE"},
+    "volume": {"BROWSE": "CAN_VIEW", "READ_VOLUME": "CAN_QUERY", "WRITE_VOLUME": "CAN_MANAGE", "MANAGE": "CAN_MANAGE"},
+    "connection": {"BROWSE": "CAN_VIEW", "USE_CONNECTION": "CAN_QUERY", "MANAGE": "CAN_MANAGE"},
+}
+"""The same of each kind of securable that Unity Catalog knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +209,14 @@ def check_securable(securable: str) -> str:
     name = name.strip()
     if kind not in _SECURABLES or not name or len(name) > 400 or not name.isprintable():
         raise ValueError(
-            f"{securable!r} is nothing to grant on: write endpoint:NAME, or index:, model: or volume:CATALOG.SCHEMA.NAME"
+            f"{securable!r} is nothing to grant on: write endpoint:NAME, connection:NAME, "
+            "or index:, model: or volume:CATALOG.SCHEMA.NAME"
         )
     return f"{kind}:{name}"
 
 
 def check_level(level: str) -> str:
-    level = PRIVILEGES.get(level, level)
+    level = {**PRIVILEGES, **PRIVILEGES_OF["connection"]}.get(level, level)
     if level not in _RANK:
         raise ValueError(f"{level!r} is no level: use {', '.join(LEVELS)}")
     return level

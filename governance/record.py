@@ -46,7 +46,9 @@ def short(value: Any) -> str | None:
 
 
 def request_of(call: Call) -> Mapping[str, Any]:
-    """The payload as it is journalled: without the credentials a client hands on to its tools' servers."""
+    """The payload as it is recorded: without the credentials a client hands on, to its tools' servers or in headers."""
+    if call.task == "http" and isinstance(headers := call.payload.get("headers"), Mapping):
+        return {**call.payload, "headers": dict.fromkeys(headers, "[redacted]")}
     tools = call.payload.get("tools")
     if not isinstance(tools, list) or not any(isinstance(tool, Mapping) and _HANDED_ON & tool.keys() for tool in tools):
         return lean(call.payload, call.task)

@@ -228,7 +228,8 @@ def router(
 
     @routes.put("/api/2.0/serving-endpoints/{name}/ai-gateway", openapi_extra=_schema(AiGatewayConfig))
     def put_ai_gateway(name: str, body: Any = sent, who: Caller = who_asks) -> dict[str, Any]:
-        manager(who, "endpoint", name)
+        connection = name.startswith("connection:")  # has limits and guardrails as an endpoint has
+        manager(who, *(name.split(":", 1) if connection else ("endpoint", name)))
         try:
             return policies.set(name, parse_body(AiGatewayConfig, body), by=who.name).as_dict()
         except ValueError as error:

@@ -126,9 +126,8 @@ class ChunkReads:
 
     def seqs(self, index_id: int, db: Connection | None = None) -> np.ndarray:
         """Numbers of an index's chunks, ascending."""
-        statement = f"SELECT seq FROM {chunks.name} WHERE index_id = {int(index_id)} ORDER BY seq"
         with self.reading(db) as db:
-            return np.array(db.exec_driver_sql(statement).scalars().all(), np.int64)
+            return numbers(db, chunks, index_id)
 
     def records(self, index_id: int, after: int, db: Connection | None = None) -> Iterator[Sequence[Any]]:
         """Chunks above a number, a few hundred at a time: number, id, vector, terms, document, source, title, heading, place."""
@@ -139,6 +138,16 @@ class ChunkReads:
                 return
             yield rows
             after = rows[-1].seq
+
+
+def numbers(db: Connection, table: sa.Table, index_id: int) -> np.ndarray:
+    """Numbers of an index's rows in a table, ascending. As one text: a million objects would take ten times as long."""
+    joined = "group_concat(seq)" if db.dialect.name == "sqlite" else "string_agg(seq::text, ',')"
+    rows = f"SELECT seq FROM {table.name} WHERE index_id = {int(index_id)} ORDER BY seq"
+    text = db.exec_driver_sql(f"SELECT {joined} FROM ({rows}) AS found").scalar()
+    found = np.fromstring(text, np.int64, sep=",") if text else np.empty(0, np.int64)
+    found.sort()
+    return found
 
 
 _PASSAGES = sa.select(

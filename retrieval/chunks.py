@@ -14,7 +14,8 @@ import numpy as np
 from sqlalchemy.engine import Connection
 
 from retrieval.chunk_reads import folder_of, one_state
-from retrieval.memory import Fields, Page, Snapshot
+from retrieval.fields import Fields, Packed, coded
+from retrieval.memory import Page, Snapshot
 from retrieval.search import Hit
 from retrieval.store import Store
 from retrieval.types import Passage
@@ -80,7 +81,26 @@ class ChunkFields(Fields):
                 found._own[name].extend(values)
         return found
 
+    def packed(self, slots: Sequence[int]) -> Packed:
+        documents, document = coded(self._documents[slot][:3] for slot in slots)
+        headings, heading = coded(self._own["heading"][slot] for slot in slots)
+        page = np.array([_NO_PAGE if value is None else value for value in map(self._own["page"].__getitem__, slots)], np.int64)
+        held: dict[str, Any] = {"documents": documents, "document": document, "headings": headings, "heading": heading}
+        return held | {"page": page} | {name: np.array(self._own[name])[slots] for name in ("start", "end")}
 
+    def unpacked(self, packed: Packed, keys: Sequence[str]) -> ChunkFields:
+        found = ChunkFields()
+        documents = [_of_document(*each) for each in packed["documents"]]
+        headings = list(map(sys.intern, packed["headings"]))
+        found._documents = list(map(documents.__getitem__, np.asarray(packed["document"]).tolist()))
+        pages = [None if page == _NO_PAGE else page for page in np.asarray(packed["page"]).tolist()]
+        heading = list(map(headings.__getitem__, np.asarray(packed["heading"]).tolist()))
+        found._own = {"id": list(keys), "heading": heading, "page": pages}
+        found._own |= {name: array("q", np.asarray(packed[name], np.int64).tobytes()) for name in ("start", "end")}
+        return found
+
+
+_NO_PAGE = -1 << 63
 _SHARED = ("document_id", "source", "title", "folder")
 
 

@@ -13,16 +13,19 @@ from sqlalchemy.engine import Connection, Row
 
 from retrieval import filters as filtering
 from retrieval import search as searching
-from retrieval import words
+from retrieval import snapshots, words
 from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
 from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
+from retrieval.snapshots import Snapshots
 from retrieval.store import Store
 from retrieval.types import Passage
 from retrieval.vectors import Vectors
 
+CHUNKS = "chunks"
+"""What the files of these indexes' rows are told apart by."""
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
 
 
@@ -33,8 +36,9 @@ def _commonest(rows: Snapshot) -> int:
 class Finder:
     """Searches indexes over folders, given as their rows of the database. Thread-safe; blocking."""
 
-    def __init__(self, store: Store, vectors: Vectors, guards: Guards, dimension: int) -> None:
+    def __init__(self, store: Store, vectors: Vectors, guards: Guards, dimension: int, snapshots: Snapshots) -> None:
         self._store, self._vectors, self._guards, self._dimension = store, vectors, guards, dimension
+        self._snapshots = snapshots
         self._lock = threading.Lock()
         self._memories: dict[int, Memory] = {}
 
@@ -114,10 +118,25 @@ class Finder:
             found = self._memories.get(index_id)
             if found is None:
                 source = ChunkSource(self._store, index_id)
-                found = self._memories[index_id] = Memory(source, self._dimension, fields=ChunkFields)
+                found = self._memories[index_id] = Memory(
+                    source, self._dimension, fields=ChunkFields, kept=self._snapshots.of(CHUNKS, index_id)
+                )
             return found
 
     def forget(self, index_id: int) -> None:
-        """Of an index that was dropped."""
+        """Of an index that is dropped."""
+        self._snapshots.remove(CHUNKS, index_id)
         with self._lock:
             self._memories.pop(index_id, None)
+
+    def changed(self, index_id: int) -> None:
+        """Takes over what was written, where searches read the index already or a file may hold what is gone now."""
+        memory, kept = self.memory(index_id), self._snapshots.of(CHUNKS, index_id)
+        if memory.loaded or (kept is not None and kept.there):
+            memory.refresh()
+
+    def synced(self, index_id: int) -> None:
+        """Reads what is large once it is whole, so that the first search need not and a snapshot is written."""
+        memory, kept = self.memory(index_id), self._snapshots.of(CHUNKS, index_id)
+        if kept is not None and not memory.loaded and self._store.counts(index_id)[1] >= snapshots.LEAST:
+            memory.refresh()

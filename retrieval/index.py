@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
+from retrieval.snapshots import Snapshots
 from retrieval.store import Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
@@ -49,9 +51,10 @@ class Indexes:
     engine: where the tables are; SQLite with FTS5.
     chroma_folder: made when missing; nothing in it is worth a backup.
     encoder: embeds chunks and questions. An index built by another one is searched by words alone until its next sync.
+    snapshot_folder: where large indexes are written as searches hold them, see `retrieval.snapshots`; None for nowhere.
     """
 
-    def __init__(self, engine: Engine, chroma_folder: Path, encoder: Encoder) -> None:
+    def __init__(self, engine: Engine, chroma_folder: Path, encoder: Encoder, snapshot_folder: Path | None = None) -> None:
         self.encoder = encoder
         self._store = Store(engine)
         self._vectors = Vectors(self._store, Path(chroma_folder))
@@ -60,8 +63,11 @@ class Indexes:
         self._syncing: dict[int, threading.Lock] = {}
         self.guards = Guards(engine)
         """Which rows of an index a caller's groups may see."""
-        self._finder = Finder(self._store, self._vectors, self.guards, encoder.dimension)
-        self.over_rows = RowIndexes(engine, self.guards, folder_rows=self.rows, folder_stamp=self._stamp)
+        self._snapshots = Snapshots(engine, snapshot_folder)
+        self._finder = Finder(self._store, self._vectors, self.guards, encoder.dimension, self._snapshots)
+        self.over_rows = RowIndexes(
+            engine, self.guards, folder_rows=self.rows, folder_stamp=self._stamp, snapshots=self._snapshots
+        )
         """Direct Access and Delta Sync indexes, and their endpoints."""
         self.embed_with: Embed | None = None
         """How an embeddings endpoint is called, through the gateway; the application sets it."""
@@ -101,12 +107,7 @@ class Indexes:
         row = self._row(name)
         with self._sync_lock(row.id):
             row = self._row(name)  # it may have been dropped while this one waited
-            memory = self._finder.memory(row.id)
-
-            def changed() -> None:
-                if memory.loaded:
-                    memory.refresh()
-
+            changed = partial(self._finder.changed, row.id)
             run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress, changed)
             try:
                 report = run.run(Path(row.path))
@@ -114,6 +115,7 @@ class Indexes:
                 known = isinstance(error, RetrievalError)
                 self._store.set_error(row.id, error.message if known else f"sync failed ({type(error).__name__}): see the log")
                 raise
+            self._finder.synced(row.id)
             return report
 
     def sync_quietly(self, name: str) -> None:
@@ -278,6 +280,7 @@ class Indexes:
         """Removes an index from every structure; its folder is not touched. Raises NotFound."""
         row = self._row(name)
         with self._sync_lock(row.id):
+            self._finder.forget(row.id)
             self._vectors.drop(row.id)
             self._store.drop_index(row.id)
             self._finder.forget(row.id)
@@ -289,9 +292,10 @@ class Indexes:
             yield _columns(each)
 
     def close(self) -> None:
-        """Closes Chroma and ends the converters. The engine and the encoder stay open."""
+        """Closes Chroma, ends the converters, writes snapshots that wait for it. The engine and the encoder stay open."""
         self._vectors.close()
         self._workers.close()
+        self._snapshots.close()
 
     def _row(self, name: str) -> Row[Any]:
         full = full_name(name)

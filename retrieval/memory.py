@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from retrieval import words
 from retrieval.codes import Codes, dots
+from retrieval.fields import Bodies, Fields
 from retrieval.postings import K1, Gathered, Postings
 
 ABOVE = 0.6
@@ -34,34 +34,6 @@ FEW = 2048
 _NO_SLOTS = np.empty(0, np.int32)
 SPARE = 4
 """How many times more rows than asked for are compared exactly after their codes were."""
-
-
-class Fields(Protocol):
-    """The columns of rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, slot: int) -> Mapping[str, Any]:
-        """A row's columns by name."""
-        ...
-
-    def column(self, name: str) -> Sequence[Any]:
-        """A column of all rows; None where a row has none."""
-        ...
-
-    def joined(self, parts: Sequence[Any]) -> Self:
-        """These and others of their kind, as new ones."""
-        ...
-
-
-class Bodies(list[Mapping[str, Any]], Fields):
-    """Columns, row by row."""
-
-    def column(self, name: str) -> list[Any]:
-        return [body.get(name) for body in self]
-
-    def joined(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> Bodies:
-        return Bodies(chain(self, *parts))
 
 
 class Page(NamedTuple):
@@ -88,6 +60,18 @@ class Source(Protocol):
 
     def frozen(self) -> AbstractContextManager[Source]:
         """The same, all of whose reads are of one state."""
+        ...
+
+
+class Kept(Protocol):
+    """Where the last snapshot may be read from, faster than from the truth."""
+
+    def read(self, dimension: int, fields: Fields) -> Snapshot | None:
+        """One of some state that the truth has had; None where there is none."""
+        ...
+
+    def follow(self, before: Snapshot | None, now: Snapshot) -> None:
+        """Told of the state that searches see now, and of the one before it."""
         ...
 
 
@@ -286,10 +270,19 @@ class Memory:
     dimension: of the vectors; 0 where rows have none.
     distance: compare by distance instead of cosine: the vectors need not have unit length.
     fields: how the rows' columns are held.
+    kept: where a snapshot outlives the process.
     """
 
-    def __init__(self, source: Source, dimension: int, *, distance: bool = False, fields: Callable[[], Fields] = Bodies) -> None:
-        self._source, self._dimension, self._distance, self._fields = source, dimension, distance, fields
+    def __init__(
+        self,
+        source: Source,
+        dimension: int,
+        *,
+        distance: bool = False,
+        fields: Callable[[], Fields] = Bodies,
+        kept: Kept | None = None,
+    ) -> None:
+        self._source, self._dimension, self._distance, self._fields, self._kept = source, dimension, distance, fields, kept
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -304,11 +297,16 @@ class Memory:
     def refresh(self) -> Snapshot:
         """Takes over what changed in the truth since the last time."""
         with self._lock:
-            found, whole = self._next(self._snapshot, self._source)
+            before = self._snapshot
+            if before is None and self._kept is not None:
+                before = self._kept.read(self._dimension, self._fields())
+            found, whole = self._next(before, self._source)
             if not whole:  # little is left to be read now, so that a state is held for a moment only
                 with self._source.frozen() as source:
                     found, _ = self._next(found, source)
             self._snapshot = found
+            if self._kept is not None:
+                self._kept.follow(before, found)
             return found
 
     def _next(self, now: Snapshot | None, source: Source) -> tuple[Snapshot, bool]:

@@ -46,9 +46,8 @@ class Postings:
         """With the weights for rows of these lengths."""
         impacts = np.empty(len(self.slots), np.float32)
         for at in range(0, len(impacts), BLOCK):
-            held, slots = self.counts[at : at + BLOCK], self.slots[at : at + BLOCK]
-            norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / max(average, 1.0)) * lengths[slots]
-            impacts[at : at + BLOCK] = held * np.float32(K1 + 1) / (held + norm)
+            some = slice(at, at + BLOCK)
+            impacts[some] = weights(self.counts[some], lengths[self.slots[some]], average)
         return replace(self, impacts=impacts)
 
     def joined(self, after: Postings) -> Postings:
@@ -65,6 +64,12 @@ class Postings:
         at = np.minimum(self.terms.searchsorted(wanted), len(self.terms) - 1)
         last = at + (self.terms[at] == wanted)
         return list(zip(self.starts[at].tolist(), self.starts[last].tolist(), strict=True))
+
+
+def weights(counts: np.ndarray, lengths: np.ndarray, average: float) -> np.ndarray:
+    """What terms weigh that occur so often in rows of these lengths."""
+    norm = np.float32(K1 * (1 - B)) + np.float32(K1 * B / max(average, 1.0)) * lengths
+    return counts * np.float32(K1 + 1) / (counts + norm)
 
 
 class Gathered:

@@ -170,3 +170,13 @@ source_tables = sa.Table(
     sa.Column("name", sa.String(400), primary_key=True),
     sa.Column("place", sa.Text, nullable=False),
 )
+
+# Files that hold an index's snapshot, see `retrieval.snapshots`; one that is not told of here is not believed.
+snapshots = sa.Table(
+    "vector_snapshots",
+    metadata,
+    sa.Column("file", sa.String(100), primary_key=True),
+    sa.Column("name", sa.String(60), nullable=False, index=True),
+    sa.Column("layout", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)

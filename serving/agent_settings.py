@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -14,7 +16,8 @@ class Strict(BaseModel):
 
 class ToolDeclaration(Strict):
     """A tool of an agent: an `endpoint` (a model, a function, another agent), an `index`, `sql` over files by table name,
-    `memory: true` (what the user who asks is remembered by), or `mcp`, the tools of a declared MCP server, all or `only` some.
+    `memory: true` (what the user who asks is remembered by), `mcp`, the tools of a declared MCP server, all or `only` some, or
+    `connection`, an HTTP service that is read from (`GET`), or asked with the methods in `only`.
 
     `approval` asks a person before each call.
     """
@@ -24,6 +27,7 @@ class ToolDeclaration(Strict):
     sql: dict[str, Path] | None = None
     memory: Literal[True] | None = None
     mcp: str | None = None
+    connection: str | None = None
     only: list[str] | None = None
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
     description: str = ""
@@ -31,10 +35,13 @@ class ToolDeclaration(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> ToolDeclaration:
-        if sum(given is not None for given in (self.endpoint, self.index, self.sql, self.memory, self.mcp)) != 1:
-            raise ValueError("a tool is exactly one of endpoint, index, sql, memory and mcp")
-        if self.only is not None and self.mcp is None:
-            raise ValueError("only is for mcp: the names of its tools")
+        kinds = (self.endpoint, self.index, self.sql, self.memory, self.mcp, self.connection)
+        if sum(given is not None for given in kinds) != 1:
+            raise ValueError("a tool is exactly one of endpoint, index, sql, memory, mcp and connection")
+        if self.only is not None and self.mcp is None and self.connection is None:
+            raise ValueError("only is for mcp, the names of its tools, and for connection, the methods it may use")
+        if self.connection is not None and not set(self.only or ()) <= set(_METHODS):
+            raise ValueError(f"only of a connection names methods: {', '.join(_METHODS)}")
         return self
 
     def resource(self, agent: str) -> str | None:
@@ -43,6 +50,8 @@ class ToolDeclaration(Strict):
             return None
         if self.index is not None:
             return f"index:{self.index if '.' in self.index else f'main.default.{self.index}'}"
+        if self.connection is not None:
+            return f"connection:{self.connection}"
         return f"endpoint:{self.endpoint or (f'mcp.{self.mcp}' if self.mcp else f'{agent}.sql')}"
 
 

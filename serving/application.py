@@ -25,6 +25,8 @@ from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
 from serving import (
+    connection_routes,
+    conversations,
     databricks,
     dbfs,
     errors,
@@ -42,6 +44,7 @@ from serving import (
     volumes,
 )
 from serving import unity_catalog as catalog
+from serving import unity_catalog_grants as catalog_grants
 from serving import unity_catalog_models as catalog_models
 from serving import unity_catalog_names as names
 from serving import unity_catalog_prompts as prompts
@@ -108,6 +111,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
 
     app.include_router(calls)
     app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
+    app.include_router(conversations.router(platform.runtime, caller))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -123,6 +127,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
 
     app.include_router(token_routes.router(platform.identity, caller=caller))
     app.include_router(scim.router(platform.identity, caller=caller))
+    app.include_router(connection_routes.router(platform.connections, platform.dispatcher, platform.policies, caller))
+    app.include_router(catalog_grants.router(platform.grants, caller, platform.identity.principal, platform.exists))
     app.include_router(names.router(names.visible(platform), caller, partial(names.taken, platform)))
 
     async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
@@ -189,7 +195,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
-        from serving import tracking_databricks
+        from serving import model_reviews, tracking_databricks
         from serving import tracking_routes as tracking
 
         server, access = platform.mlflow, platform.model_access
@@ -200,9 +206,12 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(prompts.router(models, caller))
-        app.include_router(catalog_models.router(models, caller, platform.identity.principal))
+        app.include_router(catalog_models.router(models, caller))
         signed_in = authorize(platform.identity)
         app.include_router(tracking_databricks.router(server, access, caller))
+        reviews = model_reviews.Reviews(platform.engine)
+        access.follow = reviews.follow
+        app.include_router(model_reviews.router(reviews, server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:
         app.include_router(room(platform, caller))

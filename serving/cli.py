@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from serving.state import Home
 
 
+_TOLD_AT = {
+    "endpoint": "/api/2.0/serving-endpoints/",
+    "index": "/api/2.0/vector-search/indexes/",
+    "connection": "/api/2.1/unity-catalog/connections/",
+}
+
+
 class CommandError(Exception):
     """A command cannot do what it was asked; the message says what and what to do. `code` is the exit status."""
 
@@ -164,9 +171,9 @@ class Workspace:
                 self.identity.revoke(made[0].id, session=True)
 
     def missing(self, securable: str) -> str | None:
-        """What a running server says of an endpoint or index that it does not know; None where it does, or none runs."""
+        """What a running server says of what it does not know of these; None where it knows it, or none runs."""
         kind, _, name = securable.partition(":")
-        path = {"endpoint": "/api/2.0/serving-endpoints/", "index": "/api/2.0/vector-search/indexes/"}.get(kind)
+        path = _TOLD_AT.get(kind)
         if path is None or "*" in name or not self.home.server():
             return None
         with self.connect() as client:

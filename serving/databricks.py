@@ -21,6 +21,7 @@ from serving.endpoint import Endpoint
 from serving.errors import ORG_ID
 from serving.routes import Grants, Identity, bearer
 
+_NOT_THIS_WAY: dict[str, Any] = {"status": 405, "code": "METHOD_NOT_ALLOWED"}
 _GROUPS = ("/v1", "/api", "/serving-endpoints", "/ai-gateway", "/oidc", "/.well-known")
 
 
@@ -88,7 +89,7 @@ def fallback() -> APIRouter:
     """Answers for every API path nobody else answers; include it after all other API routers and before pages.
 
     Without it an unknown API path would reach the pages and be answered in HTML. 404 carries `ENDPOINT_NOT_FOUND`, which
-    Databricks' clients need to fall back to older APIs; 405 names the methods that the path does answer.
+    Databricks' clients need to fall back to older APIs, also where another method is answered: they know no 405.
     """
     routes = APIRouter()
 
@@ -98,7 +99,8 @@ def fallback() -> APIRouter:
         if methods is not None:
             allowed = ", ".join(sorted(methods)) or "other methods"
             message = f"{path} does not answer {request.method}; it answers {allowed}."
-            raise CallError(message, status=405, code="METHOD_NOT_ALLOWED")
+            known = {"status": 404, "code": "ENDPOINT_NOT_FOUND"} if path.startswith("/api/") else _NOT_THIS_WAY
+            raise CallError(message, **known)
         raise CallError(f"There is no API at {request.method} {path}. Check the path.", status=404, code="ENDPOINT_NOT_FOUND")
 
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

@@ -58,11 +58,19 @@ class Dispatcher:
     endpoints: the registry of endpoints.
     indexes: the vector search indexes, reached by the tasks `search` and `document`.
     of_threads: the documents of conversations, reached by the same tasks.
+    connections: the engine of every connection, reached by the task `http`.
     """
 
     def __init__(
-        self, gateway: Policy, endpoints: Endpoints, indexes: Searchable | None = None, of_threads: OfThreads | None = None
+        self,
+        gateway: Policy,
+        endpoints: Endpoints,
+        indexes: Searchable | None = None,
+        of_threads: OfThreads | None = None,
+        *,
+        connections: Engine | None = None,
     ) -> None:
+        self._connections = connections
         self.gateway, self.endpoints, self.of_threads = gateway, endpoints, of_threads
         self._index_engine = index_engine(indexes) if indexes is not None else None
 
@@ -80,6 +88,8 @@ class Dispatcher:
             if self.of_threads is not None and self.of_threads.holds(call.endpoint):
                 return self.of_threads.engine
             return self._index_engine
+        if call.task == "http":
+            return self._connections
         endpoint = self.endpoints.find(call.endpoint)
         if endpoint is None:
             return None

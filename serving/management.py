@@ -87,6 +87,8 @@ def router(
     async def update(http: Request) -> Response:
         who, endpoint = await known(http)
         wanted = await body(http)
+        if "/pt/" in http.url.path:
+            wanted = take(wanted, "config", dict, required=True)
         await asyncio.to_thread(may_serve, who, wanted)
         return shown(await lifecycle.update(endpoint.name, wanted, admin=who.admin, by=who.name))
 

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from governance.call import Caller, CallError, bad_request, forbidden
-from governance.grants import PRIVILEGES, Grants
+from governance.grants import Grants
 from serving.endpoint import Endpoint
 from serving.registry import Registry
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
-_NAMES = {level: privilege for privilege, level in PRIVILEGES.items()}
 
 
 class ModelAccess:
@@ -32,6 +31,8 @@ class ModelAccess:
     def __init__(self, grants: Grants, registry: Registry, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
         self.grants, self.registry = grants, registry
         self._endpoints = endpoints
+        self.follow: Callable[[str, str | None], None] = lambda name, new: None
+        """Told of a model's new name, and of None where it is gone, for what else is known by its name."""
 
     def allowed(self, who: Caller, name: str, level: str = "CAN_QUERY") -> bool:
         return self.grants.allowed(who, f"model:{name}", level) or self.grants.allowed(who, EVERY, level)
@@ -63,9 +64,11 @@ class ModelAccess:
         held = [(grant.principal, grant.level) for grant in self.grants.list(f"model:{old}")]
         self.grants.apply(f"model:{new}", held, replace=True)
         self.grants.forget(f"model:{old}")
+        self.follow(old, new)
 
     def deleted(self, name: str) -> None:
         self.grants.forget(f"model:{name}")
+        self.follow(name, None)
 
     def check_unserved(self, name: str, version: str | None = None) -> None:
         """Raises `CallError` (409) while an endpoint serves the model, or this version of it."""
@@ -106,15 +109,6 @@ class ModelAccess:
     def visible(self, who: Caller, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Of a search's results, what the caller may see."""
         return [each for each in found if self.allowed(who, str(each.get("name")), "CAN_VIEW")]
-
-    # -- as Unity Catalog tells it
-
-    def privileges(self, name: str) -> list[dict[str, Any]]:
-        """`privilege_assignments` of a model."""
-        held: dict[str, set[str]] = {}
-        for grant in self.grants.list(f"model:{name}"):
-            held.setdefault(grant.principal.partition(":")[2], set()).add(_NAMES[grant.level])
-        return [{"principal": principal, "privileges": sorted(given)} for principal, given in held.items()]
 
 
 def check_unscoped(who: Caller) -> Caller:

@@ -36,6 +36,7 @@ from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
 from serving.artifacts import Artifacts
 from serving.collection import Collection
+from serving.connections import Connections
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
@@ -97,6 +98,7 @@ class Platform:
         self.oauth = OAuth(self.engine, self.identity)
         self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}
+        declared |= {f"connection:{c.name}": c.ai_gateway for c in settings.connections if c.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
         self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
@@ -126,7 +128,7 @@ class Platform:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
-        self.indexes = Indexes(self.engine, home.chroma, self.encoder)
+        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots)
         self.collection = Collection(settings, self.indexes)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
@@ -138,7 +140,12 @@ class Platform:
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
-        self.dispatcher = Dispatcher(self.gateway, self.endpoints, self.indexes, self.thread_files)
+        self.connections = Connections(
+            self.engine, home.pepper, self.grants, self.secrets, declared=settings.connections, hosts=settings.upstream_hosts
+        )
+        self.dispatcher = Dispatcher(
+            self.gateway, self.endpoints, self.indexes, self.thread_files, connections=self.connections.run
+        )
         self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=lambda: self.memory)
         self.runtime.on_delete.append(self.thread_files.forget)
         self.runs = Runs(self.dispatcher, RunLog(self.engine))
@@ -348,7 +355,7 @@ class Platform:
         return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
 
     def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME`, `index:NAME` or `model:NAME` is there."""
+        """Whether `endpoint:NAME`, `index:NAME`, `model:NAME` or `connection:NAME` is there."""
         kind, _, name = securable.partition(":")
         if kind == "endpoint":
             return name in self.endpoints
@@ -356,6 +363,10 @@ class Platform:
             return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
         if kind == "model":
             return self.registry.known(name)
+        if kind == "volume":
+            return self.volumes.known(name)
+        if kind == "connection":
+            return self.connections.find(name) is not None
         return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
 
     def named(self, kind: str, identifier: str) -> str:
@@ -383,6 +394,7 @@ class Platform:
         await self.gateway.close()
         await self.lifecycle.close()
         await self.locals.close()
+        await self.connections.close()
         for model in self._models:
             await model.aclose()
         await self.runtime.close()
@@ -392,6 +404,6 @@ class Platform:
         if self.gateway.limits.shared is not None:
             await asyncio.to_thread(self.gateway.limits.shared.close)
         await asyncio.to_thread(self.thread_files.close)
-        await asyncio.to_thread(self.indexes.close)
         await asyncio.to_thread(self.journal.close)
+        await asyncio.to_thread(self.indexes.close)
         self.engine.dispose()

@@ -197,12 +197,45 @@ class EvaluationDeclaration(Strict):
     """Further scorers, each as `module:name`."""
 
 
+class ConnectionDeclaration(Strict):
+    """An HTTP service, in the fields of Unity Catalog's connections: `options` has `host`, `port`, `base_path`, `bearer_token`.
+
+    `bearer_token` is a reference `{{secrets/SCOPE/KEY}}`; `bearer_token_env` names a variable of the environment instead.
+    """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+    connection_type: Literal["HTTP"] = "HTTP"
+    options: dict[Literal["host", "port", "base_path", "bearer_token"], str]
+    bearer_token_env: str | None = None
+    comment: str = ""
+    ai_gateway: dict[str, Any] | None = None
+    """Its limits and guardrails."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> ConnectionDeclaration:
+        from governance.call import CallError
+        from serving.connections import check_address
+        from serving.secret_scopes import is_reference
+
+        token = self.options.get("bearer_token")
+        if token is not None and (self.bearer_token_env is not None or not is_reference(token)):
+            raise ValueError("bearer_token is {{secrets/SCOPE/KEY}}, or left out for bearer_token_env")
+        try:
+            check_address({**self.options})
+        except CallError as error:
+            raise ValueError(error.message) from None
+        return self
+
+
 class GrantDeclaration(Strict):
-    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:` or `model:NAME`."""
+    """`principal` is `user:NAME`, `group:NAME` or `service_principal:NAME`; `securable` `endpoint:`, `index:`, `model:` or
+    `connection:NAME`."""
 
     principal: Annotated[str, Field(pattern=r"^(user|group|service_principal):.+$")]
-    securable: Annotated[str, Field(pattern=r"^(endpoint|index|model):.+$")]
-    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE", "BROWSE", "EXECUTE", "MANAGE"] = "CAN_QUERY"
+    securable: Annotated[str, Field(pattern=r"^(endpoint|index|model|connection):.+$")]
+    level: Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE", "BROWSE", "EXECUTE", "USE_CONNECTION", "MANAGE"] = "CAN_QUERY"
 
 
 class Settings(BaseSettings):
@@ -255,6 +288,8 @@ class Settings(BaseSettings):
     tables: list[TableDeclaration] = Field(default_factory=list)
     functions: list[FunctionDeclaration] = Field(default_factory=list)
     mcp_servers: list[McpDeclaration] = Field(default_factory=list)
+    connections: list[ConnectionDeclaration] = Field(default_factory=list)
+    """HTTP services that may be asked by name, with a credential that the server holds."""
     grants: list[GrantDeclaration] = Field(default_factory=list)
     experiments: list[Spec] = Field(default_factory=list)
     """Live experiments, begun once when their endpoint serves; then online scorers, one an endpoint."""

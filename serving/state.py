@@ -53,6 +53,7 @@ class Home:
         self.database = self.path / "smalti.db"
         self.journal = self.path / "journal"
         self.chroma = self.path / "chroma"
+        self.snapshots = self.path / "snapshots"
         self.models = self.path / "models"
         self.checkpoints = self.path / "checkpoints.db"
         self.pepper = self.path / "pepper"

@@ -62,3 +62,29 @@ secret_acls = Table(
     Column("principal", String(300), primary_key=True),  # KIND:NAME
     Column("permission", String(16), nullable=False),  # READ, WRITE or MANAGE
 )
+
+connections = Table(
+    "connections",
+    metadata,
+    Column("name", String(256), primary_key=True),
+    Column("creator", String(256), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updater", String(256), nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    Column("options", Text, nullable=False),  # JSON: host, port, base_path, private_network, and references to secrets
+    Column("details", Text, nullable=False),  # JSON: comment, properties, reach
+    Column("secret", Text),  # encrypted under a key made from the state folder's pepper
+)
+
+model_activities = Table(
+    "model_activities",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String(256), nullable=False, index=True),
+    Column("version", String(32), nullable=False),
+    Column("creator", String(300), nullable=False),  # KIND:NAME
+    Column("stage", String(16)),  # that is asked for; NULL for a comment
+    Column("comment", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.tools.sql import SqlError, Tables, sql_tool
-from governance.call import current_call
+from governance.call import CallError, current_call
 from serving.agent_settings import ToolDeclaration
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint
@@ -44,6 +44,8 @@ def make_tools(
             made += _memory(tool)
         elif tool.mcp is not None:
             made += mcp_tools(tool, listed or {}, dispatcher)
+        elif tool.connection is not None:
+            made.append(_connection(tool.connection, tool, dispatcher))
         else:
             made.append(_make(agent, tool, dispatcher, inputs))
     return made
@@ -69,6 +71,43 @@ def _make(agent: str, tool: ToolDeclaration, dispatcher: Dispatcher, inputs: Inp
         return retrieve_tool(dispatcher.retriever(tool.index), name=name, description=tool.description or None)
     assert tool.endpoint is not None
     return _endpoint(tool.endpoint, tool, dispatcher, inputs, metadata)
+
+
+def _connection(name: str, tool: ToolDeclaration, dispatcher: Dispatcher) -> BaseTool:
+    from agents.tools.mcp import McpTool
+
+    methods = tool.only or ["GET"]
+
+    async def ask(given: Mapping[str, Any]) -> str:
+        payload = {key: value for key, value in given.items() if value is not None and key in ("path", "params", "json")}
+        payload["method"] = given.get("method") or methods[0]
+        if payload["method"] not in methods:
+            raise ValueError(f"this tool may {', '.join(methods)} only")
+        try:
+            found = await dispatcher.inner(f"connection:{name}", "http", payload)
+        except CallError as error:
+            if error.status >= 500:
+                raise
+            return error.message  # what the service refuses is the model's to read
+        return found.get("text") or f"HTTP {found['status_code']}, {found['headers'].get('content-type', 'no content')}"
+
+    fields: dict[str, Any] = {
+        "method": {"type": "string", "enum": methods},
+        "path": {"type": "string", "description": "Below the service's address, such as /people/7."},
+        "params": {"type": "object", "description": "The query."},
+        "json": {"type": "object", "description": "The body."},
+    }
+    if len(methods) == 1:
+        del fields["method"]
+    if not set(methods) & {"POST", "PUT", "PATCH"}:
+        del fields["json"]
+    return McpTool(
+        name=tool.name or name[:64],
+        description=tool.description or f"Ask the HTTP service {name}.",
+        args_schema={"type": "object", "properties": fields, "required": ["path"]},
+        ask=ask,
+        metadata={"approval": True} if tool.approval else None,
+    )
 
 
 def _sql(name: str, tool: ToolDeclaration, dispatcher: Dispatcher, metadata: dict[str, Any]) -> BaseTool:

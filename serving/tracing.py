@@ -33,6 +33,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from governance.call import Caller, CallRecord, unavailable
+from governance.record import request_of
 from serving.feedback import assess
 from serving.tracking import MlflowServer
 
@@ -40,7 +41,14 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 _OF_STEP = {"route": "CHAIN", "retrieval": "RETRIEVER", "model": "CHAT_MODEL", "answer": "CHAIN", "tool": "TOOL"}
-_OF_TASK = {"agent": "AGENT", "chat": "CHAT_MODEL", "embeddings": "EMBEDDING", "search": "RETRIEVER", "classify": "TASK"}
+_OF_TASK = {
+    "agent": "AGENT",
+    "chat": "CHAT_MODEL",
+    "embeddings": "EMBEDDING",
+    "search": "RETRIEVER",
+    "classify": "TASK",
+    "http": "TOOL",
+}
 _TRACED = frozenset({"agent", "chat"})
 _MAX_VALUE = 256 * 1024
 """Characters of JSON that one span's inputs, or outputs, may have in a trace; more is cut. The journal has it whole."""
@@ -299,7 +307,7 @@ def _steps(trace: bytes, parent: Span, record: CallRecord, known: Mapping[str, M
 def _fill(span: Span, record: CallRecord) -> None:
     """What every call's span has: inputs, outputs, usage, status."""
     call = record.call
-    _set(span, "mlflow.spanInputs", _json(call.payload))
+    _set(span, "mlflow.spanInputs", _json(request_of(call) if call.task == "http" else call.payload))
     _set(span, "mlflow.spanOutputs", _json(_documents(record.response) if call.task == "search" else record.response))
     _set(span, "smalti.request_id", call.request_id)
     _set(span, "smalti.endpoint", call.endpoint)

@@ -20,7 +20,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from governance.call import Caller, CallError, bad_request, forbidden, not_found, unavailable
+from governance.call import Caller, CallError, bad_request, forbidden, unavailable
 from serving.artifacts import REGISTERED, for_databricks, from_databricks
 from serving.model_access import ModelAccess, check_unscoped
 from serving.tracking import MlflowServer, silent, starting
@@ -274,7 +274,8 @@ def _admit(request: Request, path: str, ui: bool) -> bool:
             return "artifact" in path
     elif ui and (words[0] in ("", "static-files", "graphql", "version", "health") or path.endswith("/get-artifact")):
         return "artifact" in path
-    raise not_found(f"{path} is not served here: of MLflow's server there are tracking, registry, traces and artifacts.")
+    message = f"{path} is not served here: of MLflow's server there are tracking, registry, traces and artifacts."
+    raise CallError(message, status=404, code="ENDPOINT_NOT_FOUND")
 
 
 async def _must_be_object(request: Request, *, traced: bool) -> None:

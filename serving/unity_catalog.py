@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from governance.call import Caller, bad_request
+from governance.call import Caller, CallError, bad_request, not_found
 from serving.artifacts import for_databricks, from_databricks
 from serving.model_access import ModelAccess
 from serving.protocols.request import parse, take
@@ -47,7 +47,20 @@ class Catalog:
         if "name" in fields:
             fields = {**fields, "name": three_levels(fields["name"])}
         await asyncio.to_thread(self.access.admit, who, resource, action, method, fields)
+        if (method, action) == ("GET", "alias"):
+            return await self._of_alias(fields)
         return await self._ask(method, f"{_MLFLOW}/{resource}/{action}", {k: v for k, v in fields.items() if v is not None})
+
+    async def _of_alias(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The version of an alias. One that is not there is a 404 in Unity Catalog, a wrong value in MLflow's own registry."""
+        try:
+            return await self._ask(
+                "GET", f"{_MLFLOW}/registered-models/alias", {key: fields.get(key) for key in ("name", "alias")}
+            )
+        except CallError as error:
+            if error.code == "INVALID_PARAMETER_VALUE" and "alias" in error.message:
+                raise not_found(error.message) from None
+            raise
 
     async def model(self, who: Caller, name: str) -> dict[str, Any]:
         return (await self.call(who, "GET", "registered-models", "get", {"name": name}))["registered_model"]

@@ -1,12 +1,10 @@
-"""Unity Catalog's registered models, their versions and the grants on them, as databricks-sdk asks for them.
+"""Unity Catalog's registered models and their versions, as databricks-sdk asks for them.
 
-Sources: https://docs.databricks.com/api/workspace/registeredmodels, …/modelversions and …/grants. A model is a securable of type
-`function` there; its privileges are BROWSE, EXECUTE and MANAGE.
+Sources: https://docs.databricks.com/api/workspace/registeredmodels and …/modelversions
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,21 +12,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from governance.call import Caller, bad_request
-from governance.grants import PRIVILEGES
-from serving.model_access import ModelAccess
+from governance.call import Caller
 from serving.protocols.request import take
 from serving.unity_catalog import Authorize, Catalog, answer, fields_of, page_of, three_levels
 
 
-def router(catalog: Catalog, authorize: Authorize, principal: Callable[[str], str]) -> APIRouter:
-    """Routes of databricks-sdk's `registered_models`, `model_versions` and, on models, `grants`.
-
-    Parameters
-    ----------
-    authorize: who asks; raises `CallError`.
-    principal: `KIND:NAME` of a principal that Unity Catalog names without its kind.
-    """
+def router(catalog: Catalog, authorize: Authorize) -> APIRouter:
+    """Routes of databricks-sdk's `registered_models` and `model_versions`. `authorize` tells who asks, or raises `CallError`."""
     routes = APIRouter()
 
     async def create(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
@@ -91,21 +81,6 @@ def router(catalog: Catalog, authorize: Authorize, principal: Callable[[str], st
     async def delete_version(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
         return await catalog.call(who, "DELETE", "model-versions", "delete", _named(http, "name", "version"))
 
-    async def privileges(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
-        name = (await catalog.model(who, http.path_params["name"]))["name"]
-        return {"privilege_assignments": await asyncio.to_thread(catalog.access.privileges, name)}
-
-    async def effective(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
-        held = await privileges(http, who, fields)
-        for each in held["privilege_assignments"]:
-            each["privileges"] = [{"privilege": name} for name in each["privileges"]]
-        return held
-
-    async def grant(http: Request, who: Caller, fields: Mapping[str, Any]) -> Any:
-        name = (await catalog.model(who, http.path_params["name"]))["name"]
-        await asyncio.to_thread(_change, catalog.access, who, name, fields, principal)
-        return {"privilege_assignments": await asyncio.to_thread(catalog.access.privileges, name)}
-
     def add(method: str, path: str, work: Callable[[Request, Caller, Mapping[str, Any]], Awaitable[Any]]) -> None:
         async def handler(http: Request) -> Response:
             who = await authorize(http)
@@ -119,45 +94,10 @@ def router(catalog: Catalog, authorize: Authorize, principal: Callable[[str], st
         "models/{name}/aliases/{alias}": {"GET": by_alias, "PUT": set_alias, "DELETE": delete_alias},
         "models/{name}/versions": {"GET": versions},
         "models/{name}/versions/{version}": {"GET": version, "PATCH": update_version, "DELETE": delete_version},
-        "permissions/function/{name}": {"GET": privileges, "PATCH": grant},
-        "effective-permissions/function/{name}": {"GET": effective},
     }.items():
         for method, work in answers.items():
             add(method, path, work)
     return routes
-
-
-def _change(access: ModelAccess, who: Caller, name: str, fields: Mapping[str, Any], principal: Callable[[str], str]) -> None:
-    """Changes of Unity Catalog's privileges on a model as grants: a principal holds the highest that it is given."""
-    access.check(who, name, "CAN_MANAGE")
-    securable = f"model:{name}"
-    for change in take(fields, "changes", list) or ():
-        if not isinstance(change, dict):
-            raise bad_request("Field 'changes' must be a list of objects.", "changes")
-        holder = principal(take(change, "principal", str, path="changes.", required=True))
-        held = {_privilege(g.level) for g in access.grants.list(securable, holder)}
-        wanted = (held | _privileges(change, "add")) - _privileges(change, "remove")
-        best = [each for each in PRIVILEGES if each in wanted]
-        try:
-            if best:
-                access.grants.grant(holder, securable, best[-1], by=who)
-            else:
-                access.grants.revoke(holder, securable, by=who.name)
-        except ValueError as error:
-            raise bad_request(str(error), "changes") from None
-
-
-def _privilege(level: str) -> str:
-    return next(name for name, each in PRIVILEGES.items() if each == level)
-
-
-def _privileges(change: Mapping[str, Any], key: str) -> set[str]:
-    given = set(map(str, take(change, key, list) or ()))
-    if "ALL_PRIVILEGES" in given or "ALL PRIVILEGES" in given:
-        return set(PRIVILEGES)
-    if unknown := given - set(PRIVILEGES):
-        raise bad_request(f"A model has no privilege {sorted(unknown)[0]}; it has {', '.join(PRIVILEGES)}.", f"changes.{key}")
-    return given
 
 
 def _model(row: Mapping[str, Any]) -> dict[str, Any]:

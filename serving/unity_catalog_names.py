@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -18,6 +19,7 @@ from starlette.requests import Request
 
 from agents import AgentLoadError
 from governance.call import Caller, CallError, not_found
+from serving.errors import ORG_ID
 from serving.unity_catalog import Authorize
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def taken(platform: Platform, function: str) -> Iterable[Any]:
 
 
 def router(visible: Callable[[Caller], Named], authorize: Authorize, inputs: Callable[[str], Iterable[Any]]) -> APIRouter:
-    """Routes of `w.catalogs`, `w.schemas`, `w.tables`, `w.functions`, `w.connections` and `w.metastores`, for reading.
+    """Routes of `w.catalogs`, `w.schemas`, `w.tables`, `w.functions` and `w.metastores`, for reading.
 
     Parameters
     ----------
@@ -110,6 +112,16 @@ def router(visible: Callable[[Caller], Named], authorize: Authorize, inputs: Cal
     async def tables(http: Request) -> Any:
         return {"tables": [{**_leaf(name), "table_type": "MANAGED"} for name in await below(http, "tables")]}
 
+    @get("/table-summaries")
+    async def summaries(http: Request) -> Any:
+        names = [
+            name for name in (await named(http)).get("tables", ()) if name.startswith(f"{http.query_params.get('catalog_name')}.")
+        ]
+        query = http.query_params
+        fits = [name for name in sorted(names) if _like(name.split(".")[1], query.get("schema_name_pattern"))]
+        fits = [name for name in fits if _like(name.split(".")[2], query.get("table_name_pattern"))]
+        return {"tables": [{"full_name": name, "table_type": "MANAGED"} for name in fits]}
+
     @get("/tables/{name}/exists")
     async def exists(http: Request, name: str) -> Any:
         return {"table_exists": name in (await named(http)).get("tables", ())}
@@ -127,31 +139,27 @@ def router(visible: Callable[[Caller], Named], authorize: Authorize, inputs: Cal
             raise _missing("function", name)
         return await told(name)
 
-    @get("/connections")
-    async def connections(http: Request) -> Any:
-        await authorize(http)
-        return {"connections": []}
-
-    @get("/connections/{name}")
-    async def connection(http: Request, name: str) -> Any:
-        await authorize(http)
-        raise _missing("connection", name)
-
-    @routes.post("/api/2.0/external-function", include_in_schema=False)
-    async def through_a_connection(http: Request) -> Any:
-        """`serving_endpoints.http_request`."""
-        await authorize(http)
-        raise not_found("There are no connections here. Declare the service as a tool of an agent, or as an external model.")
-
     @get("/current-metastore-assignment")
     async def assignment(http: Request) -> Any:
         await authorize(http)
-        return {"metastore_id": _identifier("metastore"), "workspace_id": 0, "default_catalog_name": "main"}
+        return {"metastore_id": _identifier("metastore"), "workspace_id": int(ORG_ID), "default_catalog_name": "main"}
 
     @get("/metastore_summary")
-    async def metastore(http: Request) -> Any:
+    async def summary(http: Request) -> Any:
         await authorize(http)
-        return {"metastore_id": _identifier("metastore"), "name": "smalti", "global_metastore_id": _identifier("metastore")}
+        return _METASTORE
+
+    @get("/metastores")
+    async def metastores(http: Request) -> Any:
+        await authorize(http)
+        return {"metastores": [_METASTORE]}
+
+    @get("/metastores/{name}")
+    async def metastore(http: Request, name: str) -> Any:
+        await authorize(http)
+        if name != _METASTORE["metastore_id"]:
+            raise _missing("metastore", name)
+        return _METASTORE
 
     return routes
 
@@ -163,6 +171,14 @@ def _missing(kind: str, name: str) -> CallError:
 def _identifier(name: str) -> str:
     raw = hashlib.sha256(name.encode()).hexdigest()
     return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:32]}"
+
+
+_METASTORE = {"metastore_id": _identifier("metastore"), "name": "smalti", "global_metastore_id": _identifier("metastore")}
+
+
+def _like(name: str, pattern: str | None) -> bool:
+    """Whether a name is like a pattern of SQL's."""
+    return not pattern or fnmatchcase(name, pattern.replace("%", "*").replace("_", "?"))
 
 
 def _catalog(name: str) -> dict[str, Any]:

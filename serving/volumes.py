@@ -73,7 +73,11 @@ class Volumes:
             raise not_found(f"There is no volume {'.'.join(names)[:200]!r}. Make it with w.volumes.create.")
         return folder
 
-    def create(self, who: Caller, catalog: str, schema: str, name: str) -> dict[str, Any]:
+    def known(self, name: str) -> bool:
+        parts = name.split(".")
+        return len(parts) == 3 and all(_NAME.fullmatch(part) for part in parts) and self.root.joinpath(*parts).is_dir()
+
+    def create(self, who: Caller, catalog: str, schema: str, name: str, comment: str | None = None) -> dict[str, Any]:
         self._grants.check(who, EVERY, "CAN_MANAGE")
         for each in (catalog, schema, name):
             if not _NAME.fullmatch(each):
@@ -84,6 +88,8 @@ class Volumes:
         except FileExistsError:
             message = f"There is a volume '{catalog}.{schema}.{name}' already."
             raise CallError(message, status=409, code="RESOURCE_ALREADY_EXISTS") from None
+        if comment:
+            _comment(folder).write_text(comment)
         self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE", by=who)
         return self._told(folder)
 
@@ -164,10 +170,10 @@ def router(volumes: Volumes, authorize: Callable[[Request], Awaitable[Caller]]) 
     @routes.post(_AT, include_in_schema=False)
     async def create(http: Request) -> Any:
         who, body = await authorize(http), parse(await read_body(http, 1 << 16))
-        names = [take(body, key, str, required=True) for key in ("catalog_name", "schema_name", "name")]
+        catalog, schema, name = (take(body, key, str, required=True) for key in ("catalog_name", "schema_name", "name"))
         if take(body, "volume_type", str) not in (None, "MANAGED"):
             raise bad_request("Volumes are MANAGED here: their files are kept in the state folder.", "volume_type")
-        return await asyncio.to_thread(volumes.create, who, *names)
+        return await asyncio.to_thread(volumes.create, who, catalog, schema, name, take(body, "comment", str))
 
     @routes.get(_AT, include_in_schema=False)
     async def listed(http: Request) -> Any:

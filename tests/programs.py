@@ -13,6 +13,8 @@ from pathlib import Path
 _HOST = """
 import json, os, sys
 import mlflow, mlflow.pyfunc, pandas
+from mlflow.utils import requirements_utils
+requirements_utils._MODULES_TO_PACKAGES = {}  # else every file of every package is listed, for a warning
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()

@@ -48,6 +48,29 @@ def index(w: WorkspaceClient) -> str:
     return NAME
 
 
+def test_a_conversation_is_begun_read_and_deleted(live: Live) -> None:
+    with live.client() as http:
+        stranger = http.post("/api/2.0/smalti/keys", json={"name": "stranger"}).json()["key"]
+    client = openai.OpenAI(base_url=live.url + "/v1", api_key=live.key, max_retries=0)
+    made = client.conversations.create(metadata={"topic": "bridges"})
+    assert list(client.conversations.items.list(made.id)) == []
+    client.responses.create(model="assistant", input="How long is the bridge?", conversation=made.id)
+    client.responses.create(model="assistant", input="Who built it?", conversation=made.id)
+    items: list[Any] = list(client.conversations.items.list(made.id, order="asc", limit=1))
+    assert [item.role for item in items] == ["user", "assistant"] * 2
+    assert (items[0].content[0].text, "314" in items[1].content[0].text) == ("How long is the bridge?", True)
+    assert client.conversations.items.list(made.id).data[0].id == items[3].id
+    assert client.conversations.items.retrieve(items[2].id, conversation_id=made.id).id == items[2].id
+    assert client.conversations.update(made.id, metadata={"river": "Po"}).metadata == {"topic": "bridges", "river": "Po"}
+    with pytest.raises(openai.NotFoundError, match=r"no conversation .* of yours"):
+        openai.OpenAI(base_url=live.url + "/v1", api_key=stranger, max_retries=0).conversations.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError, match="first response"):
+        client.conversations.create(items=[{"type": "message", "role": "user", "content": "before"}])
+    assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.items.list(made.id)
+
+
 @pytest.mark.parametrize("face", FACES)
 def test_openai_on_every_face(live: Live, face: str) -> None:
     client = openai.OpenAI(base_url=live.url + face, api_key=live.key, max_retries=0)

@@ -14,7 +14,7 @@ import pytest
 from starlette.routing import Route
 
 from app import build_app
-from governance.call import current_call
+from governance.call import Caller, current_call
 from serving.settings import Settings
 from serving.state import Home, owned
 from tests.live import KEY
@@ -66,6 +66,8 @@ async def watched(tmp_path: Path) -> AsyncIterator[tuple[Any, Watch]]:
             assert app.state.ready, app.state.failure
             for name in ("search", "asearch", "document", "passage"):
                 watch.method(platform.indexes, name)
+            platform.connections.create(Caller("admin", admin=True), "closed", {"host": "http://127.0.0.1", "port": "1"})
+            watch.method(platform.connections, "_transport")
             for endpoint in platform.endpoints.list():
 
                 async def engine(call: Any, real: Any = endpoint.engine, name: str = endpoint.name) -> AsyncIterator[Any]:
@@ -91,6 +93,8 @@ def every_route(router: Any) -> list[tuple[str, str]]:
 def body(path: str) -> dict[str, Any]:
     if path.endswith("/query"):
         return QUERY
+    if path.endswith("/external-function"):
+        return {"connection_name": "closed", "method": "GET", "path": "/"}
     if "/runs" in path:
         return {"assistant_id": "assistant", "input": {"messages": BODY["messages"]}, "if_not_exists": "create"}
     return BODY | {"model": "all-minilm-l6-v2"} if path.endswith("/embeddings") else BODY
@@ -132,4 +136,4 @@ async def test_every_route_that_reaches_an_engine_or_an_index_is_governed(watche
         await try_all(KEY)
     assert watch.ungoverned == []
     assert watch.governed.count("assistant") > 20, "LangGraph's and the AI SDK's paths among them"
-    assert {"assistant", "all-minilm-l6-v2", "asearch", "document"} <= set(watch.governed)
+    assert {"assistant", "all-minilm-l6-v2", "asearch", "document", "_transport"} <= set(watch.governed)

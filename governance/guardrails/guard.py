@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
-from governance.guardrails.rules import KEYWORD, Blocked, Rules, mask, summary
+from governance.guardrails.rules import Blocked, Rules, mask, summary
 from governance.guardrails.texts import ROWS, STRUCTURE, names_of, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
@@ -253,7 +253,7 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     tags = {each(key): each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
     own_id = each(call.client_request_id) if call.client_request_id else call.client_request_id
     if rules.keywords and not rows and (names := names_of(call.payload)):
-        all_found += [name for name in find(names) if name.kind == KEYWORD]
+        all_found += rules.words(names)
     if not all_found:
         return call, all_found, None
     masked = replace(call, payload=payload, usage_context=tags, client_request_id=own_id)

@@ -76,6 +76,9 @@ class Learned(Rules):
     def keywords(self) -> bool:
         return self._rules.keywords
 
+    def words(self, text: str) -> list[Finding]:
+        return self._rules.words(text)
+
     def find(self, text: str) -> list[Finding]:
         found = self._rules.find(text)
         if self._pattern is not None:

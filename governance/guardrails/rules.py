@@ -76,7 +76,7 @@ class Rules:
             folded, origin = fold(text)
             found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
         if self._longest:
-            found += self._words(text)
+            found += self.words(text)
         return distinct(found) if found else found
 
     def blocking(self, found: Sequence[Finding]) -> Blocked | None:
@@ -88,7 +88,8 @@ class Rules:
             return Blocked("pii", summary(found))
         return None
 
-    def _words(self, text: str) -> list[Finding]:
+    def words(self, text: str) -> list[Finding]:
+        """The keywords in the text."""
         if not self._by_word and text.isascii() and not escapes(text):
             lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
             for first in self._leads:

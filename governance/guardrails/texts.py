@@ -24,7 +24,7 @@ _PROTOCOL = STRUCTURE | set(
         "parallel_tool_calls truncation",
     )
 )
-ROWS = frozenset({"predict", "classify", "embeddings"})
+ROWS = frozenset({"predict", "classify", "embeddings", "http"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _ENCODED = ("image_url", "arguments", "output")
 """Keys whose texts may be an image's bytes, or JSON."""
@@ -103,7 +103,7 @@ def walk(
 
 def word(name: Any) -> bool:
     """Whether the name of a value is too plain to be anything of a person's, or a key."""
-    if not isinstance(name, str) or name.isalpha():
+    if name in _PROTOCOL or not isinstance(name, str) or name.isalpha():
         return True
     return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
 

@@ -22,6 +22,7 @@ from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowIndex, RowStore
 from retrieval.rows.tables import SourceTables
 from retrieval.rows.write import Embed
+from retrieval.snapshots import Snapshots
 from retrieval.types import Document, Passage
 
 log = logging.getLogger("smalti.retrieval")
@@ -36,6 +37,7 @@ class RowIndexes:
     guards: which rows a caller's groups may see.
     folder_rows: rows of an index over a folder, which may be a source as well.
     folder_stamp: what changes whenever such an index was synced; None where a name is none.
+    snapshots: where what searches hold of large indexes outlives the process.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class RowIndexes:
         *,
         folder_rows: Callable[[str], Iterator[dict[str, Any]]],
         folder_stamp: Callable[[str], Any],
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.endpoints = SearchEndpoints(engine)
         self.tables = SourceTables(engine, folder_rows, folder_stamp)
-        self.store = RowStore(engine)
+        self.store = RowStore(engine, snapshots)
         self.guards = guards
         self._taken = folder_stamp
         self._running: set[asyncio.Task[None]] = set()

@@ -15,13 +15,16 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from retrieval.chunk_reads import one_state
+from retrieval.chunk_reads import numbers, one_state
 from retrieval.errors import AlreadyExists, BadRequest, NotFound
 from retrieval.memory import Memory, Page, Snapshot
 from retrieval.rows.schema import Spec
+from retrieval.snapshots import Snapshots
 from retrieval.tables import row_indexes, row_reports, rows
 
 BATCH = 500
+ROWS = "rows"
+"""What the files of these indexes' rows are told apart by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,7 @@ class _Source:
 
     def seqs(self) -> np.ndarray:
         with self._reading() as db:
-            found = db.execute(sa.select(rows.c.seq).where(rows.c.index_id == self._id).order_by(rows.c.seq))
-            return np.fromiter((row[0] for row in found), np.int64)
+            return numbers(db, rows, self._id)
 
     def pages(self, after: int) -> Iterator[Page]:
         c = rows.c
@@ -78,8 +80,8 @@ class _Source:
 class RowStore:
     """Indexes over rows, and their rows. Thread-safe; blocking."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, snapshots: Snapshots | None = None) -> None:
+        self._engine, self._snapshots = engine, snapshots or Snapshots(engine, None)
         self._lock = threading.Lock()
         self._memories: dict[int, tuple[Memory, int]] = {}
         self._syncing: dict[int, str] = {}
@@ -125,11 +127,16 @@ class RowStore:
     def drop(self, name: str) -> None:
         """Raises NotFound."""
         index = self.get(name)
+        self._forget(index.id)
         with self._engine.begin() as db:
             db.execute(sa.delete(rows).where(rows.c.index_id == index.id))
             db.execute(sa.delete(row_reports).where(row_reports.c.index_id == index.id))
             db.execute(sa.delete(row_indexes).where(row_indexes.c.id == index.id))
-        self._memories.pop(index.id, None)
+        self._forget(index.id)
+
+    def _forget(self, index_id: int) -> None:
+        self._snapshots.remove(ROWS, index_id)
+        self._memories.pop(index_id, None)
 
     def respec(self, index: RowIndex, spec: Spec) -> RowIndex:
         with self._engine.begin() as db:
@@ -190,18 +197,21 @@ class RowStore:
             found = self._memories.get(index_id)
             # One that was read before the first vector told how long they are is read anew, never the other way round.
             if found is None or found[1] < dimension:
-                memory = Memory(_Source(self._engine, index_id), dimension, distance=True)
+                source, kept = _Source(self._engine, index_id), self._snapshots.of(ROWS, index_id)
+                memory = Memory(source, dimension, distance=True, kept=kept)
                 found = self._memories[index_id] = memory, dimension
         return found[0]
 
     def _changed(self, index_id: int) -> None:
         """Brings what searches read up to date; who writes waits for it, who searches does not."""
-        if index_id not in self._memories:
+        kept = self._snapshots.of(ROWS, index_id)
+        if index_id not in self._memories and not (kept is not None and kept.there):
             return
         with self._engine.connect() as db:
             spec = db.execute(sa.select(row_indexes.c.spec).where(row_indexes.c.id == index_id)).scalar()
         memory = self._memory(index_id, Spec.parse(spec).dimension) if spec else None
-        if memory is not None and memory.loaded:
+        # A file may hold rows that are gone now, also of an index that nobody has searched yet.
+        if memory is not None and (memory.loaded or (kept is not None and kept.there)):
             memory.refresh()
 
     def known(self, index_id: int, contents: set[str]) -> dict[str, bytes]:

@@ -54,7 +54,7 @@ def lookup(host: str, port: int, reach: Reach) -> list[str]:
     if not all(permitted(address, reach) for address in addresses):
         raise NotAllowed(
             f"{host} lies in a private network; `upstream_hosts: [{host}]` in the server's smalti.yaml allows it, and so does an "
-            "administrator who makes the endpoint with `private_network: true` (link-local addresses: smalti.yaml only)."
+            "administrator who makes it with `private_network: true` (link-local addresses: smalti.yaml only)."
         )
     return addresses
 

@@ -29,6 +29,8 @@ MAX_WAITING = 2048
 """Requests one model may have open; more are refused with 429."""
 MEMORY_PAUSE = 0.5
 """Seconds between two looks at how much memory a model holds."""
+TURN = 20.0
+"""Seconds after which a load that goes on no longer keeps the next one waiting: one that hangs must not hold up all others."""
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
 
@@ -49,7 +51,7 @@ class ModelProcess(Supervised):
     load_timeout: seconds until a load that does not end is given up.
     call_timeout: seconds until a call that gives nothing is given up; the process is then started anew.
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
-    loads: bounds how many models are loaded at the same time.
+    loads: bounds how many models are loaded at the same time; one that takes longer than `TURN` no longer counts.
     memory_limit: bytes of memory the process and its children may hold; it is ended past that. None: no limit.
     forks: what forks the process, where it runs in the server's own Python and that can be.
     module: what the process runs; `serving.engines.worker` loads MLflow models.
@@ -169,7 +171,7 @@ class ModelProcess(Supervised):
         """Start the process and stay with it until it ends."""
         self._killed = None
         python = sys.executable if self._interpreter is None else await self._interpreter(self._note)
-        async with self._loads:
+        async with self._turn():
             process, wire, ours = await self._spawn(python)
             watch = asyncio.create_task(self._watch_memory(wire))
             try:
@@ -192,6 +194,25 @@ class ModelProcess(Supervised):
             watch.cancel()
             self._lost()
             await _end(process, ours)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """One of the few loads at a time, for as long as a load takes that gets somewhere."""
+        await self._loads.acquire()
+        given_back = False
+
+        def give_back() -> None:
+            nonlocal given_back
+            if not given_back:
+                given_back = True
+                self._loads.release()
+
+        late = asyncio.get_running_loop().call_later(TURN, give_back)
+        try:
+            yield
+        finally:
+            late.cancel()
+            give_back()
 
     def _lost(self) -> None:
         """Whoever asks from now on waits for the next process."""

@@ -234,10 +234,16 @@ def _datetime(name: str, values: list[Any]) -> np.ndarray:
 
     if not set(map(type, values)) <= _TEXTS:  # of a number nobody knows what it counts
         raise _wrong(name, values, "points in time as ISO 8601 text", lambda value: type(value) in _TEXTS)
-    try:
-        return pd.to_datetime(pd.Series(values, dtype=object), utc=False).to_numpy(dtype="datetime64[ns]")
-    except (ValueError, TypeError) as error:
-        raise Refused(f"Column {name!r} takes points in time as ISO 8601 text: {error}"[:300], name) from None
+    texts = pd.Series(values, dtype=object)
+    try:  # rows may tell theirs to the day, to the second or to its parts, with an offset or without: those are UTC
+        try:
+            read = pd.to_datetime(texts, format="ISO8601", utc=True)
+        except ValueError:
+            read = pd.to_datetime(texts, format="mixed", utc=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        why = " ".join(str(error).split())
+        raise Refused(f"Column {name!r} takes points in time as ISO 8601 text: {why}"[:300], name) from None
+    return read.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]")
 
 
 _KINDS: dict[str, Any] = {

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger("smalti")
 
 KEPT_LOG = 4 << 20
-"""Bytes of a model's log beyond which the older half is dropped when it is started."""
+"""Bytes of a model's log beyond which all but the last half of them is dropped."""
+_LOG_PAUSE = 1.0
+"""Seconds between two looks at how long the log has grown."""
 _MAX_PAUSE = 30.0
 
 
@@ -94,6 +96,13 @@ class Supervised(ABC):
         return self._build_log
 
     async def _supervise(self, first: asyncio.Future[None]) -> None:
+        short = asyncio.create_task(keep_short(self.log), name=f"{self._name}: log")
+        try:
+            await self._stay(first)
+        finally:
+            short.cancel()
+
+    async def _stay(self, first: asyncio.Future[None]) -> None:
         pause = 0.2
         while True:
             await self._wanted.wait()
@@ -186,12 +195,38 @@ class Entrusted(Generic[P]):
 def open_log(path: Path) -> Any:
     """The log to append to, in a folder that is made; it is cut where it has grown. Blocking."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.exists() and path.stat().st_size > KEPT_LOG:
-        path.write_bytes(path.read_bytes()[-KEPT_LOG // 2 :])
+    cut(path)
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-@asynccontextmanager
+def cut(path: Path) -> None:
+    """Drop the older part of a log that has grown; who has it open to append goes on at its new end. Blocking."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, "a+b", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT)) as file,
+    ):
+        if (size := os.fstat(file.fileno()).st_size) > KEPT_LOG:
+            file.seek(size - KEPT_LOG // 2)
+            kept = file.read(KEPT_LOG // 2)
+            file.truncate(0)
+            file.write(kept)  # appended: what is printed meanwhile may stand before it, and is not lost
+
+
+async def keep_short(path: Path) -> None:
+    """Cut a log again and again: a model that prints without end must not fill the disk. Until cancelled."""
+    while True:
+        await asyncio.sleep(_LOG_PAUSE)
+        try:
+            if os.stat(path).st_size > KEPT_LOG:
+                await asyncio.to_thread(cut, path)
+        except FileNotFoundError:
+            continue  # it has printed nothing yet
+        except OSError as error:
+            log.warning("%s cannot be cut: %s", path, error)
+            return
+
+
+@contextlib.asynccontextmanager
 async def opened_log(path: Path) -> AsyncIterator[Any]:
     """`open_log`, closed at the end of the block."""
     opening = asyncio.ensure_future(asyncio.to_thread(open_log, path))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -32,7 +32,7 @@ MAX_STREAM = 128 * 1024 * 1024
 
 _REST = 0.05  # seconds that the end of the connection's answer is waited for after the end of the text
 
-_PASSING = {408: 504, 503: 503, 504: 504, 529: 503}
+PASSING = {408: 504, 503: 503, 504: 504, 529: 503}
 """Failures of a model that have a status of the same meaning; all others are 502. 529 is Anthropic's for 503."""
 _SPENT = "insufficient_quota"  # OpenAI's code of a 429 that no waiting helps against
 _CODE = re.compile(r"[a-z][a-z0-9_]{2,63}")
@@ -79,28 +79,43 @@ class Transport:
 
     async def open(self, method: str, path: str, body: Any = None) -> Answer:
         """A response whose body is unread, of whatever status. Raises `CallError`. `release` it."""
-        content = orjson.dumps(body) if body is not None else b""
+        if (raw := self._paths.get(path)) is None:
+            raw = self._paths[path] = _target(self.upstream, path, self.upstream.query)
+        return await self._asked(method.encode(), raw, self._headers, orjson.dumps(body) if body is not None else b"", 2)
+
+    async def request(self, method: str, path: str, query: str, headers: Mapping[str, str], content: bytes) -> Answer:
+        """As `open`, with a query and headers of its own in place of those of the same name; `path` follows the base URL's.
+
+        What may have had an effect already is not sent again. Raises `ValueError` for what cannot stand in a header's line.
+        """
+        lines = _headers(self.upstream, self._place.host_header, headers)
+        attempts = 2 if method in ("GET", "PUT", "DELETE") else 1
+        return await self._asked(method.encode(), _target(self.upstream, path, query), lines, content, attempts)
+
+    async def _asked(self, method: bytes, raw: bytes, headers: bytes, content: bytes, attempts: int) -> Answer:
         until = asyncio.get_running_loop().time() + self.timeouts.first_byte
-        for attempt in (1, 2):
+        for attempt in range(1, attempts + 1):
             try:
-                return await self._open(method, path, content, until)
+                return await self._open(method, raw, headers, content, until)
             except Unconnected as error:
                 raise unavailable(
-                    f"The model at {self.upstream.host} cannot be reached. Check that it runs, and its base URL.", status=502
+                    f"The {self.upstream.what} at {self.upstream.host} cannot be reached. Check that it runs, and its base URL.",
+                    status=502,
                 ) from error
             except Disconnected as error:
-                if attempt == 2:
+                if attempt == attempts:
                     raise self.broken(error) from error  # the first may have been one that the upstream had just closed
             except Broken as error:
                 raise self.broken(error) from error
             except TimeoutError as error:
                 seconds = self.timeouts.first_byte
                 raise unavailable(
-                    f"The model at {self.upstream.host} did not answer in {seconds:g} s. Send the request again.", status=504
+                    f"The {self.upstream.what} at {self.upstream.host} did not answer in {seconds:g} s. Send the request again.",
+                    status=504,
                 ) from error
         raise AssertionError
 
-    async def _open(self, method: str, path: str, content: bytes, until: float) -> Answer:
+    async def _open(self, method: bytes, raw: bytes, headers: bytes, content: bytes, until: float) -> Answer:
         try:
             base = await self._place.url()
         except NotAllowed as error:
@@ -109,11 +124,7 @@ class Transport:
             raise unavailable(str(error), status=502) from None
         if (target := self._targets.get(base)) is None:
             self._targets = {base: (target := Target.of(base, self._place.server_hostname))}
-        if (raw := self._paths.get(path)) is None:
-            query = f"?{self.upstream.query}" if self.upstream.query else ""
-            whole = urlsplit(self.upstream.base_url).path + path + query
-            raw = self._paths[path] = quote(whole, safe="%/:=&?~#+!$,;'@()*[]").encode()
-        return await self._opened().ask(target, method.encode(), raw, self._headers, content, until)
+        return await self._opened().ask(target, method, raw, headers, content, until)
 
     async def chunks(self, answer: Answer) -> AsyncGenerator[list[dict[str, Any]]]:
         """The JSON of a stream's events, as many at a time as come together; a whole answer, where the upstream does not stream,
@@ -150,9 +161,14 @@ class Transport:
 
     async def json(self, answer: Answer, limit: int = MAX_BODY, *, until: float | None = None) -> dict[str, Any]:
         """A whole answer. Raises `CallError`, `TimeoutError` and what `BREAKS` lists."""
-        return _json(await self._read(answer, limit, until))
+        return _json(await self.read(answer, limit, until))
 
-    async def _read(self, answer: Answer, limit: int, until: float | None = None) -> bytes:
+    @staticmethod
+    def until(seconds: float) -> float:
+        """The loop's time so many seconds from now."""
+        return asyncio.get_running_loop().time() + seconds
+
+    async def read(self, answer: Answer, limit: int, until: float | None = None) -> bytes:
         """The body. Raises `TimeoutError` where it has not come by then, or else in the time that gaps may take."""
         until = until or asyncio.get_running_loop().time() + self.timeouts.between
         parts = bytearray()
@@ -165,20 +181,20 @@ class Transport:
     async def error_text(self, answer: Answer) -> str:
         """A refusal's own message, in one bounded line without the key."""
         try:
-            raw = await self._read(answer, 64 * 1024, asyncio.get_running_loop().time() + 5)
+            raw = await self.read(answer, 64 * 1024, asyncio.get_running_loop().time() + 5)
         except (TimeoutError, Broken, sse.TooLong):
             return ""
         finally:
             answer.release()
         return self.safe(_message(raw))
 
-    def safe(self, text: str) -> str:
+    def safe(self, text: str, most: int = 300) -> str:
         """What an upstream says, in one bounded line without the key, and without any other that it tells of."""
         if self.upstream.key:
             text = text.replace(self.upstream.key, "***")
         text = without_credentials(text[:10_000])
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        return text if len(text) <= 300 else text[:297] + "..."
+        return text if len(text) <= most else text[: most - 3] + "..."
 
     def refused(self, answer: Answer, text: str, model: str | None) -> CallError:
         """What an answer of another status than 200 means to whoever called."""
@@ -205,26 +221,32 @@ class Transport:
         if 300 <= status < 400:
             return misconfigured(f"The model at {host} redirects, which is not followed. Correct its base URL.")
         message = f"The model at {host} failed with HTTP {status}{said}. Send the request again."
-        return unavailable(message, status=_PASSING.get(status, 502), retry_after=wait)
+        return unavailable(message, status=PASSING.get(status, 502), retry_after=wait)
 
     def broken(self, error: Exception) -> CallError:
         """What a connection that broke, or an answer that cannot be read, means to whoever called."""
         reason = "sent what cannot be read" if isinstance(error, sse.TooLong) else "broke the connection"
-        return unavailable(f"The model at {self.upstream.host} {reason}. Send the request again.", status=502)
+        return unavailable(f"The {self.upstream.what} at {self.upstream.host} {reason}. Send the request again.", status=502)
 
 
 def _is_own(upstream: Upstream) -> bool:
     return upstream.host.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]") or upstream.host in ("127.0.0.1", "localhost")
 
 
-def _headers(upstream: Upstream, host: str | None) -> bytes:
-    """What every request says, as lines. Raises `ValueError` for what cannot stand in a line."""
+def _target(upstream: Upstream, path: str, query: str) -> bytes:
+    """Path and query of a request, percent-encoded."""
+    whole = urlsplit(upstream.base_url).path + path + (f"?{query}" if query else "")
+    return quote(whole, safe="%/:=&?~#+!$,;'@()*[]").encode()
+
+
+def _headers(upstream: Upstream, host: str | None, own: Mapping[str, str] | None = None) -> bytes:
+    """What every request says, as lines, a request's own over it. Raises `ValueError` for what cannot stand in a line."""
     fields = {"host": host or urlsplit(upstream.base_url).netloc, "user-agent": "smalti", "accept": "*/*"}
-    fields |= {"accept-encoding": "identity", "content-type": "application/json", **upstream.headers}
+    fields |= {"accept-encoding": "identity", "content-type": "application/json", **upstream.headers, **(own or {})}
     if upstream.key:
         fields[upstream.header] = f"Bearer {upstream.key}" if upstream.header == "authorization" else upstream.key
     if any(control in text for pair in fields.items() for text in pair for control in "\r\n\0"):
-        raise ValueError("a header or a key of the model has a line break in it")
+        raise ValueError(f"a header or a key of the {upstream.what} has a line break in it")
     return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
 
 

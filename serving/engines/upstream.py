@@ -30,6 +30,7 @@ class Upstream:
     provider: `openai`, `anthropic`, `databricks`, `vllm`, `ollama` or `custom`.
     key_from: what holds the key, for messages.
     entity: the served entity that calls it, for messages.
+    what: what is there, for messages.
     header: the header that carries the key; `authorization` carries it as a bearer token, another as it is.
     task: `llm/v1/chat`, `llm/v1/completions` or `llm/v1/embeddings`.
     query: what follows `?` in each request's URL, as Azure's `api-version`.
@@ -49,6 +50,7 @@ class Upstream:
     headers: Mapping[str, str] = field(default_factory=dict)
     reach: Reach = "any"
     entity: str = ""
+    what: str = "model"
 
     @property
     def host(self) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import orjson
 
 from serving.engines import skops
+from serving.engines.frames import Frames
 from serving.engines.replies import plain, told
 from serving.engines.rows import FORMATS, Refused, Table, reader, typed
 
@@ -118,6 +119,7 @@ class Model:
         says = (meta.metadata or {}).get("rowwise")
         self.rowwise = self.table and (self.loader in ROWWISE if says is None else bool(says))
         self._params = meta.get_params_schema() is not None
+        self._frames = Frames()
         self._arrays = (
             isinstance(self.read, Table) and self.loader == "mlflow.sklearn" and takes_arrays(self.pyfunc, self.read.names)
         )
@@ -204,10 +206,8 @@ class Model:
             return self.pyfunc.predict(data, params=params) if params else self.pyfunc.predict(data)
         matrix = not isinstance(data, dict)
         if not (matrix and self._arrays):
-            import pandas as pd
-
-            columns = self.read.names if matrix and isinstance(self.read, Table) else None
-            data = pd.DataFrame(data, columns=columns, copy=False)
+            names = self.read.names if isinstance(self.read, Table) else []
+            data = self._frames.of_rows(data, names) if matrix else self._frames.of_columns(data)
         if params or self._params:
             return self.pyfunc.predict(data, params=params)
         return self.pyfunc._predict_fn(data)  # checked already: MLflow's own check costs more than most models

@@ -24,6 +24,10 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise bad_request(f"Field 'prompt' must be one string, not {describe(prompt)}.", "prompt")
+    if body.get("best_of") not in (None, 1):
+        raise bad_request("Field 'best_of' must be 1: one choice is written per request.", "best_of")
+    if body.get("echo") not in (None, False):
+        raise bad_request("Field 'echo' must be false: the answer holds what follows the prompt.", "echo")
     given = {**body, "messages": [{"role": "user", "content": prompt}]}
     count = number(body, "logprobs", 0, 20, kind=int)
     given |= {"logprobs": count is not None, "top_logprobs": count}

@@ -11,8 +11,12 @@ from pathlib import Path
 import psutil
 
 from agents.scaffold import create
-from tests.live import ROOT
+from tests.live import ROOT, mlflow_store
 
+QUICK = """
+from mlflow.utils import requirements_utils
+requirements_utils._MODULES_TO_PACKAGES = {}  # else every file of every package is listed, for a warning
+"""
 LOOK = """
 import json, sys, mlflow, psutil
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -38,6 +42,7 @@ def test_logged_loaded_and_asked(tmp_path: Path) -> None:
     question = json.loads((project / "eval.jsonl").read_text().splitlines()[0])
     foreign = ("SMALTI_", "OPENAI_", "DATABRICKS_", "MLFLOW_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    mlflow_store(tmp_path)
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def python(*arguments: str) -> str:
@@ -46,8 +51,8 @@ def test_logged_loaded_and_asked(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip().splitlines()[-1]
 
-    uri = python("-c", "from app import main; main()", "agents", "log", "handbook")
-    seen = json.loads(python("-c", LOOK, uri, question["question"]))
+    uri = python("-c", f"{QUICK}from app import main; main()", "agents", "log", "handbook")
+    seen = json.loads(python("-c", QUICK + LOOK, uri, question["question"]))
     assert question["expected_facts"][0] in seen["text"]
     assert seen["deltas"] == seen["text"]
     assert (seen["outputs"], seen["last"]) == ("extractive", "response.completed")

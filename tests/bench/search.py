@@ -1,19 +1,22 @@
 """How fast searches are in a large index, without the question's embedding, and how exact.
 
-    python -m tests.bench.search [--rows 50000] [--cores 0,1] [--home FOLDER] [--straight]
+    python -m tests.bench.search [--rows 50000] [--cores 0,1] [--home FOLDER] [--straight] [--cold]
 
 Prints one JSON object. The rows are generated: words by Zipf's law, vectors in clusters as real ones are. Everything else
 is the product: database, Chroma, memory, filters, reading of the passages found. `--straight` writes the rows into the database
-without a sync, since Chroma takes an hour for a million; `--home` keeps the state, and uses what is there.
+without a sync, since Chroma takes an hour for a million; `--home` keeps the state, and uses what is there. `read_s` is a start
+from the database alone, `start_s` one with the snapshot that was written meanwhile, which is what is searched then; with
+`--cold` neither finds its file in the system's memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
-import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -21,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Engine
 
 from retrieval import Indexes, words
 from retrieval.chunk import Chunk
 from retrieval.late import Asked
-from retrieval.memory import best
+from retrieval.memory import Snapshot, best
 from retrieval.search import search
 from retrieval.store import Prepared
 from retrieval.types import Document
@@ -88,12 +92,40 @@ def put(indexes: Indexes, rows: int, rng: np.random.Generator) -> None:
     store.told(index_id, 1 << 60, "", 0)
 
 
+def resident_mb() -> float:
+    """Megabytes of this process' memory, what it has mapped included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def forget(path: Path) -> None:
+    """Takes a file out of the system's memory. Not while SQLite has it open."""
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
+def start(home: Path, encoder: Any, cold: bool, told: dict[str, Any], name: str) -> tuple[Engine, Indexes, Snapshot]:
+    """Opens the state and reads the index into memory; how long that took, and how much it holds, comes into `told`."""
+    for path in (home / "smalti.db", *home.glob("snapshots/*")) if cold else ():
+        forget(path)
+    before, engine = resident_mb(), engine_at(home)
+    indexes = Indexes(engine, home / "chroma", encoder, home / "snapshots")
+    memory = indexes._finder.memory(indexes._row("bench").id)
+    began, busy = time.perf_counter(), time.process_time()
+    rows = memory.refresh()
+    took = {"s": time.perf_counter() - began, "cpu_s": time.process_time() - busy, "memory_mb": resident_mb() - before}
+    told |= {f"{name}_{unit}": round(each, 2) for unit, each in took.items()}
+    return engine, indexes, rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--cores", default="0,1")
     parser.add_argument("--home", type=Path, help="a folder for the state, kept for the next run")
     parser.add_argument("--straight", action="store_true", help="write rows without a sync")
+    parser.add_argument("--cold", action="store_true", help="take the files out of the system's memory before each start")
     options = parser.parse_args()
     cores = {int(core) for core in options.cores.split(",")}
     if os.sched_getaffinity(0) != cores:
@@ -114,14 +146,18 @@ def main() -> None:
                 write(home / "docs", options.rows, rng)
                 told["sync_s"] = round(indexes.sync("bench").seconds, 1)
             indexes.close()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        indexes = Indexes(engine_at(home), home / "chroma", encoder)
-        row = indexes._row("bench")
-        began = time.perf_counter()
-        rows = indexes._finder.memory(row.id).refresh()
-        told["read_s"] = round(time.perf_counter() - began, 2)
+        shutil.rmtree(home / "snapshots", ignore_errors=True)
+        engine, indexes, rows = start(home, encoder, options.cold, told, "read")
         told["rows"] = rows.live
-        told["memory_mb"] = round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        began = time.perf_counter()
+        indexes.close()
+        told["write_s"] = round(time.perf_counter() - began, 2)
+        told["snapshot_mb"] = round(sum(path.stat().st_size for path in home.glob("snapshots/*")) / 1e6)
+        engine.dispose()
+        del rows, indexes
+        gc.collect()
+        _, indexes, rows = start(home, encoder, options.cold, told, "start")
+        row = indexes._row("bench")
         slots = rng.choice(rows.live, 300, replace=False)
         noise = rng.standard_normal((300, 384)).astype(np.float32)
         vectors = rows.matrix[slots] + 0.03 * noise

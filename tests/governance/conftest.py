@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,13 @@ from governance.journal import Journal
 from governance.limits import Limits
 from governance.policies import Policies
 from governance.prices import Price, Prices
+
+_BEGUN = time.time()
+
+
+def midmonth() -> float:
+    """A clock that goes as all do, from noon (UTC) of a 15th on: no day and no month ends in the midst of a test."""
+    return 1_794_744_000.0 + time.time() - _BEGUN
 
 
 @pytest.fixture
@@ -75,7 +83,7 @@ def house(database: Engine, home: Path) -> Iterator[House]:
     _, alice = identity.create_key("alice")
     grants.grant("user:alice", "endpoint:assistant", "CAN_QUERY")
     records: list[CallRecord] = []
-    prices, budgets = Prices({"quoting": Price(input=1, output=2)}, "test"), Budgets(database)
+    prices, budgets = Prices({"quoting": Price(input=1, output=2)}, "test"), Budgets(database, midmonth)
     prices.serve("assistant", "quoting")
     with Journal(database, home / "journal", interval=None) as journal:
         limits = Limits(policies, budgets=budgets, prices=prices)

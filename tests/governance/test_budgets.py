@@ -11,7 +11,7 @@ from governance.budgets import Budgets, LeaseNeeded
 from governance.call import Call, Caller, CallError, Event
 from governance.policies import AiGatewayConfig
 
-from .conftest import RESPONSE, House, answering
+from .conftest import RESPONSE, House, answering, midmonth
 
 pytestmark = pytest.mark.anyio
 ALICE = Caller("alice")
@@ -45,7 +45,7 @@ async def test_a_day_admits_exactly_its_calls_under_concurrency_and_over_a_resta
 
     outcomes = await asyncio.gather(*(one() for _ in range(200)))
     assert (outcomes.count(200), outcomes.count(429)) == (30, 170)
-    restarted = Budgets(house.identity._engine)
+    restarted = Budgets(house.identity._engine, midmonth)
     with pytest.raises(CallError, match="budget of endpoint assistant, 30 calls a day, is used up") as caught:
         take(restarted, limited(calls=30))
     assert 0 < (caught.value.retry_after or 0) <= 86_400
@@ -54,7 +54,7 @@ async def test_a_day_admits_exactly_its_calls_under_concurrency_and_over_a_resta
 
 def test_processes_together_admit_no_more_than_the_limit(database: Engine) -> None:
     elsewhere = create_engine(database.url)
-    several, policy, admitted = [Budgets(database), Budgets(elsewhere)], limited(calls=1_000), 0
+    several, policy, admitted = [Budgets(database, midmonth), Budgets(elsewhere, midmonth)], limited(calls=1_000), 0
     refused = 0
     while refused < 2:
         for budgets in several:
@@ -66,12 +66,12 @@ def test_processes_together_admit_no_more_than_the_limit(database: Engine) -> No
     assert 1_000 - 2 * 20 <= admitted <= 1_000
     for budgets in several:
         budgets.close()  # gives back what it leased and did not spend
-    assert list(Budgets(database).used().values()) == [admitted]
+    assert list(Budgets(database, midmonth).used().values()) == [admitted]
     elsewhere.dispose()
 
 
 def test_tokens_and_money_are_settled_by_what_was_used(database: Engine) -> None:
-    budgets = Budgets(database)
+    budgets = Budgets(database, midmonth)
     charges, _ = take(budgets, limited(tokens=1_000), given=100, output=100)
     budgets.settle(charges, 950, 0)
     with pytest.raises(CallError):
@@ -81,14 +81,14 @@ def test_tokens_and_money_are_settled_by_what_was_used(database: Engine) -> None
     budgets.close()
     used = {key[1]: value for key, value in budgets.used().items()}
     assert used == {"tokens": 950, "cost": 2_500}
-    again = Budgets(database)
+    again = Budgets(database, midmonth)
     with pytest.raises(CallError, match=r"0\.001 dollars a day"):
         take(again, limited(cost=0.001), given=1, output=1)
     again.close()
 
 
 def test_budgets_in_force_are_told_with_what_is_left(database: Engine) -> None:
-    budgets = Budgets(database)
+    budgets = Budgets(database, midmonth)
     limits = [
         {"calls": 500, "renewal_period": "day"}, {"tokens": 1_000, "key": "user", "renewal_period": "month"},
         {"cost": 2.5, "key": "user_group", "principal": "ml", "renewal_period": "day", "soft": True},
@@ -172,7 +172,7 @@ async def test_a_model_without_a_price_is_told_where_dollars_are_limited(house: 
 
 @pytest.fixture
 def budgets(database: Engine) -> Iterator[Budgets]:
-    made = Budgets(database)
+    made = Budgets(database, midmonth)
     yield made
     made.close()
 

@@ -24,7 +24,7 @@ from retrieval.tables import metadata as retrieval_tables
 from serving.state import open_database, upgrade
 from serving.tables import metadata as serving_tables
 from tests import servers
-from tests.governance.conftest import answering
+from tests.governance.conftest import answering, midmonth
 
 TABLES = [governance_tables, retrieval_tables, agents_tables, serving_tables]
 
@@ -69,7 +69,7 @@ async def test_a_key_made_by_one_server_is_good_at_the_other_until_it_is_revoked
     Grants(two[0]).grant("user:alice", "endpoint:assistant", "CAN_QUERY")
     policies = Policies(two[1])
     Policies(two[0]).set("assistant", {"rate_limits": [{"key": "user", "calls": 2}]})
-    budgets = Budgets(two[1])
+    budgets = Budgets(two[1], midmonth)
     with Journal(two[1], tmp_path / "journal", interval=None) as journal:
         gateway = Gateway(there, grants, Limits(policies, budgets=budgets), journal)
 
@@ -100,7 +100,7 @@ def test_a_budget_is_one_budget(two: tuple[Engine, Engine]) -> None:
     policies = Policies(
         None, {"sums": AiGatewayConfig.parse({"rate_limits": [{"key": "user", "calls": 10, "renewal_period": "day"}]})}
     )
-    houses = [Limits(policies, budgets=Budgets(engine)) for engine in two]
+    houses = [Limits(policies, budgets=Budgets(engine, midmonth)) for engine in two]
     admitted = 0
     for turn in range(30):
         limits = houses[turn % 2]

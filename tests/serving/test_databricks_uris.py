@@ -350,6 +350,8 @@ def test_models_through_the_sdk(workspace: WorkspaceClient, model: list[str]) ->
     workspace.registered_models.set_alias(MODEL, "spare", 1)
     assert workspace.model_versions.get_by_alias(MODEL, "spare").version == 1
     workspace.registered_models.delete_alias(MODEL, "spare")
+    with pytest.raises(NotFound):
+        workspace.model_versions.get_by_alias(MODEL, "spare")
     workspace.model_versions.update(MODEL, 1, comment="the first")
     assert workspace.model_versions.get(MODEL, 1).comment == "the first"
     made = workspace.registered_models.create(catalog_name="main", schema_name="default", name="empty", comment="none yet")
@@ -545,6 +547,51 @@ def test_experiments_and_the_older_registry_through_the_sdk(workspace: Workspace
     assert "'CAN_QUERY'" in str(levels)
     assert "rita" in str(levels)
     workspace.model_registry.delete_model("flat")
+
+
+def test_versions_are_discussed_and_moved_to_a_stage_by_who_manages_the_model(
+    workspace: WorkspaceClient, ann: WorkspaceClient
+) -> None:
+    asked, held = ann.model_registry, workspace.model_registry
+    held.create_model("staged")
+    held.create_model_version("staged", "dbfs:/databricks/mlflow-tracking/none")
+    with pytest.raises(PermissionDenied):
+        asked.create_comment("staged", "1", "may I see it?")
+    reads = RegisteredModelAccessControlRequest(user_name="ann", permission_level=RegisteredModelPermissionLevel.CAN_READ)
+    held.update_permissions("staged", access_control_list=[reads])
+    said = asked.create_comment("staged", "1", "It was trained on old rows.").comment
+    assert said is not None
+    assert (said.user_id, said.comment) == ("ann", "It was trained on old rows.")
+    assert asked.update_comment(said.id or "", "On very old rows.").comment.comment == "On very old rows."  # type: ignore[union-attr]
+    with pytest.raises(PermissionDenied):
+        held.update_comment(said.id or "", "not mine")
+    with pytest.raises(NotFound):
+        asked.create_comment("staged", "7", "there is none")
+
+    assert asked.create_transition_request("staged", "1", "Staging", comment="please").request.to_stage == "Staging"  # type: ignore[union-attr]
+    with pytest.raises(ResourceAlreadyExists):
+        asked.create_transition_request("staged", "1", "staging")
+    with pytest.raises(BadRequest, match="is no stage"):
+        asked.create_transition_request("staged", "1", "Live")
+    with pytest.raises(PermissionDenied):
+        asked.approve_transition_request("staged", "1", "Staging", False)
+    held.rename_model("staged", new_name="restaged")
+    assert [each.user_id for each in held.list_transition_requests("restaged", "1")] == ["ann"]
+    assert held.approve_transition_request("restaged", "1", "Staging", False).activity.from_stage == "None"  # type: ignore[union-attr]
+    version = held.get_model_version("restaged", "1").model_version
+    assert version is not None
+    assert version.current_stage == "Staging"
+    asked.create_transition_request("restaged", "1", "Production")
+    held.reject_transition_request("restaged", "1", "Production", comment="not yet")
+    asked.create_transition_request("restaged", "1", "Archived")
+    asked.delete_transition_request("restaged", "1", "Archived", "ann")
+    assert list(asked.list_transition_requests("restaged", "1")) == []
+    held.delete_comment(said.id or "")
+    with pytest.raises(NotFound):
+        held.delete_comment(said.id or "")
+    with pytest.raises(NotFound, match="is not served here"):
+        list(held.list_webhooks())
+    held.delete_model("restaged")
 
 
 def test_secrets(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient) -> None:

@@ -63,6 +63,14 @@ def ask(client: httpx.Client, endpoint: str, times: int) -> list[tuple[str, str]
         return list(pool.map(one, range(times)))
 
 
+def ask_both(client: httpx.Client, endpoint: str) -> list[tuple[str, str]]:
+    """So many answers of both arms that no chance makes their numbers look like a wrong split."""
+    answers = ask(client, endpoint, 120)
+    while abs(sum(1 if arm == "a" else -1 for arm, _ in answers)) > 40:
+        answers += ask(client, endpoint, 20)
+    return answers
+
+
 def tell(client: httpx.Client, name: str, answers: list[tuple[str, str]], **values: float) -> None:
     for arm, request_id in answers:
         told = client.post(f"{AT}/{name}/events", json={"request_id": request_id, "metric": "quality", "value": values[arm]})
@@ -89,7 +97,7 @@ def test_the_better_arm_is_found_promoted_and_taken_back(live: Live, endpoint: s
         early = client.post(f"{AT}/better/promote", json={})
         assert early.status_code == 409
         assert "No arm is shown to be the best" in early.json()["message"]
-        answers = ask(client, endpoint, 120)
+        answers = ask_both(client, endpoint)
         tell(client, "better", answers, a=0.0, b=1.0)
         found = client.get(f"{AT}/better").json()
         counted = Counter(arm for arm, _ in answers)
@@ -120,7 +128,7 @@ def test_a_broken_guardrail_gives_the_traffic_back_by_itself(live: Live, endpoin
     with live.client() as client:
         guard = [{"metric": "quality", "margin": 0.2}]
         assert client.post(AT, json=wanted(endpoint, "guarded", guardrails=guard)).status_code == 200
-        tell(client, "guarded", ask(client, endpoint, 120), a=1.0, b=0.0)
+        tell(client, "guarded", ask_both(client, endpoint), a=1.0, b=0.0)
         wait_until(lambda: shares(client, endpoint) == {"a": 100}, 60)  # nobody asked for it
         found = client.get(f"{AT}/guarded").json()
         assert found["state"] == "ROLLED_BACK"
@@ -144,7 +152,7 @@ def test_a_shadow_is_measured_and_answers_nobody(live: Live, endpoint: str) -> N
 def test_track_and_stop_ends_by_itself_with_the_winner(live: Live, endpoint: str) -> None:
     with live.client() as client:
         assert client.post(AT, json=wanted(endpoint, "tracked", mode="track-and-stop")).status_code == 200
-        tell(client, "tracked", ask(client, endpoint, 120), a=0.0, b=1.0)
+        tell(client, "tracked", ask_both(client, endpoint), a=0.0, b=1.0)
         assert client.get(f"{AT}/tracked").json()["state"] == "DECIDED"
         assert shares(client, endpoint) == {"b": 100}
         assert client.post(f"{AT}/tracked/promote", json={}).json()["state"] == "PROMOTED"

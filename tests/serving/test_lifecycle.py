@@ -103,6 +103,11 @@ def test_traffic_is_split_and_an_update_that_fails_leaves_what_served(rows: Work
     assert updated.config.config_version == 2
     served = [se.query("rows", dataframe_split=ROW).served_model_name for _ in range(50)]
     assert 8 <= served.count("b") <= 12
+    with pytest.raises(BadRequest, match="config"):  # databricks-sdk sends this one's config within the body
+        rows.api_client.do("PUT", "/api/2.0/serving-endpoints/pt/rows/config", body={"served_entities": []})
+    unit = s.PtServedModel(entity_name="main.default.none", provisioned_model_units=50, entity_version="1")
+    with pytest.raises(NotFound, match="no registered model"):
+        se.update_provisioned_throughput_endpoint_config("rows", s.PtEndpointCoreConfig(served_entities=[unit]))
     with pytest.raises(BadRequest, match="add to 100"):
         se.update_config("rows", served_entities=both, traffic_config=config(a=50, b=20).traffic_config)
     with pytest.raises(BadRequest, match="routes to 'z'"):

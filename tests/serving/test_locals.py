@@ -35,8 +35,6 @@ import sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import mlflow, transformers
-from mlflow.utils import requirements_utils
-requirements_utils._MODULES_TO_PACKAGES = {}  # else every file of every package is listed, for a warning
 home, model, adapter = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
 client = mlflow.MlflowClient()

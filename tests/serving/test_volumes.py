@@ -168,7 +168,7 @@ def test_nothing_is_anyones_until_granted(w: WorkspaceClient, site: Site) -> Non
 
 
 def test_a_volume_is_renamed_with_its_files_its_comment_and_its_grants(site: Site, w: WorkspaceClient) -> None:
-    w.volumes.create("main", "default", "old", VolumeType.MANAGED)
+    assert w.volumes.create("main", "default", "old", VolumeType.MANAGED, comment="first").comment == "first"
     w.volumes.create("main", "default", "taken", VolumeType.MANAGED)
     w.files.upload("/Volumes/main/default/old/a.txt", io.BytesIO(b"x"))
     bob = site.client(site.identity.create_key("bob")[1])

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 
+_OPTIONS = '%llguidance {"no_forcing": true}'
+"""Text that can only go on in one way is written token by token as well: what llguidance cuts it into by itself is not the text
+where a vocabulary spells some characters as bytes and begins words with a space."""
+
+
 class Grammars:
     """Makes matchers for one tokenizer; built when the first answer needs one.
 
@@ -36,10 +41,8 @@ class Grammars:
             raise Refused(reason, "response_format") from None
         if self._made is None:
             self._made = self._vocabulary_of()
-        grammar = LLMatcher.grammar_from_json_schema(
-            orjson.dumps(schema).decode(), overrides={"whitespace_flexible": False, "lenient": True}
-        )
-        made = LLMatcher(self._made, grammar, log_level=0)
+        told = orjson.dumps({**schema, "x-guidance": {"whitespace_flexible": False, "lenient": True}}).decode()
+        made = LLMatcher(self._made, LLMatcher.grammar_from_lark(f"{_OPTIONS}\nstart: %json {told}"), log_level=0)
         if made.is_error():
             reason = " ".join(made.get_error().split())[:300]
             raise Refused(f"The JSON schema cannot be followed: {reason}", "response_format")

@@ -14,6 +14,7 @@ import pytest
 
 from governance.call import CallError
 from serving.engines import process as processes
+from serving.engines import supervised
 from serving.engines.process import ModelProcess
 from serving.engines.replicas import Replicas
 from serving.engines.supervised import LoadFailed
@@ -129,6 +130,44 @@ async def test_a_load_that_fails_says_why(
     with pytest.raises(CallError, match="not served"):
         await ask(model)
     await model.stop(0)
+
+
+async def test_a_load_that_hangs_keeps_no_other_waiting(
+    make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TURN", 0.2)
+    loads = asyncio.Semaphore(1)
+    hung, model = make(loads=loads, environment={"LOAD": "hang"}), make(loads=loads)
+    loading = asyncio.create_task(hung.start())
+    await until(lambda: hung.pid)
+    try:
+        await model.start()
+        assert await ask(model)
+        assert not loading.done()
+    finally:
+        loading.cancel()
+        await asyncio.wait([loading])
+        await model.stop(0)
+    assert not loads.locked()  # given back once, not twice
+    await loads.acquire()
+    assert loads.locked()
+
+
+async def test_a_model_that_prints_without_end_fills_no_disk(
+    make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "KEPT_LOG", 4000)
+    monkeypatch.setattr(supervised, "_LOG_PAUSE", 0.02)
+    model = make()
+    await model.start()
+    try:
+        for number in range(20):
+            await ask(model, f"print {number}")
+        await until(lambda: model.log.stat().st_size <= 4000)
+        await ask(model, "print the end")
+        assert "the end" in model.logs()  # what is printed afterwards is appended
+    finally:
+        await model.stop(0)
 
 
 async def test_an_idle_model_ends_and_a_bounded_number_of_calls_waits_for_it(

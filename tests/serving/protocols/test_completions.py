@@ -16,6 +16,14 @@ def test_a_prompt_is_one_user_message() -> None:
     assert (request.payload["max_output_tokens"], request.payload["stop"]) == (3, ["x"])
 
 
+@pytest.mark.parametrize(("field", "value"), [("best_of", 2), ("echo", True), ("n", 2)])
+def test_what_one_answer_cannot_give_is_refused(field: str, value: Any) -> None:
+    assert completions.decode({"model": "m", "prompt": "hi", "best_of": 1, "echo": False}).payload["raw"]
+    with pytest.raises(CallError) as caught:
+        completions.decode({"model": "m", "prompt": "hi", field: value})
+    assert caught.value.param == field
+
+
 @pytest.mark.parametrize("prompt", [None, ["a", "b"], [1, 2], {}])
 def test_prompts_that_are_not_one_text(prompt: Any) -> None:
     with pytest.raises(CallError) as caught:

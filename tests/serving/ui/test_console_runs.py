@@ -6,8 +6,10 @@ import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from playwright.sync_api import expect
 
@@ -140,6 +142,22 @@ def rows(tmp_path_factory):
     return folder
 
 
+@contextmanager
+def held(live, name):
+    """The process of a run stands still, from its first imports on: however slow the page is, the run does not end meanwhile."""
+
+    def state():
+        return next(iter((live.home / "finetune").glob(f"{name}-*/state.json")), None)
+
+    wait_until(lambda: state() and "pid" in json.loads(state().read_text()))
+    process = psutil.Process(json.loads(state().read_text())["pid"])
+    process.suspend()
+    try:
+        yield state().parent
+    finally:
+        process.resume()
+
+
 def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(console, live, rows):
     page = console("/console/finetuning")
     new = page.locator("#new-run")
@@ -174,9 +192,11 @@ def test_a_run_is_checked_planned_begun_canceled_resumed_registered_and_served(c
     detail.get_by_role("button", name="Cancel the run").click()  # before its process has come to the first step
     asks = detail.get_by_role("alertdialog")
     expect(asks).to_be_visible()
-    expect(detail.locator(".section-head .status").first).to_have_text("RUNNING", timeout=60_000)
-    expect(asks).to_be_visible()  # what goes on there does not take the question away
-    asks.get_by_role("button", name="Cancel the run").click()
+    with held(live, "films") as folder:
+        expect(detail.locator(".section-head .status").first).to_have_text("RUNNING", timeout=60_000)
+        expect(asks).to_be_visible()  # what goes on there does not take the question away
+        asks.get_by_role("button", name="Cancel the run").click()
+        wait_until((folder / "cancel").exists)
     expect(detail.locator(".section-head .status").first).to_have_text("CANCELED", timeout=60_000)
     listed = page.locator(".grid", has_text="Begun (UTC)").locator("tbody tr").first
     expect(listed).to_contain_text("canceled ")  # the list says why
