@@ -32,6 +32,12 @@ def record(connection: Connection, actor: str | None, action: str, subject: str,
     )
 
 
+def note(engine: Engine, actor: str, action: str, subject: str, before: Any = None, after: Any = None) -> None:
+    """`record`, of a change that was made elsewhere than in this database."""
+    with engine.begin() as connection:
+        record(connection, actor, action, subject, before, after)
+
+
 def entries(
     engine: Engine, *, limit: int = 100, subject: str | None = None, since: str | None = None, sessions: bool = False
 ) -> list[Mapping[str, Any]]:

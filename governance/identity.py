@@ -248,7 +248,14 @@ class Identity:
             later = keys.c.expires.is_(None) | (keys.c.expires > ends)
             of = (keys.c.id == key_id) | ((keys.c.parent == key_id) & later)  # what was made from it ends with it
             connection.execute(update(keys).where(of).values(expires=ends, changed=version))
-            audit.record(connection, by, "key.rotate", f"key:{key_id}", after={"key": key.id, "old_expires": iso(ends)})
+            audit.record(
+                connection,
+                by,
+                "key.rotate",
+                f"key:{key_id}",
+                {"expires": iso(old["expires"])},
+                {"key": key.id, "old_expires": iso(ends)},
+            )
         return key, secret
 
     def set_groups(self, name: str, groups: Iterable[str], *, kind: Kind = "user", by: str | None = None) -> tuple[str, ...]:

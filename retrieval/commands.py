@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from retrieval.progress import progress_bar
+from retrieval.rows import commands as over_rows
+from retrieval.rows.commands import BUILT_IN, SEARCH
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Name = Annotated[str, typer.Argument(help="Name of the index; `docs` is short for `main.default.docs`.")]
@@ -22,21 +23,14 @@ index = typer.Typer(no_args_is_help=True, help="Indexes: folders made searchable
 SKIPPED = 3
 """Exit status when the index is good but files were skipped."""
 
-SEARCH = "/api/2.0/vector-search"
-TABLES = "tables"
-"""The vector search endpoint of the indexes that `add` makes of tables."""
 ENCODER = "all-minilm-l6-v2"
-BUILT_IN = "smalti"
-"""The endpoint that indexes over folders are on."""
 
-COLUMNS = 4
-"""Columns of a row that `query` shows; with --json all."""
 PAGE = 1000
 """Rows that `export` asks for at once."""
 SHOWN = 160
 """Characters of a text that a line shows."""
 
-_INDEXES = {"name": "Name", "path": "Folder", "documents": "Documents", "chunks": "Chunks"}
+_INDEXES = {"name": "Name", "path": "Source", "documents": "Documents", "chunks": "Chunks"}
 _INDEXES |= {"status": "Status", "skipped": "Skipped"}
 _RANKS = {"dense": "ANN", "lexical": "FULL_TEXT"}
 RANKED = 100
@@ -71,16 +65,29 @@ def add(
     if key is not None:
         if plan:
             raise typer.BadParameter("--strategy, --tokens and --overlap are for folders: a table's rows are not cut")
-        _add_table(context.obj, name, path, key, text, columns, continuous, encoder, as_json)
+        more = {"columns": columns, "continuous": continuous, "encoder": encoder}
+        _told(context.obj, over_rows.add(context.obj, name, path, key=key, text=text, **more), as_json)
         return
     path = str(Path(path).expanduser().resolve())
-    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name, "path": path} | ({"chunking": plan} if plan else {}), as_json)
+    with context.obj.connect() as client:
+        _sync(context.obj, client, {"name": name, "path": path} | ({"chunking": plan} if plan else {}), as_json)
 
 
 @index.command("sync")
 def sync(context: typer.Context, name: Name, as_json: Json = False) -> None:
-    """Bring NAME up to date with its folder."""
-    _sync(context.obj, "/api/2.0/smalti/indexes", {"name": name}, as_json)
+    """Bring NAME up to date with its folder or table."""
+    with context.obj.connect() as client:
+        found = client.get(f"{SEARCH}/indexes/{name}")
+        if found.is_success and found.json()["endpoint_name"] != BUILT_IN:
+            _told(context.obj, over_rows.sync(context.obj, client, name), as_json)
+        else:
+            _sync(context.obj, client, {"name": name}, as_json)
+
+
+def _told(work: Any, found: dict[str, Any], as_json: bool) -> None:
+    over_rows.show(work, found, as_json)
+    if found["status"].get("skipped"):
+        raise typer.Exit(SKIPPED)
 
 
 @index.command("watch")
@@ -94,7 +101,12 @@ def watch(
     from retrieval.watch import changes
 
     with context.obj.connect() as client:
-        row = context.obj.check(client.get(f"/api/2.0/smalti/indexes/{name}"))
+        response = client.get(f"/api/2.0/smalti/indexes/{name}")
+        if response.status_code == 404 and client.get(f"{SEARCH}/indexes/{name}").is_success:
+            raise typer.Exit(
+                over_rows.fail(f"{name} is no index over a folder: a table is followed with `smalti index add --continuous`")
+            )
+        row = context.obj.check(response)
         if not as_json:
             print(f"Watching {row['path']} for {row['name']}; Ctrl-C ends it.", flush=True)
         try:
@@ -116,7 +128,7 @@ def watch(
 def list_indexes(context: typer.Context, as_json: Json = False) -> None:
     """All indexes."""
     with context.obj.connect() as client:
-        rows = context.obj.check(client.get("/api/2.0/smalti/indexes"))["indexes"]
+        rows = context.obj.check(client.get("/api/2.0/smalti/indexes"))["indexes"] + over_rows.listed(context.obj, client)
     shown = rows if as_json else [{**row, "skipped": len(row["skipped"])} for row in rows]
     context.obj.print_rows(shown, _INDEXES, as_json=as_json, empty="No indexes yet: smalti index add NAME PATH")
 
@@ -127,8 +139,8 @@ def status(context: typer.Context, name: Name, as_json: Json = False) -> None:
     with context.obj.connect() as client:
         response = client.get(f"/api/2.0/smalti/indexes/{name}")
         if response.status_code == 404:
-            over_rows = context.obj.check(client.get(f"{SEARCH}/indexes/{name}"))
-            _rows_status(context.obj, over_rows, as_json)
+            rows = context.obj.check(client.get(f"{SEARCH}/indexes/{name}"))
+            over_rows.show(context.obj, rows, as_json)
             return
         row = context.obj.check(response)
     if as_json:
@@ -167,20 +179,12 @@ def query(
             for row in rows:
                 row[rank] = places.get(row.get(key))
     ranks = {rank: rank.capitalize() for rank in _RANKS if rows and rank in rows[0]}
-    columns = ["source", "text"] if folder else _telling(over, rows[0]) if rows else []
+    columns = ["source", "text"] if folder else over_rows.telling(over, rows[0]) if rows else []
     columns = [column for column in columns if column not in ranks]
     shown = {"score": "Score"} | ranks | {column: column.capitalize() if folder else column for column in columns}
     if not as_json:
         rows = [{what: _short(value, question) for what, value in row.items()} for row in rows]
     context.obj.print_rows(rows, shown, as_json=as_json, empty="Nothing found.")
-
-
-def _telling(index: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """The columns of a row that a line has room for: its key, what is embedded of it, then the others."""
-    spec = index.get("delta_sync_index_spec") or index.get("direct_access_index_spec") or {}
-    first = [index["primary_key"], *(each["name"] for each in spec.get("embedding_source_columns") or ())]
-    others = [column for column in row if column not in first and column != "score"]
-    return [column for column in [*first, *others] if column in row][:COLUMNS]
 
 
 def _found(work: Any, client: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -221,7 +225,7 @@ def table(
 ) -> None:
     """Declare a table as NAME, so that Delta Sync indexes can be made from it."""
     with context.obj.connect() as client:
-        done = _declare(context.obj, client, name, place)
+        done = over_rows.declare(context.obj, client, name, place)
     if as_json:
         context.obj.print_json(done)
     else:
@@ -300,91 +304,32 @@ def _plain(value: dict[str, Any]) -> Any:
     return [_plain(each) for each in given["values"]] if kind == "list_value" else None if kind == "null_value" else given
 
 
-def _declare(work: Any, client: Any, name: str, place: str) -> dict[str, Any]:
-    path = place if "://" in place else str(Path(place).expanduser().resolve())
-    return work.check(client.post("/api/2.0/smalti/indexes/tables", json={"name": name, "path": path}))
+@contextmanager
+def _interrupted(work: Any, name: str) -> Iterator[None]:
+    """Says what becomes of a sync that nobody waits for any more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        goes_on = work.home.server() is not None
+        what = "The server goes on with it" if goes_on else f"What was done is kept: smalti index sync {name} goes on with it"
+        typer.echo(f"{what}; smalti index status {name} tells how it stands.", err=True)
+        raise
 
 
-def _add_table(
-    work: Any,
-    name: str,
-    place: str,
-    key: str,
-    text: str,
-    columns: str | None,
-    continuous: bool,
-    encoder: str,
-    as_json: bool,
-) -> None:
-    """A Delta Sync index on an endpoint of its own, made by the calls that a client of the API makes."""
-    spec: dict[str, Any] = {
-        "pipeline_type": "CONTINUOUS" if continuous else "TRIGGERED",
-        "embedding_source_columns": [{"name": text, "embedding_model_endpoint_name": encoder}],
-    }
-    if columns:
-        spec["columns_to_sync"] = [column.strip() for column in columns.split(",")]
-    with work.connect() as client:
-        folder = (
-            client.get(f"/api/2.0/smalti/indexes/{place}")
-            if re.fullmatch(r"[\w.]+", place) and not Path(place).exists()
-            else None
-        )
-        if folder is not None and folder.is_success:  # the passages of an index over a folder
-            spec["source_table"] = folder.json()["name"]
-        else:
-            spec["source_table"] = _declare(work, client, f"{name}_source", place)["name"]
-        made = client.post(f"{SEARCH}/endpoints", json={"name": TABLES, "endpoint_type": "STANDARD"})
-        if made.status_code != 409:
-            work.check(made)
-        body = {"name": name, "endpoint_name": TABLES, "primary_key": key, "index_type": "DELTA_SYNC"}
-        made = client.post(f"{SEARCH}/indexes", json=body | {"delta_sync_index_spec": spec})
-        if made.status_code == 409:
-            there = work.check(client.get(f"{SEARCH}/indexes/{name}"))
-            had = there.get("delta_sync_index_spec", {})
-            if there["primary_key"] != key or any(had.get(what) != spec.get(what) for what in spec):
-                raise typer.Exit(_fail(f"{there['name']} exists already and is made otherwise: smalti index drop {name} first"))
-            work.check(client.post(f"{SEARCH}/indexes/{name}/sync"))
-        else:
-            work.check(made)
-        while True:
-            found = work.check(client.get(f"{SEARCH}/indexes/{name}"))
-            state = found["status"]["detailed_state"]
-            if (not state.endswith("_UPDATE") and not state.startswith("PROVISIONING")) or state == "ONLINE_NO_PENDING_UPDATE":
-                break
-            time.sleep(0.1)
-    if state.endswith("FAILED"):
-        raise typer.Exit(_fail(found["status"]["message"]))
-    _rows_status(work, found, as_json)
-    if found["status"]["skipped"]:
-        raise typer.Exit(SKIPPED)
-
-
-def _rows_status(work: Any, found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        work.print_json(found)
-        return
-    status = found["status"]
-    report = status.get("last_sync") or {}
-    print(f"{found['name']}: {status['indexed_row_count']:,} rows, {status['detailed_state']}. {status['message']}")
-    if report:
-        done = ", ".join(f"{report[what]:,} {what}" for what in ("added", "changed", "deleted", "unchanged", "embedded"))
-        print(f"last sync: {done} in {report['seconds']:.1f} s; {report['skipped_rows']:,} rows skipped")
-    if status.get("lag_seconds"):
-        print(f"its table has been changed for {status['lag_seconds']:,.0f} s")
-    for item in status.get("skipped", ()):
-        print(f"skipped {item['reason']}")
-
-
-def _sync(work: Any, path: str, body: dict[str, Any], as_json: bool) -> None:
+def _sync(work: Any, client: Any, body: dict[str, Any], as_json: bool) -> None:
     report: dict[str, Any] = {}
-    with work.connect() as client, progress_bar(as_json) as bar, client.stream("POST", path, json=body) as response:
+    with (
+        _interrupted(work, body["name"]),
+        progress_bar(as_json) as bar,
+        client.stream("POST", "/api/2.0/smalti/indexes", json=body) as response,
+    ):
         if not response.is_success:
             response.read()
             work.check(response)
         for line in response.iter_lines():
             told = json.loads(line)
             if "error" in told:
-                raise typer.Exit(_fail(told["error"]))
+                raise typer.Exit(over_rows.fail(told["error"]))
             if "report" in told:
                 report = told["report"]
             else:
@@ -395,11 +340,6 @@ def _sync(work: Any, path: str, body: dict[str, Any], as_json: bool) -> None:
         print(summary(report))
     if report.get("skipped"):
         raise typer.Exit(SKIPPED)
-
-
-def _fail(message: str) -> int:
-    typer.echo(message, err=True)
-    return 1
 
 
 def summary(report: dict[str, Any]) -> str:

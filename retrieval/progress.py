@@ -16,13 +16,16 @@ class ProgressBar:
         self._bar: Any = None
 
     def show(self, told: dict[str, Any]) -> None:
-        """Draw a sync's progress: `done` of `total` files, `chunks` so far."""
+        """Draw a sync's progress: `done` of `total` files, `chunks` so far, in `seconds`."""
         if self._silent:
             return
         if self._bar is None:  # a server that syncs nothing loads nothing for it
             self._bar = self._begun()
         (task,) = self._bar.task_ids
-        self._bar.update(task, completed=told["done"], total=told["total"] or None, chunks=told["chunks"])
+        rate = told["chunks"] / told["seconds"] if told["seconds"] else 0.0
+        self._bar.update(
+            task, completed=told["done"], total=told["total"] or None, chunks=f"{told['chunks']:,} chunks, {rate:,.0f}/s"
+        )
 
     def stop(self) -> None:
         """Take the bar away; safe to call again."""
@@ -33,9 +36,9 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("files, {task.fields[chunks]} chunks"))
+        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TextColumn("files, {task.fields[chunks]}"))
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-        bar.add_task("", total=None, chunks=0)
+        bar.add_task("", total=None, chunks="")
         bar.start()
         return bar
 

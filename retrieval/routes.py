@@ -21,6 +21,7 @@ def router(
     visible: Callable[[Any, str], bool] | None = None,
     manage: Callable[[Any, str], None] | None = None,
     manage_endpoint: Callable[[Any, str], None] | None = None,
+    noted: Callable[[Any, str, Any, Any], None] | None = None,
     calls: metrics.Calls = lambda indexes, since, until: (),
 ) -> APIRouter:
     """The routes `/api/2.0/vector-search/…` and `/api/2.0/ai-search/…`.
@@ -32,11 +33,12 @@ def router(
     visible: whether a caller may see that an index exists; None lets admins alone see them.
     manage: raises unless the caller may change an index; None lets admins alone.
     manage_endpoint: raises unless the caller may make or change a vector search endpoint; None lets admins alone.
+    noted: told who changed the column by which groups see rows of an index, of which one, and the column before and after.
     calls: the queries that went through the gateway, see `retrieval.api.metrics`.
 
     The routes raise `RetrievalError`, which carries status and `error_code`; the application turns it into a response.
     """
-    access = Access(indexes, caller, invoke, visible, manage, manage_endpoint)
+    access = Access(indexes, caller, invoke, visible, manage, manage_endpoint, noted)
     routes = APIRouter()
     for part in (endpoints, indexing, queries, resources, guards):
         routes.include_router(part.router(access))

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from governance import reports, scim, token_routes
+from governance import audit, reports, scim, token_routes
 from governance import routes as governance_routes
 from governance.call import Call, Caller, Task
 from governance.retention import keep_on
@@ -190,6 +190,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             visible=lambda who, name: platform.grants.allowed(who, f"index:{name}", "CAN_VIEW"),
             manage=lambda who, name: platform.grants.check(who, f"index:{name}", "CAN_MANAGE"),
             manage_endpoint=lambda who, name: platform.grants.check(who, f"search_endpoint:{name}", "CAN_MANAGE"),
+            noted=lambda who, name, before, after: audit.note(
+                platform.engine, who.name, "row_access.set", f"index:{name}", before, after
+            ),
             calls=lambda names, since, until: durations(platform.engine, names, "search", since, until),
         )
     )

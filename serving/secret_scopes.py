@@ -78,11 +78,12 @@ class Scopes:
 
     def delete(self, who: Caller, scope: str) -> None:
         self.check(who, scope, "MANAGE")
+        before = self._acls(scope)
         with self._database.begin() as connection:
             for table in (scope_secrets, secret_acls):
                 connection.execute(delete(table).where(table.c.scope == scope))
             connection.execute(delete(secret_scopes).where(secret_scopes.c.name == scope))
-            audit.record(connection, who.name, "secrets.delete_scope", f"secret-scope:{scope}", {}, {})
+            audit.record(connection, who.name, "secrets.delete_scope", f"secret-scope:{scope}", before, {})
 
     def scopes(self, who: Caller) -> list[str]:
         """Names of the scopes that the caller may read."""
@@ -169,18 +170,28 @@ class Scopes:
         self.check(who, scope, "MANAGE")
         if permission not in PERMISSIONS:
             raise _invalid(f"{permission[:40]!r} is no permission: use {', '.join(PERMISSIONS)}.")
+        before = self._acls(scope)
         with self._database.begin() as connection:
             connection.execute(delete(secret_acls).where(secret_acls.c.scope == scope, secret_acls.c.principal == principal))
             connection.execute(insert(secret_acls).values(scope=scope, principal=principal, permission=permission))
-            audit.record(connection, who.name, "secrets.put_acl", f"secret-scope:{scope}", {}, {principal: permission})
+            after = {**before, principal: permission}
+            audit.record(connection, who.name, "secrets.put_acl", f"secret-scope:{scope}", before, after)
 
     def delete_acl(self, who: Caller, scope: str, principal: str) -> None:
         self.check(who, scope, "MANAGE")
+        before = self._acls(scope)
         with self._database.begin() as connection:
             wanted = delete(secret_acls).where(secret_acls.c.scope == scope, secret_acls.c.principal == principal)
             if not connection.execute(wanted).rowcount:
                 raise not_found(f"There is no access of {principal} to scope {scope}.")
-            audit.record(connection, who.name, "secrets.delete_acl", f"secret-scope:{scope}", {principal: ""}, {})
+            audit.record(
+                connection,
+                who.name,
+                "secrets.delete_acl",
+                f"secret-scope:{scope}",
+                before,
+                {name: held for name, held in before.items() if name != principal},
+            )
 
     # --- within ---
 

@@ -361,6 +361,59 @@ def test_rows_are_ours_and_none_is_dropped_where_many_say_the_same_id(live: Live
     assert len(found) == len({row["databricks_request_id"] for row in found}) == 24
 
 
+def test_every_change_of_a_policy_is_on_record(live: Live) -> None:
+    """Who, when, before and after, whatever route it came by; and no secret."""
+    custom = {
+        "custom_provider_url": "http://127.0.0.1:9/v1",
+        "bearer_token_auth": {"token_plaintext": "upstream-key-in-plain-text"},
+    }
+    external = {"name": "m", "provider": "custom", "task": "llm/v1/chat", "custom_provider_config": custom}
+    served = {"served_entities": [{"name": each, "external_model": external} for each in ("a", "b")]}
+    shares = {"routes": [{"served_entity_name": each, "traffic_percentage": 50} for each in ("a", "b")]}
+    access = {"access_control_list": [{"user_name": "dave", "permission_level": "CAN_QUERY"}]}
+    at, perms = "/api/2.0/serving-endpoints", "/api/2.0/permissions"
+    with live.client() as admin:
+
+        def recorded(method: str, path: str, body: Any = None) -> Any:
+            newest = admin.get("/api/2.0/smalti/audit", params={"limit": 1, "sessions": True}).json()["entries"][0]["id"]
+            answer = admin.request(method, path, json=body)
+            assert answer.status_code == 200, (method, path, answer.text)
+            entries = admin.get("/api/2.0/smalti/audit", params={"limit": 20, "sessions": True}).json()["entries"]
+            made = [each for each in entries if each["id"] > newest]
+            assert made, (method, path)
+            assert all(each["actor"] == "admin" and each["time"] for each in made), made
+            assert all(each["before"] != each["after"] for each in made), made
+            return answer.json()
+
+        recorded("POST", at, {"name": "recorded", "config": {**served, "traffic_config": shares}})
+        wait_until(lambda: admin.get(f"{at}/recorded").json()["state"]["config_update"] == "NOT_UPDATING")
+        shares["routes"][0]["traffic_percentage"], shares["routes"][1]["traffic_percentage"] = 90, 10
+        recorded("PUT", f"{at}/recorded/config", {"traffic_config": shares})
+        recorded("PATCH", f"{at}/recorded/tags", {"add_tags": [{"key": "k", "value": "v"}]})
+        recorded("PUT", f"{at}/recorded/ai-gateway", {"rate_limits": [{"calls": 5, "renewal_period": "minute"}]})
+        recorded("PUT", f"{at}/recorded/rate-limits", {"rate_limits": [{"calls": 6, "renewal_period": "minute"}]})
+        recorded("PATCH", f"{perms}/serving-endpoints/recorded", access)
+        recorded("PUT", f"{perms}/serving-endpoints/recorded", {"access_control_list": []})
+        recorded("DELETE", f"{at}/recorded")
+        key = recorded("POST", "/api/2.0/smalti/keys", {"name": "dave"})
+        recorded("POST", f"/api/2.0/smalti/keys/{key['id']}/rotate")
+        recorded("DELETE", f"/api/2.0/smalti/keys/{key['id']}")
+        recorded("PUT", "/api/2.0/smalti/principals/dave/groups", {"groups": ["crew"]})
+        token = recorded("POST", "/api/2.0/token/create", {"comment": "x"})["token_info"]["token_id"]
+        recorded("POST", "/api/2.0/token/delete", {"token_id": token})
+        recorded("POST", "/api/2.0/secrets/scopes/create", {"scope": "recorded"})
+        recorded("POST", "/api/2.0/secrets/acls/put", {"scope": "recorded", "principal": "dave", "permission": "READ"})
+        recorded("POST", "/api/2.0/secrets/acls/put", {"scope": "recorded", "principal": "dave", "permission": "WRITE"})
+        recorded("POST", "/api/2.0/secrets/acls/delete", {"scope": "recorded", "principal": "dave"})
+        recorded("POST", "/api/2.0/secrets/scopes/delete", {"scope": "recorded"})
+        row_access = "/api/2.0/smalti/indexes/main.default.docs/row-access"
+        recorded("PUT", row_access, {"column": "folder"})
+        recorded("DELETE", row_access)
+        told = admin.get("/api/2.0/smalti/audit", params={"limit": 100, "sessions": True}).text
+    assert "upstream-key-in-plain-text" not in told
+    assert key["key"] not in told
+
+
 def test_no_secret_is_written_or_told(live: Live, alice: str) -> None:
     """Keys and what a client hands on are in no row, log, metric or answer."""
     handed = "sk-handed-on-by-a-client-0123456789"

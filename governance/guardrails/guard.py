@@ -249,7 +249,12 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
         return mask(text, found)
 
     rows = call.task in ROWS
-    payload = walk(call.payload, each, frozenset() if rows else STRUCTURE, numbers=rows)
+    looked = call.payload
+    if (kept := looked.get("conversation")) is not None:  # by which it is found again
+        looked = {key: value for key, value in looked.items() if key != "conversation"}
+    payload = walk(looked, each, frozenset() if rows else STRUCTURE, numbers=rows)
+    if kept is not None:
+        payload["conversation"] = kept
     tags = {each(key): each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
     own_id = each(call.client_request_id) if call.client_request_id else call.client_request_id
     if rules.keywords and not rows and (names := names_of(call.payload)):

@@ -31,6 +31,7 @@ class Access:
     visible: Callable[[Any, str], bool] | None = None
     manage: Callable[[Any, str], None] | None = None
     manage_endpoint: Callable[[Any, str], None] | None = None
+    noted: Callable[[Any, str, Any, Any], None] | None = None
 
     def may_see(self, asking: Any, name: str) -> bool:
         return self.visible(asking, name) if self.visible is not None else bool(asking.admin)

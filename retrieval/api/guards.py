@@ -25,6 +25,12 @@ def router(access: Access) -> APIRouter:
         administrator(asking, f"see or change which rows of index {found.name} groups may see")
         return found.name
 
+    def change(asking: Any, full: str, column: str | None) -> None:
+        before = access.indexes.guards.column(full)
+        access.indexes.guards.set(full, column)
+        if access.noted is not None:
+            access.noted(asking, full, before, column)
+
     @routes.get(PATH)
     def get_row_access(name: str, asking: Any = who) -> dict[str, Any]:
         full = named(asking, name)
@@ -36,13 +42,13 @@ def router(access: Access) -> APIRouter:
         full = await asyncio.to_thread(named, asking, name)
         column = (await body_of(request)).get("column")
         await asyncio.to_thread(_check, access, full, column)
-        await asyncio.to_thread(access.indexes.guards.set, full, column)
+        await asyncio.to_thread(change, asking, full, column)
         return {"name": full, "column": column}
 
     @routes.delete(PATH)
     def delete_row_access(name: str, asking: Any = who) -> dict[str, Any]:
         full = named(asking, name)
-        access.indexes.guards.set(full, None)
+        change(asking, full, None)
         return {"name": full, "column": None}
 
     return routes

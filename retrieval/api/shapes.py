@@ -94,7 +94,8 @@ def _rows(index: RowIndex, count: int) -> tuple[dict[str, Any], str, str, bool]:
     chosen = {"columns_to_sync": list(spec.chosen)} if spec.chosen else {}
     if index.syncing:
         online = "ONLINE_CONTINUOUS_UPDATE" if spec.pipeline == "CONTINUOUS" else "ONLINE_TRIGGERED_UPDATE"
-        state, message = online if index.ready else "PROVISIONING_INITIAL_SNAPSHOT", "The index is being brought up to date."
+        state = online if index.ready else "PROVISIONING_INITIAL_SNAPSHOT"
+        message = f"The index is being brought up to date. {index.told}".strip()
     elif index.error:
         state, message = "ONLINE_PIPELINE_FAILED" if index.ready else "OFFLINE_FAILED", index.error
     else:

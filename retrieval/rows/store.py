@@ -40,6 +40,8 @@ class RowIndex:
     synced_ms: int | None
     error: str
     syncing: bool
+    told: str = ""
+    """How far a sync that runs is."""
 
     @property
     def ready(self) -> bool:
@@ -82,7 +84,7 @@ class RowStore:
         self._engine, self._snapshots = engine, snapshots or Snapshots(engine, None)
         self._lock = threading.Lock()
         self._memories: dict[int, tuple[Memory, int]] = {}
-        self._syncing: set[int] = set()
+        self._syncing: dict[int, str] = {}
 
     # Indexes
 
@@ -114,8 +116,8 @@ class RowStore:
 
     def _info(self, row: Any) -> RowIndex:
         times = row.created_ms, row.synced_ms
-        spec, syncing = Spec.parse(row.spec), row.id in self._syncing
-        return RowIndex(row.id, row.name, row.endpoint, row.creator, spec, *times, row.error, syncing)
+        spec, told = Spec.parse(row.spec), self._syncing.get(row.id)
+        return RowIndex(row.id, row.name, row.endpoint, row.creator, spec, *times, row.error, told is not None, told or "")
 
     def count(self, index_id: int) -> int:
         """How many rows an index has."""
@@ -174,11 +176,15 @@ class RowStore:
         with self._lock:
             if index_id in self._syncing:
                 return False
-            self._syncing.add(index_id)
+            self._syncing[index_id] = ""
             return True
 
+    def told(self, index_id: int, how_far: str) -> None:
+        """Notes how far the sync that runs is."""
+        self._syncing[index_id] = how_far
+
     def end(self, index_id: int) -> None:
-        self._syncing.discard(index_id)
+        self._syncing.pop(index_id, None)
 
     # Rows
 

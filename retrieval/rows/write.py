@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from retrieval.store import digest
 Embed = Callable[[str, Sequence[str], Any], Awaitable[np.ndarray]]
 """`embed(endpoint, texts, caller)`: vectors by an embeddings endpoint on behalf of a caller, None for the call being answered."""
 
+GROUP = 500
+"""Rows that a sync embeds and writes at once."""
 MAX_SKIPPED = 100
 """Rows that a report names with the reason; all are counted."""
 
@@ -116,7 +119,11 @@ async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: E
         for key, (body, vector) in wanted.items()
         if vector is not None or had.get(key) != json.dumps(body, ensure_ascii=False)
     }
-    embedded = await _write(store, index, changed, embed, caller)
+    embedded = 0
+    for at in range(0, len(changed), GROUP):  # what is written stays, should the sync be killed: the next one goes on from there
+        store.told(index.id, f"{at:,} of {len(changed):,} changed rows are in.")
+        embedded += await _write(store, index, dict(islice(changed.items(), at, at + GROUP)), embed, caller)
+        index = await asyncio.to_thread(store.get, index.name)
     gone = [key for key in had if key not in wanted]
     await asyncio.to_thread(store.remove, index.id, gone)
     added = sum(key not in had for key in changed)

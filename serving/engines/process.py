@@ -105,8 +105,12 @@ class ModelProcess(Supervised):
             wire = await self._up()
             identifier, answer = wire.ask(kind, body)
             late = wire.loop.call_later(self._call_timeout, _expire, answer)
+            left = False
             try:
                 kind_of, given = await answer
+            except asyncio.CancelledError:
+                left = True
+                raise
             except TimeoutError:
                 self._kill("It gave no answer in time and was started anew.")
                 raise unavailable(
@@ -115,12 +119,32 @@ class ModelProcess(Supervised):
             finally:
                 late.cancel()
                 wire.close(identifier)
+                if left:
+                    self._watch_left(wire, identifier, late.when())
             if kind_of != "gone":
                 return _checked(kind_of, given)
             if not again or attempt == 2:
                 break
         why = self._killed or "The model's process ended while it answered."
         raise unavailable(f"{why} Send the request again.", retry_after=1)
+
+    def _watch_left(self, wire: Wire, identifier: int, deadline: float) -> None:
+        """A call whose caller has left tells whether the model hangs as well as any: callers may all be less patient."""
+        if wire.gone.is_set():
+            return
+
+        def expire() -> None:
+            wire.close(identifier)
+            if wire is self._wire:
+                self._kill("It gave no answer in time and was started anew.")
+
+        late = wire.loop.call_at(deadline, expire)
+
+        def answered(given: tuple[str, Any]) -> None:
+            late.cancel()
+            wire.close(identifier)
+
+        wire.waiting[identifier] = answered
 
     async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
         """What a model gives one after the other; a model that does not stream gives its whole answer. Raises `CallError`."""

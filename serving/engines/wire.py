@@ -60,7 +60,7 @@ class Wire(asyncio.Protocol):
         if self.on_lost is not None:
             self.on_lost()
         self.control.put_nowait(("gone", None))
-        for sink in self.waiting.values():
+        for sink in list(self.waiting.values()):
             sink(("gone", None))
 
     def ask(self, kind: str, body: Any) -> tuple[int, asyncio.Future[tuple[str, Any]]]:

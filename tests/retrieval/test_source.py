@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from retrieval import Indexes, SourceError
+from retrieval.rows import write as writing
 from retrieval.rows.schema import Spec
 from retrieval.source import read_table, stamp
 from tests.retrieval.conftest import Who
@@ -216,3 +217,28 @@ def test_csv_as_programs_write_it(tmp_path: Path) -> None:
     assert list(read_table(str(tmp_path / "b.tsv"))) == [{"id": "1", "text": "tin"}]
     with pytest.raises(SourceError, match="not UTF-8"):
         list(read_table(str(tmp_path / "c.csv")))
+
+
+async def test_a_sync_that_ends_half_way_is_gone_on_with(
+    indexes: Indexes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP", 4)
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "text": f"tile number {i}"}) + "\n" for i in range(10)))
+    declared(indexes, str(path))
+    store, index = indexes.over_rows.store, indexes.over_rows.get("main.default.shop")
+    seen: list[str] = []
+
+    async def breaks(endpoint: str, texts: Any, caller: Any) -> Any:
+        seen.append(store.get(index.name).told)
+        if len(seen) == 3:
+            raise ConnectionError
+        return await indexes.embed(endpoint, texts, caller)
+
+    assert store.begin(index.id)
+    with pytest.raises(ConnectionError):
+        await indexes.over_rows.sync(index.name, breaks, Who("root", True))
+    assert seen == ["0 of 10 changed rows are in.", "4 of 10 changed rows are in.", "8 of 10 changed rows are in."]
+    assert store.count(index.id) == 8
+    report = await synced(indexes)
+    assert (report["added"], report["unchanged"], report["embedded"]) == (2, 8, 2)

@@ -83,6 +83,23 @@ async def test_a_call_that_hangs_is_given_up_and_the_next_is_answered(make: Call
         await model.stop(0)
 
 
+async def test_a_model_that_hangs_is_started_anew_though_every_caller_has_left(make: Callable[..., ModelProcess]) -> None:
+    model = make(call_timeout=2)
+    await model.start()
+    try:
+        calls = [asyncio.create_task(ask(model, word)) for word in ("hang", "hello")]
+        await until(lambda: model.open_calls == 2)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        await until(lambda: model.starts == 2 and model.running)
+        assert not model.open_calls
+        model._call_timeout = 60
+        assert await ask(model)
+    finally:
+        await model.stop(0)
+
+
 async def test_what_a_model_raises_is_told_in_one_line_and_nobody_asks_again(make: Callable[..., ModelProcess]) -> None:
     model = make()
     await model.start()

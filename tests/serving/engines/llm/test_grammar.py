@@ -49,6 +49,11 @@ def test_a_name_that_must_be_written(grammars: Any, name: str) -> None:
 
 
 def test_a_schema_that_cannot_be_followed_says_why(grammars: Any) -> None:
-    for schema, why in (({"type": "wat"}, "wat"), ({"$ref": "#/$defs/none"}, "none"), ({"type": "string", "pattern": "(["}, "regex")):
+    wrong: dict[str, dict[str, str]] = {
+        "wat": {"type": "wat"},
+        "none": {"$ref": "#/$defs/none"},
+        "regex": {"type": "string", "pattern": "(["},
+    }
+    for why, schema in wrong.items():
         with pytest.raises(Refused, match=why):
             grammars[0].matcher(schema)
