@@ -26,9 +26,9 @@ class Registered:
     name: str
     version: str
     model_uri: str
-    champion: bool = True
+    champion: bool
     """Whether the alias points to it."""
-    reason: str = ""
+    reason: str
     """Why it does, or does not."""
 
 
@@ -46,11 +46,21 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def register(classifier: LinearClassifier, name: str, *, metadata: Mapping[str, Any] | None = None) -> Registered:
-    """Log a classifier to MLflow's active run, register it as `name` and make it its champion.
+def register(
+    classifier: LinearClassifier,
+    name: str,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    score: float | None = None,
+    judge: Callable[[Any], float] | None = None,
+    margin: float = 0.0,
+) -> Registered:
+    """Log a classifier to MLflow's active run, register it as `name` and make it its champion if it is better.
 
     The model is an MLflow pyfunc of embeddings, shape (-1, dimension), with explicit requirements: nothing is inferred or
     fetched. Its metadata and the version's tags hold `metadata` and the classifier's own.
+
+    score, judge, margin: as in `promote`.
     """
     import mlflow
     import numpy as np
@@ -81,8 +91,9 @@ def register(classifier: LinearClassifier, name: str, *, metadata: Mapping[str, 
         client = mlflow.MlflowClient()
         for key, value in facts.items():
             client.set_model_version_tag(name, number, key, str(value)[:5000])
-        client.set_registered_model_alias(name, ALIAS, number)
-    return Registered(name, number, logged.model_uri)
+        champion, reason = promote(name, number, score, judge, margin)
+        client.set_model_version_tag(name, number, "promotion", reason)
+    return Registered(name, number, logged.model_uri, champion, reason)
 
 
 def register_text_model(
@@ -182,7 +193,8 @@ def promote(name: str, number: str, score: float | None, judge: Callable[[Any], 
     Parameters
     ----------
     score: of the new version, higher is better; None if it was not evaluated.
-    judge: scores the champion, given as MLflow's model version, on the rows that gave `score`.
+    judge: scores the champion, given as MLflow's model version, on the rows that gave `score`; raises `LookupError` with why it
+        cannot.
     margin: how much better it must be.
     """
     import mlflow
@@ -198,6 +210,8 @@ def promote(name: str, number: str, score: float | None, judge: Callable[[Any], 
         return False, f"It was not evaluated, so version {incumbent.version} stays the champion."
     try:
         theirs = judge(incumbent)
+    except LookupError as error:
+        return False, f"Version {incumbent.version}, the champion, stays: {error.args[0]}"
     except Exception as error:
         return False, f"Version {incumbent.version}, the champion, could not be judged on these rows ({type(error).__name__})."
     told = f"{score:.4f}, version {incumbent.version} has {theirs:.4f} on the same rows"

@@ -86,6 +86,8 @@ class ClassifyRecipe(BaseRecipe):
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     class_weight: Literal["none", "balanced"] = "none"
     calibration: Literal["none", "temperature"] = "temperature"
+    promote_margin: Annotated[float, Field(ge=0)] = 0.0
+    """How much the macro-recall must exceed the champion's for the alias to move."""
 
 
 class Range(Strict):

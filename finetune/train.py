@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,13 @@ from finetune.publish import ALIAS, Registered, quiet, register
 from finetune.recipe import ClassifyRecipe, Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
 
+SCORE = "macro_recall"
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+
+    from finetune.data import Row
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class Run:
         lines.append(f"{'':{width}}   this model   TF-IDF baseline")
         lines += [f"{name:{width}} {value:12.3f} {result.baseline[name]:17.3f}" for name, value in result.metrics.items()]
         if self.registered:
-            lines.append(f"registered as {self.registered.name} version {self.registered.version}, alias {ALIAS}")
+            done = self.registered
+            alias = f"alias {ALIAS}" if done.champion else "not promoted"
+            lines.append(f"registered as {done.name} version {done.version}, {alias}: {done.reason}")
         return "\n".join([*lines, f"MLflow run {self.run_id}", *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -121,11 +127,48 @@ def run(
                 number = experiment(client, recipe.name, tracking_uri, artifact_location)
             with mlflow.start_run(experiment_id=number, run_name=recipe.name) as active:
                 _log(recipe, result, facts, warnings)
-                scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
-                registered = register(result.classifier, recipe.register_to, metadata=scores) if recipe.register_to else None
+                registered = _register(recipe, result, hashes["data_sha256"], evaluation, embed) if recipe.register_to else None
         finally:
             mlflow.set_tracking_uri(before)
     return Run(result, active.info.run_id, number, registered, tuple(warnings))
+
+
+def _register(recipe: ClassifyRecipe, result: Result, data: str, evaluation: Sequence[Row], embed: Embed) -> Registered:
+    """Register; the alias moves if this model is better than the champion on the same rows."""
+    assert recipe.register_to is not None
+
+    def judge(incumbent: Any) -> float:
+        if evaluation:
+            return _macro_recall(incumbent, evaluation, embed)
+        if (incumbent.tags.get("data_sha256"), incumbent.tags.get("judged_on")) != (data, result.judged_on):
+            raise LookupError("it was judged on other rows. Name data.eval, on which both can be judged.")
+        return float(incumbent.tags[SCORE])
+
+    scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
+    return register(
+        result.classifier,
+        recipe.register_to,
+        metadata=scores,
+        score=scores[SCORE],
+        judge=judge,
+        margin=recipe.promote_margin,
+    )
+
+
+def _macro_recall(version: Any, rows: Sequence[Row], embed: Embed) -> float:
+    """Of a registered version that takes embeddings, or texts."""
+    import mlflow
+    import pandas as pd
+
+    texts = [row.text for row in rows]
+    model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+    if (schema := model.metadata.get_input_schema()) is None:
+        raise LookupError("it has no signature.")
+    given = embed(texts) if schema.is_tensor_spec() else pd.DataFrame({schema.input_names()[0]: texts})
+    right: dict[str, list[bool]] = {}
+    for row, label in zip(rows, model.predict(given)["label"], strict=True):
+        right.setdefault(row.label, []).append(row.label == label)
+    return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
 
 
 def alone(uri: str) -> AbstractContextManager[Any]:

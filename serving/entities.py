@@ -165,6 +165,7 @@ class Entities:
             model.version = version.version
             return model
 
+        secrets = [environment[key] for key, value in (spec.get("environment_vars") or {}).items() if is_reference(value)]
         count = SIZES[spec.get("workload_size", "Small")]
         if count > 1 and "OMP_NUM_THREADS" not in os.environ:  # they share the machine
             environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment}
@@ -174,6 +175,7 @@ class Entities:
                 version.path,
                 self._logs / endpoint / f"{spec['name']}{f'-{number}' if number else ''}.log",
                 environment=environment,
+                secrets=secrets,
                 idle_timeout=self._idle if spec.get("scale_to_zero_enabled") else None,
                 loads=self._loads,
                 memory_limit=limit,

@@ -17,7 +17,9 @@ from serving.engines.messages import items_to_chat, text_of
 from serving.protocols.request import LOGPROBS, present
 
 _MOST_TOKENS = 10**9
-_COPIED = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed", "stop", "parallel_tool_calls")
+_COPIED = (
+    "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "parallel_tool_calls",
+)  # fmt: skip
 
 
 def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class ModelProcess(Supervised):
     path: folder of the MLflow model.
     log: file that gets what the model prints.
     environment: variables the model is given besides a few of the server's.
+    secrets: values among them that nobody is told: stars in what the model fails with and prints.
     load_timeout: seconds until a load that does not end is given up.
     call_timeout: seconds until a call that gives nothing is given up; the process is then started anew.
     idle_timeout: seconds without a call after which the process ends until the next call; None: never.
@@ -66,6 +67,7 @@ class ModelProcess(Supervised):
         log: Path,
         *,
         environment: Mapping[str, str] | None = None,
+        secrets: Collection[str] = (),
         load_timeout: float = 600,
         call_timeout: float = 120,
         idle_timeout: float | None = None,
@@ -84,6 +86,7 @@ class ModelProcess(Supervised):
         self.info: Mapping[str, Any] = {}
         """What the loaded model tells of itself: `streams`, `rowwise`, `loader`."""
         self._given = dict(environment or {})
+        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
         self._load_timeout, self._call_timeout, self._idle_timeout = load_timeout, call_timeout, idle_timeout
         self._loads = loads or asyncio.Semaphore(1)
         self._interpreter, self._forks = interpreter, forks
@@ -122,7 +125,7 @@ class ModelProcess(Supervised):
                 if left:
                     self._watch_left(wire, identifier, late.when())
             if kind_of != "gone":
-                return _checked(kind_of, given)
+                return self._checked(kind_of, given)
             if not again or attempt == 2:
                 break
         why = self._killed or "The model's process ended while it answered."
@@ -163,11 +166,29 @@ class ModelProcess(Supervised):
                     raise unavailable(
                         "The model's process ended in the middle of its answer. Send the request again.", retry_after=1
                     )
-                yield _checked(kind, answer)
+                yield self._checked(kind, answer)
                 if kind == "result":
                     return
         finally:
             wire.close(identifier, cancel=True)
+
+    def _checked(self, kind: str, answer: Any) -> Any:
+        if kind == "error":
+            status = answer["status"]
+            code = "BAD_REQUEST" if status == 400 else "INTERNAL_ERROR"
+            said = self._starred(answer["message"])
+            message = f"{MODEL_FAILED}: {said}" if answer.get("failed") else said
+            raise CallError(message, status=status, code=code, param=answer.get("param"))
+        return answer
+
+    def _starred(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def logs(self) -> str:
+        """The last of what the process printed, without its secrets."""
+        return self._starred(super().logs())
 
     async def _up(self) -> Wire:
         """The connection to the process, waiting for one that is coming up."""
@@ -305,11 +326,12 @@ class ModelProcess(Supervised):
         except TimeoutError:
             raise LoadFailed(f"The model was not loaded within {self._load_timeout:g} s.") from None
         if kind == "failed":
-            raise LoadFailed(f"The model cannot be loaded: {answer['message']}")
+            raise LoadFailed(self._starred(f"The model cannot be loaded: {answer['message']}"))
         if kind == "gone":
             if self._killed:
                 raise LoadFailed(self._killed)
-            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {tail(self.log, 300)}")
+            words = self._starred(tail(self.log, 300))
+            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {words}")
         self.info = answer
 
     def _kill(self, why: str) -> None:
@@ -328,15 +350,6 @@ def _expire(answer: asyncio.Future[Any]) -> None:
         answer.set_exception(TimeoutError())
 
 
-def _checked(kind: str, answer: Any) -> Any:
-    if kind == "error":
-        status = answer["status"]
-        code = "BAD_REQUEST" if status == 400 else "INTERNAL_ERROR"
-        message = f"{MODEL_FAILED}: {answer['message']}" if answer.get("failed") else answer["message"]
-        raise CallError(message, status=status, code=code, param=answer.get("param"))
-    return answer
-
-
 async def _end(process: Process, transport: asyncio.BaseTransport) -> None:
     transport.close()  # the process ends when its server is gone
     try:
@@ -344,6 +357,8 @@ async def _end(process: Process, transport: asyncio.BaseTransport) -> None:
     except TimeoutError:
         _kill_group(process.pid)
         await process.wait()
+    else:
+        _kill_group(process.pid)  # what the model started and left behind
 
 
 def _kill_group(pid: int) -> None:

@@ -77,6 +77,7 @@ def _unusual(body: Mapping[str, Any]) -> dict[str, Any]:
         "frequency_penalty": number(body, "frequency_penalty", -2, 2),
         "presence_penalty": number(body, "presence_penalty", -2, 2),
         "seed": take(body, "seed", int),
+        "logit_bias": _logit_bias(body),
         "stop": stops(body),
         "user": take(body, "user", str),
         "reasoning": {"effort": effort} if effort else None,
@@ -85,6 +86,19 @@ def _unusual(body: Mapping[str, Any]) -> dict[str, Any]:
         "custom_inputs": take(body, "custom_inputs", dict),
         "context": take(body, "context", dict),
     }
+
+
+def _logit_bias(body: Mapping[str, Any]) -> dict[str, float] | None:
+    """What is added to the scores of tokens, by their numbers in the model's vocabulary."""
+    given = take(body, "logit_bias", dict) or {}
+    if len(given) > 1024:
+        raise bad_request(f"Field 'logit_bias' has {len(given)} tokens; at most 1024 are read.", "logit_bias")
+    for token, added in given.items():
+        if not (token.isascii() and token.isdecimal() and len(token) < 10):
+            raise bad_request(f"Field 'logit_bias' has {token[:20]!r}, which is no token's number.", "logit_bias")
+        if type(added) not in (int, float) or not -100 <= added <= 100:
+            raise bad_request(f"Field 'logit_bias.{token}' must be a number between -100 and 100.", "logit_bias")
+    return given or None
 
 
 def _items(message: Any, path: str) -> list[dict[str, Any]]:

@@ -90,3 +90,39 @@ def test_a_run_is_logged_registered_and_loads(
     file = mlflow.artifacts.download_artifacts("models:/main.default.marks@champion/requirements.txt")
     requirements = Path(file).read_text().split()
     assert sorted(r.split("==")[0] for r in requirements) == ["mlflow", "numpy", "pandas"]
+
+
+def test_the_alias_moves_only_to_what_is_better_on_the_same_rows(tmp_path: Path) -> None:
+    def rows(name: str, start: int, end: int) -> str:
+        made = [
+            {"text": f"{i} {'yes' if i % 2 else 'no'}{'?' if i % 2 else '!'}", "label": f"l{i % 2}"} for i in range(start, end)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
+        return str(tmp_path / f"{name}.jsonl")
+
+    uri, place = tracking(tmp_path), (tmp_path / "artifacts").as_uri()
+
+    def registered(how: Any, **more: Any) -> tuple[str, bool, str]:
+        recipe = load_recipe({"name": "gate", "C": [1], "folds": 2, "register_to": "main.default.gate", **more})
+        assert isinstance(recipe, ClassifyRecipe)
+        run_ = run(recipe, how, uri, artifact_location=place)
+        assert run_.registered
+        assert ("alias champion" in run_.summary()) == run_.registered.champion
+        return run_.registered.version, run_.registered.champion, run_.registered.reason
+
+    def blind(texts: Any) -> np.ndarray:
+        return np.ones((len(texts), 4), np.float32)
+
+    train, judged = rows("train", 0, 40), rows("eval", 40, 60)
+    assert registered(blind, data={"train": train, "eval": judged}) == ("1", True, "It is the first champion.")
+    better = registered(embed, data={"train": train, "eval": judged})
+    assert better[:2] == ("2", True)
+    assert "It scores 1.0000, version 1 has 0.5000 on the same rows" in better[2]
+    assert not registered(embed, data={"train": train, "eval": judged})[1]
+    without = registered(embed, data={"train": train})
+    assert without[1:] == (
+        False,
+        "Version 2, the champion, stays: it was judged on other rows. Name data.eval, on which both can be judged.",
+    )
+    mlflow.set_tracking_uri(uri)
+    assert int(mlflow.MlflowClient().get_model_version_by_alias("main.default.gate", "champion").version) == 2

@@ -35,6 +35,7 @@ class Sampling:
     temperature, top_p, top_k: as in the OpenAI API; `top_k` 0 takes all tokens.
     frequency, presence: penalties on tokens of the answer (https://platform.openai.com/docs/api-reference/chat).
     repetition: divides (multiplies, below zero) the scores of tokens of prompt and answer.
+    bias: what is added to the scores of tokens, by their numbers; ones that the vocabulary does not have count for nothing.
     seed: makes the answer repeatable, whatever else is in the batch.
     logprobs: how many alternatives are told with each token; None tells none, and not the token's own either.
     """
@@ -45,6 +46,7 @@ class Sampling:
     frequency: float = 0.0
     presence: float = 0.0
     repetition: float = 1.0
+    bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
     random: random.Random = field(init=False)
@@ -68,13 +70,14 @@ class Sampling:
             frequency=body.get("frequency_penalty") or 0.0,
             presence=body.get("presence_penalty") or 0.0,
             repetition=getattr(defaults, "repetition_penalty", None) or 1.0,
+            bias={int(token): float(added) for token, added in (body.get("logit_bias") or {}).items()},
             seed=body.get("seed"),
             logprobs=(body.get("top_logprobs") or 0) if body.get("logprobs") else None,
         )
 
     @property
     def penalized(self) -> bool:
-        return bool(self.frequency or self.presence or self.repetition != 1.0)
+        return bool(self.frequency or self.presence or self.repetition != 1.0 or self.bias)
 
 
 class Sampled(Protocol):
@@ -132,6 +135,9 @@ def _penalize(scores: torch.Tensor, row: Sampled) -> None:
         tokens = torch.tensor(list(counts), device=scores.device)
         times = torch.tensor(list(counts.values()), device=scores.device, dtype=scores.dtype)
         scores[tokens] -= sampling.frequency * times + sampling.presence
+    for token, added in sampling.bias.items():
+        if token < len(scores):
+            scores[token] += added
 
 
 def _draw(scores: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:

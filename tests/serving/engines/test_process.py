@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from governance.call import CallError
@@ -111,6 +112,29 @@ async def test_what_a_model_raises_is_told_in_one_line_and_nobody_asks_again(mak
         assert "Traceback" in model.logs()
     finally:
         await model.stop(0)
+
+
+async def test_what_a_model_raises_and_prints_has_stars_for_its_secrets(make: Callable[..., ModelProcess]) -> None:
+    model = make(secrets=["not known", ""])
+    await model.start()
+    try:
+        with pytest.raises(CallError, match=r"KeyError: 'a word that is\\n\*\*\*'"):
+            await ask(model, "raise")
+        assert "Traceback" in model.logs()
+        assert "not known" not in model.logs()
+    finally:
+        await model.stop(0)
+
+
+async def test_what_a_model_starts_ends_with_it(make: Callable[..., ModelProcess]) -> None:
+    model = make()
+    await model.start()
+    try:
+        child = psutil.Process(await ask(model, "child"))
+        assert child.is_running()
+    finally:
+        await model.stop(0)
+    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_a_leak_ends_the_process_and_says_so(make: Callable[..., ModelProcess], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,12 @@ def test_a_seed_gives_the_same_tokens_in_any_company() -> None:
     assert {tokens[0] for tokens in together} == {0}
 
 
+def test_a_bias_makes_tokens_likelier_and_bans_them() -> None:
+    assert draw(1, temperature=0, bias={3: 100.0}) == [3]
+    assert 0 not in draw(100, seed=2, bias={0: -100.0, 999: 5.0})
+    assert Sampling.of({"logit_bias": {"3": 100}}, None).bias == {3: 100.0}
+
+
 def test_penalties_make_what_was_said_less_likely() -> None:
     row = Row(Sampling(temperature=0, frequency=0.6), generated=[0, 0])
     assert choose(LOGITS[None], [row])[0] == [1]
