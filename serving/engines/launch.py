@@ -47,7 +47,7 @@ def worker_root(python: str) -> Path:
     if python == sys.executable:
         return root
     copy = Path(python).parent.parent / "smalti"
-    for file in ("worker.py", "replies.py", "rows.py", "skops.py"):  # the worker and what it imports of this project
+    for file in ("worker.py", "frames.py", "replies.py", "rows.py", "skops.py"):  # the worker and what it imports of this project
         target = copy / "serving/engines" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / "serving/engines" / file).read_bytes())
