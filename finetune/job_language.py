@@ -29,7 +29,7 @@ class LanguageJob:
     """
 
     def __init__(self, recipe: LanguageRecipe) -> None:
-        from finetune.tasks.language import load_tokenizer
+        from finetune.tasks.language import load_tokenizer, vocabulary
 
         self.recipe = recipe
         self._tokenizer = load_tokenizer(base_of(recipe), recipe.chat_template)
@@ -47,6 +47,12 @@ class LanguageJob:
                 raise DataError(leaking)
             self.hashes["eval_sha256"], warnings = _sha256(held_out), [*warnings, *more]
         self.warnings = warnings_of(warnings)
+        read = [text.ids for row in (*self._texts, *self._held_out) for text in (row if isinstance(row, tuple) else (row,))]
+        if (largest := max((max(ids) for ids in read if len(ids)), default=0)) >= (known := vocabulary(base_of(recipe))):
+            raise RecipeError(
+                f"base_model: its tokenizer writes token {largest}, and the model knows {known}. "
+                "Save it after model.resize_token_embeddings(len(tokenizer)), or take the tokenizer it came with."
+            )
         tokens = sum(len(text.ids) for row in self._texts for text in (row if isinstance(row, tuple) else (row,)))
         self.facts = {"rows": len(self._texts), "evaluation_rows": len(self._held_out), "tokens": tokens}
         self._before: Mapping[str, float] = {}

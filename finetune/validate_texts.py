@@ -33,7 +33,15 @@ def look_at_texts(recipe: LanguageRecipe, problems: Findings, find_pii: FindPii 
 
 
 def _tokenizer(recipe: LanguageRecipe, tokenizer: Any, problems: Findings) -> None:
+    from finetune.tasks.language import vocabulary
+
     folder = str(base_of(recipe))
+    if len(tokenizer) > (known := vocabulary(base_of(recipe))):
+        told = (
+            f"The tokenizer has {len(tokenizer)} tokens, and the model knows {known}: a text with one of the others ends the run."
+        )
+        fix = "Save the model after model.resize_token_embeddings(len(tokenizer)), or take the tokenizer it came with."
+        problems.append(Problem("unknown_tokens", folder, None, None, told, fix, "warning"))
     if tokenizer.eos_token_id is None:
         told = ("The tokenizer has no token that ends a text.", "Set eos_token in its tokenizer_config.json.")
         problems.append(Problem("no_eos", folder, None, None, *told))

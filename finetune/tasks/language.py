@@ -184,6 +184,13 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     return tokenizer
 
 
+def vocabulary(folder: Path) -> int:
+    """How many tokens the base model knows."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
+
+
 def four_bits() -> dict[str, Any]:
     """How transformers is told to keep the base model's weights in four bits (NF4).
 

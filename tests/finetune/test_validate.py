@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app import _find_pii
-from finetune.recipe import load_recipe
+from finetune.job_language import LanguageJob
+from finetune.recipe import LanguageRecipe, RecipeError, load_recipe
 from finetune.validate import Report, validate
 from tests.finetune.tiny import bert, llama
 
@@ -230,6 +231,13 @@ def test_what_a_tokenizer_lacks(tmp_path: Path) -> None:
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     endless = validate(load_recipe({**given, "chat_template": str(template)}))
     assert [(problem.code, problem.line) for problem in endless.problems] == [("no_eos", 1)]
+    config = base / "config.json"
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps(whole | {"vocab_size": 40}))
+    assert codes() == {"unknown_tokens"}
+    with pytest.raises(RecipeError, match=r"its tokenizer writes token \d+, and the model knows 40"):
+        LanguageJob(cast(LanguageRecipe, load_recipe(given)))
+    config.write_text(json.dumps(whole))
     (base / "chat_template.jinja").unlink()
     assert codes() == {"no_chat_template"}
 
