@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentLoadError, load_builder
 from governance.call import Call, Engine, Event, unavailable
+from serving.declarations import EndpointDeclaration
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
-from serving.settings import AgentEntity, EndpointDeclaration
+from serving.settings import AgentEntity
 
 if TYPE_CHECKING:
     from agents.tools.classical import Predict

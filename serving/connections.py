@@ -27,11 +27,11 @@ from sqlalchemy.exc import IntegrityError
 from governance import audit
 from governance.call import Call, Caller, CallError, Event, bad_request, forbidden, misconfigured, not_found
 from governance.grants import Grants
+from serving.declarations import ConnectionDeclaration
 from serving.engines import addresses, service
 from serving.engines.transport import Timeouts, Transport
 from serving.engines.upstream import Reach, Upstream
 from serving.secret_scopes import Scopes, cipher, is_reference
-from serving.settings import ConnectionDeclaration
 from serving.tables import connections as table
 
 EVERY = "connection:*"

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from governance.call import Call, CallError, Event
 from serving.config import flat, parse, readable
+from serving.declarations import EndpointDeclaration, ExternalModel
 from serving.endpoint import Endpoint
 from serving.engines.external import ExternalChat, Timeouts
 from serving.engines.providers import FIELDS, NO_KEY, upstream_of
 from serving.engines.upstream import ModelSettingError
-from serving.settings import EndpointDeclaration, ExternalModel
 from serving.traffic import Arms, Expose, Mirror, Traffic, arms
 
 _USUAL = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "databricks-model-serving": "DATABRICKS_TOKEN"}

@@ -28,7 +28,7 @@ from serving.protocols.request import parse, take
 from serving.routes import read_body
 
 if TYPE_CHECKING:
-    from serving.settings import LocalModel as Declared
+    from serving.declarations import LocalModel as Declared
 
 log = logging.getLogger("smalti")
 

@@ -37,6 +37,7 @@ from serving.agent_endpoints import broken, register_agent
 from serving.artifacts import Artifacts
 from serving.collection import Collection
 from serving.connections import Connections
+from serving.declarations import EndpointDeclaration
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
@@ -54,7 +55,7 @@ from serving.needs import needs
 from serving.registry import Registry
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
-from serving.settings import CHAT, EndpointDeclaration, FunctionDeclaration, Settings
+from serving.settings import CHAT, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
 from serving.ui.session import OneTimeCodes

@@ -29,12 +29,12 @@ from governance.limits import Policies
 from serving import connection_routes, unity_catalog_grants
 from serving.agent_settings import ToolDeclaration
 from serving.connections import Connections
+from serving.declarations import ConnectionDeclaration
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.routes import bearer
 from serving.secret_scopes import Scopes
-from serving.settings import ConnectionDeclaration
 from serving.tables import metadata
 from serving.tools import make_tools
 from tests.serving.upstream import House, house, serving

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from app import cli
 from serving.cli import CommandError
-from serving.settings import LocalModel, Settings, SettingsError
+from serving.declarations import LocalModel
+from serving.settings import Settings, SettingsError
 from tests.live import ROOT, Live, mlflow_store, serving, smalti, wait_until
 from tests.programs import Programs
 from tests.serving import vllm_double

@@ -8,11 +8,11 @@ import pytest
 
 from governance.call import Call, CallError, Event
 from serving.config import hide, parse, readable, vouch
+from serving.declarations import EndpointDeclaration
 from serving.declared import declare
 from serving.engines.external import Timeouts
 from serving.engines.providers import address_of, upstream_of
 from serving.engines.upstream import ModelSettingError
-from serving.settings import EndpointDeclaration
 from tests.serving.upstream import KEY, TEXT, Upstream
 
 AZURE = {
