@@ -13,7 +13,7 @@ from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import ROWS, STRUCTURE, names_of, strings_of, texts_of, walk
+from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
 if TYPE_CHECKING:
@@ -252,13 +252,14 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     looked = call.payload
     if (kept := looked.get("conversation")) is not None:  # by which it is found again
         looked = {key: value for key, value in looked.items() if key != "conversation"}
-    payload = walk(looked, each, frozenset() if rows else STRUCTURE, numbers=rows)
+    names: list[str] | None = [] if rules.keywords and not rows else None
+    payload = walk(looked, each, frozenset() if rows else STRUCTURE, numbers=rows, names=names)
     if kept is not None:
         payload["conversation"] = kept
     tags = {each(key): each(value) for key, value in call.usage_context.items()} if call.usage_context else call.usage_context
     own_id = each(call.client_request_id) if call.client_request_id else call.client_request_id
-    if rules.keywords and not rows and (names := names_of(call.payload)):
-        all_found += rules.words(names)
+    if names:
+        all_found += rules.words(" | ".join(names))
     if not all_found:
         return call, all_found, None
     masked = replace(call, payload=payload, usage_context=tags, client_request_id=own_id)

@@ -13,7 +13,20 @@ from typing import Any
 from governance.call import STEP, TERMINAL, Call, Event
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
-from governance.guardrails.texts import LARGE, OBJECT, ROWS, STRUCTURE, json_text, named, number, strings_of, vector, walk, word
+from governance.guardrails.texts import (
+    LARGE,
+    OBJECT,
+    PROTOCOL,
+    ROWS,
+    STRUCTURE,
+    json_text,
+    named,
+    number,
+    strings_of,
+    vector,
+    walk,
+    word,
+)
 
 _ARGUMENTS = "response.function_call_arguments."
 _PLACE = ("output_index", "content_index", "summary_index")
@@ -217,7 +230,7 @@ class Shield:
                 if looked is not item:
                     made[key] = looked
             masked = {**value, **made} if made else value
-            if all(map(word, value)):
+            if value.keys() <= PROTOCOL or all(map(word, value)):
                 return masked
             return {key if word(key) else self._checked(key): item for key, item in masked.items()}
         return number(value, self._checked) if type(value) is int and value >= LARGE else value

@@ -22,6 +22,7 @@ _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
 _FEW = 16  # keywords that are each looked for
 _WORD = re.compile(r"\w+")
+_DIGIT = re.compile(r"\d")
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
 
@@ -261,6 +262,9 @@ def _open(text: str) -> int:
     if begun >= 0:
         start = min(start, begun)
     if start < end and text[start].islower() and (end - start > 4 or start < 5 or not text[start - 2].isdecimal()):
+        return start
+    before = text[max(0, end - 3 * MAX_SPAN) : start]
+    if before.islower() and not _DIGIT.search(before):  # neither digits nor a country's code are there to go on with
         return start
     held = place = start
     while end - place <= 2 * MAX_SPAN or place == start:

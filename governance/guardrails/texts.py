@@ -15,7 +15,7 @@ STRUCTURE = frozenset(
 _NAME = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
 LARGE = 10**10
 """Integers from which on one may be a number of a person's."""
-_PROTOCOL = STRUCTURE | set(
+PROTOCOL = STRUCTURE | set(
     re.findall(
         r"\w+",
         "input instructions messages content text output arguments name tools tool_choice function parameters properties "
@@ -24,6 +24,7 @@ _PROTOCOL = STRUCTURE | set(
         "parallel_tool_calls truncation",
     )
 )
+"""Names that requests and answers have by their protocol."""
 ROWS = frozenset({"predict", "classify", "embeddings", "http"})
 """Tasks whose requests and answers are data, of which no key is the protocol's own."""
 _ENCODED = ("image_url", "arguments", "output")
@@ -69,12 +70,19 @@ def strings_of(value: Any) -> list[str]:
 
 
 def walk(
-    value: Any, each: Callable[[str], str], skipped: frozenset[str], depth: int = 0, key: str = "", *, numbers: bool = False
+    value: Any,
+    each: Callable[[str], str],
+    skipped: frozenset[str],
+    depth: int = 0,
+    key: str = "",
+    *,
+    numbers: bool = False,
+    names: list[str] | None = None,
 ) -> Any:
     """A JSON value with `each(text)` in place of every text in it; `arguments` and `output` that are JSON are looked into, and
     large integers within an object, and names of its values that are no plain words, are looked at as they read.
 
-    `numbers`: integers of seven digits and more, and all names.
+    `numbers`: integers of seven digits and more, and all names. `names` gets those that are not the protocol's own.
     """
     if isinstance(value, str):
         if key == "image_url" and _IMAGE.match(value):
@@ -83,49 +91,33 @@ def walk(
     if isinstance(value, (list, tuple)):  # before what asks an abstract class
         if vector(value):
             return value
-        return [walk(item, each, skipped, depth + 1, key, numbers=numbers) for item in value]
+        return [walk(item, each, skipped, depth + 1, key, numbers=numbers, names=names) for item in value]
     if isinstance(value, OBJECT):
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
         made: dict[Any, Any] = {}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
             if isinstance(item, str):
-                if name not in skipped or not _NAME.fullmatch(item):
+                if name not in skipped or not (item.isalpha() or _NAME.fullmatch(item)):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
-                item = walk(item, each, skipped, depth + 1, name, numbers=numbers)
+                item = walk(item, each, skipped, depth + 1, name, numbers=numbers, names=names)
             elif depth and type(item) is int and item >= LARGE:  # at the top are the protocol's own, such as a seed
                 item = number(item, each)
-            made[each(name) if numbers or not word(name) else name] = item
+            if numbers or name not in PROTOCOL:
+                if names is not None:
+                    names.append(str(name))
+                name = each(name) if numbers or not word(name) else name
+            made[name] = item
         return made
     return number(value, each) if type(value) is int and (numbers or value >= LARGE) else value
 
 
 def word(name: Any) -> bool:
     """Whether the name of a value is too plain to be anything of a person's, or a key."""
-    if name in _PROTOCOL or not isinstance(name, str) or name.isalpha():
+    if not isinstance(name, str) or name.isalpha():
         return True
     return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
-
-
-def names_of(value: Any) -> str:
-    """The names of a request's values that are not the protocol's own, apart from each other."""
-    found: set[str] = set()
-    _gather(value, found)
-    return " | ".join(found - _PROTOCOL)
-
-
-def _gather(value: Any, found: set[str]) -> None:
-    if isinstance(value, OBJECT):
-        found.update(filter(_text, value))
-        value = value.values()
-    for item in value:
-        if isinstance(item, (dict, list)):
-            _gather(item, found)
-
-
-def _text(name: Any) -> bool:
-    return isinstance(name, str)
 
 
 def named(key: str, value: str, addresses: frozenset[str]) -> bool:
