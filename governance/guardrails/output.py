@@ -75,7 +75,7 @@ class Shield:
         """What may leave now that this event has come."""
         kind, data = event.type, event.data
         if kind in TERMINAL:
-            return [*self._flush(), self._ended(event)]
+            return [*self._flush(), self._ended(event)] if self._holds or self._waiting else [self._ended(event)]
         if kind == STEP:
             masked = walk(data, self._masked, frozenset({"name", "kind", "status"})) if self.rules.pii != "NONE" else data
             return [Event(kind, masked)]
