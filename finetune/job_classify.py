@@ -113,16 +113,12 @@ class ClassifyJob:
 
     def _judge_incumbent(self, incumbent: Any) -> float:
         """The macro-recall of a registered version on this run's evaluation rows."""
-        import mlflow
         import pandas as pd
 
-        model = mlflow.pyfunc.load_model(f"models:/{incumbent.name}/{incumbent.version}")
+        from finetune.publish import macro_recall
 
-        predicted = model.predict(pd.DataFrame({self.recipe.data.text_column: [row.text for row in self.evaluation]}))["label"]
-        right: dict[str, list[bool]] = {}
-        for row, label in zip(self.evaluation, predicted, strict=True):
-            right.setdefault(row.label, []).append(row.label == label)
-        return float(np.mean([np.mean(hits) for hits in right.values()]))
+        texts = pd.DataFrame({self.recipe.data.text_column: [row.text for row in self.evaluation]})
+        return macro_recall(incumbent, self.evaluation, lambda model: texts)
 
     def _card(self, facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         recipe = self.recipe

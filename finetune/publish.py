@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.classifier import LinearClassifier
+from finetune.data import Row
 
 ALIAS = "champion"
 _CODE = Path(__file__).with_name("linear_model.py")
@@ -185,6 +186,17 @@ def evaluation_lines(recipe: Any, result: Mapping[str, Any], rows: int) -> list[
     name, base = (recipe.data.eval.name if recipe.data.eval else ""), result["baseline"]
     lines = ["## Evaluation", "", f"On {rows} rows of `{name}`.", "", f"| | this model | {result['baseline_name']} |"]
     return [*lines, "|---|---|---|", *(f"| {key} | {value:.3f} | {base[key]:.3f} |" for key, value in result["metrics"].items())]
+
+
+def macro_recall(version: Any, rows: Sequence[Row], given: Callable[[Any], Any]) -> float:
+    """Of a registered version on labelled rows; `given` makes of the loaded model what it is to predict of the rows' texts."""
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+    right: dict[str, list[bool]] = {}
+    for row, label in zip(rows, model.predict(given(model))["label"], strict=True):
+        right.setdefault(row.label, []).append(row.label == label)
+    return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
 
 
 def promote(name: str, number: str, score: float | None, judge: Callable[[Any], float] | None, margin: float) -> tuple[bool, str]:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from finetune.data import check_split, read_labelled, sample, scarce
 from finetune.plots import draw_confusion, draw_reliability, panels
 from finetune.problems import DataError, warnings_of
-from finetune.publish import ALIAS, Registered, quiet, register
+from finetune.publish import ALIAS, Registered, macro_recall, quiet, register
 from finetune.recipe import ClassifyRecipe, Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
 
@@ -139,7 +139,7 @@ def _register(recipe: ClassifyRecipe, result: Result, data: str, evaluation: Seq
 
     def judge(incumbent: Any) -> float:
         if evaluation:
-            return _macro_recall(incumbent, evaluation, embed)
+            return macro_recall(incumbent, evaluation, lambda model: _input(model, [row.text for row in evaluation], embed))
         if (incumbent.tags.get("data_sha256"), incumbent.tags.get("judged_on")) != (data, result.judged_on):
             raise LookupError("it was judged on other rows. Name data.eval, on which both can be judged.")
         return float(incumbent.tags[SCORE])
@@ -155,20 +155,13 @@ def _register(recipe: ClassifyRecipe, result: Result, data: str, evaluation: Seq
     )
 
 
-def _macro_recall(version: Any, rows: Sequence[Row], embed: Embed) -> float:
-    """Of a registered version that takes embeddings, or texts."""
-    import mlflow
+def _input(model: Any, texts: Sequence[str], embed: Embed) -> Any:
+    """What a registered version takes: embeddings, or texts."""
     import pandas as pd
 
-    texts = [row.text for row in rows]
-    model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
     if (schema := model.metadata.get_input_schema()) is None:
         raise LookupError("it has no signature.")
-    given = embed(texts) if schema.is_tensor_spec() else pd.DataFrame({schema.input_names()[0]: texts})
-    right: dict[str, list[bool]] = {}
-    for row, label in zip(rows, model.predict(given)["label"], strict=True):
-        right.setdefault(row.label, []).append(row.label == label)
-    return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
+    return embed(texts) if schema.is_tensor_spec() else pd.DataFrame({schema.input_names()[0]: texts})
 
 
 def alone(uri: str) -> AbstractContextManager[Any]:
