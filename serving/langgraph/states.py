@@ -169,7 +169,7 @@ class _Told:
         elif state.whole:
             values = told(state.held.values)
         else:
-            values = {**told(self._values.at(state) or {}), **values}
+            values = {**told(self._values.at(state.keys) or {}), **values}
         task = {"id": state.id, "error": None, "checkpoint": None, "state": None, "result": None}
         return {
             "values": values,
