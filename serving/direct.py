@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,9 @@ from governance.call import CallError
 from serving.compress import Compressed, reads_gzip
 from serving.errors import broken, error_response, is_gone
 from serving.outgoing import KEY, Outgoing
+
+_KEPT, _SHORT = 512, 256
+"""Paths whose endpoint is remembered, and characters of one that is."""
 
 
 class Direct:
@@ -33,6 +37,7 @@ class Direct:
         posts = [route for route in routes if isinstance(route, Route) and route.methods == {"POST"}]
         self._exact = {route.path: route.endpoint for route in posts if not route.param_convertors}
         self._named = [route for route in posts if route.param_convertors]
+        self._found = lru_cache(_KEPT)(self._match)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._find(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -60,11 +65,15 @@ class Direct:
 
     def _find(self, scope: Scope) -> Any:
         path = scope["path"]
+        endpoint, names = self._found(path) if len(path) <= _SHORT else self._match(path)
+        if endpoint is not None:
+            scope["path_params"] = names.copy()
+        return endpoint
+
+    def _match(self, path: str) -> tuple[Any, dict[str, str]]:
         if (endpoint := self._exact.get(path)) is not None:
-            scope["path_params"] = {}
-            return endpoint
+            return endpoint, {}
         for route in self._named:
             if match := route.path_regex.match(path):
-                scope["path_params"] = match.groupdict()
-                return route.endpoint
-        return None
+                return route.endpoint, match.groupdict()
+        return None, {}

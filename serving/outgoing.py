@@ -53,10 +53,11 @@ class Outgoing:
         if len(body) >= LEAST and reads_gzip(self._scope):
             return False
         self.started = True
+        fields = [*cycle.default_headers, *headers, *self._added()]
+        if uvicorn.HEADER_VALUE_RE.search(b" ".join([value for _, value in fields])):
+            raise ValueError(f"a header's value has a line break or a control character in it: {fields!r}")
         parts = [uvicorn.STATUS_LINE[200]]
-        for name, value in (*cycle.default_headers, *headers, *self._added()):
-            if uvicorn.HEADER_VALUE_RE.search(value):
-                raise ValueError(f"header {name!r} cannot be {value!r}")
+        for name, value in fields:
             parts += (name, b": ", value, b"\r\n")
         parts += (b"\r\n", body)
         cycle.response_started = cycle.response_complete = True

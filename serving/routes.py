@@ -66,9 +66,11 @@ def bearer(headers: Any) -> str | None:
 
 def _presented(scope: Scope) -> str | None:
     """What `bearer` gives, read where it stands."""
-    found = [value for name, value in scope["headers"] if name == b"authorization"]
-    match = _BEARER.fullmatch(found[0].decode("latin-1")) if found else None
-    return match[1] if match else None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            match = _BEARER.fullmatch(value.decode("latin-1"))
+            return match[1] if match else None
+    return None
 
 
 async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
@@ -147,7 +149,8 @@ class Face:
             return Answering(self.dispatcher, call, chat.Encoder(call))
         try:
             request, encoder = decode(parse(await read_body(http, self._max_body)), name)
-            request = await self._continued(request, credential)
+            if request.previous:
+                request = await self._continued(request, credential)
         except CallError:
             await self.caller(http)  # who has no valid key learns that first
             raise

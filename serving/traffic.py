@@ -121,8 +121,10 @@ class Arms:
         self._note(call.request_id, call, picked)
         if self.traffic.shadow and self._mirror is not None:
             self._copy(call)
-        names = [picked, *(name for name in self._reserves if name != picked)] if self._fallback() else [picked]
-        chosen = [self.candidates[name] for name in names]
+        chosen = [self.candidates[picked]]
+        others = [name for name in self._reserves if name != picked] if len(self.candidates) > 1 else ()
+        if others and self._fallback():
+            chosen += [self.candidates[name] for name in others]
         alone = len(chosen) == 1 and chosen[0].attempts == 1
         return chosen[0].engine(call) if alone else first_to_answer(call, chosen)
 

@@ -105,7 +105,10 @@ class ModelProcess(Supervised):
     async def ask(self, kind: str, body: Any, *, again: bool = False) -> Any:
         """One answer; `again` sends the request once more where the process ends during it. Raises `CallError`."""
         for attempt in (1, 2):
-            wire = await self._up()
+            wire = self._wire
+            if wire is None or len(wire.waiting) + self._queued >= self._max_waiting:
+                wire = await self._up()
+            self._used = time.monotonic()
             identifier, answer = wire.ask(kind, body)
             late = wire.loop.call_later(self._call_timeout, _expire, answer)
             left = False

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from governance.call import Call, CallError, Event, bad_request
-from serving.protocols.request import Request, present, tagged, take
+from serving.protocols.request import Request, tagged, take
 
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -22,8 +22,10 @@ def decode(body: Mapping[str, Any], *, model: str) -> Request:
     if len(used) != 1:
         found = " and ".join(used) or f"{', '.join(map(repr, list(body)[:5])) or 'nothing'}"
         raise bad_request(f"Send rows as exactly one of {', '.join(FORMATS)}; the body has {found}.", used[0] if used else None)
-    payload = {used[0]: body[used[0]], "params": take(body, "params", dict)}
-    return Request(model, present(payload), task="predict", **tagged(body))
+    payload = {used[0]: body[used[0]]}
+    if (params := take(body, "params", dict)) is not None:
+        payload["params"] = params
+    return Request(model, payload, task="predict", **tagged(body))
 
 
 class Encoder:
