@@ -264,9 +264,9 @@ class Gateway:
                 admitted = True
             policy = self.limits.policies.get(call.endpoint)
             guard = self.guard(call.endpoint, policy) if policy is not None and policy.guarded else None
-            if guard is not None:
-                call = await guard.admit(call, verdicts)
             request = payload(request_of(call), MAX_PAYLOAD)
+            if guard is not None and (shown := await guard.admit(call, verdicts, len(request))) is not call:
+                call, request = shown, payload(request_of(shown), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
             if mirrors is not None:

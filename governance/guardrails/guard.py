@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("smalti.guardrails")
 
 FAILED = "it could not decide, so nothing passes"
-_LONG = 32_768  # characters from which a text is looked at off the event loop
+_LONG = 32_768  # bytes from which a request is looked at off the event loop
 
 Verdicts = list[dict[str, str]]
 """`guardrail`, `where` (input, output), `action` (BLOCK, MASK) and `reason`, as they are kept in the call's row."""
@@ -84,15 +84,15 @@ class Guard:
     def __init__(self, rails: Guardrails, kit: Toolkit) -> None:
         self.input, self.output = Side(rails.input, kit), Side(rails.output, kit)
 
-    async def admit(self, call: Call, verdicts: Verdicts) -> Call:
-        """The call as it may go on, masked where the policy masks. Raises `Refused`."""
+    async def admit(self, call: Call, verdicts: Verdicts, size: int) -> Call:
+        """The call as it may go on, masked where the policy masks; `size` is the bytes of its request. Raises `Refused`."""
         if not self.input.any:
             return call
         try:
-            long = sum(map(len, texts_of(call.payload, everything=True))) > _LONG
             rules = self.input.rules
             if self.input.learns:
                 rules = await self.input.learned([*strings_of(call.payload), *call.usage_context.values()])
+            long = size > _LONG
             masked, found, blocked = await asyncio.to_thread(_screen, call, rules) if long else _screen(call, rules)
             if found and not blocked:
                 verdicts.append(verdict("pii", "input", "MASK", summary(found)))

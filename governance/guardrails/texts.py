@@ -36,8 +36,8 @@ OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
 
-def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
-    """What people and tools say in a request, oldest first; `everything` for the sake of its length."""
+def texts_of(payload: Mapping[str, Any]) -> list[str]:
+    """What people and tools say in a request, oldest first."""
     given = payload.get("input", payload.get("query", ()))
     if isinstance(given, str):
         return [given]
@@ -46,7 +46,7 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
         if isinstance(item, str):
             found.append(item)
         elif isinstance(item, OBJECT):
-            if not everything and item.get("role", "user") != "user":
+            if item.get("role", "user") != "user":
                 continue
             for said in (item.get("content"), item.get("output")):
                 if isinstance(said, str):
