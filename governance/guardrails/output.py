@@ -68,7 +68,8 @@ class Shield:
     @property
     def found(self) -> Sequence[Finding]:
         """What was masked: in the text and the arguments, or, where there was none, elsewhere in the answer."""
-        return [each for hold in self._texts for each in hold.found] or self._other
+        found = [each for hold in self._texts for each in hold.found] if self._texts else []
+        return found or self._other
 
     @property
     def sent(self) -> str:
@@ -237,7 +238,7 @@ class Shield:
                     looked = self._guarded(item)
                 elif key == "arguments":
                     looked = json_text(item, self._checked)
-                elif key not in _PLACES and not named(key, item, _ADDRESSES):
+                elif key not in _PLACES and not (key in _ADDRESSES and named(item)):
                     looked = self._checked(item)
                 else:
                     continue
