@@ -29,7 +29,6 @@ from governance.guardrails.texts import (
 )
 
 _ARGUMENTS = "response.function_call_arguments."
-_PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _OF_TEXT = ("text", "type", "annotations")
@@ -43,10 +42,16 @@ def said_in(events: Sequence[Event]) -> list[str]:
     texts: list[str] = []
     for event in events:
         if event.type.endswith(".delta") and isinstance(event.data.get("delta"), str):
-            pieces.setdefault((event.type, *(event.data.get(place) for place in _PLACE)), []).append(event.data["delta"])
+            pieces.setdefault(_place(event), []).append(event.data["delta"])
         else:
             texts += strings_of(event.data)
     return [*texts, *("".join(parts) for parts in pieces.values())]
+
+
+def _place(event: Event) -> tuple[Any, ...]:
+    """Which text of an answer a piece belongs to."""
+    data = event.data
+    return event.type, data.get("output_index"), data.get("content_index"), data.get("summary_index")
 
 
 class Shield:
@@ -138,7 +143,7 @@ class Shield:
     # --- within ---
 
     def _delta(self, event: Event) -> list[Event]:
-        key = (event.type, *(event.data.get(place) for place in _PLACE))
+        key = _place(event)
         hold = self._holds[key][0] if key in self._holds else self._new()
         self._holds[key] = (hold, event)
         return self._told(event, hold, hold.push(event.data["delta"]))
