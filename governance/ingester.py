@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_ALL = 1 << 30  # no calls are answered here
 _PATIENCE = 30.0  # seconds that its last round may take
 
 
@@ -85,7 +86,7 @@ def main() -> None:
             for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
                 connection.execute(f"PRAGMA {pragma}")
 
-    journal = Journal(engine, Path(told["folder"]), interval=None, fsync=told["fsync"])
+    journal = Journal(engine, Path(told["folder"]), interval=None, pause=_ALL, fsync=told["fsync"])
     while not select.select([sys.stdin], [], [], told["interval"])[0]:
         journal.ingest_quietly()
     os._exit(0)  # the server takes in what is left, or the next one does
