@@ -105,7 +105,8 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     @app.get("/ready", include_in_schema=False)
     async def ready() -> Response:
         if app.state.ready:
-            return JSONResponse({"ready": True})
+            wrong = await asyncio.to_thread(platform.indexes.trouble) if platform.settings.chroma_url else ""
+            return JSONResponse({"ready": True, **({"warning": wrong} if wrong else {})})
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
@@ -285,6 +286,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
+        await asyncio.to_thread(platform.indexes.start)
         app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()
