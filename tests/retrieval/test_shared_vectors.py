@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import chromadb
+import numpy as np
 import psycopg
 import pytest
 import sqlalchemy as sa
 from chromadb.config import Settings
 
-from retrieval import Encoder, Indexes, NotFound, revisions, shared_vectors
+from retrieval import Encoder, Indexes, NotFound, RetrievalError, revisions, shared_vectors
 from retrieval import search as searching
 from retrieval.chroma_server import ChromaServer
+from retrieval.locks import COPY, SYNC, Locks
+from retrieval.rows.follow import Follower
+from retrieval.rows.schema import Spec
 from tests import servers
 from tests.live import models, wait_until
 
@@ -235,7 +241,7 @@ def test_an_index_is_dropped_while_another_server_searches_it(house: Callable[[]
     wait_until(lambda: held(chroma, here) == [])
 
 
-SYNC = """
+CHILD = """
 import sys
 from pathlib import Path
 import sqlalchemy as sa
@@ -276,7 +282,7 @@ def test_a_server_is_killed_while_it_tells_chroma(
         wait_until(lambda: equal(chroma, here))
         first.close()
         write(1)
-    command = [sys.executable, "-c", SYNC, here.url, chroma, str(models()), str(docs)]
+    command = [sys.executable, "-c", CHILD, here.url, chroma, str(models()), str(docs)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
     assert child.stdout is not None
     assert child.stdin is not None
@@ -319,6 +325,34 @@ def test_a_chroma_server_that_is_killed_and_comes_back_empty(
         assert (one.trouble(), two.get("docs").warning) == ("", "")
     told = [record.message for record in caplog.records if "does not answer" in record.message]
     assert 2 <= len(told) <= 8, "it is told when it begins, not with every search"
+
+
+def test_a_chroma_server_that_hangs(
+    house: Callable[[], House], tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and says nothing, as on a machine that swaps."""
+    monkeypatch.setattr(shared_vectors, "ASKING", 0.3)
+    monkeypatch.setattr(shared_vectors, "TELLING", 2.0)
+    monkeypatch.setattr(ChromaServer.check, "__defaults__", (0.5,))
+    here = house()
+    with servers.chroma(tmp_path / "hanging") as (url, pid):
+        one = here.server(url)
+        one.add("docs", folder)
+        one.sync("docs")
+        wait_until(lambda: asks(one))
+        before = dense(one)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(5):
+                assert dense(one) == before
+            (folder / "kiln.md").write_text("# Kiln\n\nThe kiln is fired with olive wood.\n")
+            one.sync("docs")
+            assert one.search("docs", "olive wood", mode="dense")[0].source == "kiln.md"
+            wait_until(lambda: "does not answer" in one.trouble())
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: one.trouble() == "" and equal(url, here) and asks(one))
+        assert one.search("docs", "olive wood", mode="dense")[0].source == "kiln.md"
 
 
 @pytest.mark.parametrize("harm", ["gone", "older", "rows", "another epoch", "emptied"])
@@ -382,3 +416,141 @@ def test_servers_on_one_database_without_chroma_search_memory(house: Callable[[]
     assert here.rows("SELECT 1 FROM vector_pending") == [], "nobody need be told"
     assert list(here.root.rglob("chroma.sqlite3")) == []
     assert one.get("docs").warning == ""
+
+
+# What the database alone shares
+
+
+def test_a_lock_is_one_processs_and_ends_with_it(house: Callable[[], House]) -> None:
+    here = house()
+    one, two, three = (Locks(sa.create_engine(here.url)) for _ in range(3))
+    try:
+        with one.holding(SYNC, 7):
+            assert not two.take(SYNC, 7)
+            assert not one.take(SYNC, 7), "nor another thread's"
+            assert two.held(SYNC) == one.held(SYNC) == {7}
+            assert two.take(SYNC, 8)
+            assert two.take(COPY, 7)
+        assert two.take(SYNC, 7)
+
+        def wait() -> None:
+            with one.holding(SYNC, 7):
+                pass
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        two.close()
+        waiting.join(60)
+        assert not waiting.is_alive(), "who waits has it once the process that held it ends"
+        wait_until(lambda: one.take(COPY, 7))
+        here.rows("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        wait_until(lambda: three.held(COPY) == set())
+        assert one.take(SYNC, 9), "a session that broke is made anew"
+        assert three.held(COPY) == {7}, "with the locks it had"
+        one.leave(COPY, 7)
+        one.leave(SYNC, 9)
+        assert three.held(COPY) == three.held(SYNC) == set()
+    finally:
+        for locks in (one, two, three):
+            locks.close()
+            locks._engine.dispose()
+    with pytest.raises(RetrievalError, match="stopping"), one.holding(SYNC, 1):
+        pass
+
+
+def spec(source: str = "", **more: Any) -> Spec:
+    kind = "DELTA_SYNC" if source else "DIRECT_ACCESS"
+    columns = {} if source else {"id": "string", "text": "string"}
+    return Spec("id", kind, "FULL_TEXT", columns=columns, source=source, **more)
+
+
+async def words(indexes: Indexes, name: str, query: str) -> list[str]:
+    return [p.id for p in await indexes.asearch(name, query, mode="lexical", groups=None, k=50)]
+
+
+async def until(found: Callable[[], Any]) -> None:
+    for _ in range(1200):
+        if await found():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.mark.anyio
+async def test_rows_that_one_server_writes_the_other_sees(house: Callable[[], House]) -> None:
+    here = house()
+    one, two = here.server(None), here.server(None)
+    one.over_rows.endpoints.create("e", "STANDARD", "root")
+    name = "main.default.things"
+    one.over_rows.create(name, "e", spec(), "root")
+
+    async def put(indexes: Indexes, *ids: str, text: str = "a glass tile") -> None:
+        rows = [{"id": each, "text": text} for each in ids]
+        assert (await indexes.over_rows.upsert(name, rows, indexes.embed, None))["status"] == "SUCCESS"
+
+    await put(one, "a", "b")
+    assert await words(two, name, "glass") == ["a", "b"]
+    await put(two, "c")
+    one.over_rows.delete(name, ["a"])
+    await until(lambda: is_(words(one, name, "glass"), ["b", "c"]))
+    await until(lambda: is_(words(two, name, "glass"), ["b", "c"]))
+    # Both write the same rows at once: each is there once, as one of them had it.
+    keys = [str(n) for n in range(40)]
+    await asyncio.gather(*(put(each, *keys, text=f"grout {n}") for n in range(3) for each in (one, two)))
+    assert one.over_rows.store.count(one.over_rows.get(name).id) == 42
+    for each in (one, two):
+        await until(lambda each=each: is_(words(each, name, "grout"), sorted(keys)))
+    one.over_rows.drop(name)
+    with pytest.raises(NotFound):
+        await words(two, name, "glass")
+    await until(lambda: is_(asyncio.to_thread(lambda: two.over_rows.store._memories), {}))
+
+
+async def is_(found: Any, wanted: Any) -> bool:
+    got = await found
+    return (sorted(got) if isinstance(got, list) else got) == wanted
+
+
+@pytest.mark.anyio
+async def test_two_servers_follow_a_table_and_one_of_them_reads_it(house: Callable[[], House], tmp_path: Path) -> None:
+    here, table, embedded = house(), tmp_path / "t.jsonl", list[str]()
+    one, two = here.server(None), here.server(None)
+
+    def write(count: int) -> None:
+        scratch = tmp_path / "scratch"
+        scratch.write_text("\n".join(json.dumps({"id": str(i), "text": f"tile {i}"}) for i in range(count)))
+        scratch.replace(table)
+
+    async def embed(endpoint: str, texts: Sequence[str], who: Any) -> np.ndarray:
+        embedded.extend(texts)
+        return np.ones((len(texts), 4), np.float32)
+
+    write(30)
+    one.over_rows.tables.add("main.default.source", str(table))
+    one.over_rows.endpoints.create("e", "STANDARD", "root")
+    name = "main.default.tiles"
+    followed = Spec(
+        "id", "DELTA_SYNC", source="main.default.source", pipeline="CONTINUOUS", text="text", model="m", query_model="m"
+    )
+    index = one.over_rows.create(name, "e", followed, "root")
+    following = [Follower(each.over_rows, embed, lambda name: name) for each in (one, two)]
+
+    async def synced(rows: int) -> bool:
+        for each in following:
+            await each.look()
+        now = two.over_rows.standing(name)
+        assert now is not None
+        return not now.syncing and (one.over_rows.store.report(index.id) or {}).get("rows") == rows
+
+    for count in (30, 45, 60):
+        write(count)
+        await until(lambda count=count: synced(count))
+        assert len(embedded) == len(set(embedded)) == count == one.over_rows.store.count(index.id)
+    for each in following:
+        assert await each.look() == [], "neither reads again what the other has read"
+    assert one.over_rows.store.begin(index.id)
+    assert not two.over_rows.store.begin(index.id)
+    assert [each.syncing for each in two.over_rows.list()] == [True]
+    one.over_rows.store.end(index.id)
+    assert two.over_rows.store.begin(index.id)
+    two.over_rows.store.end(index.id)
