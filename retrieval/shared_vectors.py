@@ -2,7 +2,8 @@
 
 A thread of each process tells the server what the database notes for it, verifies collections, and builds those that are
 missing, older or damaged: one process at a time for an index (`retrieval.locks`). A collection is named by the epoch it was
-built in, which the database names once it is whole: nobody sees a half of one, and nobody touches what another database made.
+built in, which the database names once it is whole: nobody sees a half of one. It also names the database that made it, so that
+what another made is not touched, also where this one began as a copy of that.
 Searches ask only what was verified a moment ago, and read the database for what is not told yet; where the server fails they
 read vectors in memory.
 """
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy.engine import Row
+from sqlalchemy import exc
+from sqlalchemy.engine import Engine, Row
 
 from retrieval import vectors as copies
 from retrieval.chroma_server import ChromaError, ChromaServer, Collections, damaged
 from retrieval.locks import COPY, Locks
-from retrieval.store import Store
+from retrieval.store import Store, digest
 
 log = logging.getLogger("smalti.retrieval")
 
@@ -60,6 +64,7 @@ class SharedVectors:
 
     def __init__(self, store: Store, server: ChromaServer, locks: Locks) -> None:
         self._store, self._server, self._locks = store, server, locks
+        self._owner = ""
         self._known: dict[int, _Copy] = {}
         self._api: tuple[Collections, Collections] | None = None
         self._lock = threading.Lock()
@@ -187,6 +192,7 @@ class SharedVectors:
 
     def _apis(self) -> tuple[Collections, Collections]:
         if self._api is None:
+            self._owner = identity(self._store.engine)
             self._server.check()
             self._api = self._server.connect(TELLING), self._server.connect(ASKING)
         return self._api
@@ -211,9 +217,13 @@ class SharedVectors:
 
     def _readable(self, row: Row[Any]) -> Any | None:
         """The collection that the truth names, which another process may be telling something."""
-        found = self._apis()[0].get(_name(row.epoch)) if row.epoch else None
+        found = self._own(row)
         known = (found.metadata or {}) if found is not None else {}
         return found if known.get("epoch") == row.epoch and int(known.get("generation", -1)) >= row.generation else None
+
+    def _own(self, row: Row[Any]) -> Any | None:
+        found = self._apis()[0].get(_name(row.epoch)) if row.epoch else None
+        return found if found is not None and (found.metadata or {}).get("owner") == self._owner else None
 
     def _mended(self, row: Row[Any], full: bool) -> Any | None:
         """The collection as the truth has it, built anew where it is not; None where that was stopped. While locked."""
@@ -243,7 +253,8 @@ class SharedVectors:
             return self._stop.is_set()
 
         try:
-            made = copies.build(self._store, row.id, epoch, lambda **given: telling.create(_name(epoch), **given), stopped)
+            make = lambda **given: telling.create(_name(epoch), **given)  # noqa: E731
+            made = copies.build(self._store, row.id, epoch, make, stopped, owner=self._owner)
             if made is not None:
                 copies.replay(self._store, row.id, made)
             return made
@@ -251,7 +262,7 @@ class SharedVectors:
             self._building = None
 
     def _verified(self, row: Row[Any], full: bool) -> Any | None:
-        found = self._apis()[0].get(_name(row.epoch)) if row.epoch else None
+        found = self._own(row)
         _, waiting = self._store.pending(row.id)
         if found is None or not copies.follows(found, row.epoch, row.generation, bool(waiting)):
             return None
@@ -273,8 +284,22 @@ class SharedVectors:
         """What was built and is not, or no longer, an index's copy; not while another process may be building it."""
         with self._locks.trying(COPY, index_id) as mine:
             if mine and (epoch, index_id) in self._store.stale_copies(index_id):
-                telling.delete(_name(epoch))
+                found = telling.get(_name(epoch))
+                if found is not None and (found.metadata or {}).get("owner") == self._owner:
+                    telling.delete(_name(epoch))
                 self._store.copy_gone(epoch)
+
+
+def identity(engine: Engine) -> str:
+    """What tells a database from another, and from one that was made as a copy of it."""
+    if engine.dialect.name != "postgresql":
+        return digest(socket.gethostname(), str(Path(engine.url.database or "").absolute()))
+    with engine.connect() as db:
+        own = str(db.exec_driver_sql("SELECT oid FROM pg_database WHERE datname = current_database()").scalar())
+        try:
+            return digest(own, str(db.exec_driver_sql("SELECT system_identifier FROM pg_control_system()").scalar()))
+        except exc.ProgrammingError:  # not everybody may ask everywhere
+            return digest(own, engine.url.database or "")
 
 
 def _name(epoch: str) -> str:

@@ -221,12 +221,20 @@ class Vectors:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def build(store: Store, index_id: int, epoch: str, make: Callable[..., Any], stopped: Callable[[], bool] = lambda: False) -> Any:
+def build(
+    store: Store,
+    index_id: int,
+    epoch: str,
+    make: Callable[..., Any],
+    stopped: Callable[[], bool] = lambda: False,
+    **told: str,
+) -> Any:
     """A new copy of an index; it is believed once it is whole. Gives None where it was stopped.
 
     Parameters
     ----------
     make: makes the collection, given what Chroma's `create_collection` takes besides the name.
+    told: what its metadata says besides.
     """
     last = 0
     # What was noted before the copy began is in the copy.
@@ -236,7 +244,7 @@ def build(store: Store, index_id: int, epoch: str, make: Callable[..., Any], sto
             break
         last = up_to
         store.told(index_id, up_to, "", 0)
-    metadata = {"epoch": epoch, "generation": 0}
+    metadata = {"epoch": epoch, "generation": 0, **told}
     collection = make(embedding_function=None, metadata=metadata, configuration={"hnsw": HNSW})
     for ids, vectors in store.vectors(index_id):
         _upsert(collection, ids, vectors)
@@ -266,7 +274,7 @@ def replay(store: Store, index_id: int, collection: Any) -> None:
             collection.delete(ids=gone)
         _upsert(collection, list(kept), unpack(list(kept.values())) if kept else np.empty((0, 384), np.float32))
         generation = int(known["generation"]) + 1
-        collection.modify(metadata={"epoch": known["epoch"], "generation": generation})
+        collection.modify(metadata={**known, "generation": generation})
         store.told(index_id, up_to, known["epoch"], generation)
 
 

@@ -105,8 +105,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     @app.get("/ready", include_in_schema=False)
     async def ready() -> Response:
         if app.state.ready:
-            wrong = await asyncio.to_thread(platform.indexes.trouble) if platform.settings.chroma_url else ""
-            return JSONResponse({"ready": True, **({"warning": wrong} if wrong else {})})
+            searched = platform.settings.chroma_url and await asyncio.to_thread(platform.indexes.trouble)
+            warning = {"warning": "vectors are searched in memory, not by Chroma: smalti index status says why"}
+            return JSONResponse({"ready": True, **(warning if searched else {})})
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 

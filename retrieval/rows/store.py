@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -20,11 +20,12 @@ from retrieval.errors import AlreadyExists, BadRequest, NotFound
 from retrieval.locks import ROWS as SYNCED_ROWS
 from retrieval.locks import Locks
 from retrieval.memory import Memory, Page, Snapshot
-from retrieval.revisions import ROWS, Revisions, dropped, raised
+from retrieval.revisions import ROWS, Revisions, dropped, raised, shared
 from retrieval.rows.schema import Spec
 from retrieval.snapshots import Snapshots
 from retrieval.tables import row_indexes, row_reports, rows
 
+_Found = TypeVar("_Found")
 BATCH = 500
 
 
@@ -214,6 +215,25 @@ class RowStore:
     def snapshot(self, index: RowIndex) -> Snapshot:
         """What searches read."""
         return self._memory(index.id, index.spec.dimension).snapshot()
+
+    def read(self, index: RowIndex, look: Callable[[Snapshot], tuple[_Found, Sequence[int]]]) -> _Found:
+        """What `look` finds in what searches read, and the slots of the rows it shows: looked for anew where another process has
+        taken one of these away or changed it, which this one is about to hear."""
+        for last in (False, False, True):
+            present = self.snapshot(index)
+            found, slots = look(present)
+            if last or not shared(self._engine) or self._there(present.seqs[list(slots)].tolist()):
+                return found
+            self.changed(index.id)
+        raise AssertionError
+
+    def _there(self, seqs: Sequence[int]) -> bool:
+        with self._engine.connect() as db:
+            for at in range(0, len(seqs), BATCH):
+                part = sa.select(sa.func.count()).select_from(rows).where(rows.c.seq.in_(seqs[at : at + BATCH]))
+                if db.execute(part).scalar_one() < len(seqs[at : at + BATCH]):
+                    return False
+        return True
 
     def _memory(self, index_id: int, dimension: int) -> Memory:
         with self._lock:

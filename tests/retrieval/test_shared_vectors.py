@@ -407,6 +407,28 @@ def test_two_databases_share_a_chroma_server(house: Callable[[], House], chroma:
     assert foreign.get(include=[])["ids"] == ["x"]
 
 
+def test_a_copy_of_a_database_leaves_the_collections_of_the_first_alone(
+    house: Callable[[], House], postgres: str, chroma: str, folder: Path
+) -> None:
+    here = house()
+    one = here.server(chroma)
+    one.add("docs", folder)
+    one.sync("docs")
+    wait_until(lambda: equal(chroma, here))
+    one.close()
+    one._store.engine.dispose()
+    there = house()
+    name, copied = (each.database.rsplit("/", 1)[1] for each in (there, here))
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(f"DROP DATABASE {name}")
+        db.execute(f"CREATE DATABASE {name} TEMPLATE {copied}")
+    two = there.server(chroma)
+    wait_until(lambda: equal(chroma, there) and asks(two))
+    two.drop("docs")
+    wait_until(lambda: held(chroma, there) == [])
+    assert equal(chroma, here)
+
+
 def test_servers_on_one_database_without_chroma_search_memory(house: Callable[[], House], folder: Path) -> None:
     here = house()
     one, two = here.server(None), here.server(None)
@@ -493,7 +515,11 @@ async def test_rows_that_one_server_writes_the_other_sees(house: Callable[[], Ho
     await put(two, "c")
     one.over_rows.delete(name, ["a"])
     await until(lambda: is_(words(one, name, "glass"), ["b", "c"]))
-    await until(lambda: is_(words(two, name, "glass"), ["b", "c"]))
+    for _ in range(20):
+        await put(one, "d")
+        await until(lambda: is_(words(two, name, "glass"), ["b", "c", "d"]))
+        one.over_rows.delete(name, ["d"])
+        assert "d" not in await words(two, name, "glass"), "what is deleted is shown no more, nowhere"
     # Both write the same rows at once: each is there once, as one of them had it.
     keys = [str(n) for n in range(40)]
     await asyncio.gather(*(put(each, *keys, text=f"grout {n}") for n in range(3) for each in (one, two)))
