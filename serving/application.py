@@ -96,7 +96,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     @app.get("/ready", include_in_schema=False)
     async def ready() -> Response:
         if app.state.ready:
-            return JSONResponse({"ready": True})
+            searched = platform.settings.chroma_url and await asyncio.to_thread(platform.indexes.trouble)
+            warning = {"warning": "vectors are searched in memory, not by Chroma: smalti index status says why"}
+            return JSONResponse({"ready": True, **(warning if searched else {})})
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
@@ -277,6 +279,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
+        await asyncio.to_thread(platform.indexes.start)
         app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()
