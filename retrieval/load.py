@@ -57,8 +57,8 @@ MEDIA = {
 }
 CODE = tuple(
     """.py .pyi .pyx .java .go .rs .c .h .cc .cpp .cxx .hh .hpp .cu .cs .fs .vb .rb .php .pl .pm .sh .bash .zsh .fish .ps1 .bat
-    .cmd .sql .kt .kts .groovy .gradle .swift .m .scala .clj .r .jl .lua .dart .ex .exs .erl .hs .ml .nim .zig .f90 .ts .tsx .jsx .mts
-    .cts .vue .svelte .proto .thrift .graphql .tf .hcl .cmake .mk .sol""".split()  # noqa: SIM905
+    .cmd .sql .kt .kts .groovy .gradle .swift .m .scala .clj .r .jl .lua .dart .ex .exs .erl .hs .ml .nim .zig .f90 .ts .tsx .jsx
+    .mts .cts .vue .svelte .proto .thrift .graphql .tf .hcl .cmake .mk .sol""".split()  # noqa: SIM905
 )
 # Read as it is written: what is meant stands in its lines.
 WRITTEN = tuple(
