@@ -2,9 +2,9 @@
 
 Frames are a 4-byte big-endian length and a JSON array. From the server: the specification, then `[id, kind, body]`; to it:
 `[0, "ready", {…}]` or `[0, "failed", {"message"}]`, then `[id, "result", body]`, `[id, "event", body]`… `[id, "end", null]`,
-or `[id, "error", {"message", "status", "param", "failed"}]`; with each batch of rows comes `[0, "took", seconds]`. A request's kind
-is `rows`, `chunks` (a row whose answer is streamed), `whole` or `stream` (conversations). Only JSON crosses, so that a model cannot
-reach into the server.
+or `[id, "error", {"message", "status", "param", "failed"}]`; with each batch of rows comes `[0, "took", seconds]`. A request's
+kind is `rows`, `chunks` (a row whose answer is streamed), `whole` or `stream` (conversations). Only JSON crosses, so that a model
+cannot reach into the server.
 """
 
 from __future__ import annotations
