@@ -49,3 +49,8 @@ def test_an_error_has_its_face_s_shape(client: TestClient) -> None:
     answer = client.post("/serving-endpoints/bad/invocations")
     assert answer.status_code == 400
     assert answer.json()["message"] == "Field 'x' is missing."
+
+
+def test_a_path_asked_again_and_a_very_long_one_reach_their_endpoint(client: TestClient) -> None:
+    for name in ("a", "b", "a", "x" * 5_000):
+        assert client.post(f"/serving-endpoints/{name}/invocations").text == name
