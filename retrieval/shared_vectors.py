@@ -192,7 +192,7 @@ class SharedVectors:
                 self._keep(row.id, full=known is None or known.epoch != row.epoch)
         here = {row.id for row in rows}
         for held in (self._known, self._asked, self._wrong):
-            for gone in set(list(held)) - here:  # searches add to them meanwhile
+            for gone in {*held} - here:
                 held.pop(gone, None)
         for epoch, index_id in self._store.stale_copies():
             self._remove(epoch, index_id, telling)

@@ -114,7 +114,7 @@ def held(url: str, house: House) -> list[set[str]]:
     for (epoch,) in house.rows("SELECT epoch FROM vector_copies"):
         try:
             found.append(set(chroma.get_collection(f"smalti-{epoch}", embedding_function=None).get(include=[])["ids"]))
-        except chromadb.errors.NotFoundError:
+        except chromadb.errors.ChromaError:  # it is not there, or just goes
             found.append(set())
     return found
 
