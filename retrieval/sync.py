@@ -212,6 +212,7 @@ class Sync:
             media_type=loaded.media_type,
             pages=loaded.pages,
             headings=loaded.headings,
+            parts=loaded.parts,
             plan=self.plan,
         )
         document_id = digest(self.index, loaded.source)
