@@ -147,13 +147,13 @@ class Collections:
         self._place = {"tenant": tenant, "database": database}
 
     def get(self, name: str) -> Any | None:
-        """None where there is none."""
-        from chromadb.errors import NotFoundError
-
+        """None where there is none that can be read: another process may be removing it."""
         try:
             model = self._api.get_collection(name=name, **self._place)
-        except NotFoundError:
-            return None
+        except Exception as error:
+            if damaged(error):
+                return None
+            raise
         return self._collection(client=self._api, model=model, embedding_function=None)
 
     def create(self, name: str, *, metadata: dict[str, Any], configuration: Any, embedding_function: None = None) -> Any:

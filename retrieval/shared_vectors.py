@@ -32,8 +32,9 @@ log = logging.getLogger("smalti.retrieval")
 
 EVERY = 1.0
 """Seconds between two looks at what there is to tell; a sync's own process looks at once."""
-VERIFIED = 10.0
-"""Seconds for which a collection is believed to be what it was; after three times as long without a look none is asked."""
+VERIFIED, RESTING, ASKED = 10.0, 300.0, 60.0
+"""Seconds for which a collection is believed to be what it was, and one that no search asked for in the last `ASKED` seconds.
+Searches ask none that was not looked at for three times the first."""
 ASKING, TELLING = 2.0, 30.0
 """Seconds within which a search's request must be answered, and one that tells it something."""
 RETRY, LONGEST = 2.0, 120.0
@@ -44,11 +45,10 @@ UNTOLD = 2000
 
 @dataclass(frozen=True)
 class _Copy:
-    """A collection that was verified; `asked` is the same for searches."""
+    """A collection that was verified, as searches ask it."""
 
     epoch: str
     collection: Any
-    asked: Any
     at: float
 
 
@@ -64,7 +64,8 @@ class SharedVectors:
 
     def __init__(self, store: Store, server: ChromaServer, locks: Locks) -> None:
         self._store, self._server, self._locks = store, server, locks
-        self._owner = ""
+        self._owner, self._checked = "", 0.0
+        self._asked: dict[int, float] = {}
         self._known: dict[int, _Copy] = {}
         self._api: tuple[Collections, Collections] | None = None
         self._lock = threading.Lock()
@@ -95,7 +96,7 @@ class SharedVectors:
         return self._wrong.get(index_id, "")
 
     def query(self, index_id: int, vector: np.ndarray, limit: int) -> list[tuple[str, float]] | None:
-        copy = self._known.get(index_id)
+        copy, self._asked[index_id] = self._known.get(index_id), time.monotonic()
         if copy is None or self._down or time.monotonic() - copy.at > 3 * VERIFIED:
             self._look_soon()
             return None
@@ -105,7 +106,7 @@ class SharedVectors:
             self._look_soon()
             return None
         try:
-            found = copies.nearest(copy.asked, vector, limit + len(noted))
+            found = copies.nearest(copy.collection, vector, limit + len(noted))
         except Exception as error:
             self._known.pop(index_id, None)
             if not damaged(error):
@@ -120,7 +121,7 @@ class SharedVectors:
         with self._lock:
             thread = self._thread
         if thread is not None:
-            thread.join(2 * TELLING)
+            thread.join(5)  # what it leaves undone another process does, or the next start
         for api in self._api or ():
             api.close()
 
@@ -150,6 +151,8 @@ class SharedVectors:
 
     def _reason(self, error: Exception) -> str:
         """What is wrong with the server, or else what was wrong with the request."""
+        if isinstance(error, exc.SQLAlchemyError):
+            return f"Chroma is not kept: the database failed ({type(error).__name__})"
         try:
             self._server.check()
         except ChromaError as known:
@@ -158,7 +161,7 @@ class SharedVectors:
 
     def _fail(self, said: str) -> None:
         """Searches go on without the server. Why is told once, not with every try."""
-        if said != self._error:
+        if said != self._error and not self._stop.is_set():
             log.warning("%s; until then searches read vectors in memory", said)
         self._error, self._down, self._failed_at = said, True, time.monotonic()
 
@@ -171,8 +174,10 @@ class SharedVectors:
 
     def _look(self) -> None:
         telling, _ = self._apis()
-        if self._down:
+        if self._down or time.monotonic() - self._checked > VERIFIED:
             self._server.check()
+            self._checked = time.monotonic()
+        if self._down:
             self._known.clear()
         unsaid, rows = self._store.unsaid(), self._store.indexes()
         for row in rows:
@@ -181,12 +186,14 @@ class SharedVectors:
             if row.id == self._building:
                 continue
             known = self._known.get(row.id)
-            fresh = known is not None and known.epoch == row.epoch and time.monotonic() - known.at < VERIFIED
+            limit = VERIFIED if time.monotonic() - self._asked.get(row.id, -ASKED) < ASKED else RESTING
+            fresh = known is not None and known.epoch == row.epoch and time.monotonic() - known.at < limit
             if row.id in unsaid or not fresh:
                 self._keep(row.id, full=known is None or known.epoch != row.epoch)
         here = {row.id for row in rows}
-        for gone in self._known.keys() - here:
-            self._known.pop(gone, None)
+        for held in (self._known, self._asked, self._wrong):
+            for gone in {*held} - here:
+                held.pop(gone, None)
         for epoch, index_id in self._store.stale_copies():
             self._remove(epoch, index_id, telling)
 
@@ -209,7 +216,7 @@ class SharedVectors:
         if asked is None:
             self._known.pop(index_id, None)
         else:
-            self._known[index_id] = _Copy(epoch or "", collection, asked, time.monotonic())
+            self._known[index_id] = _Copy(epoch or "", asked, time.monotonic())
             self._wrong.pop(index_id, None)
 
     def _row(self, index_id: int) -> Row[Any] | None:

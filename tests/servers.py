@@ -103,7 +103,7 @@ def chroma(folder: Path, port: int = 0) -> Iterator[tuple[str, int]]:
     """The URL and the process of a Chroma server whose data are in a folder."""
     port = port or free_port()
     folder.mkdir(exist_ok=True)
-    run = "import sys; from chromadb.cli.cli import app; sys.argv[0] = 'chroma'; app()"
+    run = "import sys, chromadb_rust_bindings as chroma; chroma.cli(['chroma', *sys.argv[1:]])"  # as its command does
     options = ["run", "--path", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)]
     with _running([sys.executable, "-W", "ignore", "-c", run, *options], port, folder / "chroma.log", signal.SIGKILL) as process:
         yield f"http://127.0.0.1:{port}", process.pid

@@ -1,8 +1,10 @@
-"""Two servers with folders of their own share PostgreSQL and Redis: one takes over where the other was killed."""
+"""Two servers with folders of their own share PostgreSQL, Redis and Chroma: what one does the other knows, and takes over."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,52 @@ def test_one_server_goes_on_where_another_was_killed(tmp_path: Path, docs: Path)
             if time.monotonic() - began < 60:  # else the first call is a minute ago
                 assert refused.status_code == 429, "a minute is one minute for both"
                 assert "3 calls a minute" in refused.text
+
+
+def test_two_servers_keep_one_set_of_indexes(tmp_path: Path, docs: Path) -> None:
+    """By `smalti serve` on both, as a newcomer would; how searches ask Chroma is in tests/retrieval/test_shared_vectors.py."""
+
+    def found(live: Live, text: str, key: str | None = None) -> list[str]:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        asked = {"query_text": text, "columns": ["source"], "num_results": 5}
+        with live.client() as client:
+            answer = client.post("/api/2.0/vector-search/indexes/main.default.docs/query", json=asked, headers=headers)
+        return [row[0] for row in answer.json()["result"]["data_array"]] if answer.is_success else [str(answer.status_code)]
+
+    def sync(live: Live) -> None:
+        with live.client() as client:
+            client.post("/api/2.0/smalti/indexes", json={"name": "docs"}).raise_for_status()
+
+    with servers.postgres() as database, servers.chroma(tmp_path / "vectors") as (chroma, pid):
+        shared = {"SMALTI_DATABASE_URL": database, "SMALTI_CHROMA_URL": chroma}
+        with serving(tmp_path / "one", docs, **shared) as one:
+            (tmp_path / "two").mkdir()
+            shutil.copy(tmp_path / "one" / "pepper", tmp_path / "two" / "pepper")
+            with serving(tmp_path / "two", docs, **shared) as two:
+                assert (one.told["indexes"][0]["added"], two.told["indexes"][0]["unchanged"]) == (1, 1)
+                (docs / "kiln.md").write_text("# Kiln\n\nThe kiln is fired with olive wood.\n")
+                sync(one)
+                wait_until(lambda: found(two, "what fires the kiln")[:1] == ["kiln.md"])
+                (docs / "kiln.md").unlink()
+                sync(two)
+                assert "kiln.md" not in found(one, "what fires the kiln")
+                with one.client() as client:
+                    made = client.post("/api/2.0/smalti/keys", json={"name": "ann"})
+                    key = made.json()["key"]
+                    assert found(two, "tiles", key) == ["403"]
+                    granted = {"access_control_list": [{"user_name": "ann", "permission_level": "CAN_QUERY"}]}
+                    client.patch("/api/2.0/permissions/vector-search-indexes/main.default.docs", json=granted).raise_for_status()
+                    assert found(two, "tiles", key) == ["tiles.md"]
+                    client.put("/api/2.0/smalti/indexes/docs/row-access", json={"column": "folder"}).raise_for_status()
+                    assert (found(one, "tiles", key), found(two, "tiles", key)) == ([], [])
+                    os.kill(pid, signal.SIGKILL)
+                    (docs / "tiles.md").write_text((docs / "tiles.md").read_text() + "\n## Colours\n\nCobalt makes glass blue.\n")
+                    sync(one)
+                    wait_until(lambda: "warning" in httpx.get(f"{one.url}/ready").json())
+                    told = httpx.get(f"{one.url}/ready")
+                    assert (told.status_code, chroma in told.text) == (200, False)
+                    assert found(two, "tiles")[:1] == ["tiles.md"]
+                    assert chroma in client.get("/api/2.0/smalti/indexes/docs").json()["warning"]
+                    client.delete("/api/2.0/smalti/indexes/docs").raise_for_status()
+                assert found(two, "tiles") == ["404"]
+    assert not list(tmp_path.glob("*/chroma")), "no server keeps a Chroma of its own beside it"

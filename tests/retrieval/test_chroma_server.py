@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -16,9 +17,13 @@ import sqlalchemy as sa
 from retrieval import Encoder, Indexes, shared_vectors
 from retrieval import search as searching
 from retrieval.chroma_server import ChromaError, ChromaServer
+from serving import doctor
 from serving.engines.ports import free_port
 from serving.settings import Settings, SettingsError
 from tests.live import wait_until
+
+if TYPE_CHECKING:
+    from serving.cli import Workspace
 
 TOKEN = "a-token-that-nobody-may-read"
 
@@ -80,6 +85,18 @@ def test_what_is_wrong_with_a_server_is_said(status: int, body: Any, said: str) 
         assert TOKEN not in str(told.value)
         assert (seen[0]["authorization"], seen[0]["x-chroma-token"]) == (f"Bearer {TOKEN}", TOKEN)
         assert TOKEN not in ChromaServer(url, TOKEN).told(Exception(f"echo {TOKEN}"))
+
+
+def test_doctor_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(**given: str) -> str:
+        return doctor._vectors(cast("Workspace", SimpleNamespace(settings=Settings(**cast(Any, given)))))
+
+    assert look() == "Chroma in the state folder"
+    assert "in memory" in look(database_url="postgresql://db/smalti")
+    with answering(200, '"1.0.0"') as (url, _):
+        assert look(chroma_url=url) == f"Chroma 1.0.0 at {url}"
+    with pytest.raises(ChromaError, match="does not answer"):
+        look(chroma_url=url)
 
 
 def test_a_server_that_is_not_there_or_says_nothing() -> None:

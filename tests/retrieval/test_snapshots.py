@@ -567,3 +567,14 @@ def test_with_postgresql_each_server_has_its_own(tmp_path: Path) -> None:
         assert of_rows(over_rows(engine, tmp_path / "a")[0]) == of_rows(second)
         assert list((tmp_path / "a").iterdir()) == [], "it goes when that server takes the change over"
         engine.dispose()
+
+
+def test_a_start_removes_what_is_left_of_indexes_that_another_server_dropped(home: Home) -> None:
+    home.filled()
+    kept = home.file()
+    left = [home.snapshots / "chunks-99.0a", home.snapshots / "rows-1.0b.tmp"]
+    for path in left:
+        path.write_bytes(b"rows of an index that is gone")
+    home.open().start()
+    assert kept.exists()
+    assert not any(path.exists() for path in left)
