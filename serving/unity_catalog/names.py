@@ -20,7 +20,7 @@ from starlette.requests import Request
 from agents import AgentLoadError
 from governance.call import Caller, CallError, not_found
 from serving.errors import ORG_ID
-from serving.unity_catalog import Authorize
+from serving.unity_catalog.registered import Authorize
 
 if TYPE_CHECKING:
     from serving.platform import Platform

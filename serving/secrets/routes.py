@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request, not_found
-from serving.model_access import check_unscoped
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.secret_scopes import EVERYONE, MAX_VALUE, Scopes
+from serving.secrets.scopes import EVERYONE, MAX_VALUE, Scopes
+from serving.tracking.access import check_unscoped
 
 Work = Callable[[Caller, Mapping[str, Any]], Any]
 

@@ -31,7 +31,7 @@ from serving.declarations import ConnectionDeclaration
 from serving.engines import addresses, service
 from serving.engines.transport import Timeouts, Transport
 from serving.engines.upstream import Reach, Upstream
-from serving.secret_scopes import Scopes, cipher, is_reference
+from serving.secrets.scopes import Scopes, cipher, is_reference
 from serving.tables import connections as table
 
 EVERY = "connection:*"

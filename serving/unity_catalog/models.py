@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from governance.call import Caller
 from serving.protocols.request import take
-from serving.unity_catalog import Authorize, Catalog, answer, fields_of, page_of, three_levels
+from serving.unity_catalog.registered import Authorize, Catalog, answer, fields_of, page_of, three_levels
 
 
 def router(catalog: Catalog, authorize: Authorize) -> APIRouter:

@@ -20,10 +20,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from governance.call import Caller, CallError, bad_request, not_found
-from serving.files import told
+from serving.files.routes import told
+from serving.files.volumes import Volumes
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.volumes import Volumes
 
 BLOCK = 1 << 20
 """Bytes of a block."""

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from governance.call import Caller, bad_request, not_found
 from governance.grants import PRIVILEGES, PRIVILEGES_OF, Grants
 from serving.protocols.request import take
-from serving.unity_catalog import Authorize, fields_of
+from serving.unity_catalog.registered import Authorize, fields_of
 
 _KINDS = {
     "function": ("model", "endpoint"), "model": ("model",), "registered_model": ("model",), "volume": ("volume",),

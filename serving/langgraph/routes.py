@@ -13,11 +13,11 @@ from starlette.requests import Request
 
 from agents import Runtime
 from governance.call import Caller, CallError
-from serving.langgraph_graphs import Graphs
-from serving.langgraph_runs import ThreadRuns
-from serving.langgraph_states import States
-from serving.langgraph_store import Store
-from serving.langgraph_threads import Handler, Threads
+from serving.langgraph.graphs import Graphs
+from serving.langgraph.runs import ThreadRuns
+from serving.langgraph.states import States
+from serving.langgraph.store import Store
+from serving.langgraph.threads import Handler, Threads
 from serving.routes import Face
 from serving.runs import Runs
 

@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request, forbidden, new_id, not_found
-from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import take
 from serving.tables import model_activities as table
-from serving.tracking import MlflowServer
-from serving.unity_catalog import Authorize, answer, fields_of
+from serving.tracking.access import ModelAccess, check_unscoped
+from serving.tracking.server import MlflowServer
+from serving.unity_catalog.registered import Authorize, answer, fields_of
 
 STAGES = ("None", "Staging", "Production", "Archived")
 _AT = "/api/2.0/mlflow"

@@ -2,8 +2,8 @@
 
 A version that is registered from a run is copied to `registered/ID` of the artifact store, so that what was registered, and may
 be served, does not change when somebody writes to the run afterwards. A client of a `databricks-uc` registry uploads the files
-itself between `begin` and `finish` (mlflow/store/_unity_catalog/registry/rest_store.py). Only `serving.unity_catalog` reaches
-these two, over the process's own socket.
+itself between `begin` and `finish` (mlflow/store/_unity_catalog/registry/rest_store.py). Only
+`serving.unity_catalog.registered` reaches these two, over the process's own socket.
 """
 
 from __future__ import annotations

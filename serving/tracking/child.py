@@ -1,4 +1,4 @@
-"""The process that runs MLflow's tracking server: `python -m serving.mlflow_child SOCKET`, started by `serving.tracking` alone.
+"""The process that runs MLflow's tracking server: `python -m serving.tracking.child SOCKET`, started by `server` alone.
 
 It is configured by the variables `mlflow server` hands to its workers (mlflow/server/constants.py).
 """
@@ -39,7 +39,7 @@ def serve(path: Path) -> None:
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
-    from serving.mlflow_registry import install
+    from serving.tracking.versions import install
 
     initialize_backend_stores(backend, backend, os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
     install(app, Path(os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"]))

@@ -1,6 +1,6 @@
 """MLflow's tracking server as a child process: importing it takes seconds, and its faults must not be this server's.
 
-It listens on a unix socket that only its owner may open; nothing reaches it but `serving.tracking_routes`, which asks for a
+It listens on a unix socket that only its owner may open; nothing reaches it but `serving.tracking.routes`, which asks for a
 signed-in caller first.
 """
 
@@ -145,7 +145,7 @@ class MlflowServer:
     async def _run(self) -> None:
         """Run the child once, until it ends."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         environment = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
         environment |= {
             "PYTHONPATH": os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH")))),
@@ -164,7 +164,7 @@ class MlflowServer:
         with _new_log(self.log) as log:
             # Its own session: Ctrl+C in the terminal must reach it through `stop` alone.
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "serving.mlflow_child", str(self.socket),
+                sys.executable, "-m", "serving.tracking.child", str(self.socket),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                 env=environment, cwd=self.home, start_new_session=True,
             )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Paths (https://mlflow.org/docs/latest/rest-api.html): `/api/2.0/mlflow/…`, `/api/3.0/mlflow/…`, `/api/2.0/mlflow-artifacts/…` and
 `/v1/traces` are passed as they are; `/mlflow/…` without its prefix: the page there addresses everything relatively. Clients
-of a `databricks` URI are told artifact locations that they can follow (`serving.artifacts`); who may do what with registered
-models says `serving.model_access`.
+of a `databricks` URI are told artifact locations that they can follow (`serving.files.artifacts`); who may do what with
+registered models says `serving.tracking.access`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from governance.call import Caller, CallError, bad_request, forbidden, unavailable
-from serving.artifacts import REGISTERED, for_databricks, from_databricks
-from serving.model_access import ModelAccess, check_unscoped
-from serving.tracking import MlflowServer, silent, starting
+from serving.files.artifacts import REGISTERED, for_databricks, from_databricks
+from serving.tracking.access import ModelAccess, check_unscoped
+from serving.tracking.server import MlflowServer, silent, starting
 
 Authorize = Callable[[Request], Awaitable[Caller] | Caller]
 Handler = Callable[[Request], Awaitable[Response]]

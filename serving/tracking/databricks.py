@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request
-from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import number, take
 from serving.registry import reading
-from serving.tracking import MlflowServer
-from serving.unity_catalog import Authorize, answer, fields_of
+from serving.tracking.access import ModelAccess, check_unscoped
+from serving.tracking.server import MlflowServer
+from serving.unity_catalog.registered import Authorize, answer, fields_of
 
 _AT = "/api/2.0/mlflow/databricks"
 _PERMISSIONS = "/api/2.0/permissions/experiments/{experiment_id}"

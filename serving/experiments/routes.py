@@ -13,7 +13,7 @@ from starlette.requests import Request
 from governance.call import Caller, bad_request
 from governance.experiments import Spec
 from governance.grants import Grants
-from serving.experiments import Experiments
+from serving.experiments.live import Experiments
 from serving.protocols.request import parse, take
 from serving.routes import read_body
 

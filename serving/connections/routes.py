@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from governance.call import Call, Caller, bad_request
 from governance.policies import Policies
-from serving.connections import Connections
+from serving.connections.registry import Connections
 from serving.dispatch import Dispatcher
 from serving.engines import service
 from serving.errors import request_id

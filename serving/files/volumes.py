@@ -22,7 +22,7 @@ from starlette.requests import Request
 
 from governance.call import Caller, CallError, bad_request, not_found
 from governance.grants import Grants
-from serving.artifacts import parts_of, within
+from serving.files.artifacts import parts_of, within
 from serving.protocols.request import parse, take
 from serving.routes import read_body
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from agents import Runtime
 from governance.call import Caller, bad_request
-from serving.langgraph_threads import Threads
+from serving.langgraph.threads import Threads
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request, not_found
 from serving.protocols.request import take
-from serving.unity_catalog import Authorize, Catalog, answer, fields_of, page_of
+from serving.unity_catalog.registered import Authorize, Catalog, answer, fields_of, page_of
 
 _AT = "/api/2.0/mlflow/unity-catalog/prompts"
 _IS_PROMPT = "mlflow.prompt.is_prompt"

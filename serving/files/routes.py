@@ -27,14 +27,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from governance.call import Caller, CallError, bad_request, forbidden, not_found
-from serving.artifacts import REGISTERED, Artifacts, model_of
-from serving.model_access import ModelAccess, check_unscoped
+from serving.files.artifacts import REGISTERED, Artifacts, model_of
+from serving.files.volumes import Volumes
 from serving.protocols.request import parse, take
 from serving.routes import read_body
-from serving.volumes import Volumes
+from serving.tracking.access import ModelAccess, check_unscoped
 
 if TYPE_CHECKING:
-    from serving.tracking import MlflowServer
+    from serving.tracking.server import MlflowServer
 
 PAGE = 1000
 SIGNED_FOR = 3600

@@ -20,7 +20,7 @@ from agents.snapshot import Snapshot, plain, told
 from agents.values import Values
 from governance.call import Call, Caller, CallError, bad_request
 from serving.errors import request_id
-from serving.langgraph_threads import Threads, credential, reply, selected
+from serving.langgraph.threads import Threads, credential, reply, selected
 from serving.protocols.langgraph import checkpoint
 from serving.protocols.request import number, take
 
@@ -169,7 +169,7 @@ class _Told:
         elif state.whole:
             values = told(state.held.values)
         else:
-            values = {**told(self._values.at(state) or {}), **values}
+            values = {**told(self._values.at(state.keys) or {}), **values}
         task = {"id": state.id, "error": None, "checkpoint": None, "state": None, "result": None}
         return {
             "values": values,

@@ -23,8 +23,8 @@ from governance.call import Call, Caller, CallError, bad_request, not_found
 from serving.endpoint import Endpoint
 from serving.engines.messages import langchain_to_items
 from serving.errors import request_id
-from serving.langgraph_states import States
-from serving.langgraph_threads import Threads, credential, iso, own_name, reply, selected
+from serving.langgraph.states import States
+from serving.langgraph.threads import Threads, credential, iso, own_name, reply, selected
 from serving.protocols import langgraph, sse
 from serving.protocols.request import choice, take
 from serving.runs import Runs

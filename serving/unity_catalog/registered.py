@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request, not_found
-from serving.artifacts import for_databricks, from_databricks
-from serving.model_access import ModelAccess
+from serving.files.artifacts import for_databricks, from_databricks
 from serving.protocols.request import parse, take
 from serving.routes import read_body
+from serving.tracking.access import ModelAccess
 
 if TYPE_CHECKING:
-    from serving.tracking import MlflowServer
+    from serving.tracking.server import MlflowServer
 
 MAX_BODY = 1 << 20
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}(\.[^./\\\x00-\x1f ]{1,255}){2}")

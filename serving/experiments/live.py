@@ -22,7 +22,7 @@ from governance.exposures import OF_ROWS, Event, Exposures
 from governance.frames import iso
 from governance.journal import Journal
 from serving.declared import Dealt
-from serving.experiment_store import Store
+from serving.experiments.store import Store
 from serving.lifecycle import Lifecycle
 from serving.record import Record
 
