@@ -13,7 +13,6 @@ from sqlalchemy import create_engine, event
 
 from governance.journal import Journal
 
-
 _ALL = 1 << 30  # frames at a time: no calls are answered here, for which ingestion would make way
 
 
