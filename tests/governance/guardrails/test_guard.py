@@ -299,7 +299,9 @@ async def test_an_answer_whose_text_is_none_does_not_pass(house: House) -> None:
 
     async def engine(call: Call) -> AsyncIterator[Event]:
         part = {"type": "output_text", "text": [{"index": MAIL}]}
-        yield Event("response.completed", {"response": {"object": "response", "output": [{"type": "message", "content": [part]}]}})
+        yield Event(
+            "response.completed", {"response": {"object": "response", "output": [{"type": "message", "content": [part]}]}}
+        )
 
     (last,) = await ask(house, house.call(), engine)
     assert (last.type, last.data["response"]["incomplete_details"]) == ("response.incomplete", {"reason": "content_filter"})
