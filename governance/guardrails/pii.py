@@ -156,7 +156,7 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
             if end - start > 6 or (start and text[start - 1].isalpha()):
                 yield start, end
         return
-    if not _has_digit(text):
+    if not has_digit(text):
         return
     kinds = text.encode().translate(_KINDS)
     spot = _SPOT.search(kinds)
@@ -169,7 +169,7 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
         spot = _SPOT.search(kinds, end)
 
 
-def _has_digit(text: str) -> bool:
+def has_digit(text: str) -> bool:
     """Whether an ASCII text has one; written out, because it is asked for every chunk."""
     return (
         "0" in text
