@@ -2,7 +2,8 @@
 
 A chat or agent call carries a request in the shape of the OpenAI Responses API
 (https://platform.openai.com/docs/api-reference/responses/create), whatever protocol it came in by. Its answer is
-that API's event sequence. A unary call (embeddings, search, a document) is answered by one `result` event.
+that API's event sequence. A unary call (embeddings, search, a document) is answered by one `result` event; before it come
+`predictions.delta` events where a model's predictions are streamed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 Task = Literal["agent", "chat", "embeddings", "search", "document", "classify", "predict", "http"]
-"""What a call asks for; `agent` and `chat` stream Responses events, the others give one `result`."""
+"""What a call asks for; `agent` and `chat` stream Responses events, `predict` may stream chunks before its one `result`, the
+others give one `result`."""
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "result"})
 """Event types that end a call; every answered call has exactly one, as its last event."""
+
+CHUNK = "predictions.delta"
+"""Type of an event that carries a chunk of a model's streamed predictions: any JSON, as `delta`; the `result` has them all."""
 
 STEP = "smalti.step"
 """Type of an event that tells what an agent's node did; traced and drawn, never sent to API clients."""

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, event
 
 from governance.journal import Journal
 
-_ALL = 1 << 30  # frames at a time: no calls are answered here, for which ingestion would make way
+_ALL = 1 << 30  # no calls are answered here
 
 
 def main() -> None:

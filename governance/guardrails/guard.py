@@ -169,7 +169,7 @@ class Guarded:
         ready = shield.feed(event)
         if event.type in TERMINAL:
             talk = call.task in ("agent", "chat")
-            said = [shield.sent] if talk else strings_of([each.data for each in ready])
+            said = [shield.sent] if talk else shield.said(ready)
             await self._side.judge(said, "output", call, shield.arguments)
             return [*self._late, *ready]
         if event.type == STEP:

@@ -1,7 +1,8 @@
 """An answer on its way out: its events, with nothing forbidden in any of them.
 
 Text leaves with the delay that is needed to see where its last word ends; the arguments of a tool call leave when they are
-complete, because what JSON escapes can only be read then. Events that say something about a text wait until it has left.
+complete, because what JSON escapes can only be read then. Events that say something about a text wait until it has left, and a
+model's own chunks that are no texts until the last has come: only then can be told what they say together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from operator import is_not
 from typing import Any
 
-from governance.call import STEP, TERMINAL, Call, Event
+from governance.call import CHUNK, STEP, TERMINAL, Call, Event
+from governance.guardrails import pieces
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
 from governance.guardrails.texts import (
@@ -38,14 +40,15 @@ _PLACES = frozenset({"document_id", "passage_id", "trace_id", "thread_id", "inde
 
 def said_in(events: Sequence[Event]) -> list[str]:
     """Every text of an answer, those that came in pieces as a whole."""
-    pieces: dict[tuple[Any, ...], list[str]] = {}
+    deltas: dict[tuple[Any, ...], list[str]] = {}
     texts: list[str] = []
     for event in events:
         if event.type.endswith(".delta") and isinstance(event.data.get("delta"), str):
-            pieces.setdefault(_place(event), []).append(event.data["delta"])
+            deltas.setdefault(_place(event), []).append(event.data["delta"])
         else:
             texts += strings_of(event.data)
-    return [*texts, *("".join(parts) for parts in pieces.values())]
+    chunks = [event.data["delta"] for event in events if event.type == CHUNK]
+    return [*texts, *pieces.joined(chunks), *("".join(parts) for parts in deltas.values())]
 
 
 def _place(event: Event) -> tuple[Any, ...]:
@@ -69,6 +72,7 @@ class Shield:
         self._said: list[str] = []
         self._called: list[str] = []
         self._output: Sequence[Any] = ()
+        self._in_chunks, self._chunks = False, list[Any]()
 
     @property
     def found(self) -> Sequence[Finding]:
@@ -95,7 +99,8 @@ class Shield:
         """What may leave now that this event has come."""
         kind, data = event.type, event.data
         if kind in TERMINAL:
-            return [*self._flush(), self._ended(event)] if self._holds or self._waiting else [self._ended(event)]
+            early = [*self._flush(), *self._chunked()] if self._holds or self._waiting or self._chunks else ()
+            return [*early, self._ended(event)]
         if kind == STEP:
             masked = walk(data, self._masked, frozenset({"name", "kind", "status"})) if self.rules.pii != "NONE" else data
             return [Event(kind, masked)]
@@ -104,6 +109,11 @@ class Shield:
             return [event]
         if kind.startswith(_ARGUMENTS):
             return self._argument(event)
+        if kind == CHUNK:
+            self._in_chunks = True
+            if self._chunks or not isinstance(data["delta"], str):
+                self._chunks.append(data["delta"])
+                return []
         if kind.endswith(".delta") and isinstance(data.get("delta"), str):
             return self._delta(event)
         if kind.endswith("annotation.added"):
@@ -121,10 +131,19 @@ class Shield:
         body = "result" if event.type == "result" else "response"
         inner = event.data.get(body, event.data)
         if self._call.task in ROWS:
+            if self._in_chunks:  # which it has once more
+                self._other = []
+                inner = {**inner, "predictions": pieces.masked(inner["predictions"], self._found)}
             looked = walk(inner, self._checked, frozenset(), numbers=True)
         elif (looked := self._body(inner)) is inner:
             return event
         return Event(event.type, {**event.data, body: looked} if body in event.data else looked)
+
+    def said(self, ready: Sequence[Event]) -> list[str]:
+        """The texts of a result and of what comes with it, those that came in pieces as a whole."""
+        result = ready[-1].data.get("result") if self._in_chunks else None
+        whole = pieces.joined(result["predictions"]) if result else []
+        return [*whole, *strings_of([each.data for each in ready])]
 
     def stopped(self, sent: str) -> Event:
         """The terminal event of an answer that a guardrail stopped after `sent`."""
@@ -184,6 +203,19 @@ class Shield:
             return []
         return [Event(shown.type, self._moved(shown.data, hold.found))]
 
+    def _chunked(self) -> list[Event]:
+        """The chunks that waited."""
+        shown = pieces.masked(self._chunks, self._found)
+        return [Event(CHUNK, {"delta": walk(chunk, self._checked, frozenset(), numbers=True)}) for chunk in shown]
+
+    def _found(self, text: str) -> Sequence[Finding]:
+        """What is to be masked in a text. Raises `Blocked`."""
+        found = self._found_in(text)
+        if found and (refused := self.rules.blocking(found)):
+            raise refused
+        self._other += found
+        return found
+
     def _argument(self, event: Event) -> list[Event]:
         place = event.data.get("output_index")
         if event.type.endswith("delta"):
@@ -210,13 +242,8 @@ class Shield:
         """For texts that go to the client: refused or masked."""
         if not text:
             return text
-        found = self._found_in(text)
-        if not found:
-            return text
-        if refused := self.rules.blocking(found):
-            raise refused
-        self._other += found
-        return mask(text, found)
+        found = self._found(text)
+        return mask(text, found) if found else text
 
     def _masked(self, text: str) -> str:
         """For what only traces show."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from governance.guardrails.fold import end_of, escapes, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find, has_digit
+from governance.guardrails.said import born_from
+from governance.guardrails.spelled import open_from as spelled_from
 
 KEYWORD = "KEYWORD"
 MAX_TOKEN = 8_192
@@ -22,6 +24,8 @@ _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
 _FEW = 16  # keywords that are each looked for
 _WORD = re.compile(r"\w+")
+_DASHES = ("-", "/")
+_FOREIGN = ("x ", "y ", "z ")  # what Spanish ids of foreigners begin with
 _DIGIT = re.compile(r"\d")
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
@@ -269,11 +273,18 @@ def _open(text: str) -> int:
     begun = text.rfind("-----BEGIN", max(0, end - MAX_SPAN))
     if begun >= 0:
         start = min(start, begun)
+    begun = min(spelled_from(text, start), born_from(text, start))
+    return begun if begun == 0 else min(begun, _grouped(text, start))
+
+
+def _grouped(text: str, start: int) -> int:
+    """Where the unfinished word at the end begins, or the groups of digits before it that it may go on with."""
+    end = len(text)
     if start < end and text[start].islower() and (end - start > 4 or start < 5 or not text[start - 2].isdecimal()):
         return start
     before = text[max(0, end - 3 * MAX_SPAN) : start]
-    if before.islower() and not _has_digit(before):  # neither digits nor a country's code are there to go on with
-        return start
+    if before.islower() and before[-2:] not in _FOREIGN and not _has_digit(before):
+        return start  # neither digits nor a country's code are there to go on with
     held = place = start
     while end - place <= 2 * MAX_SPAN or place == start:
         gap = place
@@ -285,11 +296,15 @@ def _open(text: str) -> int:
         while first and not _apart(text[first - 1]):
             first -= 1
         word = text[first:gap]
+        if word in _DASHES:
+            place = first
+            continue
         digit = _has_digit(word)
-        if not digit and not (len(word) <= 4 and word.isalnum() and (word.isupper() or (len(word) == 4 and word.isascii()))):
+        short = len(word) <= 4 and word.isalnum() and (word.isupper() or (len(word) == 4 and word.isascii()))
+        if not digit and not short and word not in "xyz":
             break
         place = first
-        if digit or len(word) == 2:
+        if digit or len(word) <= 2:
             held = first
     return held
 
