@@ -47,6 +47,8 @@ logger = logging.getLogger("smalti.gateway")
 MAX_MIRRORS = 64
 """Copies for shadows that run at a time; past it they are left out, so that they never delay an answer."""
 MIRROR_SECONDS = 300.0
+MAX_GUARDS = 1_024
+"""Endpoints whose guardrails are kept compiled."""
 
 
 class Gateway:
@@ -324,6 +326,8 @@ class Gateway:
         held = self._guards.get(endpoint)
         if held is None or held[0] is not policy:
             assert policy.guardrails is not None
+            if len(self._guards) >= MAX_GUARDS:  # of endpoints that are gone, too
+                self._guards.clear()
             held = self._guards[endpoint] = (policy, compiled(policy.guardrails, self.toolkit, endpoint))
         return held[1]
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from governance.call import TERMINAL, Call, CallError, Engine, Event
+from governance.call import TERMINAL, Call, CallError, Engine, Event, Single
 from governance.resilience import Candidate, first_to_answer
 from serving.endpoint import answered_by
 
@@ -171,34 +171,30 @@ class _Named:
         noted = answered_by.get()
         if noted is not None:
             noted[call.request_id] = self.name
-        return _Signed(self.name, self.engine(call))
+        events = self.engine(call)
+        return Single(self._one(events)) if isinstance(events, Single) else self._several(events)
 
-
-class _Signed:
-    """An answer whose first and last event, or error, name who answers. No generator: its machinery costs more than this does."""
-
-    __slots__ = ("_events", "_name")
-
-    def __init__(self, name: str, events: Any) -> None:
-        self._name, self._events = name, events
-
-    def __aiter__(self) -> _Signed:
-        return self
-
-    async def __anext__(self) -> Event:
+    async def _one(self, events: Single) -> Event:
         try:
-            event = await self._events.__anext__()
+            event = await anext(events)
         except CallError as error:
-            error.served_entity_name = self._name
+            error.served_entity_name = self.name
             raise
-        kind = event.type
-        if kind in TERMINAL or kind == "response.created":
-            return Event(kind, {**event.data, "served_entity_name": self._name})
-        return event
+        return Event(event.type, {**event.data, "served_entity_name": self.name})
 
-    async def aclose(self) -> None:
-        """End the answer."""
-        await self._events.aclose()
+    async def _several(self, events: Any) -> AsyncIterator[Event]:
+        name = self.name
+        try:
+            async for event in events:
+                kind = event.type
+                if kind in TERMINAL or kind == "response.created":
+                    event = Event(kind, {**event.data, "served_entity_name": name})
+                yield event
+        except CallError as error:
+            error.served_entity_name = name
+            raise
+        finally:
+            await events.aclose()
 
 
 def arms(

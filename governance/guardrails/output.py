@@ -260,8 +260,11 @@ class Shield:
             items = [self._guarded(item) for item in value]
             return items if any(map(is_not, items, value)) else value
         if isinstance(value, OBJECT):
-            if value.get("type") == "output_text" and isinstance(value.get("text"), str):
-                return self._part(value)
+            if value.get("type") == "output_text":
+                if isinstance(text := value.get("text"), str):
+                    return self._part(value)
+                if text:
+                    raise TypeError("a text that is none")
             made: dict[Any, Any] = {}
             for key, item in value.items():
                 if not item:

@@ -118,7 +118,7 @@ def find(text: str) -> list[Finding]:
             found += _macs(text)
             for m in _IPV6.finditer(text):
                 found += _ip(m.start(), m.end(), m[0])
-    if not _has_digit(text) and text.isascii():
+    if not has_digit(text) and text.isascii():
         return distinct(found) if found else found
     if BORN.search(text):
         found += [Finding(*each) for each in born(text)]
@@ -172,7 +172,7 @@ def _runs_from(text: str, kinds: bytes, spot: re.Match[bytes] | None) -> Iterato
         spot = _SPOT.search(kinds, end)
 
 
-def _has_digit(text: str) -> bool:
+def has_digit(text: str) -> bool:
     """Whether an ASCII text has one; written out, because it is asked for every chunk."""
     return (
         "0" in text

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from governance.guardrails.fold import end_of, escapes, fold, passes, passing
-from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
+from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find, has_digit
 from governance.guardrails.said import born_from
 from governance.guardrails.spelled import open_from as spelled_from
 
@@ -53,7 +53,7 @@ class Rules:
         folded = sorted({" ".join(fold(word, words=True)[0].split()) for word in keywords} - {""}, key=len, reverse=True)
         self._keywords = [(word.split(" ")[0], re.compile(_whole(word)), word) for word in folded]
         self._beginnings = {word[:size] for word in folded for size in range(1, len(word))}
-        self._firsts = frozenset(word[0] for word in folded)
+        self._first = re.compile(f"[{re.escape(''.join({word[0] for word in folded}))}]") if folded else None
         self._longest = max(map(len, folded), default=0)
         self._by_word: dict[str, list[tuple[str, re.Pattern[str], str]]] = {}
         """Of many keywords, those that begin and end at the edge of a word, by what it is that they begin with."""
@@ -133,11 +133,12 @@ class Rules:
         folded, origin = fold(text)
         start = _open(folded) if self.pii != "NONE" else _token(folded)
         held = start if origin is None else (origin[start] if start < len(origin) else len(text))
-        if self._beginnings:
+        if self._beginnings and self._first:
             folded, origin = fold(text, words=True)
             for looked in filter(None, (folded, passing(folded))):
-                for place in range(max(0, len(looked) - self._longest), len(looked)):
-                    if looked[place] in self._firsts and looked[place:] in self._beginnings:
+                for first in self._first.finditer(looked, max(0, len(looked) - self._longest)):
+                    place = first.start()
+                    if looked[place:] in self._beginnings:
                         held = min(held, place if origin is None else origin[place])
                         break
         return held
@@ -282,7 +283,7 @@ def _grouped(text: str, start: int) -> int:
     if start < end and text[start].islower() and (end - start > 4 or start < 5 or not text[start - 2].isdecimal()):
         return start
     before = text[max(0, end - 3 * MAX_SPAN) : start]
-    if before.islower() and before[-2:] not in _FOREIGN and not _DIGIT.search(before):
+    if before.islower() and before[-2:] not in _FOREIGN and not _has_digit(before):
         return start  # neither digits nor a country's code are there to go on with
     held = place = start
     while end - place <= 2 * MAX_SPAN or place == start:
@@ -309,4 +310,4 @@ def _grouped(text: str, start: int) -> int:
 
 
 def _has_digit(word: str) -> bool:
-    return any(char.isdecimal() for char in word)
+    return has_digit(word) if word.isascii() else _DIGIT.search(word) is not None

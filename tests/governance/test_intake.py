@@ -30,13 +30,14 @@ def rows(engine):
         return connection.execute(sqlalchemy.select(inference_table).order_by(order)).mappings().all()
 
 
-def test_what_comes_later_is_laid_over_what_came_before(engine):
+@pytest.mark.parametrize("pause", [1, intake.PAUSE])
+def test_what_comes_later_is_laid_over_what_came_before(engine, pause):
     for bodies in (
         [body("a", request={"input": "ü\0"}), body("b", error="one\0two")],
         [body("a", status_code=200), body("a", cost=1.5)],
     ):
         with engine.begin() as connection:
-            intake.take_in(connection, intake.read(bodies))
+            intake.take_in(connection, intake.read(bodies, pause), pause)
     a, b = rows(engine)
     assert a["request"] == '{"input":"ü\\u0000"}'
     assert (a["status_code"], a["cost"], a["request_time"]) == (200, 1.5, "2026-09-21T14:13:20.123456Z")

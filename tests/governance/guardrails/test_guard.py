@@ -294,6 +294,20 @@ async def test_tool_calls_are_judged_whether_or_not_the_answer_is_followed(house
     assert (verdict["where"], verdict["action"], verdict["reason"]) == ("output", "BLOCK", "deletes")
 
 
+async def test_an_answer_whose_text_is_none_does_not_pass(house: House) -> None:
+    policy(house, output={"pii": {"behavior": "MASK"}})
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        part = {"type": "output_text", "text": [{"index": MAIL}]}
+        yield Event(
+            "response.completed", {"response": {"object": "response", "output": [{"type": "message", "content": [part]}]}}
+        )
+
+    (last,) = await ask(house, house.call(), engine)
+    assert (last.type, last.data["response"]["incomplete_details"]) == ("response.incomplete", {"reason": "content_filter"})
+    assert MAIL not in str(last.data)
+
+
 async def test_a_text_that_left_in_pieces_is_not_looked_for_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     policy(house, output={"pii": {"behavior": "MASK"}, "invalid_keywords": ["codeword"]})
     looked: list[int] = []
