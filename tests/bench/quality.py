@@ -99,7 +99,7 @@ def odd(data: Path) -> Set:
     held = Counter(word.lower() for found in words_of.values() for word in set(found))
 
     def mistyped(word: str) -> str:
-        at = draw.randrange(len(word) - 1)
+        at = draw.randrange(max(len(word) - 1, 1))
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :] if len(word) > 3 and draw.random() < 0.4 else word
 
     chosen = draw.sample(sorted(asked), 300)
