@@ -179,8 +179,7 @@ Content-Type: text/html
     assert made.text.count("Plain text.") == 1
     assert "Attachments: lead.pdf\n" in made.text
     nested = (
-        b"Subject: x\nContent-Type: multipart/mixed; boundary=x\n\n"
-        + b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 500
+        b"Subject: x\nContent-Type: multipart/mixed; boundary=x\n\n" + b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 500
     )
     assert read(tmp_path / "nested.eml", nested, workers).note == ""
 
