@@ -9,7 +9,7 @@ import base64
 import email
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email import policy
@@ -27,7 +27,7 @@ def mail(data: bytes) -> Converted:
     if not message.keys():
         raise Unreadable("broken mail (it has no headers)")
     part = message.get_body(preferencelist=("plain", "html"))
-    attached = list(filter(None, map(_attachment, message.iter_attachments()))) if message.is_multipart() else []
+    attached = [found for each in _beside(message, part) if (found := _attachment(each)) is not None]
     head = {name: str(message[name] or "") for name in ("From", "To", "Cc", "Date")}
     return _letter(str(message.get("subject") or ""), head, "" if part is None else _written(part), attached)
 
@@ -41,6 +41,30 @@ def _letter(subject: str, head: dict[str, str], body: str, attached: list[tuple[
         raise Unreadable("mail has no text")
     text = f"# {subject or 'Mail'}\n\n" + "\n".join(lines) + "\n\n" + body.replace("\r\n", "\n").strip() + "\n"
     return Converted(text, subject, attached=attached)
+
+
+def _beside(message: Any, body: Any) -> Iterator[Any]:
+    """The files in a mail, in their order; not its text in other forms, nor what that shows.
+
+    Some programs put files beside one form of the text only (RFC 2046, 5.1.4), where `iter_attachments` finds none.
+    """
+    stack = [(part, message.get_content_subtype(), False) for part in reversed(_parts(message))]
+    while stack:
+        part, within, formed = stack.pop()
+        formed = formed or within == "alternative"
+        if part.get_content_maintype() == "multipart":
+            stack += [(each, part.get_content_subtype(), formed) for each in reversed(_parts(part))]
+            continue
+        named = bool(part.get_filename()) or part.get_content_disposition() == "attachment"
+        a_form = formed and part.get_content_maintype() == "text" and not named
+        shown = within == "related" and (part.get_content_maintype() in ("image", "text"))
+        if part is not body and not a_form and not shown:
+            yield part
+
+
+def _parts(part: Any) -> list[Any]:
+    held = part.get_payload()
+    return held if isinstance(held, list) and part.get_content_maintype() == "multipart" else []
 
 
 def _attachment(part: Any) -> tuple[str, str, str] | None:

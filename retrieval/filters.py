@@ -185,10 +185,23 @@ class _Column:
             found = having if found is None else found & having
         return self._of(sorted(found or ()))
 
-    def like(self, pattern: str) -> np.ndarray:
-        """Rows whose text is as SQL's LIKE says: `%` any characters, `_` one."""
-        steps = [".*" if part == "%" else "." if part == "_" else re.escape(part) for part in re.split(r"([%_])", pattern)]
-        wanted = re.compile(re.sub(r"(\.\*)+", ".*", "".join(steps)), re.S)
+    def like(self, pattern: str, escape: str = "\\") -> np.ndarray:
+        """Rows whose text is as SQL's LIKE says: `%` any characters, `_` one; what follows `escape` is meant as it is written."""
+        runs = [""]  # between one `%` and the next
+        at = 0
+        while at < len(pattern):
+            here, at = pattern[at], at + 1
+            if here == escape and at < len(pattern):
+                here, at = pattern[at], at + 1
+                runs[-1] += re.escape(here)
+            elif here == "%":
+                runs.append("")
+            else:
+                runs[-1] += "." if here == "_" else re.escape(here)
+        first, *between = runs
+        # Each run is taken where it first occurs, and never looked for again: many `%` else take powers of the text's length.
+        rest = "".join(f"(?>.*?{run})" for run in between[:-1] if run) + ".*" + between[-1] if between else ""
+        wanted = re.compile(first + rest, re.S)
         return self._of([code for code, value in enumerate(self._distinct) if isinstance(value, str) and wanted.fullmatch(value)])
 
 
@@ -218,11 +231,17 @@ _DIGITS = 300
 def sql_mask(rows: Snapshot, text: str, columns: Sequence[str]) -> np.ndarray:
     """Which rows meet a `filter_string`: comparisons, IN, BETWEEN, LIKE (`%`, `_`), IS NULL, with AND, OR, NOT and parentheses.
 
+    As in SQL, a row without a value meets neither a condition nor its negation.
+
     Raises
     ------
     BadRequest: it cannot be read, or names an unknown column.
     """
     return _Sql(rows, text, columns).read()
+
+
+_Told = tuple[np.ndarray, np.ndarray]
+"""Rows of which a condition is true, and those of which it is false; of the rest, which lack a value, neither is known."""
 
 
 class _Sql:
@@ -258,38 +277,40 @@ class _Sql:
         return self._tokens[self._at - 1]
 
     def read(self) -> np.ndarray:
-        met = self._or(0)
+        met, _ = self._or(0)
         if self._at < len(self._tokens):
             raise self._wrong(f"at {self._tokens[self._at][1]!r}")
         return met
 
-    def _or(self, depth: int) -> np.ndarray:
+    def _or(self, depth: int) -> _Told:
         if depth > _DEEPEST:
             raise self._wrong("that deep")
-        met = self._and(depth)
+        met, failed = self._and(depth)
         while self._take("OR"):
-            met = self._and(depth) | met
-        return met
+            one, other = self._and(depth)
+            met, failed = met | one, failed & other
+        return met, failed
 
-    def _and(self, depth: int) -> np.ndarray:
-        met = self._not(depth)
+    def _and(self, depth: int) -> _Told:
+        met, failed = self._not(depth)
         while self._take("AND"):
-            met = self._not(depth) & met
-        return met
+            one, other = self._not(depth)
+            met, failed = met & one, failed | other
+        return met, failed
 
-    def _not(self, depth: int) -> np.ndarray:
+    def _not(self, depth: int) -> _Told:
         negated = False
         while self._take("NOT"):
             negated = not negated
         if self._take("("):
-            met = self._or(depth + 1)
+            told = self._or(depth + 1)
             if not self._take(")"):
                 raise self._wrong("where ')' is missing")
         else:
-            met = self._comparison()
-        return ~met if negated else met
+            told = self._comparison()
+        return (told[1], told[0]) if negated else told
 
-    def _comparison(self) -> np.ndarray:
+    def _comparison(self) -> _Told:
         kind, name = self._next()
         if kind not in ("word", "quoted"):
             raise self._wrong(f"at {name!r}")
@@ -297,11 +318,12 @@ class _Sql:
         if column not in self._columns:
             raise BadRequest(f"filter names column {column!r}, which the index does not have: it has {', '.join(self._columns)}")
         data = _column(self._rows, column)
+        present = data.present()
         if self._take("IS"):
             negated = self._take("NOT")
             if not self._take("NULL"):
                 raise self._wrong("after IS")
-            return data.present() if negated else ~data.present()
+            return (present, ~present) if negated else (~present, present)
         negated = self._take("NOT")
         if self._take("IN"):
             if not self._take("("):
@@ -313,7 +335,12 @@ class _Sql:
                 raise self._wrong("where ')' is missing")
             met = data.equal(values)
         elif self._take("LIKE"):
-            met = data.like(str(self._value()))
+            pattern, escape = str(self._value()), "\\"
+            if self._take("ESCAPE"):
+                escape = str(self._value())
+                if len(escape) != 1:
+                    raise self._wrong("after ESCAPE: it takes one character")
+            met = data.like(pattern, escape)
         elif self._take("BETWEEN"):
             met = data.compared(">=", self._value())
             if not self._take("AND"):
@@ -326,11 +353,10 @@ class _Sql:
             if kind != "op":
                 raise self._wrong(f"at {operator!r}")
             value = self._value()
-            if operator in ("=", "!=", "<>"):
-                met = data.equal([value])
-                return met if operator == "=" else ~met & data.present()
-            return data.compared(operator, value)
-        return ~met & data.present() if negated else met
+            negated = operator in ("!=", "<>")
+            met = data.equal([value]) if negated or operator == "=" else data.compared(operator, value)
+        failed = present & ~met
+        return (failed, met) if negated else (met, failed)
 
     def _value(self) -> Any:
         kind, token = self._next()

@@ -82,6 +82,8 @@ def _rows(index: RowIndex, count: int) -> tuple[dict[str, Any], str, str, bool]:
         entry = {"name": spec.text, "embedding_model_endpoint_name": spec.model}
         other = {"model_endpoint_name_for_query": spec.query_model} if spec.query_model != spec.model else {}
         more["embedding_source_columns"] = [entry | other]
+    elif spec.query_model:
+        more["embedding_source_columns"] = [{"embedding_model_endpoint_name": spec.query_model}]
     message = f"{count:,} rows."
     if spec.kind == "DIRECT_ACCESS":
         return (

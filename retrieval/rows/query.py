@@ -84,7 +84,12 @@ async def question(index: RowIndex, asked: Mapping[str, Any], mode: str, text: s
             raise BadRequest(f"field 'query_vector' must hold {spec.dimension} numbers, not {len(given)}")
         return vector
     if spec.query_model and text:
-        return np.asarray((await embed(spec.query_model, [text], None))[0], np.float32)
+        made = np.asarray((await embed(spec.query_model, [text], None))[0], np.float32)
+        if spec.vector and made.shape != (spec.dimension,):
+            raise BadRequest(
+                f"endpoint {spec.query_model!r} gave {made.size} dimensions; index {index.name} has {spec.dimension}"
+            )
+        return made
     raise BadRequest(f"index {index.name} has self-managed vectors: give query_vector, or query_type FULL_TEXT")
 
 

@@ -91,8 +91,12 @@ def read(body: Mapping[str, Any]) -> Spec:
         dimension = size
     text = model = asked = ""
     for entry in _entries(given, "embedding_source_columns"):
-        text, model = _text(entry, "name"), _text(entry, "embedding_model_endpoint_name")
+        model = _text(entry, "embedding_model_endpoint_name")
         asked = entry.get("model_endpoint_name_for_query") or model
+        if vector and not entry.get("name"):  # rows bring their vectors, and questions are embedded
+            model = ""
+        else:
+            text = _text(entry, "name")
     if vector and text:
         raise BadRequest("an index has embedding_vector_columns or embedding_source_columns, not both")
     if not vector and not text and subtype != "FULL_TEXT":

@@ -1,6 +1,6 @@
 """How often the right passage is found: this search, its two halves, and what each part of it adds.
 
-    python -m tests.bench.quality --data FOLDER [--sets xquad,scifact,wice]
+    python -m tests.bench.quality --data FOLDER [--sets xquad,scifact,wice,odd,codes,FOLDER]
 
 `--data` holds `scifact/` and `qa/xquad/`, and for choosing parameters SciFact's train claims and `groundedness/wice/`; the
 lines `scifact-train` and `wice` are what the weight was chosen on, `scifact-test` and `xquad-en` are only reported.
@@ -13,8 +13,10 @@ import argparse
 import csv
 import gzip
 import json
+import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -89,6 +91,61 @@ def wice(data: Path) -> Set:
     return docs, {"wice": (asked, right)}
 
 
+def odd(data: Path) -> Set:
+    """XQuAD's paragraphs, asked for as people also do: shouting, mistyping, by one word, by what they remember, at length."""
+    docs, sets = xquad(data)
+    draw = random.Random(0)
+    (asked, right), words_of = sets["xquad-en"], {key: re.findall(r"\w+", text) for key, (_, text) in docs.items()}
+    held = Counter(word.lower() for found in words_of.values() for word in set(found))
+
+    def mistyped(word: str) -> str:
+        at = draw.randrange(max(len(word) - 1, 1))
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :] if len(word) > 3 and draw.random() < 0.4 else word
+
+    chosen = draw.sample(sorted(asked), 300)
+    made: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {}
+    for name, ask in (
+        ("capitals", lambda question, _: question.upper()),
+        ("mistyped", lambda question, _: " ".join(map(mistyped, question.split()))),
+        ("one word", lambda _, key: min(words_of[key], key=lambda word: (held[word.lower()] if len(word) > 3 else 999, word))),
+        ("remembered", lambda _, key: " ".join(draw.sample(words_of[key], 12))),
+        ("300 words", lambda question, key: f"{question} " * 3 + " ".join(draw.choices(words_of[key], k=300))),
+    ):
+        made[f"xquad, {name}"] = (
+            {key: ask(asked[key], next(iter(right[key]))) for key in chosen},
+            {key: right[key] for key in chosen},
+        )
+    return docs, made
+
+
+def codes(data: Path) -> Set:
+    """Records that are alike but for a few words, asked for by their code and by what they say."""
+    draw = random.Random(0)
+    parts, faults = ("valve", "pump", "sensor", "relay", "fan"), ("leaks", "is stuck", "overheats", "gives no signal", "is loud")
+    docs, by_code, by_words, right = {}, {}, {}, {}
+    for number in range(600):
+        code, part, fault, hall = (
+            f"{draw.choice('ABC')}X-{1000 + number}/{draw.randrange(9)}",
+            draw.choice(parts),
+            draw.choice(faults),
+            number,
+        )
+        docs[code] = "", f"Ticket {code}. The {part} in hall {hall} {fault}. Reported by the night shift; see the manual."
+        by_code[code], by_words[code], right[code] = f"what about {code}?", f"which {part} {fault} in hall {hall}?", {code}
+    return docs, {"codes": (by_code, right), "codes, by words": (by_words, right)}
+
+
+def beir(folder: Path) -> Set:
+    """A collection as BEIR has them (https://github.com/beir-cellar/beir): `corpus.jsonl`, `queries.jsonl`, `qrels/test.tsv`."""
+    lines = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines() if line.strip()]  # noqa: E731
+    docs = {row["_id"]: (row.get("title") or "", row.get("text") or "") for row in lines("corpus.jsonl")}
+    asked, right = {row["_id"]: row["text"] for row in lines("queries.jsonl")}, dict[str, set[str]]()
+    for row in csv.DictReader((folder / "qrels/test.tsv").open(), delimiter="\t"):
+        if int(row["score"]) > 0 and row["corpus-id"] != row["query-id"]:  # a question that is a document finds itself
+            right.setdefault(row["query-id"], set()).add(row["corpus-id"])
+    return docs, {folder.name: ({key: text for key, text in asked.items() if key in right}, right)}
+
+
 class Held:
     """A collection as searches hold it."""
 
@@ -118,6 +175,9 @@ def interval(differences: np.ndarray) -> list[float]:
     return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
 
 
+SETS = {"scifact": scifact, "xquad": xquad, "wice": wice, "odd": odd, "codes": codes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -127,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         encoder = Encoder.load(Path(folder))
         for name in options.sets.split(","):
-            docs, sets = {"scifact": scifact, "xquad": xquad, "wice": wice}[name](options.data)
+            docs, sets = SETS[name](options.data) if name in SETS else beir(Path(name))
             vectors, pieces = encoder.embed_pieces([f"{title}\n{text}" if title else text for title, text in docs.values()])
             rows = Memory(Held(docs, vectors), encoder.dimension).snapshot()
 

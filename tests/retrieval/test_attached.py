@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import time
@@ -135,6 +136,54 @@ def test_text_in_a_mail_is_read_in_its_encoding(tmp_path: Path, workers: Workers
     assert "Or with **putty**." in made.text
 
 
+def test_files_beside_one_form_of_the_text_are_found(tmp_path: Path, workers: Workers) -> None:
+    document = base64.encodebytes(pdf("Litharge is lead oxide.")).decode()
+    letter = f"""Subject: As some phones write
+Content-Type: multipart/alternative; boundary=a
+
+--a
+Content-Type: text/plain
+
+Plain text.
+--a
+Content-Type: multipart/mixed; boundary=b
+
+--b
+Content-Type: multipart/related; boundary=c
+
+--c
+Content-Type: text/html
+
+<p>Plain text.</p><img src="cid:1">
+--c
+Content-Type: image/png; name=logo.png
+Content-ID: <1>
+
+x
+--c--
+--b
+Content-Type: application/pdf; name=lead.pdf
+Content-Transfer-Encoding: base64
+
+{document}
+--b
+Content-Type: text/html
+
+<p>Sent from somewhere.</p>
+--b--
+--a--
+"""
+    made = read(tmp_path / "phone.eml", letter.encode(), workers)
+    assert made.note == ""
+    assert [part.path for part in made.parts] == [("lead.pdf",)]
+    assert made.text.count("Plain text.") == 1
+    assert "Attachments: lead.pdf\n" in made.text
+    nested = (
+        b"Subject: x\nContent-Type: multipart/mixed; boundary=x\n\n" + b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 500
+    )
+    assert read(tmp_path / "nested.eml", nested, workers).note == ""
+
+
 def test_mails_in_mails_end_and_many_attachments_too(tmp_path: Path, workers: Workers) -> None:
     deep = mail("innermost")
     for number in range(12):
@@ -172,7 +221,7 @@ def test_an_attachment_that_ends_its_converter_leaves_the_mail(tmp_path: Path) -
     workers = Workers(1, memory=400_000_000)
     try:
         letter = mail("Kept")
-        attach(letter, b"[" + b"[[]]," * 2_000_000 + b"1]", "large.json")
+        attach(letter, b"[" + b"[[]]," * 1_600_000 + b"1]", "large.json")
         attach(letter, b"after it", "after.md")
         made = read(tmp_path / "kept.eml", letter.as_bytes(), workers)
     finally:

@@ -303,7 +303,7 @@ def test_a_converter_that_misbehaves_is_ended(monkeypatch: pytest.MonkeyPatch, c
     try:
         with pytest.raises(Unreadable, match=reason.replace("(", r"\(").replace(")", r"\)")):
             workers.convert("x", b"bad")
-        workers._seconds = 60
+        workers.seconds = 60
         assert workers.convert("x", b"ok").text == "fine"
     finally:
         workers.close()

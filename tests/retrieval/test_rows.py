@@ -86,6 +86,28 @@ async def test_direct_access_from_create_to_delete(api: Any) -> None:
     assert (await api.get(f"{ROOT}/endpoints/e")).status_code == 404
 
 
+async def test_rows_bring_vectors_and_an_endpoint_embeds_the_questions(api: Any, indexes: Indexes) -> None:
+    asked = [{"embedding_model_endpoint_name": indexes.encoder.name.lower()}]
+    for dimension in (4, 384):
+        spec = {
+            "schema_json": json.dumps({"id": "string", "text": "string", "vec": "array<float>"}),
+            "embedding_vector_columns": [{"name": "vec", "embedding_dimension": dimension}],
+            "embedding_source_columns": asked,
+        }
+        made = (await direct(api, direct_access_index_spec=spec)).json()
+        assert made["direct_access_index_spec"]["embedding_source_columns"] == asked
+        vectors = indexes.encoder.embed(["a glass tile", "a cold kiln"])[:, :dimension].tolist()
+        rows = [{"id": str(i), "text": "x", "vec": vector} for i, vector in enumerate(vectors)]
+        assert (await upsert(api, rows))["status"] == "SUCCESS"
+        if dimension == 384:
+            assert await ids(api, query_vector=None, query_text="a cold kiln") == ["1", "0"]
+        else:
+            told = await api.post(f"{ROOT}/indexes/{NAME}/query", json={"columns": ["id"], "query_text": "a cold kiln"})
+            assert told.status_code == 400
+            assert "gave 384 dimensions" in told.json()["message"]
+        await api.delete(f"{ROOT}/indexes/{NAME}")
+
+
 async def test_a_scan_goes_on_after_keys_of_64_bits(api: Any) -> None:
     spec = {"schema_json": json.dumps({"id": "long", "tags": "array<string>"})}
     body = {"name": NAME, "endpoint_name": "e", "primary_key": "id", "index_type": "DIRECT_ACCESS", "index_subtype": "FULL_TEXT"}
