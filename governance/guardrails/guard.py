@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
+from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, joined, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
 if TYPE_CHECKING:
@@ -235,6 +235,17 @@ def compiled(rails: Guardrails, kit: Toolkit, endpoint: str) -> Guard:
         raise CallError(message, status=503, code="TEMPORARILY_UNAVAILABLE") from None
 
 
+def _whole(item: Any, find: Callable[[str], list[Any]], found: list[Any]) -> Any:
+    """A message whose texts were looked at as one, as a model reads them."""
+    for key in ("content", "output"):
+        if isinstance(item, OBJECT) and isinstance(item.get(key), list) and len(item[key]) > 1:
+            parts, across = joined(item[key], find)
+            if across:
+                found.extend(across)
+                item = {**item, key: parts}
+    return item
+
+
 def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     """The call with everything forbidden replaced, what that was, and the refusal it means."""
     if not rules.any:
@@ -252,6 +263,8 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     looked = call.payload
     if (kept := looked.get("conversation")) is not None:  # by which it is found again
         looked = {key: value for key, value in looked.items() if key != "conversation"}
+    if isinstance(looked.get("input"), list) and not rows:
+        looked = {**looked, "input": [_whole(item, find, all_found) for item in looked["input"]]}
     names: list[str] | None = [] if rules.keywords and not rows else None
     payload = walk(looked, each, frozenset() if rows else STRUCTURE, numbers=rows, names=names)
     if kept is not None:

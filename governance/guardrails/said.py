@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from governance.guardrails import checksums
 
@@ -50,6 +51,20 @@ _ALGORITHM = re.compile(r"(?:sha|md|base|utf|argon|bcrypt|aes|rsa|oauth|v|py|pyt
 
 ENDS = ("", "\n", "\r", "\t", ";", "&", ",", ".", '"', "'", "<", ")", "]", "}")
 """What may follow a password of letters alone, which might as well be a word of a sentence."""
+
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|[_ .-]+")
+
+
+@lru_cache(maxsize=4096)
+def lead(name: str) -> str:
+    """How a text begins that gives a value to a name, as the names of JSON's values do; empty where the name says nothing."""
+    if len(name) > 64:
+        return ""
+    words = _CAMEL.sub(" ", name).lower()
+    joined = words.replace(" ", "")
+    told = joined.endswith((*_SECRETS, *_TOKENS, "authorization")) or not _TELLING.isdisjoint(words.split())
+    return f"{words}: " if told or "phone" in joined or joined.endswith(("mobile", "tel", "fax", "cell")) else ""
 
 
 def assigned(text: str) -> Iterator[Found]:
@@ -197,6 +212,9 @@ _NAMED: dict[str, list[tuple[str, re.Pattern[str], re.Pattern[str], Callable[[st
 for _kind, _leads, _before, _form, _check in _KINDS:
     for _lead in _leads.split():
         _NAMED.setdefault(_lead, []).append((_kind, re.compile(_before), re.compile(_form, re.ASCII), _check))
+_GENERAL = "account b basic conduire file fiscal guida id insurance key ni pan permis rsa run security tc tin"
+_TELLING = _NAMED.keys() - set(_GENERAL.split())
+"""Of these the words that say enough as the name of a value."""
 _WORDS = re.compile(r"[^\W\d_]+")
 _CHINESE = re.compile(r"(?:身份证|身分證)\w{0,4}[:： ]{0,2}\Z")
 _CHINESE_ID = re.compile(r"\d{17}[\dXx](?!\w)", re.ASCII)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from governance.guardrails.said import lead
+
+if TYPE_CHECKING:
+    from governance.guardrails.pii import Finding
 
 STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
 )
 """Keys whose values are names and addresses of the protocol's own; what has no form of a name is looked at all the same."""
+FREE = frozenset(["metadata", "custom_inputs", "custom_outputs", "context", "variables", "attributes"])
+"""Keys whose values are objects of a client's own, in which no key is the protocol's."""
 _NAME = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+_NUMBER = re.compile(r"\d(?:[-.:/]?\d){8}")  # no name, more likely
 LARGE = 10**10
 """Integers from which on one may be a number of a person's."""
 PROTOCOL = STRUCTURE | set(
@@ -97,11 +108,14 @@ def walk(
             raise ValueError("nested too deeply to be looked at")
         made: dict[Any, Any] = {}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
-            if isinstance(item, str):
+            if name not in PROTOCOL and telling(name, item):
+                item = told(lead(name), item, each)
+            elif isinstance(item, str):
                 if not named(name, item, skipped):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
-                item = walk(item, each, skipped, depth + 1, name, numbers=numbers, names=names)
+                within = frozenset() if name in FREE else skipped
+                item = walk(item, each, within, depth + 1, name, numbers=numbers, names=names)
             elif depth and type(item) is int and item >= LARGE:  # at the top are the protocol's own, such as a seed
                 item = number(item, each)
             if numbers or name not in PROTOCOL:
@@ -122,9 +136,46 @@ def word(name: Any) -> bool:
 
 def named(key: str, value: str, addresses: frozenset[str]) -> bool:
     """Whether a text is a name or an address, as its key says."""
-    return key in addresses and (
-        (len(value) <= 200 and value.isascii() and value.isidentifier()) or _NAME.fullmatch(value) is not None
-    )
+    if key not in addresses:
+        return False
+    if len(value) <= 200 and value.isascii() and value.isidentifier():
+        return True
+    return _NAME.fullmatch(value) is not None and (not _NUMBER.search(value) or _UUID.fullmatch(value) is not None)
+
+
+def telling(name: Any, value: Any) -> bool:
+    """Whether the name of a value says what it is, and the value is plain."""
+    return isinstance(value, (str, int)) and isinstance(name, str) and lead(name) != "" and str(value)[:1] not in _OPENS
+
+
+def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
+    """A value whose name says what it is, looked at with that said before it."""
+    if isinstance(value, bool):
+        return value
+    text = str(value)
+    looked = each(f"{said}{text}")
+    if looked == f"{said}{text}":
+        return value
+    return looked[len(said) :] if looked.startswith(said) else each(text)
+
+
+def joined(content: Sequence[Any], find: Callable[[str], Sequence[Finding]]) -> tuple[Sequence[Any], list[Finding]]:
+    """The parts of a message with what lies across the borders of their texts replaced where it begins, and what that was."""
+    texts = [part["text"] if isinstance(part, OBJECT) and isinstance(part.get("text"), str) else "" for part in content]
+    if sum(map(bool, texts)) < 2:
+        return content, []
+    begins = [0, *accumulate(map(len, texts))]
+    across = [each for each in find("".join(texts)) if bisect_right(begins, each.start) != bisect_left(begins, each.end)]
+    made = list(content)
+    for number, text in enumerate(texts) if across else ():
+        begin, end = begins[number], begins[number + 1]
+        for each in reversed(across):
+            start, stop = max(each.start, begin), min(each.end, end)
+            if start < stop:
+                text = f"{text[: start - begin]}{f'[{each.kind}]' if start == each.start else ''}{text[stop - begin :]}"
+        if text != texts[number]:
+            made[number] = {**content[number], "text": text}
+    return made, across
 
 
 def vector(value: Sequence[Any]) -> bool:
@@ -153,7 +204,10 @@ def _inside(value: Any, each: Callable[[str], str], depth: int) -> Any:
     if isinstance(value, int | float):
         return number(value, each)
     if isinstance(value, dict):
-        return {each(name): _inside(item, each, depth + 1) for name, item in value.items()}
+        return {
+            each(name): told(lead(name), item, each) if telling(name, item) else _inside(item, each, depth + 1)
+            for name, item in value.items()
+        }
     return [_inside(item, each, depth + 1) for item in value]
 
 
