@@ -65,23 +65,23 @@ class Rules:
             grouped = {entry[2] for entries in self._by_word.values() for entry in entries}
             self._keywords = [entry for entry in self._keywords if entry[2] not in grouped]
         self._leads = tuple({first for first, _, _ in self._keywords})
-
-    @property
-    def any(self) -> bool:
-        return self.pii != "NONE" or bool(self._longest)
-
-    @property
-    def keywords(self) -> bool:
-        return bool(self._longest)
+        self.keywords = bool(folded)
+        """Whether there are any."""
+        self.any = self.keywords or pii != "NONE"
+        """Whether anything is looked for."""
 
     def find(self, text: str) -> list[Finding]:
         """Everything forbidden in the text, without overlaps."""
         found: list[Finding] = []
+        plain = text.isascii() and not escapes(text)  # as most texts are: they read as they are written
         if self.pii != "NONE":
-            folded, origin = fold(text)
-            found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
-        if self._longest:
-            found += self.words(text)
+            if plain:
+                found = find(text)
+            else:
+                folded, origin = fold(text)
+                found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
+        if self.keywords and not (plain and self._wordless(text)):
+            found += self._words(text)
         return distinct(found) if found else found
 
     def blocking(self, found: Sequence[Finding]) -> Blocked | None:
@@ -95,13 +95,20 @@ class Rules:
 
     def words(self, text: str) -> list[Finding]:
         """The keywords in the text."""
-        if not self._by_word and text.isascii() and not escapes(text):
-            lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
-            for first in self._leads:
-                if first in lower:
-                    break
-            else:
-                return []
+        plain = text.isascii() and not escapes(text)
+        return [] if plain and self._wordless(text) else self._words(text)
+
+    def _wordless(self, text: str) -> bool:
+        """Whether a text that reads as it is written has no keyword, as can be told of few keywords by a glance."""
+        if self._by_word:
+            return False
+        lower = text.lower()  # spaces change no keyword's first word
+        for first in self._leads:  # noqa: SIM110 - runs for every chunk, where a generator costs more than the looks
+            if first in lower:
+                return False
+        return True
+
+    def _words(self, text: str) -> list[Finding]:
         folded, origin = fold(text, words=True)
         found = self._matches(folded)
         if (seen := passing(folded)) is not None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from governance.guardrails.said import lead
-
-if TYPE_CHECKING:
-    from governance.guardrails.pii import Finding
 
 STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
@@ -47,8 +42,8 @@ OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
 
-def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
-    """What people and tools say in a request, oldest first; `everything` for the sake of its length."""
+def texts_of(payload: Mapping[str, Any]) -> list[str]:
+    """What people and tools say in a request, oldest first."""
     given = payload.get("input", payload.get("query", ()))
     if isinstance(given, str):
         return [given]
@@ -57,7 +52,7 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
         if isinstance(item, str):
             found.append(item)
         elif isinstance(item, OBJECT):
-            if not everything and item.get("role", "user") != "user":
+            if item.get("role", "user") != "user":
                 continue
             for said in (item.get("content"), item.get("output")):
                 if isinstance(said, str):
@@ -111,7 +106,7 @@ def walk(
             if name not in PROTOCOL and telling(name, item):
                 item = told(lead(name), item, each)
             elif isinstance(item, str):
-                if not named(name, item, skipped):
+                if not (name in skipped and named(item)):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
                 within = frozenset() if name in FREE else skipped
@@ -134,10 +129,8 @@ def word(name: Any) -> bool:
     return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
 
 
-def named(key: str, value: str, addresses: frozenset[str]) -> bool:
-    """Whether a text is a name or an address, as its key says."""
-    if key not in addresses:
-        return False
+def named(value: str) -> bool:
+    """Whether a text has the form of a name or an address, and not that of a number."""
     if len(value) <= 200 and value.isascii() and value.isidentifier():
         return True
     return _NAME.fullmatch(value) is not None and (not _NUMBER.search(value) or _UUID.fullmatch(value) is not None)
@@ -157,25 +150,6 @@ def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
     if looked == f"{said}{text}":
         return value
     return looked[len(said) :] if looked.startswith(said) else each(text)
-
-
-def joined(content: Sequence[Any], find: Callable[[str], Sequence[Finding]]) -> tuple[Sequence[Any], list[Finding]]:
-    """The parts of a message with what lies across the borders of their texts replaced where it begins, and what that was."""
-    texts = [part["text"] if isinstance(part, OBJECT) and isinstance(part.get("text"), str) else "" for part in content]
-    if sum(map(bool, texts)) < 2:
-        return content, []
-    begins = [0, *accumulate(map(len, texts))]
-    across = [each for each in find("".join(texts)) if bisect_right(begins, each.start) != bisect_left(begins, each.end)]
-    made = list(content)
-    for number, text in enumerate(texts) if across else ():
-        begin, end = begins[number], begins[number + 1]
-        for each in reversed(across):
-            start, stop = max(each.start, begin), min(each.end, end)
-            if start < stop:
-                text = f"{text[: start - begin]}{f'[{each.kind}]' if start == each.start else ''}{text[stop - begin :]}"
-        if text != texts[number]:
-            made[number] = {**content[number], "text": text}
-    return made, across
 
 
 def vector(value: Sequence[Any]) -> bool:

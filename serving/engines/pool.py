@@ -104,7 +104,8 @@ class Pool:
 
         Raises
         ------
-        Unconnected: there is nobody. Unheard: nor anybody to say so. Disconnected: the connection ended before an answer began. Broken: what came is no answer.
+        Unconnected: there is nobody. Unheard: nor anybody to say so. Disconnected: the connection ended before an
+        answer began. Broken: what came is no answer.
         TimeoutError: at `until`.
         """
         connection = await self._take(target, until)
