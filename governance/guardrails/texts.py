@@ -38,6 +38,7 @@ _ENCODED = ("image_url", "arguments", "output")
 _IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
 _OPENS = ("{", "[", '"')
 _PLAIN = (int, float)
+_NONE = frozenset[str]()
 OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
@@ -109,8 +110,7 @@ def walk(
                 if not (name in skipped and named(item)):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
-                within = frozenset() if name in FREE else skipped
-                item = walk(item, each, within, depth + 1, name, numbers=numbers, names=names)
+                item = walk(item, each, _NONE if name in FREE else skipped, depth + 1, name, numbers=numbers, names=names)
             elif depth and type(item) is int and item >= LARGE:  # at the top are the protocol's own, such as a seed
                 item = number(item, each)
             if numbers or name not in PROTOCOL:
@@ -138,7 +138,7 @@ def named(value: str) -> bool:
 
 def telling(name: Any, value: Any) -> bool:
     """Whether the name of a value says what it is, and the value is plain."""
-    return isinstance(value, (str, int)) and isinstance(name, str) and lead(name) != "" and str(value)[:1] not in _OPENS
+    return type(name) is str and lead(name) != "" and isinstance(value, (str, int)) and str(value)[:1] not in _OPENS
 
 
 def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
