@@ -259,12 +259,12 @@ async def test_a_guardrail_that_hangs_lets_nothing_pass_and_keeps_nobody(
     (tmp_path / "hangs.py").write_text("import asyncio\nasync def check(text, where):\n    await asyncio.Event().wait()\n")
     house.gateway.toolkit = Toolkit(folder=tmp_path)
     monkeypatch.setattr("governance.guardrails.guard.PATIENCE", 0.05)
-    policy(house, input={"custom": ["./hangs.py:check"]})
+    house.policies.declare({"assistant": {"guardrails": {"input": {"custom": ["./hangs.py:check"]}}}})
     call = house.call()
     with pytest.raises(CallError) as caught:
         await ask(house, call, answering)
     assert caught.value.status == 503
-    policy(house, output={"custom": ["./hangs.py:check"]})
+    house.policies.declare({"assistant": {"guardrails": {"output": {"custom": ["./hangs.py:check"]}}}})
     assert (await ask(house, house.call(), answering))[-1].type == "response.incomplete"
     assert house.row(call)["guardrail_verdicts"][0]["action"] == "BLOCK"
 
