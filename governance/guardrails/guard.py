@@ -59,8 +59,8 @@ class Side:
         return Learned(self.rules, self.rules.pii, await self._names.learn(texts))
 
     async def judge(self, texts: Sequence[str], where: Where, call: Call, arguments: Sequence[str] = ()) -> None:
-        """Raises `Blocked`; a judge that fails, or says nothing for too long, blocks too. `arguments` of tools are judged, but are
-        about no topic."""
+        """Raises `Blocked`; a judge that fails, or says nothing for too long, blocks too. `arguments` of tools are judged, but
+        are about no topic."""
         for judge in self.judges:
             looked = texts if judge in self.topics else [*texts, *arguments]
             try:
