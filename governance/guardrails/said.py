@@ -73,7 +73,10 @@ def assigned(text: str) -> Iterator[Found]:
     """Passwords and keys that are given to a name that says so."""
     for sign, pattern in _GIVEN.items():
         if sign in text:
+            done = 0
             for m in pattern.finditer(text):
+                if m.start() < done:
+                    continue  # within a value
                 name = text[max(0, m.start() - 28) : m.start()].rstrip("\"'\\ ])").casefold()
                 if name.endswith(_SECRETS):
                     found = _password(text, m.end())
@@ -85,6 +88,7 @@ def assigned(text: str) -> Iterator[Found]:
                 else:
                     continue
                 if found:
+                    done = found[1]
                     yield found
 
 
