@@ -11,12 +11,22 @@ PATH = re.compile(r"(request|response)(\.([^.\s\[\]]+))+")
 """`request.metadata.email`, `response.output.*.text`: keys from the body on, `*` for any key; lists are gone through."""
 
 
+_OWN = frozenset(
+    {"id", "object", "created_at", "completed_at", "status", "output", "output_text", "usage", "error", "incomplete_details"}
+)
+"""Keys of a response that are its own; all others say again what was asked (`metadata`, `instructions`, `user` …)."""
+
+
 def redacted(body: Any, side: str, paths: Sequence[str]) -> Any:
-    """The body without what the paths of its side lead to; what they do not touch is shared, not copied."""
+    """The body without what the paths of its side lead to; what they do not touch is shared, not copied. A response says much of
+    its request again: there the request's paths hold too."""
     for path in paths:
         begin, *keys = path.split(".")
         if begin == side:
             body = _without(body, keys)
+        elif begin == "request" and isinstance(body, Mapping) and body.get("object") == "response":
+            again = {key: item for key, item in body.items() if key not in _OWN}
+            body = {**body, **_without(again, keys)}
     return body
 
 

@@ -138,7 +138,7 @@ class Workspace:
         from rich.console import Console
         from rich.table import Table
 
-        console = Console()
+        console = Console(emoji=False)  # `service_principal:robot:` is no picture
         if not rows:
             console.print(empty, highlight=False)
             return

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
+from serving.cli import Workspace
 from tests.live import KEY, Live, environment, serving, smalti, start, stop
 
 HANDBOOK = {
@@ -88,6 +90,13 @@ def test_commands_reach_the_running_server(live: Live) -> None:
     assert (found[0]["source"], found[0]["dense"], found[0]["lexical"]) == ("travel.md", 1, 1), "its places in both rankings"
     names = [row["name"] for row in json.loads(smalti("endpoints", "--json", home=live.home).stdout)]
     assert "assistant" in names
+
+
+def test_names_of_principals_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """`:robot:` between colons is a picture to the library that draws tables."""
+    rows = [{"change": "service_principal:robot: none [bold]"}]
+    Workspace(None, lambda *_: FastAPI()).print_rows(rows, {"change": "Change"}, as_json=False, empty="")
+    assert "service_principal:robot: none [bold]" in capsys.readouterr().out
 
 
 def test_an_index_is_added_synced_and_dropped(live: Live, tmp_path: Path) -> None:

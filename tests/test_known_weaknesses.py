@@ -347,6 +347,67 @@ def test_guardrails_look_at_every_way_to_an_endpoint(live: Live) -> None:
             admin.put("/api/2.0/serving-endpoints/assistant/ai-gateway", json={}).raise_for_status()
 
 
+def raw(live: Live, head: str, body: bytes) -> int:
+    """The status that bytes are answered with, as they are."""
+    host, _, port = live.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + body)
+        with connection.makefile("rb") as answer:
+            return int(answer.readline().split()[1])
+
+
+def test_no_way_of_writing_a_request_reaches_what_was_not_granted(live: Live, alice: str, elsewhere: Listener) -> None:
+    """Smuggling: another name, path, method, length, coding or header than the one that was checked."""
+    name, heard = f"hidden-{uuid.uuid4().hex[:8]}", len(elsewhere.heard)
+    model = {"custom_provider_url": elsewhere.url, "bearer_token_auth": {"token_plaintext": "x"}}
+    external = {"name": "m", "provider": "custom", "task": "llm/v1/chat", "custom_provider_config": model}
+    with live.client() as admin:
+        served = {"served_entities": [{"name": "m", "external_model": {**external, "private_network": True}}]}
+        admin.post("/api/2.0/serving-endpoints", json={"name": name, "config": served}).raise_for_status()
+        wait_until(lambda: "NOT_UPDATING" in admin.get(f"/api/2.0/serving-endpoints/{name}").text, 60)
+    say = b'"messages": [{"role": "user", "content": "hello"}]'
+    chat = b'{"model": "%s", %s}' % (name.encode(), say)
+    both = b'{"model": "assistant", "model": "%s", %s}' % (name.encode(), say)
+    cased = b'{"Model": "assistant", "model": "%s", %s}' % (name.encode(), say)
+    chunks = b"%x\r\n%s\r\n0\r\nx-model: assistant\r\n\r\n" % (len(chat), chat)
+    there = f"/serving-endpoints/{name}"
+    base = f"HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {alice}"
+    sized = f"{base}\r\ncontent-length: {len(chat)}"
+    tries = [
+        *((f"POST /v1/chat/completions?model=assistant {base}\r\ncontent-length: {len(b)}", b) for b in (chat, both, cased)),
+        *(
+            (f"POST {path} {sized}", chat)
+            for path in (
+                f"{there}/invocations",
+                f"/serving-endpoints/%{ord(name[0]):x}{name[1:]}/invocations",
+                f"/serving-endpoints/assistant/../{name}/invocations",
+                f"/serving-endpoints/assistant%2f..%2f{name}/invocations",
+                f"{there}./invocations",
+                f"{there}%20/invocations",
+                f"{there}%00/invocations",
+                f"{there};a/invocations",
+                f"{there}/invocations/",
+                f"/{there}/invocations",
+                f"{there.upper()}/invocations",
+                f"http://127.0.0.1{there}/invocations",
+            )
+        ),
+        *((f"{method} {there}/invocations {base}", b"") for method in ("HEAD", "OPTIONS", "TRACE", "GET")),
+        (f"POST {there}/invocations {sized}\r\nx-http-method-override: GET\r\nx-original-url: /health", chat),
+        (f"POST /health {sized}\r\nx-original-url: {there}/invocations\r\nx-rewrite-url: {there}/invocations", chat),
+        (f"POST {there}/invocations {sized.replace('HTTP/1.1', 'HTTP/1.0')}", chat),
+        (f"POST {there}/invocations {base}\r\ntransfer-encoding: chunked", chunks),
+        (f"POST {there}/invocations {base}\r\ntransfer-encoding: chunked\r\ncontent-length: 5", chunks),
+        (f"POST {there}/invocations {sized}\r\ncontent-length: 0", chat),
+        (f"POST {there}/invocations {sized}\r\nx-forwarded-user: admin\r\nauthorization: Bearer {KEY}x", chat),
+    ]
+    for head, body in tries:
+        assert 400 <= raw(live, head, body) < 500, head
+    assert len(elsewhere.heard) == heard
+    with live.client() as admin:
+        admin.delete(f"/api/2.0/serving-endpoints/{name}")
+
+
 def test_rows_are_ours_and_none_is_dropped_where_many_say_the_same_id(live: Live, alice: str) -> None:
     """Spend rows were keyed by the id that a provider or client gives, so that one overwrote the other, or lost in a flush."""
     before = len(rows(live))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
+from governance.guardrails import pieces
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
-from governance.guardrails.texts import ROWS, STRUCTURE, strings_of, texts_of, walk
+from governance.guardrails.texts import OBJECT, ROWS, STRUCTURE, strings_of, texts_of, walk
 from governance.policies import GuardrailParameters, Guardrails
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("smalti.guardrails")
 
 FAILED = "it could not decide, so nothing passes"
+PATIENCE = 120.0
+"""Seconds that one judge may take; an endpoint that is one has time-outs of its own, and shorter ones."""
 _LONG = 32_768  # bytes from which a request is looked at off the event loop
 
 Verdicts = list[dict[str, str]]
@@ -56,11 +59,13 @@ class Side:
         return Learned(self.rules, self.rules.pii, await self._names.learn(texts))
 
     async def judge(self, texts: Sequence[str], where: Where, call: Call, arguments: Sequence[str] = ()) -> None:
-        """Raises `Blocked`; a judge that fails blocks too. `arguments` of tools are judged, but are about no topic."""
+        """Raises `Blocked`; a judge that fails, or says nothing for too long, blocks too. `arguments` of tools are judged, but
+        are about no topic."""
         for judge in self.judges:
             looked = texts if judge in self.topics else [*texts, *arguments]
             try:
-                await judge([text for text in looked if text], where, call)
+                async with asyncio.timeout(PATIENCE):
+                    await judge([text for text in looked if text], where, call)
             except Blocked:
                 raise
             except Exception:
@@ -229,6 +234,25 @@ def compiled(rails: Guardrails, kit: Toolkit, endpoint: str) -> Guard:
         raise CallError(message, status=503, code="TEMPORARILY_UNAVAILABLE") from None
 
 
+def _in_parts(item: Any) -> bool:
+    return type(item) is dict and (type(item.get("content")) is list or type(item.get("output")) is list)
+
+
+def _whole(item: Any, find: Callable[[str], list[Any]], found: list[Any]) -> Any:
+    """A message whose texts were looked at as one, as a model reads them."""
+    for key in ("content", "output"):
+        parts = item.get(key)
+        if not isinstance(parts, list) or len(parts) < 2:
+            continue
+        texts = [part["text"] if isinstance(part, OBJECT) and isinstance(part.get("text"), str) else "" for part in parts]
+        if across := find("".join(texts)):
+            found.extend(across)
+            masked = pieces.masked(texts, lambda _, across=across: across)
+            made = [part if text == was else {**part, "text": text} for part, was, text in zip(parts, texts, masked, strict=True)]
+            item = {**item, key: made}
+    return item
+
+
 def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     """The call with everything forbidden replaced, what that was, and the refusal it means."""
     if not rules.any:
@@ -246,6 +270,9 @@ def _screen(call: Call, rules: Rules) -> tuple[Call, list[Any], Blocked | None]:
     looked = call.payload
     if (kept := looked.get("conversation")) is not None:  # by which it is found again
         looked = {key: value for key, value in looked.items() if key != "conversation"}
+    items = looked.get("input")
+    if not rows and type(items) is list and any(map(_in_parts, items)):
+        looked = {**looked, "input": [_whole(item, find, all_found) if _in_parts(item) else item for item in items]}
     names: list[str] | None = [] if rules.keywords and not rows else None
     payload = walk(looked, each, frozenset() if rows else STRUCTURE, numbers=rows, names=names)
     if kept is not None:

@@ -15,7 +15,9 @@ from governance.call import CHUNK, STEP, TERMINAL, Call, Event
 from governance.guardrails import pieces
 from governance.guardrails.pii import Finding
 from governance.guardrails.rules import Hold, Rules, mask, moved
+from governance.guardrails.said import lead
 from governance.guardrails.texts import (
+    FREE,
     LARGE,
     OBJECT,
     PROTOCOL,
@@ -25,6 +27,8 @@ from governance.guardrails.texts import (
     named,
     number,
     strings_of,
+    telling,
+    told,
     vector,
     walk,
     word,
@@ -67,6 +71,7 @@ class Shield:
         self._arguments: dict[Any, tuple[list[str], Event]] = {}
         self._waiting: list[tuple[Hold, int, Event]] = []
         self._texts: list[Hold] = []
+        self._tokens: dict[int, list[tuple[int, int, list[Any]]]] = {}
         self._other: list[Finding] = []
         self._response: Mapping[str, Any] = {}
         self._said: list[str] = []
@@ -165,6 +170,9 @@ class Shield:
         key = _place(event)
         hold = self._holds[key][0] if key in self._holds else self._new()
         self._holds[key] = (hold, event)
+        if event.data.get("logprobs"):
+            end = hold.arrived + len(event.data["delta"])
+            self._tokens.setdefault(id(hold), []).append((hold.arrived, end, event.data["logprobs"]))
         return self._told(event, hold, hold.push(event.data["delta"]))
 
     def _told(self, event: Event, hold: Hold, text: str) -> list[Event]:
@@ -172,11 +180,24 @@ class Shield:
         if text:
             if event.type == "response.output_text.delta":
                 self._said.append(text)
-            told.append(event if text == event.data["delta"] else Event(event.type, {**event.data, "delta": text}))
+            if self._tokens:
+                told.append(Event(event.type, {**event.data, "delta": text, "logprobs": self._left(hold)}))
+            else:
+                told.append(event if text == event.data["delta"] else Event(event.type, {**event.data, "delta": text}))
         while self._waiting and self._waiting[0][0].gone >= self._waiting[0][1]:
             of, _, waiting = self._waiting.pop(0)
             told.append(Event(waiting.type, self._moved(waiting.data, of.found)))
         return told
+
+    def _left(self, hold: Hold) -> list[Any]:
+        """The tokens whose text has left as it was, which have not left yet."""
+        left: list[Any] = []
+        waiting = self._tokens.get(id(hold), [])
+        while waiting and waiting[0][1] <= hold.gone:
+            begin, end, tokens = waiting.pop(0)
+            if not any(each.start < end and begin < each.end for each in hold.found):
+                left += tokens
+        return left
 
     def _flush(self) -> list[Event]:
         """The texts that were open are complete."""
@@ -269,8 +290,10 @@ class Shield:
             for key, item in value.items():
                 if not item:
                     continue
-                if not isinstance(item, str):
-                    looked = self._guarded(item)
+                if key not in PROTOCOL and telling(key, item):
+                    looked = told(lead(key), item, self._checked)
+                elif not isinstance(item, str):
+                    looked = self._guarded(item) if key not in FREE or not isinstance(item, OBJECT) else self._free(item)
                 elif key == "arguments":
                     looked = json_text(item, self._checked)
                 elif key not in _PLACES and not (key in _ADDRESSES and named(item)):
@@ -279,11 +302,18 @@ class Shield:
                     continue
                 if looked is not item:
                     made[key] = looked
+            if "text" in made and value.get("logprobs"):
+                made["logprobs"] = []
             masked = {**value, **made} if made else value
             if value.keys() <= PROTOCOL or all(map(word, value)):
                 return masked
             return {key if word(key) else self._checked(key): item for key, item in masked.items()}
         return number(value, self._checked) if type(value) is int and value >= LARGE else value
+
+    def _free(self, value: Mapping[str, Any]) -> Any:
+        """The same for an object in which no key is the protocol's."""
+        looked = walk(value, self._checked, frozenset())
+        return value if looked == value else looked
 
     def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same for a text with its annotations."""
@@ -296,6 +326,8 @@ class Shield:
         if found:
             self._other += found
             made["text"] = mask(part["text"], found)
+            if part.get("logprobs"):
+                made["logprobs"] = []  # their tokens are what was masked
         return {**part, **made} if made else part
 
     def _body(self, body: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,6 +64,7 @@ _NETWORK = re.compile(r"0/(?:[89]|1\d|2[0-4])(?!\d)")
 _VERSION = re.compile(r"(?:version|release|build|sections?|chapter|clause|§)[ =:]{1,2}\Z", re.IGNORECASE)
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _MAC = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}(?![\w:-])", re.ASCII)
+_UUID = re.compile(r"(?<![\w-])[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}(?![\w-])", re.ASCII | re.IGNORECASE)
 _HYPHENS = re.compile(r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
 _NINO = re.compile(
@@ -128,6 +130,8 @@ def find(text: str) -> list[Finding]:
             done, said = _word(text, start, done)
             found += said
         found += _numbers(text, start, end)
+    if found and "-" in text and (ids := [m.start() for m in _UUID.finditer(text)]):
+        found = [each for each in found if (at := bisect_right(ids, each.start)) == 0 or each.end > ids[at - 1] + 36]
     return distinct(found) if found else found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from governance.guardrails import checksums
 
@@ -37,6 +38,8 @@ _PLAIN = re.compile(r"[=>]{0,2}[ \t]{0,3}([^\s\u2e80-\U0010ffff\"'`\\;&,<>]{3,20
 _SCHEME = re.compile(r"[ \t]{0,3}[\"']?(?:bearer|basic|token|apikey|digest) {1,2}([A-Za-z0-9+/=_.~-]{12,4000})", re.IGNORECASE)
 _KEY = re.compile(r"[=>]{0,2}[ \t]{0,3}\\?[\"'`]?([A-Za-z0-9+/=_.~-]{8,4000})")
 _CODE = re.compile(r"(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*$|[\w.]+[(\[]|[$%{\[(<*/~]|\.{1,2}/|(.)\1+$|[a-z]+://|-", re.ASCII)
+_VARIABLE = re.compile(r"[a-z]+(?:_[a-z]+)+\Z")
+_NAMED_SO = re.compile(r"passw(?:or)?d|secret", re.IGNORECASE)  # what is called so, and no password
 _PLACEHOLDERS = (
     "string str text none null nil undefined true false required optional password passwd passwort pwd secret changeit hidden "
     "redacted masked empty missing unknown invalid wrong incorrect correct expired reset type bool boolean int integer number "
@@ -52,11 +55,28 @@ ENDS = ("", "\n", "\r", "\t", ";", "&", ",", ".", '"', "'", "<", ")", "]", "}")
 """What may follow a password of letters alone, which might as well be a word of a sentence."""
 
 
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|[_ .-]+")
+
+
+@lru_cache(maxsize=4096)
+def lead(name: str) -> str:
+    """How a text begins that gives a value to a name, as the names of JSON's values do; empty where the name says nothing."""
+    if len(name) > 64:
+        return ""
+    words = _CAMEL.sub(" ", name).lower()
+    joined = words.replace(" ", "")
+    told = joined.endswith((*_SECRETS, *_TOKENS, "authorization")) or not _TELLING.isdisjoint(words.split())
+    return f"{words}: " if told or "phone" in joined or joined.endswith(("mobile", "tel", "fax", "cell")) else ""
+
+
 def assigned(text: str) -> Iterator[Found]:
     """Passwords and keys that are given to a name that says so."""
     for sign, pattern in _GIVEN.items():
         if sign in text:
+            done = 0
             for m in pattern.finditer(text):
+                if m.start() < done:
+                    continue  # within a value
                 name = text[max(0, m.start() - 28) : m.start()].rstrip("\"'\\ ])").casefold()
                 if name.endswith(_SECRETS):
                     found = _password(text, m.end())
@@ -68,6 +88,7 @@ def assigned(text: str) -> Iterator[Found]:
                 else:
                     continue
                 if found:
+                    done = found[1]
                     yield found
 
 
@@ -82,7 +103,9 @@ def _password(text: str, at: int) -> Found | None:
         return None
     if len(value) < 3 or _CODE.match(value) or value.casefold() in _NO_PASSWORD or _ALGORITHM.match(value):
         return None
-    if not quoted and text[end : end + 1] in ("(", "[", "{"):
+    if not quoted and (text[end : end + 1] in ("(", "[", "{") or _VARIABLE.match(value)):
+        return None
+    if _NAMED_SO.search(value) and not any(map(str.isdigit, value)):
         return None
     if value.isalpha() and not quoted and text[end : end + 1] not in ENDS:
         return None  # a sentence goes on
@@ -185,7 +208,7 @@ _KINDS: tuple[tuple[str, str, str, str, Callable[[str], bool]], ...] = (
     ("DATE_OF_BIRTH", "born birth birthday birthdate dob b geb geboren geburtsdatum geburtstag né née naissance nacimiento "
      "nacido nacida nascita nato nata nascimento "
      "nascido nascida geboortedatum urodzony urodzona urodzenia рождения родился родилась",
-     rf"(?<!\w){_BIRTH}{_SINCE}", _DATE, lambda _: True),
+     rf"(?<![^\W_]){_BIRTH}{_SINCE}", _DATE, lambda _: True),
     ("PASSWORD", "password passwort kennwort passphrase passcode pwd contraseña senha passe пароль",
      r"(?:password|passwort|kennwort|passphrase|passcode|pwd|contraseña|senha|mot de passe) (?:is|was|ist|lautet|est|es|é)"
      r"[ :]{1,2}[\"'`]?\Z", r"[^\s\u2e80-\U0010ffff\"'`,;]{4,64}(?<![.!?)])", _secret_password),
@@ -197,6 +220,9 @@ _NAMED: dict[str, list[tuple[str, re.Pattern[str], re.Pattern[str], Callable[[st
 for _kind, _leads, _before, _form, _check in _KINDS:
     for _lead in _leads.split():
         _NAMED.setdefault(_lead, []).append((_kind, re.compile(_before), re.compile(_form, re.ASCII), _check))
+_GENERAL = "account b basic conduire file fiscal guida id insurance key ni pan permis rsa run security tc tin"
+_TELLING = _NAMED.keys() - set(_GENERAL.split())
+"""Of these the words that say enough as the name of a value."""
 _WORDS = re.compile(r"[^\W\d_]+")
 _CHINESE = re.compile(r"(?:身份证|身分證)\w{0,4}[:： ]{0,2}\Z")
 _CHINESE_ID = re.compile(r"\d{17}[\dXx](?!\w)", re.ASCII)
@@ -230,9 +256,9 @@ BORN = re.compile(rf"or(?:n|en) (?:(?:on|am|the) ){{0,2}}(?i:{_NAMED_DATE})")
 _BORN_BEFORE = re.compile(r"(?<!\w)(?:[Bb]|[Gg]eb)\Z")
 _SINCE_THEN = r"(?<!\w)(?:[Bb]orn|[Gg]eboren)(?: (?:on|am|the)){0,2} "
 _BIRTHDAY = re.compile(rf":(?=[ \"']{{0,3}}[0-9ADFGJLMNOSadfgjlmnos])[ \"']{{0,3}}(?i:{_NAMED_DATE})")
-_OF_BIRTH = re.compile(rf"(?<!\w){_BIRTH}(?:[_ ](?:date|day))?[\"'. ]{{0,2}}\Z")
+_OF_BIRTH = re.compile(rf"(?<![^\W_]){_BIRTH}(?:[_ ](?:date|day))?[\"'. ]{{0,2}}\Z")
 _UNFINISHED = re.compile(
-    rf"(?:{_SINCE_THEN}|(?<!\w){_BIRTH}(?:[_ ](?:date|day))?[\"'. ]{{0,2}}:[ \"']{{0,3}})[\w.,]*(?: [\w.,]*){{0,5}}\Z",
+    rf"(?:{_SINCE_THEN}|(?<![^\W_]){_BIRTH}(?:[_ ](?:date|day))?[\"'. ]{{0,2}}:[ \"']{{0,3}})[\w.,]*(?: [\w.,]*){{0,5}}\Z",
     re.IGNORECASE,
 )
 

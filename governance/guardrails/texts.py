@@ -8,11 +8,17 @@ from typing import Any
 
 import orjson
 
+from governance.guardrails.said import lead
+
 STRUCTURE = frozenset(
     {"type", "role", "id", "call_id", "model", "status", "object", "previous_response_id", "conversation", "url"}
 )
 """Keys whose values are names and addresses of the protocol's own; what has no form of a name is looked at all the same."""
+FREE = frozenset(["metadata", "custom_inputs", "custom_outputs", "context", "variables", "attributes"])
+"""Keys whose values are objects of a client's own, in which no key is the protocol's."""
 _NAME = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+_NUMBER = re.compile(r"\d(?:[-.:/]?\d){8}")  # no name, more likely
 LARGE = 10**10
 """Integers from which on one may be a number of a person's."""
 PROTOCOL = STRUCTURE | set(
@@ -32,6 +38,7 @@ _ENCODED = ("image_url", "arguments", "output")
 _IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]*\Z", re.ASCII)
 _OPENS = ("{", "[", '"')
 _PLAIN = (int, float)
+_NONE = frozenset[str]()
 OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
@@ -97,11 +104,13 @@ def walk(
             raise ValueError("nested too deeply to be looked at")
         made: dict[Any, Any] = {}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
-            if isinstance(item, str):
+            if name not in PROTOCOL and telling(name, item):
+                item = told(lead(name), item, each)
+            elif isinstance(item, str):
                 if not (name in skipped and named(item)):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
-                item = walk(item, each, skipped, depth + 1, name, numbers=numbers, names=names)
+                item = walk(item, each, _NONE if name in FREE else skipped, depth + 1, name, numbers=numbers, names=names)
             elif depth and type(item) is int and item >= LARGE:  # at the top are the protocol's own, such as a seed
                 item = number(item, each)
             if numbers or name not in PROTOCOL:
@@ -121,8 +130,26 @@ def word(name: Any) -> bool:
 
 
 def named(value: str) -> bool:
-    """Whether a text has the form of a name or an address."""
-    return (len(value) <= 200 and value.isascii() and value.isidentifier()) or _NAME.fullmatch(value) is not None
+    """Whether a text has the form of a name or an address, and not that of a number."""
+    if len(value) <= 200 and value.isascii() and value.isidentifier():
+        return True
+    return _NAME.fullmatch(value) is not None and (not _NUMBER.search(value) or _UUID.fullmatch(value) is not None)
+
+
+def telling(name: Any, value: Any) -> bool:
+    """Whether the name of a value says what it is, and the value is plain."""
+    return type(name) is str and lead(name) != "" and isinstance(value, (str, int)) and str(value)[:1] not in _OPENS
+
+
+def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
+    """A value whose name says what it is, looked at with that said before it."""
+    if isinstance(value, bool):
+        return value
+    text = str(value)
+    looked = each(f"{said}{text}")
+    if looked == f"{said}{text}":
+        return value
+    return looked[len(said) :] if looked.startswith(said) else each(text)
 
 
 def vector(value: Sequence[Any]) -> bool:
@@ -151,7 +178,10 @@ def _inside(value: Any, each: Callable[[str], str], depth: int) -> Any:
     if isinstance(value, int | float):
         return number(value, each)
     if isinstance(value, dict):
-        return {each(name): _inside(item, each, depth + 1) for name, item in value.items()}
+        return {
+            each(name): told(lead(name), item, each) if telling(name, item) else _inside(item, each, depth + 1)
+            for name, item in value.items()
+        }
     return [_inside(item, each, depth + 1) for item in value]
 
 

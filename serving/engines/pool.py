@@ -20,6 +20,10 @@ class Unconnected(Disconnected):
     """No connection could be made."""
 
 
+class Unheard(Unconnected):
+    """Nobody said whether one could be made, for as long as that may take."""
+
+
 class Answer:
     """A response whose body is unread. `release` it.
 
@@ -100,7 +104,8 @@ class Pool:
 
         Raises
         ------
-        Unconnected: there is nobody. Disconnected: the connection ended before an answer began. Broken: what came is no answer.
+        Unconnected: there is nobody. Unheard: nor anybody to say so. Disconnected: the connection ended before an
+        answer began. Broken: what came is no answer.
         TimeoutError: at `until`.
         """
         connection = await self._take(target, until)
@@ -177,7 +182,7 @@ class Pool:
         except TimeoutError:
             if loop.time() >= until:
                 raise
-            raise Unconnected("it does not answer") from None
+            raise Unheard("it does not answer") from None
         except (OSError, ssl.CertificateError, UnicodeError) as error:
             raise Unconnected(str(error)) from error
 

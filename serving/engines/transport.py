@@ -17,7 +17,7 @@ from governance.call import CallError, limit_exceeded, misconfigured, unavailabl
 from governance.guardrails.pii import without_credentials
 from serving.engines.addresses import NotAllowed, Place, Unreachable
 from serving.engines.http1 import Broken, Disconnected, Target
-from serving.engines.pool import Answer, Pool, Unconnected
+from serving.engines.pool import Answer, Pool, Unconnected, Unheard
 from serving.engines.upstream import Upstream
 from serving.protocols import sse
 
@@ -97,6 +97,10 @@ class Transport:
         for attempt in range(1, attempts + 1):
             try:
                 return await self._open(method, raw, headers, content, until)
+            except Unheard as error:
+                what = f"The {self.upstream.what} at {self.upstream.host}"
+                message = f"{what} took no connection in {self.timeouts.connect:g} s. Check that it runs, and its base URL."
+                raise unavailable(message, status=504) from error  # it was waited for: that is not done again
             except Unconnected as error:
                 raise unavailable(
                     f"The {self.upstream.what} at {self.upstream.host} cannot be reached. Check that it runs, and its base URL.",

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.anyio
 async def engine(call: Call) -> AsyncIterator[Event]:
     content = [{"type": "output_text", "text": "her salary is 90", "annotations": []}]
     output = [{"type": "message", "role": "assistant", "content": content}]
-    yield Event("response.completed", {"response": {"object": "response", "output": output, "model": "m"}})
+    again = {"metadata": call.payload.get("metadata"), "user": call.payload.get("user")}  # as the protocol has it
+    yield Event("response.completed", {"response": {"object": "response", "output": output, "model": "m", **again}})
 
 
 def keep(house: House, **config: Any) -> None:
@@ -35,6 +36,7 @@ async def test_what_a_rule_names_is_never_written_and_still_answered(house: Hous
     assert request == {"input": [{"role": "user", "content": "[redacted]"}], "metadata": {"email": "[redacted]", "team": "x"}}
     assert response["output"][0]["content"][0]["text"] == "[redacted]"
     assert response["model"] == "m"
+    assert response["metadata"] == {"email": "[redacted]", "team": "x"}
     refused = house.call(payload=payload, usage_context={}, credential=house.identity.create_key("eve")[1])
     with pytest.raises(CallError):
         await house.gateway.invoke(refused, engine)

@@ -253,6 +253,22 @@ async def test_a_guardrail_that_fails_or_is_not_there_lets_nothing_pass(house: H
     caplog.clear()
 
 
+async def test_a_guardrail_that_hangs_lets_nothing_pass_and_keeps_nobody(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hangs.py").write_text("import asyncio\nasync def check(text, where):\n    await asyncio.Event().wait()\n")
+    house.gateway.toolkit = Toolkit(folder=tmp_path)
+    monkeypatch.setattr("governance.guardrails.guard.PATIENCE", 0.05)
+    house.policies.declare({"assistant": {"guardrails": {"input": {"custom": ["./hangs.py:check"]}}}})
+    call = house.call()
+    with pytest.raises(CallError) as caught:
+        await ask(house, call, answering)
+    assert caught.value.status == 503
+    house.policies.declare({"assistant": {"guardrails": {"output": {"custom": ["./hangs.py:check"]}}}})
+    assert (await ask(house, house.call(), answering))[-1].type == "response.incomplete"
+    assert house.row(call)["guardrail_verdicts"][0]["action"] == "BLOCK"
+
+
 async def test_a_guardrail_of_ones_own(house: House, tmp_path: Path) -> None:
     (tmp_path / "rails.py").write_text(
         "def no_shouting(text, where):\n    return f'shouting in the {where}' if text.isupper() else None\n"

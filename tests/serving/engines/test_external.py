@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from governance.call import Call, CallError, Event
+from governance.resilience import resilient
 from serving.engines.external import ExternalChat, Timeouts
 from serving.engines.upstream import Upstream as Address
 from tests.serving.upstream import KEY, TEXT, Upstream
@@ -180,6 +182,32 @@ async def test_a_connection_that_was_closed_meanwhile_is_tried_once_more(engine:
 async def test_nobody_there(engine: Any) -> None:
     with pytest.raises(CallError, match=r"127\.0\.0\.1:9 cannot be reached"):
         await run(engine("echo", base="http://127.0.0.1:9/v1"))
+
+
+async def test_nobody_who_would_take_a_connection_is_waited_for_once(engine: Any, upstream: Upstream) -> None:
+    """An address that says nothing: another that follows is asked after one connection's time, not after three."""
+    tried: list[str] = []
+
+    def noted(name: str, to: Any) -> Any:
+        def ask_it(call: Call) -> Any:
+            tried.append(name)
+            return to.run(call)
+
+        return ask_it
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        for _ in range(4):  # the one that fits, and more than may wait
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        hole = engine("echo", base=f"http://127.0.0.1:{full.getsockname()[1]}/v1", connect=0.3)
+        alone = resilient([("hole", noted("hole", hole))])
+        with pytest.raises(CallError, match=r"took no connection in 0\.3 s") as caught:
+            _ = [event async for event in alone(ask())]
+        assert (caught.value.status, tried) == (504, ["hole"])
+        both = resilient([("hole", noted("hole", hole)), ("echo", noted("echo", engine("echo")))], fallback=lambda: True)
+        assert [event async for event in both(ask())][-1].type == "response.completed"
+    assert tried == ["hole", "hole", "echo"]
 
 
 @pytest.mark.parametrize(
