@@ -173,9 +173,11 @@ def _bound(recipe: TrainedRecipe, base: Path) -> int:
     inner, heads = int(given.get("intermediate_size") or 4 * width), int(given.get("num_attention_heads") or 64)
     words = int(given.get("vocab_size") or 256_000)
     length = recipe.context_length if isinstance(recipe, LanguageRecipe) else getattr(recipe, "max_length", 512)
-    rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * 8  # pairs, negatives and candidates
+    many = 1 if recipe.task == "classify" else 8  # pairs, negatives and candidates
+    rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * many
+    logits = 4 * words if isinstance(recipe, LanguageRecipe) else 0
     weights = depth * (4 * width * width + 4 * width * inner) + 2 * words * width
-    return 4 * (6 * weights + rows * length * (depth * (40 * width + 12 * inner + 6 * heads * length) + 4 * words))
+    return 4 * (6 * weights + rows * length * (depth * (40 * width + 12 * inner + 6 * heads * length) + logits))
 
 
 def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> tuple[Memory, Any, bool]:

@@ -254,11 +254,15 @@ def test_a_step_on_a_gpu(made: Path, tmp_path: Path) -> None:
 def test_the_benchmark_for_gpus_works_and_says_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.bench.finetune_gpu import CASES, main
 
-    assert main(["--tiny", "--steps", "1"]) == 0
+    assert main(["--tiny", "--steps", "1", "--alone"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["case"] for each in told] == list(CASES)
     assert [each["convention"][:2] for each in told] == ["4N", "6N", "6N"]
     assert not any(each["met"] for each in told)
+    assert main(["1b-full", "--tiny", "--steps", "1"]) == 0  # as on a GPU, in a process of its own
+    line, heading, row, _ = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["case"] == row.split()[0] == "1b-full"
+    assert heading.split()[:3] == ["case", "tokens/s", "target"]
     if not torch.cuda.is_available():
         assert main([]) == 2
         assert "SKIPPED" in capsys.readouterr().err
