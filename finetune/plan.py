@@ -19,7 +19,7 @@ from finetune.job import job_of
 from finetune.loop import Loop, Schedule, epoch_batches
 from finetune.memory import Memory, memory_of
 from finetune.recipe import Recipe, RecipeError
-from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, EncoderRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
 
 WARM, MEASURED = 2, 4
 """Steps that are not timed, and those after them that are, of which there are as many rounds as `ENOUGH` seconds hold."""
@@ -173,7 +173,7 @@ def _bound(recipe: TrainedRecipe, base: Path) -> int:
     inner, heads = int(given.get("intermediate_size") or 4 * width), int(given.get("num_attention_heads") or 64)
     words = int(given.get("vocab_size") or 256_000)
     length = recipe.context_length if isinstance(recipe, LanguageRecipe) else getattr(recipe, "max_length", 512)
-    many = 1 if recipe.task == "classify" else 8  # pairs, negatives and candidates
+    many = 1 if isinstance(recipe, EncoderRecipe) else 8  # pairs, negatives and candidates
     rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * many
     logits = 4 * words if isinstance(recipe, LanguageRecipe) else 0
     weights = depth * (4 * width * width + 4 * width * inner) + 2 * words * width

@@ -6,8 +6,8 @@
 at a time. `8b-full`: all of its weights, in bf16 with AdamW's averages (64 GB), with gradient checkpointing. `1b-full`: the
 architecture of Llama-3.2-1B, all weights in fp32 under bf16, eight sequences at a time. Each case has a process of its own,
 ended after three minutes; where cuDNN's attention or compiled layers fail, it is tried again without. Prints a JSON object a
-case, and at the end a table: tokens a second and target, MFU with its convention, memory planned and measured. Without a GPU it says so
-and ends with 2; `--tiny` does the same with a model of two layers on the CPU, whose figures say nothing.
+case, and at the end a table: tokens a second and target, MFU with its convention, memory planned and measured. Without a GPU it
+says so and ends with 2; `--tiny` does the same with a model of two layers on the CPU, whose figures say nothing.
 """
 
 from __future__ import annotations
