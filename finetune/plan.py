@@ -145,12 +145,12 @@ def plan(
         return replace(made, knobs=tuple(_knobs(recipe, job, base, device, available)))
     if not measure:
         return made
-    rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
+    first, rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
     share = tokens / seen
-    whole = sum(rounds) / len(rounds) * share
+    whole = sum(rounds) / len(rounds) * share + first
     judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
     cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
-    between = (round(min(rounds) * share, 2), round(max(rounds) * share, 2)) if len(rounds) > 1 else None
+    between = (round(min(rounds) * share + first, 2), round(max(rounds) * share + first, 2)) if len(rounds) > 1 else None
     told: dict[str, Any] = {"seconds": round(whole, 2), "seconds_between": between, "evaluation_seconds": round(judged, 2)}
     return replace(made, **told, tokens_per_second=round(tokens / whole, 1), cost=cost)
 
@@ -191,8 +191,11 @@ def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: i
     return memory, task, wished is True
 
 
-def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock) -> tuple[list[float], int, float]:
-    """Seconds of rounds of a few steps, from the shortest batches to the longest; a round's tokens; an evaluation's seconds."""
+def _timed(
+    recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock
+) -> tuple[float, list[float], int, float]:
+    """Seconds that a run's first step takes more than others; of rounds of a few steps, from the shortest batches to the longest;
+    a round's tokens; an evaluation's seconds."""
     import torch
 
     torch.set_num_threads(recipe.threads or threads.free())
@@ -203,8 +206,11 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, c
     with TemporaryDirectory() as folder:
         loop = Loop(task, recipe, Path(folder), device=device, checkpointing=checkpointing)
         task.model.train()
+        warming: list[float] = []
         for _ in range(WARM):
+            began = clock()
             loop._step(by_size[-1])
+            warming.append(clock() - began)
         while not rounds or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH):
             began = clock()
             for batch in chosen:
@@ -215,7 +221,12 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, c
         with torch.no_grad():
             task.evaluate()
         evaluation = clock() - began
-    return rounds, sum(task.lengths[example] for batch in chosen for example in batch), evaluation
+    return (
+        max(0.0, warming[0] - warming[-1]),
+        rounds,
+        sum(task.lengths[example] for batch in chosen for example in batch),
+        evaluation,
+    )
 
 
 def _knobs(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> list[Knob]:
