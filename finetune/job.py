@@ -125,6 +125,10 @@ def job_of(recipe: Recipe) -> Any:
     return LanguageJob(recipe)
 
 
+LOGGED, MOST = 1.0, 1000
+"""Seconds between two requests for curves to MLflow, which take as long as a short step; numbers that one takes."""
+
+
 class Tracker:
     """MLflow's side of a run: parameters at the start, curves while it trains, and what came of it."""
 
@@ -133,7 +137,8 @@ class Tracker:
 
         from finetune.train import alone, experiment, flat
 
-        self._run = run
+        self._run, self._logged = run, 0.0
+        self._waiting: list[Any] = []
         uri = run.spec["tracking_uri"]
         mlflow.set_tracking_uri(uri)
         known = run.state().get("mlflow_run_id")
@@ -152,18 +157,27 @@ class Tracker:
                 mlflow.log_text("\n".join(job.warnings), "data_warnings.txt")
 
     def emit(self, kind: str, **what: Any) -> None:
-        """Tell of an event, and add its numbers to MLflow's curves."""
+        """Tell of an event, and add its numbers to MLflow's curves, those of progress once a second."""
         self._run.emit(kind, **what)
+        if kind == "checkpoint":  # a run that is gone on from it has its curve up to there
+            self._flush()
         if kind not in ("progress", "evaluation", "trial"):
             return
         from mlflow.entities import Metric
 
         if kind != "evaluation":
             self._run.set_state(step=what["step"])
-        prefix, now = ("eval/" if kind == "evaluation" else ""), int(time.time() * 1000)
+        prefix, now = ("eval/" if kind == "evaluation" else ""), time.time()
         numbers = {key: value for key, value in what.items() if isinstance(value, int | float) and key not in ("step", "steps")}
+        self._waiting += [Metric(prefix + key, float(value), int(now * 1000), what["step"]) for key, value in numbers.items()]
+        if kind != "progress" or now - self._logged >= LOGGED:
+            self._flush()
+
+    def _flush(self) -> None:
+        waiting, self._waiting, self._logged = self._waiting, [], time.time()
         with quiet():
-            self.client.log_batch(self.run_id, [Metric(prefix + k, float(v), now, what["step"]) for k, v in numbers.items()])
+            for at in range(0, len(waiting), MOST):
+                self.client.log_batch(self.run_id, waiting[at : at + MOST])
 
     def log(self, result: Mapping[str, Any], artifacts: Mapping[str, Any]) -> None:
         """The final evaluation: metrics, the baseline's beside them, and what the task draws."""
@@ -183,6 +197,7 @@ class Tracker:
     def end(self, status: str) -> None:
         import mlflow
 
+        self._flush()
         mlflow.end_run(status)
 
 

@@ -71,12 +71,16 @@ class ClassifyJob:
         return {**found, "baseline_name": "TF-IDF baseline", "baseline": metrics(self._baseline(), task.truth)}
 
     def _baseline(self) -> np.ndarray:
+        import torch
+
         from finetune.tasks.classify import baseline
 
-        y = np.array([self.labels.index(row.label) for row in self.rows])
+        number = {label: i for i, label in enumerate(self.labels)}
+        y = np.array([number[row.label] for row in self.rows])
         balance = "balanced" if self.recipe.class_balance else "none"  # told to aim at what the model aims at
         settings = ClassifyRecipe(name="baseline", data=self.recipe.data, folds=3, class_weight=balance, seed=self.recipe.seed)
-        return baseline([row.text for row in self.rows], y, [row.text for row in self.evaluation], settings, None)
+        texts, judged = ([row.text for row in rows] for rows in (self.rows, self.evaluation))
+        return baseline(texts, y, judged, settings, None, torch.get_num_threads())  # what training took is free now
 
     def artifacts(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Files for MLflow's run: the confusion matrix, and a picture of it beside the reliability."""

@@ -50,7 +50,7 @@ class Task(Protocol):
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens of each example."""
+        """Tokens of each example, asked for at each step."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
@@ -255,19 +255,20 @@ class Loop:
                 self._shrink(size)
         summed = self.ranks.add(self._trained.values(), float(summed) if self.ranks.size > 1 else summed)
         norm = torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm)
-        summed, norm = float(summed), float(ranks.whole(norm))
-        if not (math.isfinite(summed) and math.isfinite(norm)):
-            raise TrainingError(
-                f"Step {self.progress.step + 1}: the loss or its gradient is not a number. "
-                "Lower learning_rate, or look at the rows."
-            )
         self.optimizer.step()
         if self._average:
             # a short memory at first, or the average would keep the untrained weights for long
             kept = min(self.recipe.ema, (1 + self.progress.step) / (10 + self.progress.step))
             with torch.no_grad():
-                for name, average in self._average.items():
-                    average.lerp_(self._trained[name].float(), 1 - kept)
+                now = [ranks.held(self._trained[name]).float() for name in self._average]
+                averages: Any = [ranks.held(average) for average in self._average.values()]
+                getattr(torch, "_foreach_lerp_")(averages, now, 1 - kept)  # noqa: B009 - PyTorch's own optimizers call it
+        summed, norm = float(summed), float(ranks.whole(norm))  # waits for a GPU: once a step, when all of it was asked for
+        if not (math.isfinite(summed) and math.isfinite(norm)):
+            raise TrainingError(
+                f"Step {self.progress.step + 1}: the loss or its gradient is not a number. "
+                "Lower learning_rate, or look at the rows."
+            )
         return summed, norm
 
     def _shrink(self, size: int) -> None:

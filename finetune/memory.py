@@ -48,9 +48,10 @@ def memory_of(recipe: TrainedRecipe, job: Any, base: Path, device: str, *, check
     kept = 2 * (count if recipe.optimizer == "adamw-8bit" else gradients)
     weights, processes = _weights(recipe, task.model), recipe.launcher.processes
     rows = -(-recipe.batch_size // processes)
-    size = min(recipe.micro_batch_size or recipe.batch_size, rows, len(task.lengths))
-    largest = sorted(range(len(task.lengths)), key=lambda i: -task.lengths[i])[:size]
-    passes = 1 if size >= min(rows, len(task.lengths)) else 2
+    lengths = task.lengths
+    size = min(recipe.micro_batch_size or recipe.batch_size, rows, len(lengths))
+    largest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:size]
+    passes = 1 if size >= min(rows, len(lengths)) else 2
     precise = recipe.precision.startswith("bf16") or (recipe.precision == "auto" and speed.has_bf16(device))
     with _without_content(task, device):
         step = _most(task, largest, passes, device, precise)

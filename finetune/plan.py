@@ -19,7 +19,7 @@ from finetune.job import job_of
 from finetune.loop import Loop, Schedule, epoch_batches
 from finetune.memory import Memory, memory_of
 from finetune.recipe import Recipe, RecipeError
-from finetune.schema import AutoRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
+from finetune.schema import AutoRecipe, EncoderRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
 
 WARM, MEASURED = 2, 4
 """Steps that are not timed, and those after them that are, of which there are as many rounds as `ENOUGH` seconds hold."""
@@ -145,12 +145,12 @@ def plan(
         return replace(made, knobs=tuple(_knobs(recipe, job, base, device, available)))
     if not measure:
         return made
-    rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
+    first, rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
     share = tokens / seen
-    whole = sum(rounds) / len(rounds) * share
+    whole = sum(rounds) / len(rounds) * share + first
     judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
     cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
-    between = (round(min(rounds) * share, 2), round(max(rounds) * share, 2)) if len(rounds) > 1 else None
+    between = (round(min(rounds) * share + first, 2), round(max(rounds) * share + first, 2)) if len(rounds) > 1 else None
     told: dict[str, Any] = {"seconds": round(whole, 2), "seconds_between": between, "evaluation_seconds": round(judged, 2)}
     return replace(made, **told, tokens_per_second=round(tokens / whole, 1), cost=cost)
 
@@ -173,9 +173,11 @@ def _bound(recipe: TrainedRecipe, base: Path) -> int:
     inner, heads = int(given.get("intermediate_size") or 4 * width), int(given.get("num_attention_heads") or 64)
     words = int(given.get("vocab_size") or 256_000)
     length = recipe.context_length if isinstance(recipe, LanguageRecipe) else getattr(recipe, "max_length", 512)
-    rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * 8  # pairs, negatives and candidates
+    many = 1 if isinstance(recipe, EncoderRecipe) else 8  # pairs, negatives and candidates
+    rows = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size) * many
+    logits = 4 * words if isinstance(recipe, LanguageRecipe) else 0
     weights = depth * (4 * width * width + 4 * width * inner) + 2 * words * width
-    return 4 * (6 * weights + rows * length * (depth * (40 * width + 12 * inner + 6 * heads * length) + 4 * words))
+    return 4 * (6 * weights + rows * length * (depth * (40 * width + 12 * inner + 6 * heads * length) + logits))
 
 
 def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> tuple[Memory, Any, bool]:
@@ -189,8 +191,11 @@ def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: i
     return memory, task, wished is True
 
 
-def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock) -> tuple[list[float], int, float]:
-    """Seconds of rounds of a few steps, from the shortest batches to the longest; a round's tokens; an evaluation's seconds."""
+def _timed(
+    recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock
+) -> tuple[float, list[float], int, float]:
+    """Seconds that a run's first step takes more than others; of rounds of a few steps, from the shortest batches to the longest;
+    a round's tokens; an evaluation's seconds."""
     import torch
 
     torch.set_num_threads(recipe.threads or threads.free())
@@ -201,8 +206,11 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, c
     with TemporaryDirectory() as folder:
         loop = Loop(task, recipe, Path(folder), device=device, checkpointing=checkpointing)
         task.model.train()
+        warming: list[float] = []
         for _ in range(WARM):
+            began = clock()
             loop._step(by_size[-1])
+            warming.append(clock() - began)
         while not rounds or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH):
             began = clock()
             for batch in chosen:
@@ -213,7 +221,12 @@ def _timed(recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, c
         with torch.no_grad():
             task.evaluate()
         evaluation = clock() - began
-    return rounds, sum(task.lengths[example] for batch in chosen for example in batch), evaluation
+    return (
+        max(0.0, warming[0] - warming[-1]),
+        rounds,
+        sum(task.lengths[example] for batch in chosen for example in batch),
+        evaluation,
+    )
 
 
 def _knobs(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> list[Knob]:

@@ -164,6 +164,7 @@ class TrainingRun:
 
     def _spawn(self) -> None:
         environment = {**os.environ, **threads.environment(self.spec["threads"])}
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # or a GPU's memory is lost in pieces
         rooms = str(Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (rooms, os.environ.get("PYTHONPATH"))))
         with (self.folder / "log.txt").open("ab") as log:

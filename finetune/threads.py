@@ -16,4 +16,4 @@ def free() -> int:
 
 def environment(threads: int) -> dict[str, str]:
     """Variables for a process that is to use so many threads."""
-    return dict.fromkeys(VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+    return dict.fromkeys((*VARIABLES, "RAYON_NUM_THREADS"), str(threads)) | {"TOKENIZERS_PARALLELISM": "true"}

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ VERSION = 1
 """Raised whenever the same data would train another classifier; kept classifiers of another version are not used."""
 BASELINE_C = (1.0, 10.0, 100.0)
 _CHUNK = 512
+MANY = 10_000
+"""Texts from which on several processes take less time than their start."""
 
 
 @dataclass(frozen=True)
@@ -194,16 +196,26 @@ class _Chosen:
 
 def _choose(X: Any, y: np.ndarray, grid: Sequence[float], recipe: ClassifyRecipe, progress: Progress | None) -> _Chosen:
     """The C whose out-of-fold predictions have the least log-loss."""
+    splits = _splits(y, recipe)
+    fits = (_logistic(X[train], y[train], C, recipe) for C in grid for train, _ in splits)
+    return _chosen(X, y, grid, splits, fits, progress)
+
+
+def _splits(y: np.ndarray, recipe: ClassifyRecipe) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedKFold
 
     folds = min(recipe.folds, int(np.bincount(y).min()))
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=recipe.seed).split(np.zeros(len(y)), y))
+    return list(StratifiedKFold(folds, shuffle=True, random_state=recipe.seed).split(np.zeros(len(y)), y))
+
+
+def _chosen(X: Any, y: np.ndarray, grid: Sequence[float], splits: Any, fits: Iterator[Any], progress: Progress | None) -> _Chosen:
+    """`fits`: of each C, and for it of each split, weights, bias and whether the solver converged."""
     best: _Chosen | None = None
     curve: list[tuple[float, float]] = []
     for done, C in enumerate(grid):
         scores, converged = np.zeros((len(y), int(y.max()) + 1)), True
-        for train, held_out in splits:
-            weights, bias, finished = _logistic(X[train], y[train], C, recipe)
+        for _, held_out in splits:
+            weights, bias, finished = next(fits)
             scores[held_out] = X[held_out] @ weights.T + bias
             converged &= finished
         loss = log_loss(softmax(scores), y)
@@ -248,9 +260,19 @@ def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
 
 
 def baseline(
-    texts: Sequence[str], y: np.ndarray, eval_texts: Sequence[str], recipe: ClassifyRecipe, progress: Progress | None
+    texts: Sequence[str],
+    y: np.ndarray,
+    eval_texts: Sequence[str],
+    recipe: ClassifyRecipe,
+    progress: Progress | None,
+    processes: int = 1,
 ) -> np.ndarray:
-    """Probabilities of TF-IDF of words and pairs of words with logistic regression, its C chosen in the same way."""
+    """Probabilities of TF-IDF of words and pairs of words with logistic regression, its C chosen in the same way.
+
+    Parameters
+    ----------
+    processes: what may fit at once, where there are many texts; the result is the same.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 2000 else 1)
@@ -259,14 +281,33 @@ def baseline(
     except ValueError:  # no text has a word in it
         return np.tile(np.bincount(y) / len(y), (len(eval_texts) or len(y), 1))
     told = (lambda _, done, total: progress("baseline", done, total)) if progress else None
+    whole: dict[float, Any] = {}
     if eval_texts and np.bincount(y).min() < 2:  # a label that one row has cannot be cross-validated
         chosen = _Chosen(BASELINE_C[len(BASELINE_C) // 2], np.zeros(0), [], True)
+    elif processes > 1 and len(texts) >= MANY:
+        chosen, whole = _choose_at_once(X, y, recipe, told, processes)
     else:
         chosen = _choose(X, y, BASELINE_C, recipe, told)
     if not eval_texts:
         return softmax(chosen.scores)
-    weights, bias, _ = _logistic(X, y, chosen.C, recipe)
+    weights, bias, _ = whole.get(chosen.C) or _logistic(X, y, chosen.C, recipe)
     return softmax(words.transform(eval_texts) @ weights.T + bias)
+
+
+def _choose_at_once(
+    X: Any, y: np.ndarray, recipe: ClassifyRecipe, progress: Progress | None, processes: int
+) -> tuple[_Chosen, dict[float, Any]]:
+    """As `_choose` of the baseline's C, in several processes; and of each C what it makes of all rows, which takes longest."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    splits = _splits(y, recipe)
+    count = min(processes, len(BASELINE_C) * (len(splits) + 1))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        whole = {C: pool.submit(_logistic, X, y, C, recipe) for C in BASELINE_C}
+        fits = [pool.submit(_logistic, X[train], y[train], C, recipe) for C in BASELINE_C for train, _ in splits]
+        chosen = _chosen(X, y, BASELINE_C, splits, (fit.result() for fit in fits), progress)
+        return chosen, {C: fit.result() for C, fit in whole.items()}
 
 
 def _embed(embed: Embed, texts: Sequence[str], stage: str, progress: Progress | None) -> np.ndarray:

@@ -6,6 +6,7 @@ Source: https://arxiv.org/abs/2305.18290, equation 7.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class PreferenceTask(LanguageTask):
         self._reference = self._before(self._rows)
         self._judged_reference = self._before(self._judged)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [len(chosen.ids) + len(rejected.ids) for chosen, rejected in self._rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class EmbedTask(Reading):
         self._scores = [1.0 if row.score is None else row.score for row in rows]
         self._loss = loss_of(recipe)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [sum(len(text.ids) for text in texts) for texts in zip(*self._columns, strict=True)]
 

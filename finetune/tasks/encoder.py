@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class EncoderTask(Reading):
         share = np.bincount([number[row.label] for row in rows], minlength=len(self.labels)) / max(1, len(rows))
         self._adjustment = torch.tensor(recipe.class_balance * np.log(share), dtype=torch.float32, device=device)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [len(text.ids) for text in self._texts]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import head, ranks
+from finetune import head, ranks, speed
 from finetune.packing import IGNORED, Pack, Tokens, pack, tensors
 from finetune.recipe import RecipeError
 from finetune.tasks.network import adapted
@@ -66,11 +67,13 @@ class LanguageTask:
             model = adapted(model, recipe.lora, recipe.method == "dora", str(folder), "CAUSAL_LM")
         self.model: Any = model
         self._plain = head.plain(model)
+        slope = speed.compiled(head.fusible_slope) if recipe.compile and device != "meta" else head.slope
+        self._summed = partial(head.summed, slope=slope)
         self._casting = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
         if recipe.method != "qlora":  # four bits are where they are to stay
             self.model = ranks.place(model, device, recipe.launcher)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [sum(len(text.ids) for text in each) for each in self._packs]
 
@@ -126,7 +129,7 @@ class LanguageTask:
         return folder
 
     def _loss(self, packs: Sequence[Pack]) -> torch.Tensor:
-        return self._learnt(packs, head.summed)[0]
+        return self._learnt(packs, self._summed)[0]
 
     def _learnt(self, packs: Sequence[Pack], make: Any) -> tuple[Any, torch.Tensor]:
         """What `make` (of `finetune.head`) gives for the tokens that are learnt, and the number of the pack of each of these."""
@@ -148,8 +151,11 @@ class LanguageTask:
 
         if not self._plain:
             logits = learnt(self.model(**asked).logits).float()
-            return cross_entropy(logits, labels, reduction="sum" if make is head.summed else "none"), rows
-        with head.instead_of_logits(self.model, lambda states, *weights: make(learnt(states), *weights, labels)):
+            return cross_entropy(logits, labels, reduction="sum" if make is self._summed else "none"), rows
+        with (
+            speed.quickest_attention(self.device, "position_ids" not in given),
+            head.instead_of_logits(self.model, lambda states, *weights: make(learnt(states), *weights, labels)),
+        ):
             return self.model(**asked).logits, rows
 
     def _cast(self, own: bool) -> None:
@@ -158,10 +164,7 @@ class LanguageTask:
             module.cast_input_dtype_enabled = own
 
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On the device; a GPU takes it from pinned memory, while what was asked of it before still runs."""
-        if self.device.startswith("cuda"):
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return speed.there(tensor, self.device)
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:

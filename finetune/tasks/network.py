@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune import ranks
+from finetune import ranks, speed
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +67,18 @@ class Reading:
 
     def padded(self, texts: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """Encoded texts, or pairs of them, as the network takes them."""
+        import numpy as np
         import torch
 
-        longest = max(len(text.ids) for text in texts)
-        found = [torch.zeros(len(texts), longest, dtype=torch.long) for _ in range(3 if self.pairs else 2)]
-        for row, text in enumerate(texts):
-            for into, values in zip(found, (text.ids, [1] * len(text.ids), text.type_ids), strict=False):
-                into[row, : len(text.ids)] = torch.tensor(values)
-        return tuple(each.to(self.device) for each in found)
+        ids = [text.ids for text in texts]
+        sizes = np.array([len(each) for each in ids])
+        places = np.arange(sizes.max()) < sizes[:, None]
+        given = [ids] + ([[text.type_ids for text in texts]] if self.pairs else [])
+        found = [np.zeros(places.shape, np.int64) for _ in given]
+        for into, values in zip(found, given, strict=True):
+            into[places] = np.fromiter((value for row in values for value in row), np.int64, int(sizes.sum()))
+        found.insert(1, places.astype(np.int64))
+        return tuple(speed.there(torch.from_numpy(each), self.device) for each in found)
 
     def export(self, folder: Path) -> Path:
         """Write what serving needs, without PyTorch: `model.onnx` and `tokenizer.json`. Adapters become part of the weights."""

@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class ReaderTask(Reading):
                 spans.append(span_in(window, row.start, row.start + len(row.answer)) if row.answer else (0, 0))
         self._spans = torch.tensor(spans, dtype=torch.long, device=device).reshape(-1, 2)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [len(window.ids) for window in self._windows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class RerankTask(Reading):
         self._y = torch.tensor(labels, dtype=torch.float32, device=device)
         self.candidates = candidates_of(evaluation, recipe)
 
-    @property
+    @cached_property  # asked for at each step
     def lengths(self) -> Sequence[int]:
         return [len(pair.ids) for pair in self._pairs]
 

@@ -1,17 +1,21 @@
 """How many tokens a second training gives on a GPU, on mock data, by the loop that every run takes.
 
-    python -m tests.bench.finetune_gpu [8b-lora] [8b-full] [1b-full] [--steps 20] [--tiny]
+    python -m tests.bench.finetune_gpu [8b-lora] [8b-full] [1b-full] [--steps 15] [--tiny]
 
 `8b-lora`: the architecture of Llama-3.1-8B with random weights, LoRA of rank 16 on all projections, bf16, sequences of 4096, two
-at a time. `8b-full`: all of its weights, in bf16, with gradient checkpointing. `1b-full`: the architecture of Llama-3.2-1B, all
-weights in fp32. Prints a JSON object a case: tokens a second and target, MFU with its convention, memory planned and measured.
-Without a GPU it says so and ends with 2; `--tiny` does the same with a model of two layers on the CPU, whose figures say nothing.
+at a time. `8b-full`: all of its weights, in bf16 with AdamW's averages (64 GB), with gradient checkpointing. `1b-full`: the
+architecture of Llama-3.2-1B, all weights in fp32 under bf16, eight sequences at a time. Each case has a process of its own,
+ended after three minutes; where cuDNN's attention or compiled layers fail, it is tried again without. Prints a JSON object a
+case, and at the end a table: tokens a second and target, MFU with its convention, memory planned and measured. Without a GPU it
+says so and ends with 2; `--tiny` does the same with a model of two layers on the CPU, whose figures say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,10 +67,13 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
         },
     ),
     "8b-full": ("8b", 7_000, {"method": "full", "precision": "bf16-true", "gradient_checkpointing": True}),
-    "1b-full": ("1b", 45_000, {"method": "full", "precision": "bf16"}),
+    # what a step does besides, once for each weight, takes a tenth of one of two sequences
+    "1b-full": ("1b", 45_000, {"method": "full", "precision": "bf16", "batch_size": 8, "micro_batch_size": 8}),
 }
 """Architecture, target in tokens a second on one H100, and keys of the recipe."""
 WARM = 3
+PATIENCE = 180
+"""Seconds that a case may take."""
 
 
 class Words:
@@ -75,7 +82,7 @@ class Words:
     pad_token_id, eos_token_id, bos_token_id = 0, 0, None
 
 
-def measure(name: str, steps: int, *, tiny: bool) -> dict[str, Any]:
+def measure(name: str, steps: int, *, tiny: bool, compile: bool = True) -> dict[str, Any]:
     """Train the case for some steps, on sequences of random tokens, each one text."""
     import torch
 
@@ -87,7 +94,7 @@ def measure(name: str, steps: int, *, tiny: bool) -> dict[str, Any]:
     from finetune.tasks.language import LanguageTask
 
     size, target, keys = CASES[name]
-    device, length, rows = ("cpu", 64, 2) if tiny else ("cuda", 4096, 2)
+    device, length, rows = ("cpu", 64, 2) if tiny else ("cuda", 4096, keys.get("batch_size", 2))
     config = LLAMA | SIZES["tiny" if tiny else size]
     draw = torch.Generator().manual_seed(0)
     every = torch.randint(1, config["vocab_size"], (rows * (steps + WARM), length), generator=draw).tolist()
@@ -95,9 +102,9 @@ def measure(name: str, steps: int, *, tiny: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         given = {"task": "cpt", "name": name, "base_model": folder, "data": {"train": "mock"}, "random_weights": True}
-        given |= {"context_length": length, "batch_size": rows, "micro_batch_size": rows, "compile": not tiny}
-        given |= {"gradient_checkpointing": False}
-        recipe: Any = load_recipe(given | {"training_duration": f"{steps + WARM}ba"} | keys)
+        given |= {"gradient_checkpointing": False} | keys
+        given |= {"context_length": length, "batch_size": rows, "micro_batch_size": rows, "compile": compile and not tiny}
+        recipe: Any = load_recipe(given | {"training_duration": f"{steps + WARM}ba"})
 
         class Job:
             @staticmethod
@@ -129,11 +136,49 @@ def measure(name: str, steps: int, *, tiny: bool) -> dict[str, Any]:
     return told | {"building_seconds": round(made, 1), "warming_seconds": round(warm, 1)}
 
 
+def apart(name: str, steps: int, *, tiny: bool) -> dict[str, Any]:
+    """The case in a process of its own, which gives all memory back; where it fails, again with less that is particular."""
+    less: tuple[list[str], ...] = ([],) if tiny else ([], ["--no-cudnn"], ["--no-cudnn", "--no-compile"])
+    failed: list[str] = []
+    for options in less:
+        command = [sys.executable, "-m", "tests.bench.finetune_gpu", name, "--steps", str(steps), "--alone", *options]
+        environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ}
+        try:
+            done = subprocess.run(
+                [*command, *(["--tiny"] if tiny else [])], capture_output=True, text=True, timeout=PATIENCE, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            failed.append(f"{' '.join(options) or 'all'}: more than {PATIENCE} s")
+            break  # another way would take as long
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1]) | {"options": options} | ({"failed": failed} if failed else {})
+        failed.append(f"{' '.join(options) or 'all'}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1][:300]}")
+    return {"case": name, "target": CASES[name][1], "met": False, "failed": failed}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The cases side by side, for people."""
+    lines = [f"{'case':8}  {'tokens/s':>9}  {'target':>7}  {'':7}  {'MFU':>6}  {'step':>9}  {'GB':>6}  {'planned':>7}"]
+    for row in rows:
+        if "tokens_per_second" not in row:
+            lines.append(f"{row['case']:8}  {'failed':>9}  {row['target']:7,}  {row['failed'][-1]}")
+            continue
+        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        used = "" if row["memory_measured"] is None else f"{row['memory_measured'] / 1e9:.1f}"
+        line = f"{row['case']:8}  {row['tokens_per_second']:9,}  {row['target']:7,}  {'met' if row['met'] else 'not met':7}"
+        lines.append(f"{line}  {mfu:>6}  {row['step_ms']:6.0f} ms  {used:>6}  {row['memory_planned'] / 1e9:7.1f}")
+    convention = "MFU: operations of the convention (6N a token with all weights, 4N with adapters; attention's own not counted)"
+    return "\n".join([*lines, f"{convention} over the GPU's dense bf16 peak."])
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default: all")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU, which only shows that all works")
+    parser.add_argument("--alone", action="store_true", help="in this process")
+    parser.add_argument("--no-cudnn", action="store_true", help="PyTorch's own choice of attention")
+    parser.add_argument("--no-compile", action="store_true", help="layers as they are")
     options = parser.parse_args(arguments)
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"{', '.join(sorted(unknown))}: the cases are {', '.join(CASES)}")
@@ -142,12 +187,20 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.tiny and not torch.cuda.is_available():
         print("SKIPPED: there is no GPU here, so nothing was measured (--tiny shows on the CPU that it works).", file=sys.stderr)
         return 2
+    if options.no_cudnn:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    rows = []
     for name in options.cases or CASES:
-        given = "tiny, on the CPU" if options.tiny else torch.cuda.get_device_name()
-        print(json.dumps({"case": name, "device": given, **measure(name, options.steps, tiny=options.tiny)}), flush=True)
-        if not options.tiny:
-            torch.cuda.empty_cache()
-    return 0
+        if options.alone:
+            given = "tiny, on the CPU" if options.tiny else torch.cuda.get_device_name()
+            found = measure(name, options.steps, tiny=options.tiny, compile=not options.no_compile)
+            rows.append({"case": name, "device": given, **found})
+        else:
+            rows.append(apart(name, options.steps, tiny=options.tiny))
+        print(json.dumps(rows[-1]), flush=True)
+    if not options.alone:
+        print(table(rows))
+    return 0 if all("tokens_per_second" in row for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import pytest
 
 from finetune.classifier import LinearClassifier
 from finetune.data import DataError, Row
-from finetune.recipe import load_recipe
+from finetune.recipe import ClassifyRecipe, load_recipe
+from finetune.tasks import classify
 from finetune.tasks.classify import fit, fit_cached
 
 ANIMALS, TOOLS = ("cat", "dog", "cow", "hen"), ("saw", "axe", "nut", "rod")
@@ -165,3 +166,14 @@ def test_a_bad_file_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing_key"):
         fit_cached(tmp_path / "bad.jsonl", embed, tmp_path / "cache", encoder="e")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_baseline_of_many_texts_is_the_same_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classify, "MANY", 10)
+    texts = [f"{'good fine' if i % 3 else 'bad poor'} film {i % 7}" for i in range(60)]
+    recipe = load_recipe({"name": "x", "data": {"train": "none"}, "folds": 2})
+    y, asked = np.array([int(bool(i % 3)) for i in range(60)]), ["a fine film", "poor"]
+    assert isinstance(recipe, ClassifyRecipe)
+    alone = classify.baseline(texts, y, asked, recipe, None)
+    assert (classify.baseline(texts, y, asked, recipe, None, 2) == alone).all()
+    assert (alone.argmax(1) == [1, 0]).all()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune import speed
+from finetune import head, optimizer, speed
 from finetune.job import job_of
 from finetune.launch import check
 from finetune.loop import Loop
@@ -132,6 +132,39 @@ def test_small_steps_in_bf16_add_up() -> None:
     assert ends[1] == pytest.approx(ends[0], abs=3e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_compiler_fuses_is_what_is_computed_otherwise(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(7, 90, generator=torch.Generator().manual_seed(0)).to(dtype), torch.arange(7) * 11
+    (loss, slope), (other, found) = head.slope(logits, labels), head.fusible_slope(logits, labels)
+    assert float(loss) == pytest.approx(float(other), rel=1e-6)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, slope)
+
+    monkeypatch.setitem(speed.COMPILED, "backend", "aot_eager")
+    ends = []
+    for compile in (False, True):
+        monkeypatch.setattr(optimizer, "PART", 16)  # several parts, the last a shorter one
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 40).to(torch.bfloat16))
+        options: Any = {"lr": 1e-2, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
+        moving = rounded_adamw(compile)([weight], **options)
+        torch.manual_seed(1)
+        for step in range(4):
+            moving.param_groups[0]["lr"] = 1e-2 / (step + 1)
+            weight.grad = torch.linspace(2, -2, 40).to(torch.bfloat16)
+            moving.step()
+        ends.append(weight.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_lengths_are_counted_once_however_many_rows_there_are(made: Path, tmp_path: Path) -> None:
+    """A step that counted all rows anew would take longer with each row there is."""
+    given = {"task": "classify", "method": "full", "name": "x", "base_model": str(made / "bert"), "batch_size": 4}
+    labelled: Any = load_recipe(given | {"data": {"train": str(made / "reviews.jsonl")}, "max_length": 32})
+    for recipe in (labelled, cpt(made)):
+        task = job_of(recipe).task(made / ("llama" if recipe.task == "cpt" else "bert"), "cpu")
+        assert task.lengths is task.lengths
+
+
 def test_checkpointing_begins_where_memory_is_short(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, base = cpt(made, data={"train": str(made / "long.txt")}, batch_size=8), made / "llama"
     job = job_of(recipe)
@@ -221,11 +254,15 @@ def test_a_step_on_a_gpu(made: Path, tmp_path: Path) -> None:
 def test_the_benchmark_for_gpus_works_and_says_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.bench.finetune_gpu import CASES, main
 
-    assert main(["--tiny", "--steps", "1"]) == 0
+    assert main(["--tiny", "--steps", "1", "--alone"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["case"] for each in told] == list(CASES)
     assert [each["convention"][:2] for each in told] == ["4N", "6N", "6N"]
     assert not any(each["met"] for each in told)
+    assert main(["1b-full", "--tiny", "--steps", "1"]) == 0  # as on a GPU, in a process of its own
+    line, heading, row, _ = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["case"] == row.split()[0] == "1b-full"
+    assert heading.split()[:3] == ["case", "tokens/s", "target"]
     if not torch.cuda.is_available():
         assert main([]) == 2
         assert "SKIPPED" in capsys.readouterr().err
