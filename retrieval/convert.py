@@ -1,18 +1,12 @@
-"""Document files to text, by converters that others keep: pypdfium2, trafilatura, mammoth, docutils.
-
-`main` is the loop of the worker process (`retrieval.worker`): there a hostile file is converted under limits, and may be ended.
-"""
+"""Document files to text, by converters that others keep: pypdfium2, trafilatura, mammoth, docutils."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
-import struct
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any
 
 MAX_TEXT = 20_000_000
 """Characters of one document; more is a bomb or a data set."""
@@ -311,75 +305,28 @@ def decoded(data: bytes) -> str:
     """Bytes as text: byte order mark, UTF-8, else the likeliest encoding, else Latin-1. Line ends become `\\n`."""
     for mark, encoding in MARKS:
         if data.startswith(mark):
-            return _clean(data.decode(encoding, "replace"))
+            return clean(data.decode(encoding, "replace"))
     try:
-        return _clean(data.decode("utf-8"))
+        return clean(data.decode("utf-8"))
     except UnicodeDecodeError:
         pass
     mixed = data.decode("utf-8", "surrogateescape")
     stray = sum("\udc80" <= c <= "\udcff" for c in mixed)
     if stray <= sum(c > "\x7f" for c in mixed) - stray:  # UTF-8 with pieces of another encoding, as of a log
-        return _clean(STRAY.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace"), mixed))
+        return clean(STRAY.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace"), mixed))
     try:
         from charset_normalizer import from_bytes
 
         best = from_bytes(data[:200_000]).best()
         if best is not None:
-            return _clean(data.decode(best.encoding))
+            return clean(data.decode(best.encoding))
     except Exception:  # an optional guesser must not lose the file
         pass
-    return _clean(data.decode("latin-1"))
+    return clean(data.decode("latin-1"))
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 CONVERTERS: dict[str, Callable[[bytes], Converted]] = {"pdf": pdf, "html": html, "docx": docx, "rst": rst}
-
-
-def main(memory: int, seconds: int) -> None:
-    """Serves requests on stdin until it closes: a frame is a length (4 bytes, big-endian) and that many bytes.
-
-    A request is two frames, the converter's name and the file; the answer one frame of JSON.
-    """
-    import os
-    import resource
-    import warnings
-
-    from retrieval import convert_mail, convert_more, convert_open
-
-    warnings.simplefilter("ignore")
-    converters = CONVERTERS | convert_more.CONVERTERS | convert_mail.CONVERTERS | convert_open.CONVERTERS
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a converter prints must not end up in an answer
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    source: BinaryIO = sys.stdin.buffer
-    while (name := _frame(source)) is not None and (data := _frame(source)) is not None:
-        # Should the parent die while a parser loops, the kernel ends this process.
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 5, resource.RLIM_INFINITY))
-        try:
-            result = converters[name.decode()](data)
-            if len(result.text) > MAX_TEXT:
-                raise Unreadable(f"holds more than {MAX_TEXT:,} characters")
-            result.text = _clean(result.text) if result.pages == [] and not result.headings else result.text
-            answer = asdict(result)
-        except Unreadable as error:
-            answer = {"error": str(error)}
-        except MemoryError:
-            answer = {"error": f"needs more than {memory // 1_000_000} MB to convert"}
-        except RecursionError:
-            answer = {"error": "is nested too deeply to convert"}
-        except Exception as error:
-            answer = {"error": f"converter failed ({type(error).__name__})"}
-        body = json.dumps(answer).encode()
-        out.write(struct.pack(">I", len(body)) + body)
-        out.flush()
-
-
-def _frame(source: BinaryIO) -> bytes | None:
-    head = source.read(4)
-    if len(head) < 4:
-        return None
-    return source.read(struct.unpack(">I", head)[0])

@@ -20,11 +20,13 @@ MEMORY = 2_000_000_000
 
 
 class _Process:
-    """One worker: a Python that runs `retrieval.convert.main`."""
+    """One worker: a Python that runs `retrieval.converting.main`."""
 
     def __init__(self, memory: int, seconds: float) -> None:
         root = str(Path(__file__).resolve().parent.parent)
-        code = f"import sys; sys.path.insert(0, {root!r}); from retrieval.convert import main; main({memory}, {int(seconds) + 1})"
+        code = (
+            f"import sys; sys.path.insert(0, {root!r}); from retrieval.converting import main; main({memory}, {int(seconds) + 1})"
+        )
         # One thread for numeric libraries: their thread stacks alone can exceed the memory limit.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         self._child = subprocess.Popen(
