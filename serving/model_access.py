@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from governance.call import Caller, CallError, bad_request, forbidden
 from governance.grants import Grants
 from serving.endpoint import Endpoint
-from serving.registry import Registry
+from serving.registry import REGISTERED, SCHEME, Models
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
@@ -28,7 +29,7 @@ class ModelAccess:
     endpoints: gives the endpoints, whose models are not taken away under them.
     """
 
-    def __init__(self, grants: Grants, registry: Registry, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
+    def __init__(self, grants: Grants, registry: Models, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
         self.grants, self.registry = grants, registry
         self._endpoints = endpoints
         self.follow: Callable[[str, str | None], None] = lambda name, new: None
@@ -98,6 +99,10 @@ class ModelAccess:
             raise bad_request("Missing field 'name': send the registered model's name.", "name")
         reading = method in ("GET", "HEAD") or action == "get-latest-versions"
         self.check(who, name, (_READS.get(action, "CAN_VIEW") if reading else "CAN_MANAGE"))
+        if str(fields.get("key", "")).startswith("smalti.") and action in ("set-tag", "delete-tag"):
+            raise bad_request("Tags that begin with 'smalti.' are the registry's own.", "key")
+        if (resource, action) == ("model-versions", "create"):
+            self._check_source(who, str(fields.get("source", "")))
         if action == "rename":
             self.check_create(who)
             if not isinstance(fields.get("new_name"), str):
@@ -105,6 +110,18 @@ class ModelAccess:
         if action in ("delete", "rename"):
             version = fields.get("version")
             self.check_unserved(name, None if resource == "registered-models" or version is None else str(version))
+
+    def _check_source(self, who: Caller, source: str) -> None:
+        """A version may be made of what its maker may load. Raises `CallError`."""
+        scheme, _, path = source.partition(":")
+        words = [word for word in unquote(path).split("/") if word]
+        if scheme == "models" and words and not words[0].startswith("m-"):
+            self.check(who, words[0].partition("@")[0])
+        elif scheme == "mlflow-artifacts" and REGISTERED in words[:2]:
+            model = self.registry.holder(f"{SCHEME}{'/'.join(words[:2])}") if len(words) > 1 else None
+            if model is None:
+                raise forbidden("The files of registered models are named by their model: models:/NAME/VERSION.")
+            self.check(who, model)
 
     def visible(self, who: Caller, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Of a search's results, what the caller may see."""

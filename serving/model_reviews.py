@@ -20,7 +20,7 @@ from governance.call import Caller, CallError, bad_request, forbidden, new_id, n
 from serving.model_access import ModelAccess, check_unscoped
 from serving.protocols.request import take
 from serving.tables import model_activities as table
-from serving.tracking import MlflowServer
+from serving.tracking_server import TrackingServer
 from serving.unity_catalog import Authorize, answer, fields_of
 
 STAGES = ("None", "Staging", "Production", "Archived")
@@ -80,7 +80,7 @@ class Reviews:
             connection.execute(update(table).where(of_it).values(model=new) if new else delete(table).where(of_it))
 
 
-def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
+def router(reviews: Reviews, server: TrackingServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
     """Routes. `authorize` tells who asks, and raises `CallError`."""
     routes = APIRouter()
 

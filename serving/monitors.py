@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from serving.engines import addresses
 
 if TYPE_CHECKING:
-    from serving.tracking import MlflowServer
+    from serving.tracking_server import TrackingServer
 
 
 class Monitor(BaseModel):
@@ -55,7 +55,7 @@ class Monitor(BaseModel):
         return url
 
 
-def assess(server: MlflowServer | None, request_id: str, name: str, said: Mapping[str, Any]) -> bool:
+def assess(server: TrackingServer | None, request_id: str, name: str, said: Mapping[str, Any]) -> bool:
     """Write what a scorer said as feedback on the answer's trace; False where it is not there yet. Blocking.
 
     Without a tracking server there is nothing to write to, and that is told as done.

@@ -46,13 +46,13 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.experiments import Experiments
-from serving.feedback import assessments
+from serving.feedback import Traces
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
 from serving.needs import needs
-from serving.registry import Registry
+from serving.registry import Models, Registry
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
@@ -65,8 +65,10 @@ if TYPE_CHECKING:
     from agents.memory import Memory
     from agents.state import Route, Router
     from serving.mcp_client import McpServers
+    from serving.mlflow_remote import RemoteMlflow
+    from serving.mlflow_remote_traces import RemoteTraces
     from serving.tracing import Tracer
-    from serving.tracking import MlflowServer
+    from serving.tracking_server import TrackingServer
     from serving.unity_catalog import Catalog
 
 log = logging.getLogger("smalti")
@@ -102,6 +104,7 @@ class Platform:
         declared |= {f"connection:{c.name}": c.ai_gateway for c in settings.connections if c.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
+        self.elsewhere = self._elsewhere() if settings.mlflow_url else None
         self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
@@ -134,9 +137,12 @@ class Platform:
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
-        self.registry = Registry(home.path)
+        self.registry: Models = self.elsewhere.registry if self.elsewhere else Registry(home.path)
+        self.traces: Traces | RemoteTraces = Traces(home.path / "mlflow.db")
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = Artifacts(home.path, self.registry)
+        if self.elsewhere:
+            self.traces, self.artifacts = self._of_elsewhere(self.elsewhere)
         self.volumes = Volumes(home.path, self.grants)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
@@ -200,7 +206,7 @@ class Platform:
             self.journal,
             self.lifecycle,
             alias=self._set_alias if self.mlflow else None,
-            told=lambda since: assessments(home.path / "mlflow.db", since),
+            told=self.traces.events,
             declared=settings.experiments,
             dealt=self._dealt,
         )
@@ -212,14 +218,28 @@ class Platform:
 
     # What belongs to MLflow, LangGraph and MCP is imported where it is used.
 
-    def _tracking(self) -> tuple[MlflowServer, Tracer]:
+    def _tracking(self) -> tuple[TrackingServer, Tracer]:
         from serving.tracing import Tracer
         from serving.tracking import MlflowServer
 
-        server = MlflowServer(self.home.path)
+        server = self.elsewhere or MlflowServer(self.home.path)
         return server, Tracer(server)
 
-    def _catalog(self, server: MlflowServer) -> Catalog:
+    def _elsewhere(self) -> RemoteMlflow:
+        from serving.mlflow_remote import Place, RemoteMlflow
+
+        place = Place.of(self.settings)
+        assert place is not None
+        return RemoteMlflow(place, self.home.path)
+
+    def _of_elsewhere(self, server: RemoteMlflow) -> tuple[RemoteTraces, Artifacts]:
+        from serving.mlflow_remote_files import RemoteArtifacts
+        from serving.mlflow_remote_traces import RemoteTraces
+
+        server.registry.tidy()
+        return RemoteTraces(server), RemoteArtifacts(self.home.path, server)
+
+    def _catalog(self, server: TrackingServer) -> Catalog:
         from serving.unity_catalog import Catalog
 
         return Catalog(server, self.model_access)

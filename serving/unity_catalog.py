@@ -23,7 +23,7 @@ from serving.protocols.request import parse, take
 from serving.routes import read_body
 
 if TYPE_CHECKING:
-    from serving.tracking import MlflowServer
+    from serving.tracking_server import TrackingServer
 
 MAX_BODY = 1 << 20
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}(\.[^./\\\x00-\x1f ]{1,255}){2}")
@@ -39,7 +39,7 @@ Authorize = Callable[[Request], Awaitable[Caller]]
 class Catalog:
     """The registry's calls with the caller's grants checked; each raises `CallError`."""
 
-    def __init__(self, server: MlflowServer, access: ModelAccess) -> None:
+    def __init__(self, server: TrackingServer, access: ModelAccess) -> None:
         self._ask, self.access = server.ask, access
 
     async def call(self, who: Caller, method: str, resource: str, action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
