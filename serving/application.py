@@ -39,6 +39,7 @@ from serving import (
     mcp,
     oidc,
     openapi,
+    registry_webhook_routes,
     routes,
     secret_routes,
     volumes,
@@ -213,7 +214,11 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         signed_in = authorize(platform.identity)
         app.include_router(tracking_databricks.router(server, access, caller))
         reviews = model_reviews.Reviews(platform.engine)
-        access.follow = reviews.follow
+        access.followers.append(reviews.follow)
+        hooks = platform.webhooks
+        access.followers.append(hooks.follow)
+        access.observers.append(hooks)
+        app.include_router(registry_webhook_routes.router(hooks, caller))
         app.include_router(model_reviews.router(reviews, server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:

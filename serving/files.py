@@ -240,6 +240,7 @@ async def _remove(place: RemotePlace) -> None:
 async def _remove_folder(place: RemotePlace) -> None:
     if await place.rows():
         raise bad_request(f"The folder {place.path[-200:]!r} is not empty: remove what it holds first.")
+    await place.remove()
 
 
 async def _nothing(place: RemotePlace) -> None:

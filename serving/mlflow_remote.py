@@ -122,6 +122,7 @@ class RemoteMlflow(TrackingServer):
         self._problem: str | None = "it was not asked yet"
         self._watching: asyncio.Task[None] | None = None
         self._quiet_until, self._last = 0.0, ""
+        self._lost = asyncio.Event()
 
     def _options(self) -> dict[str, Any]:
         place = self.place
@@ -154,6 +155,21 @@ class RemoteMlflow(TrackingServer):
         found = await super().ask(method, path, fields)
         return self.registry.told(found) if action else found
 
+    async def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """As everywhere; a request that waits for a server which is found not to answer any more ends then."""
+        sending = asyncio.ensure_future(super().send(request, stream=stream))
+        lost = asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait({sending, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                return sending.result()
+            raise httpx.ReadTimeout("The server does not answer any more.", request=request)
+        finally:
+            lost.cancel()
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
+
     def shown(self, body: bytes) -> bytes:
         return json.dumps(self.registry.told(json.loads(body))).encode()
 
@@ -181,18 +197,26 @@ class RemoteMlflow(TrackingServer):
             watching.cancel()
             await asyncio.wait([watching])
         self._down()
+        self._lost.set()
         await self._close()
 
     async def _watch(self) -> None:
         while True:
             problem = await self.look()
+            if problem is not None and self.ready.is_set() and "within" in problem:  # it may be busy: once more
+                problem = await self.look()
             if problem != self._problem:
                 if problem is None:
                     logger.info("The MLflow server at %s answers", self.base_url)
                 else:
                     logger.warning("The MLflow server at %s cannot be used: %s", self.base_url, problem)
             self._problem = problem
-            (self._came if problem is None else self._down)()
+            if problem is None:
+                self._lost.clear()
+                self._came()
+            else:
+                self._down()
+                self._lost.set()
             await asyncio.sleep(EVERY if problem is None else AGAIN)
 
     async def look(self) -> str | None:

@@ -87,7 +87,8 @@ class RemotePlace:
             raise self.server.away()
         client = self.server.client
         try:
-            self.server.read(await client.send(client.build_request(method, file_url(self.path), content=body, headers=headers)))
+            request = client.build_request(method, file_url(self.path), content=body, headers=headers)
+            self.server.read(await self.server.send(request))
         except ClientDisconnect:
             raise bad_request("The upload was broken off; send the file again.") from None
         except (httpx.HTTPError, ValueError) as error:
@@ -103,7 +104,7 @@ class RemotePlace:
             return Response(headers={**headers, **size}, media_type="application/octet-stream")
         client = self.server.client
         try:
-            upstream = await client.send(client.build_request("GET", file_url(self.path)), stream=True)
+            upstream = await self.server.send(client.build_request("GET", file_url(self.path)), stream=True)
             if upstream.is_error:
                 await upstream.aread()
                 self.server.read(upstream)

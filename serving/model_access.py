@@ -8,6 +8,7 @@ serve its versions; CAN_MANAGE (MANAGE) lets one register versions and change it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,6 +19,27 @@ from serving.registry import REGISTERED, SCHEME, Models
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the registry that went well.
+
+    Parameters
+    ----------
+    resource, action: as in the paths of MLflow's registry API: `model-versions`, `create`.
+    version: empty for a change of the model itself.
+    stage: that a version was moved to, or is to be.
+    fields: of the request.
+    """
+
+    who: Caller
+    resource: str
+    action: str
+    name: str
+    version: str = ""
+    stage: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelAccess:
@@ -32,8 +54,10 @@ class ModelAccess:
     def __init__(self, grants: Grants, registry: Models, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
         self.grants, self.registry = grants, registry
         self._endpoints = endpoints
-        self.follow: Callable[[str, str | None], None] = lambda name, new: None
+        self.followers: list[Callable[[str, str | None], None]] = []
         """Told of a model's new name, and of None where it is gone, for what else is known by its name."""
+        self.observers: list[Callable[[Change], None]] = []
+        """Told of each change that went well."""
 
     def allowed(self, who: Caller, name: str, level: str = "CAN_QUERY") -> bool:
         return self.grants.allowed(who, f"model:{name}", level) or self.grants.allowed(who, EVERY, level)
@@ -65,11 +89,28 @@ class ModelAccess:
         held = [(grant.principal, grant.level) for grant in self.grants.list(f"model:{old}")]
         self.grants.apply(f"model:{new}", held, replace=True)
         self.grants.forget(f"model:{old}")
-        self.follow(old, new)
+        self._follow(old, new)
 
     def deleted(self, name: str) -> None:
         self.grants.forget(f"model:{name}")
-        self.follow(name, None)
+        self._follow(name, None)
+
+    def _follow(self, name: str, new: str | None) -> None:
+        for follower in self.followers:
+            follower(name, new)
+
+    def changed(
+        self, who: Caller, resource: str, action: str, method: str, fields: Mapping[str, Any], found: Mapping[str, Any]
+    ) -> None:
+        """A call of the registry API went well, with this answer. Blocking."""
+        if method in ("GET", "HEAD") or action in ("search", "get-latest-versions"):
+            return
+        version = found.get("model_version") or {}
+        number = str(version.get("version") or fields.get("version") or "") if resource != "registered-models" else ""
+        stage = str(version.get("current_stage") or fields.get("stage") or "")
+        change = Change(who, resource, action, str(fields.get("name", "")), number, stage, fields)
+        for observer in self.observers:
+            observer(change)
 
     def check_unserved(self, name: str, version: str | None = None) -> None:
         """Raises `CallError` (409) while an endpoint serves the model, or this version of it."""

@@ -34,7 +34,6 @@ from governance.shared import SharedWindows
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
-from serving.artifacts import Artifacts
 from serving.collection import Collection
 from serving.connections import Connections
 from serving.declarations import EndpointDeclaration
@@ -46,18 +45,19 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.experiments import Experiments
-from serving.feedback import Traces
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.model_access import ModelAccess
+from serving.model_authors import Authors
 from serving.needs import needs
-from serving.registry import Models, Registry
+from serving.registry_webhooks import Webhooks
 from serving.runs import Runs
 from serving.secret_scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
+from serving.tracked import Tracked
 from serving.ui.session import OneTimeCodes
 from serving.volumes import Volumes
 
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     from agents.memory import Memory
     from agents.state import Route, Router
     from serving.mcp_client import McpServers
-    from serving.mlflow_remote import RemoteMlflow
-    from serving.mlflow_remote_traces import RemoteTraces
     from serving.tracing import Tracer
     from serving.tracking_server import TrackingServer
     from serving.unity_catalog import Catalog
@@ -104,8 +102,9 @@ class Platform:
         declared |= {f"connection:{c.name}": c.ai_gateway for c in settings.connections if c.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
-        self.elsewhere = self._elsewhere() if settings.mlflow_url else None
-        self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
+        tracked = Tracked.open(settings, home.path)
+        self.mlflow, self.registry, self.traces = tracked.server, tracked.registry, tracked.traces
+        self.tracer = self._tracer(self.mlflow) if self.mlflow else None
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models, later=True)
@@ -137,15 +136,17 @@ class Platform:
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
-        self.registry: Models = self.elsewhere.registry if self.elsewhere else Registry(home.path)
-        self.traces: Traces | RemoteTraces = Traces(home.path / "mlflow.db")
         self.secrets = Scopes(self.engine, home.pepper)
-        self.artifacts = Artifacts(home.path, self.registry)
-        if self.elsewhere:
-            self.traces, self.artifacts = self._of_elsewhere(self.elsewhere)
+        self.artifacts = tracked.artifacts
         self.volumes = Volumes(home.path, self.grants)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
+        self.webhooks = Webhooks(
+            self.engine, home.pepper, self.model_access, hosts=settings.upstream_hosts, holder=self.on_behalf
+        )
+        self.authors = Authors(self.engine)
+        self.model_access.followers.append(self.authors.follow)
+        self.model_access.observers.append(self.authors)
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
         self.connections = Connections(
             self.engine, home.pepper, self.grants, self.secrets, declared=settings.connections, hosts=settings.upstream_hosts
@@ -218,31 +219,15 @@ class Platform:
 
     # What belongs to MLflow, LangGraph and MCP is imported where it is used.
 
-    def _tracking(self) -> tuple[TrackingServer, Tracer]:
+    def _tracer(self, server: TrackingServer) -> Tracer:
         from serving.tracing import Tracer
-        from serving.tracking import MlflowServer
 
-        server = self.elsewhere or MlflowServer(self.home.path)
-        return server, Tracer(server)
-
-    def _elsewhere(self) -> RemoteMlflow:
-        from serving.mlflow_remote import Place, RemoteMlflow
-
-        place = Place.of(self.settings)
-        assert place is not None
-        return RemoteMlflow(place, self.home.path)
-
-    def _of_elsewhere(self, server: RemoteMlflow) -> tuple[RemoteTraces, Artifacts]:
-        from serving.mlflow_remote_files import RemoteArtifacts
-        from serving.mlflow_remote_traces import RemoteTraces
-
-        server.registry.tidy()
-        return RemoteTraces(server), RemoteArtifacts(self.home.path, server)
+        return Tracer(server)
 
     def _catalog(self, server: TrackingServer) -> Catalog:
         from serving.unity_catalog import Catalog
 
-        return Catalog(server, self.model_access)
+        return Catalog(server, self.model_access, self.authors)
 
     @cached_property
     def memory(self) -> Memory:
@@ -416,6 +401,7 @@ class Platform:
         await self.lifecycle.close()
         await self.locals.close()
         await self.connections.close()
+        await asyncio.to_thread(self.webhooks.close)
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

@@ -39,7 +39,9 @@ def router(server: TrackingServer, access: ModelAccess, authorize: Authorize) ->
     async def registry(who: Caller, method: str, action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         resource, _, verb = action.partition("/")
         await asyncio.to_thread(access.admit, who, resource, verb, method, fields)
-        return await server.ask(method, f"/api/2.0/mlflow/{action}", fields)
+        found = await server.ask(method, f"/api/2.0/mlflow/{action}", fields)
+        await asyncio.to_thread(access.changed, who, resource, verb, method, fields, found)
+        return found
 
     @routes.get(f"{_AT}/registered-models/get", include_in_schema=False)
     async def model(http: Request) -> Response:

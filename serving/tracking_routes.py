@@ -164,7 +164,7 @@ class _Proxy:
             await asyncio.to_thread(self._access.admit, who, *action, request.method, fields)
         if action in self._server.kept:
             found = await self._server.ask(request.method, f"/api/2.0/mlflow/{'/'.join(action)}", fields)
-            body = await asyncio.to_thread(self._after, who, action, fields, json.dumps(found).encode())
+            body = await asyncio.to_thread(self._after, who, request.method, action, fields, json.dumps(found).encode())
             return Response(for_databricks(body) if databricks else body, media_type="application/json")
         if databricks or action or "accept-encoding" not in request.headers:
             headers = [*((k, v) for k, v in headers if k != "accept-encoding"), ("accept-encoding", "identity")]
@@ -175,7 +175,7 @@ class _Proxy:
         try:
             raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # as they came: bytes
             onward = self._server.client.build_request(request.method, url, headers=raw, content=content)
-            upstream = await self._server.client.send(onward, stream=True, follow_redirects=False)
+            upstream = await self._server.send(onward, stream=True)
         except ClientDisconnect:
             return Response(status_code=499)
         except httpx.HTTPError as error:
@@ -192,7 +192,7 @@ class _Proxy:
             body = await _whole(upstream)
             if action and upstream.is_success:
                 body = self._server.shown(body)
-                body = await asyncio.to_thread(self._after, who, action, fields, body)
+                body = await asyncio.to_thread(self._after, who, request.method, action, fields, body)
             body = await asyncio.to_thread(for_databricks, body) if databricks else body
             kept = [(k, v) for k, v in kept if k not in (b"content-length", b"content-encoding")]
             response = Response(body, upstream.status_code)
@@ -245,7 +245,7 @@ class _Proxy:
         elif request.method not in _READING and not first.isdigit() and not who.admin:
             raise forbidden("Files are written to the folder of an experiment: a number first.")
 
-    def _after(self, who: Caller, action: tuple[str, str], fields: Mapping[str, Any], body: bytes) -> bytes:
+    def _after(self, who: Caller, method: str, action: tuple[str, str], fields: Mapping[str, Any], body: bytes) -> bytes:
         """What follows from a registry call that went well: grants are kept, a search shows what one may see."""
         match action:
             case ["registered-models", "create"]:
@@ -259,6 +259,8 @@ class _Proxy:
                 key = resource.replace("-", "_")
                 found[key] = self._access.visible(who, found.get(key) or ())
                 return json.dumps(found).encode()
+        if method not in _READING:
+            self._access.changed(who, *action, method, fields, json.loads(body or b"{}"))
         return body
 
 

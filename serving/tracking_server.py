@@ -71,9 +71,13 @@ class TrackingServer:
         if not self.ready.is_set():
             raise self.away()
         try:
-            return self.read(await self.client.request(method, path, **given(method, fields)))
+            return self.read(await self.send(self.client.build_request(method, path, **given(method, fields))))
         except (httpx.HTTPError, ValueError) as error:
             raise self.silent(error) from error
+
+    async def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """Send a request that `client` built. Raises `httpx.HTTPError`."""
+        return await self.client.send(request, stream=stream, follow_redirects=False)
 
     def read(self, answer: httpx.Response) -> dict[str, Any]:
         """The JSON of an answer. Raises `CallError` with the server's own code and message, `ValueError` where it is no JSON."""
