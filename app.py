@@ -24,7 +24,7 @@ from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
 from serving.engine_commands import engines
-from serving.experiment_commands import experiments
+from serving.experiments.commands import experiments
 from serving.memory_commands import memory
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
     """Training runs over HTTP, under the grants on the models they register."""
     from finetune.routes import router
     from finetune.runs import Runs
-    from serving.mlflow_remote import tracking_uri
+    from serving.tracking.remote.server import tracking_uri
 
     return router(
         Runs(platform.home.path / "finetune"),
@@ -155,7 +155,7 @@ def _find_pii(text: str) -> list[str]:
 def _disliked(work: Workspace) -> set[str]:
     """Answers with a thumb down, by request id."""
     from serving.feedback import NAME
-    from serving.mlflow_remote import traces
+    from serving.tracking.remote.server import traces
 
     told = (each for each in traces(work.settings, work.home.path).events(0) if each.name == NAME and each.value is not None)
     return {each.request_id for each in told if not each.value}

@@ -24,41 +24,27 @@ from governance.usage import durations
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import (
-    connection_routes,
-    conversations,
-    databricks,
-    dbfs,
-    errors,
-    experiment_routes,
-    feedback,
-    files,
-    indexes,
-    langgraph_routes,
-    management,
-    mcp,
-    oidc,
-    openapi,
-    registry_webhook_routes,
-    routes,
-    secret_routes,
-    volumes,
-)
-from serving import unity_catalog as catalog
-from serving import unity_catalog_grants as catalog_grants
-from serving import unity_catalog_models as catalog_models
-from serving import unity_catalog_names as names
-from serving import unity_catalog_prompts as prompts
+from serving import conversations, databricks, errors, feedback, indexes, management, mcp, oidc, openapi, routes
 from serving.compress import Compressed
+from serving.connections import routes as connection_routes
 from serving.direct import Direct
 from serving.engines.index import refused
+from serving.experiments import routes as experiment_routes
+from serving.files import dbfs, volumes
+from serving.files import routes as files
+from serving.langgraph import routes as langgraph_routes
 from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
+from serving.secrets import routes as secret_routes
 from serving.services import authorize, page_services
 from serving.stored import StoredResponses
 from serving.ui.api import Api
 from serving.ui.mount import mount
+from serving.unity_catalog import grants as catalog_grants
+from serving.unity_catalog import models as catalog_models
+from serving.unity_catalog import names, prompts
+from serving.unity_catalog import registered as catalog
 
 log = logging.getLogger("smalti")
 
@@ -199,12 +185,16 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
-        from serving import model_reviews, tracking_databricks
-        from serving import tracking_routes as tracking
+        from serving.tracking import databricks as tracking_databricks
+        from serving.tracking import reviews as model_reviews
+        from serving.tracking import routes as tracking
+        from serving.tracking import webhook_routes
 
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
+        app.include_router(
+            files.router(platform.artifacts, server, access, platform.volumes, caller, pepper=platform.home.pepper)
+        )
         app.include_router(volumes.router(platform.volumes, caller))
         app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
@@ -218,7 +208,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         hooks = platform.webhooks
         access.followers.append(hooks.follow)
         access.observers.append(hooks)
-        app.include_router(registry_webhook_routes.router(hooks, caller))
+        app.include_router(webhook_routes.router(hooks, caller))
         app.include_router(model_reviews.router(reviews, server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:

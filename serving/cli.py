@@ -96,17 +96,15 @@ class Workspace:
     @cached_property
     def tracking_uri(self) -> str:
         """Where MLflow's client reaches what is tracked: the state folder's database, or the server that settings name."""
-        from serving.mlflow_remote import tracking_uri
+        from serving.tracking.remote.server import tracking_uri
 
         return tracking_uri(self.settings, self.home.path)
 
     @cached_property
     def registry(self) -> Models:
-        from serving.mlflow_remote import Place, RemoteMlflow
-        from serving.registry import Registry
+        from serving.tracking.remote.server import models
 
-        place = Place.of(self.settings)
-        return RemoteMlflow(place, self.home.path).registry if place else Registry(self.home.path)
+        return models(self.settings, self.home.path)
 
     @cached_property
     def engine(self) -> Engine:

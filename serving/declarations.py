@@ -203,8 +203,8 @@ class ConnectionDeclaration(Strict):
     @model_validator(mode="after")
     def _usable(self) -> ConnectionDeclaration:
         from governance.call import CallError
-        from serving.connections import check_address
-        from serving.secret_scopes import is_reference
+        from serving.connections.registry import check_address
+        from serving.secrets.scopes import is_reference
 
         token = self.options.get("bearer_token")
         if token is not None and (self.bearer_token_env is not None or not is_reference(token)):

@@ -94,12 +94,12 @@ def _documents(work: Workspace) -> str:
 
 
 def _mlflow(work: Workspace) -> str:
-    from serving.mlflow_remote import Place, RemoteMlflow
+    from serving.tracking.remote.connection import Connection, Place
 
     place = Place.of(work.settings)
     if place is None:
         return "of this server itself" if work.settings.mlflow else "switched off"
-    server = RemoteMlflow(place, work.home.path)
+    server = Connection(place)
 
     async def look() -> tuple[str | None, str]:
         try:

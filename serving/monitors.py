@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from serving import outbound
 
 if TYPE_CHECKING:
-    from serving.tracking_server import TrackingServer
+    from serving.tracking.base import TrackingServer
 
 
 class Monitor(BaseModel):

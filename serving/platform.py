@@ -35,7 +35,7 @@ from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
 from serving.collection import Collection
-from serving.connections import Connections
+from serving.connections.registry import Connections
 from serving.declarations import EndpointDeclaration
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
@@ -44,30 +44,30 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
-from serving.experiments import Experiments
+from serving.experiments.live import Experiments
+from serving.files.volumes import Volumes
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
-from serving.model_access import ModelAccess
-from serving.model_authors import Authors
 from serving.needs import needs
-from serving.registry_webhooks import Webhooks
 from serving.runs import Runs
-from serving.secret_scopes import Scopes, references
+from serving.secrets.scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
-from serving.tracked import Tracked
+from serving.tracking.access import ModelAccess
+from serving.tracking.authors import Authors
+from serving.tracking.tracked import Tracked
+from serving.tracking.webhooks import Webhooks
 from serving.ui.session import OneTimeCodes
-from serving.volumes import Volumes
 
 if TYPE_CHECKING:
     from agents.memory import Memory
     from agents.state import Route, Router
     from serving.mcp_client import McpServers
     from serving.tracing import Tracer
-    from serving.tracking_server import TrackingServer
-    from serving.unity_catalog import Catalog
+    from serving.tracking.base import TrackingServer
+    from serving.unity_catalog.registered import Catalog
 
 log = logging.getLogger("smalti")
 
@@ -225,7 +225,7 @@ class Platform:
         return Tracer(server)
 
     def _catalog(self, server: TrackingServer) -> Catalog:
-        from serving.unity_catalog import Catalog
+        from serving.unity_catalog.registered import Catalog
 
         return Catalog(server, self.model_access, self.authors)
 

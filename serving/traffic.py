@@ -2,7 +2,7 @@
 
 `traffic_config.routes` are Databricks'. Beside them, Smalti's own: `sticky` (`thread`, `user` or `request`) and `salt` keep a
 unit with its arm; `shadow` lists entities that get a copy of a share of the calls, whose answers nobody waits for; `experiment`
-names the live experiment that the calls' rows tell of (`serving.experiments`).
+names the live experiment that the calls' rows tell of (`serving.experiments.live`).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _known(registry: Models, name: str) -> bool:
 def _register(home: Path, makers: dict[str, Callable[[str], Any]], uri: str) -> None:
     import mlflow
 
-    from serving import mlflow_child
+    from serving.tracking import child as mlflow_child
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)

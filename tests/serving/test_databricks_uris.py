@@ -422,6 +422,25 @@ def test_models_are_nobodys_until_granted(live: Live, workspace: WorkspaceClient
         ann.files.download(file)
 
 
+def test_a_version_is_made_only_of_what_one_may_load(
+    live: Live, workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]
+) -> None:
+    held, asked = workspace.model_registry, ann.model_registry
+    held.create_model("anns")
+    manages = RegisteredModelAccessControlRequest(user_name="ann", permission_level=RegisteredModelPermissionLevel.CAN_MANAGE)
+    held.update_permissions("anns", access_control_list=[manages])
+    with live.client() as client:
+        uri = client.get(f"/api/2.0/mlflow/model-versions/get-download-uri?name={MODEL}&version=1").json()["artifact_uri"]
+    assert uri.startswith("mlflow-artifacts:/registered/")
+    for source in (f"models:/{MODEL}/1", f"models:/{MODEL}@champion", f"models:/{MODEL.replace('.', '%2E')}/1", uri):
+        with pytest.raises((PermissionDenied, BadRequest)):
+            asked.create_model_version("anns", source)
+    with pytest.raises(BadRequest, match="registry's own"):
+        asked.set_model_version_tag("anns", "1", "smalti.files", uri)
+    assert list(held.search_model_versions(filter="name='anns'")) == []
+    held.delete_model("anns")
+
+
 def test_serving_a_model_needs_execute_and_a_secret_read(live: Live, workspace: WorkspaceClient, model: list[str]) -> None:
     workspace.secrets.create_scope("keys")
     workspace.secrets.put_secret("keys", "upstream", string_value=KEY)

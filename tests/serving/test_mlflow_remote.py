@@ -21,9 +21,10 @@ import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
 
-from serving.mlflow_remote import Place, RemoteMlflow, tracking_uri
-from serving.mlflow_remote_traces import RemoteTraces
 from serving.settings import Settings, SettingsError
+from serving.tracking.remote.connection import Connection, Place
+from serving.tracking.remote.server import tracking_uri
+from serving.tracking.remote.traces import RemoteTraces
 from tests.live import Live, mlflow_store, serving, smalti, wait_until
 from tests.programs import Programs
 
@@ -210,7 +211,7 @@ def test_what_one_server_is_told_the_other_knows(
         wait_until(lambda: first.get(f"/api/3.0/mlflow/traces/tr-{identifier}").status_code == 200, 60)
         thumb = first.post("/api/2.0/smalti/feedback", json={"request_id": identifier, "value": False, "comment": "no"})
         assert thumb.status_code == 200, thumb.text
-    traces = RemoteTraces(RemoteMlflow(Place(mlflow.url), tmp_path / "home"))
+    traces = RemoteTraces(Connection(Place(mlflow.url)))
     assert [(event.request_id, event.value) for event in traces.events(0)] == [(identifier, 0.0)]
     assert [(thumb["helpful"], thumb["endpoint"]) for thumb in traces.thumbs(0)] == [(False, "assistant")]
     assert traces.url(identifier, "").endswith(f"traces?selectedEvaluationId=tr-{identifier}")
@@ -292,7 +293,7 @@ def odd() -> Iterator[str]:
 
 def look(place: Place, home: Path) -> str | None:
     async def looked() -> str | None:
-        server = RemoteMlflow(place, home)
+        server = Connection(place)
         try:
             return await server.look()
         finally:
@@ -316,7 +317,7 @@ def look(place: Place, home: Path) -> str | None:
 )
 def test_what_is_wrong_is_said(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str) -> None:
     if kind == "slow":
-        monkeypatch.setattr("serving.mlflow_remote.PATIENCE", 0.5)
+        monkeypatch.setattr("serving.tracking.remote.connection.PATIENCE", 0.5)
     problem = look(Place(f"{odd}/{kind}"), tmp_path)
     assert problem is not None
     assert told in problem

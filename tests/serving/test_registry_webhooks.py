@@ -26,11 +26,13 @@ from governance import audit
 from governance.call import Caller
 from governance.grants import Grants
 from governance.tables import metadata as governance
-from serving import errors, registry_webhook_routes, registry_webhooks
-from serving.model_access import Change, ModelAccess
+from serving import errors
 from serving.registry import Registry
-from serving.registry_webhooks import Webhooks
 from serving.tables import metadata
+from serving.tracking import webhook_routes as registry_webhook_routes
+from serving.tracking import webhooks as registry_webhooks
+from serving.tracking.access import Change, ModelAccess
+from serving.tracking.webhooks import Webhooks
 from tests.live import wait_until
 
 ADMIN, ANN, EVE = Caller("root", admin=True), Caller("ann"), Caller("eve")
