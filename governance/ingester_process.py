@@ -13,6 +13,8 @@ from sqlalchemy import create_engine, event
 
 from governance.journal import Journal
 
+_ALL = 1 << 30  # no calls are answered here
+
 
 def main() -> None:
     """Ingest until standard input ends."""
@@ -29,7 +31,7 @@ def main() -> None:
             for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
                 connection.execute(f"PRAGMA {pragma}")
 
-    journal = Journal(engine, Path(told["folder"]), interval=None, fsync=told["fsync"])
+    journal = Journal(engine, Path(told["folder"]), interval=None, pause=_ALL, fsync=told["fsync"])
     while not select.select([sys.stdin], [], [], told["interval"])[0]:
         journal.ingest_quietly()
     os._exit(0)  # the server takes in what is left, or the next one does

@@ -27,6 +27,7 @@ from retrieval.rows.follow import Follower
 from serving import conversations, databricks, errors, feedback, indexes, management, mcp, oidc, openapi, routes
 from serving.compress import Compressed
 from serving.connections import routes as connection_routes
+from serving.conversation_items import BeginningItems, Beginnings
 from serving.direct import Direct
 from serving.engines.index import refused
 from serving.experiments import routes as experiment_routes
@@ -63,7 +64,10 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.state.following = app.state.keeping = None
     app.state.example = "What is this about?"
     kept = StoredResponses(platform.journal, platform.engine)
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=kept, runs=platform.runs)
+    begun = BeginningItems(platform.engine)
+    platform.runtime.on_delete.append(begun.forget)
+    before = Beginnings(begun, platform.runtime).before
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=kept, runs=platform.runs, before=before)
     calls = routes.router(face)
     warned = platform.gateway.warnings
     trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost
@@ -92,13 +96,15 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     @app.get("/ready", include_in_schema=False)
     async def ready() -> Response:
         if app.state.ready:
-            return JSONResponse({"ready": True})
+            searched = platform.settings.chroma_url and await asyncio.to_thread(platform.indexes.trouble)
+            warning = {"warning": "vectors are searched in memory, not by Chroma: smalti index status says why"}
+            return JSONResponse({"ready": True, **(warning if searched else {})})
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
     app.include_router(calls)
     app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
-    app.include_router(conversations.router(platform.runtime, caller))
+    app.include_router(conversations.router(platform.runtime, begun, platform.dispatcher, caller))
     app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
     app.include_router(
         governance_routes.router(
@@ -280,6 +286,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
+        await asyncio.to_thread(platform.indexes.start)
         app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()

@@ -31,6 +31,7 @@ from governance.oauth import OAuth
 from governance.prices import Prices
 from governance.resilience import resilient
 from governance.shared import SharedWindows
+from retrieval.chroma_server import ChromaServer
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
@@ -131,7 +132,8 @@ class Platform:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
-        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots)
+        chroma = ChromaServer(settings.chroma_url, settings.chroma_token) if settings.chroma_url else None
+        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots, chroma)
         self.collection = Collection(settings, self.indexes)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)

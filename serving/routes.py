@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -38,6 +38,9 @@ MAX_BODY = 16 * 1024 * 1024
 
 Decoded = tuple[Request, Callable[[Call], Encoder]]
 Decode = Callable[[dict[str, Any], str | None], Decoded]
+
+Before = Callable[[str, Caller], Awaitable[list[dict[str, Any]]]]
+"""`before(conversation_id, caller)`: what goes before the input."""
 
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
 
@@ -120,6 +123,7 @@ class Face:
     grants: which endpoints a caller may query.
     journal: where the response that a request continues is found; None where requests must bring their history.
     runs: runs in the background; None where there are none.
+    before: the items that go before the input of a conversation's first response.
     max_body: bytes of a request body.
     """
 
@@ -131,10 +135,11 @@ class Face:
         *,
         journal: Journal | None = None,
         runs: Runs | None = None,
+        before: Before | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
         self.dispatcher, self._identity, self._grants = dispatcher, identity, grants
-        self._journal, self._runs, self._max_body = journal, runs, max_body
+        self._journal, self._runs, self._before, self._max_body = journal, runs, before, max_body
         self._stored = journal if isinstance(journal, StoredResponses) else None
 
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
@@ -195,6 +200,10 @@ class Face:
 
     async def _continued(self, request: Request, credential: str) -> Request:
         """The request with the conversation that it continues: on the same thread, or with the history in front."""
+        if self._before is not None and request.task == "chat" and (request.thread_id or "").startswith("conv_"):
+            caller = await asyncio.to_thread(self._identity.authenticate, credential)
+            if held := await self._before(request.thread_id or "", caller):
+                return replace(request, payload={**request.payload, "input": [*held, *request.payload["input"]]})
         if not request.previous or self._journal is None:
             return request
         caller = await asyncio.to_thread(self._identity.authenticate, credential)

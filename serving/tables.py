@@ -38,6 +38,15 @@ deleted_responses = Table(
     Column("deleted", BigInteger, nullable=False),
 )
 
+conversation_items = Table(
+    "conversation_items",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("conversation", String(128), nullable=False, index=True),
+    Column("place", BigInteger, nullable=False),  # the order in which they were added
+    Column("item", Text, nullable=False),  # JSON
+)
+
 secret_scopes = Table(
     "secret_scopes",
     metadata,

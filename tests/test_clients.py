@@ -64,11 +64,56 @@ def test_a_conversation_is_begun_read_and_deleted(live: Live) -> None:
     assert client.conversations.update(made.id, metadata={"river": "Po"}).metadata == {"topic": "bridges", "river": "Po"}
     with pytest.raises(openai.NotFoundError, match=r"no conversation .* of yours"):
         openai.OpenAI(base_url=live.url + "/v1", api_key=stranger, max_retries=0).conversations.retrieve(made.id)
-    with pytest.raises(openai.BadRequestError, match="first response"):
-        client.conversations.create(items=[{"type": "message", "role": "user", "content": "before"}])
     assert client.conversations.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.conversations.items.list(made.id)
+
+
+def test_a_conversation_begins_with_items_and_takes_and_loses_others(live: Live) -> None:
+    client = openai.OpenAI(base_url=live.url + "/v1", api_key=live.key, max_retries=0)
+    stranger = openai.OpenAI(base_url=live.url + "/v1", api_key="smk_nobody", max_retries=0)
+    items = client.conversations.items
+    begun: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "We speak of the bridge."}]},
+        {"type": "message", "role": "assistant", "content": "Very well."},
+    ]
+    made = client.conversations.create(items=begun[:2], metadata={"topic": "bridges"})
+    assert made.metadata == {"topic": "bridges"}
+    (added,) = items.create(made.id, items=begun[2:]).data
+    wrong = items.create(made.id, items=[{"role": "user", "content": "a slip"}]).data[0]
+    with pytest.raises(openai.AuthenticationError):
+        stranger.conversations.items.delete(wrong.id or "", conversation_id=made.id)
+    assert items.delete(wrong.id or "", conversation_id=made.id).id == made.id
+
+    def texts() -> list[tuple[str | None, str, str]]:
+        told: list[Any] = list(items.list(made.id, order="asc"))
+        return [(each.id, each.role, each.content[0].text) for each in told]
+
+    before = texts()
+    assert [(role, text) for _, role, text in before] == [
+        ("developer", "Be brief."), ("user", "We speak of the bridge."), ("assistant", "Very well."),
+    ]  # fmt: skip
+    assert before[2][0] == added.id
+    answer = client.responses.create(model="assistant", input="How long is it?", conversation=made.id)
+    after = texts()
+    assert [each for each, *_ in after[:3]] == [each for each, *_ in before]  # they keep their ids
+    assert [(role, text) for _, role, text in after[3:]] == [("user", "How long is it?"), ("assistant", answer.output_text)]
+
+    late: Any = items.create(made.id, items=[{"role": "user", "content": "Speak of its builder too."}]).data[0]
+    assert items.retrieve(late.id, conversation_id=made.id).id == late.id
+    assert items.delete(added.id or "", conversation_id=made.id).id == made.id
+    assert [each for each, *_ in texts()] == [*(each for each, *_ in [*after[:2], *after[3:]]), late.id]
+    with pytest.raises(openai.NotFoundError, match="no item"):
+        items.delete(added.id or "", conversation_id=made.id)
+    client.responses.create(model="assistant", input="Who built it?", conversation=made.id)
+    assert [text for _, _, text in texts()[-3:-1]] == ["Speak of its builder too.", "Who built it?"]
+    for wrong_item, what in (({"role": "king", "content": "x"}, r"items\[0\].role"), ({"type": "reasoning"}, "one of message")):
+        with pytest.raises(openai.BadRequestError, match=what):
+            items.create(made.id, items=[wrong_item])  # type: ignore[list-item]
+    assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        items.create(made.id, items=begun)
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -39,6 +39,7 @@ class Forked:
 
     def __init__(self, server: ForkServer, pid: int, watch: int) -> None:
         self.pid = pid
+        self.returncode: int | None = None
         self._server, self._watch = server, watch
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -52,7 +53,7 @@ class Forked:
     async def _reap(self) -> None:
         try:
             with contextlib.suppress(Unforked):  # the fork server is gone: the system takes care of it
-                await self._server.ask({"reap": self.pid})
+                self.returncode = (await self._server.ask({"reap": self.pid})).get("status")
         finally:
             self._over.set()
 

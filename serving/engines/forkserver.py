@@ -8,7 +8,8 @@ as good as a process that began anew, and none can harm the next.
 Messages are JSON over a SOCK_SEQPACKET socket, each answered in its turn. First of all comes `{"ready": true}`, or
 `{"refused": "why"}` where forks would not be safe. `{"fork": {"environment": {…}, "folder": "…"}}` brings the process's socket
 and its log as descriptors; its answer `{"pid": N}` brings a pidfd. `{"reap": N}` lets go of one that has ended, whose number is
-not given to another process before; its answer is `{"reaped": N}`. Ends when the socket does; what it forked lives on. Linux.
+not given to another process before; its answer is `{"reaped": N, "status": S}`, with the status as `subprocess.Popen.returncode`
+has it. Ends when the socket does; what it forked lives on. Linux.
 """
 
 from __future__ import annotations
@@ -51,9 +52,7 @@ def serve(connection: socket.socket, run: Callable[[int], Any]) -> None:
             return
         asked = json.loads(data)
         if "reap" in asked:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(asked["reap"], os.WNOHANG)
-            connection.send(json.dumps({"reaped": asked["reap"]}).encode())
+            connection.send(json.dumps({"reaped": asked["reap"], "status": _status(asked["reap"])}).encode())
             continue
         watch: list[int] = []
         try:
@@ -68,6 +67,14 @@ def serve(connection: socket.socket, run: Callable[[int], Any]) -> None:
         finally:
             for descriptor in (*descriptors, *watch):
                 os.close(descriptor)
+
+
+def _status(pid: int) -> int | None:
+    """The status of a process of ours that has ended, which is let go of."""
+    with contextlib.suppress(ChildProcessError):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+    return None
 
 
 def _become(connection: socket.socket, given: Mapping[str, Any], descriptors: list[int], run: Callable[[int], Any]) -> None:

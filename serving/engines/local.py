@@ -63,9 +63,9 @@ def weights_of(folder: Path) -> Weights | None:
 
 
 class _Process(ModelProcess):
-    async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
+    async def stream(self, body: Any, *, kind: str = "stream") -> AsyncGenerator[Any, None]:
         try:
-            async with aclosing(super().stream(body)) as given:
+            async with aclosing(super().stream(body, kind=kind)) as given:
                 async for each in given:
                     yield each
         except CallError as error:

@@ -22,11 +22,12 @@ def text_of(content: Any) -> str:
     return "".join(part.get("text", "") for part in content or ())
 
 
-def items_to_langchain(payload: Mapping[str, Any]) -> list[BaseMessage]:
+def items_to_langchain(payload: Mapping[str, Any], *, asks: bool = True) -> list[BaseMessage]:
     """A request's instructions and input as LangChain messages; raises `CallError` (400) for anything but text.
 
     What a person decided is not among them; see `decisions`.
-    Function calls that follow each other belong to one AI message, with the text before them.
+    Function calls that follow each other belong to one AI message, with the text before them. What `asks` has something to
+    answer.
     """
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
@@ -52,7 +53,7 @@ def items_to_langchain(payload: Mapping[str, Any]) -> list[BaseMessage]:
                 )
             make = {"assistant": AIMessage, "user": HumanMessage}.get(item["role"], SystemMessage)
             messages.append(make(text_of(content)))
-    if not any(message.type in ("human", "tool") for message in messages) and not decisions(payload):
+    if asks and not any(message.type in ("human", "tool") for message in messages) and not decisions(payload):
         raise bad_request("The request asks nothing: send a message with role 'user'.", "input")
     return messages
 

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from governance.call import MODEL_FAILED, CallError, limit_exceeded, unavailable
+from serving.engines.ended import how
 from serving.engines.forks import Forked, ForkServer, Unforked
 from serving.engines.launch import launch, surroundings
 from serving.engines.supervised import LoadFailed, Supervised, opened_log, tail
@@ -149,25 +150,26 @@ class ModelProcess(Supervised):
 
         wire.waiting[identifier] = answered
 
-    async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
-        """What a model gives one after the other; a model that does not stream gives its whole answer. Raises `CallError`."""
+    async def stream(self, body: Any, *, kind: str = "stream") -> AsyncGenerator[Any, None]:
+        """What a model gives one after the other; a chat model that does not stream gives its whole answer, and one of rows
+        (`chunks`) refuses. Raises `CallError`."""
         wire = await self._up()
-        identifier, mailbox = wire.open("stream", body)
+        identifier, mailbox = wire.open(kind, body)
         try:
             while True:
                 try:
                     waits = mailbox.empty()
-                    kind, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout) if waits else mailbox.get_nowait()
+                    told, answer = await asyncio.wait_for(mailbox.get(), self._call_timeout) if waits else mailbox.get_nowait()
                 except TimeoutError:
                     raise unavailable(f"The model gave nothing for {self._call_timeout:g} s.", status=504) from None
-                if kind == "end":
+                if told == "end":
                     return
-                if kind == "gone":
+                if told == "gone":
                     raise unavailable(
                         "The model's process ended in the middle of its answer. Send the request again.", retry_after=1
                     )
-                yield self._checked(kind, answer)
-                if kind == "result":
+                yield self._checked(told, answer)
+                if told == "result":
                     return
         finally:
             wire.close(identifier, cancel=True)
@@ -220,7 +222,7 @@ class ModelProcess(Supervised):
             process, wire, ours = await self._spawn(python)
             watch = asyncio.create_task(self._watch_memory(wire))
             try:
-                await self._load(wire)
+                await self._load(wire, process)
             except BaseException:
                 watch.cancel()
                 await _end(process, ours)
@@ -230,8 +232,9 @@ class ModelProcess(Supervised):
             wire.on_lost = self._lost
             self._come_up(f": {orjson.dumps(self.info).decode()}")
             if await self._until_ended(wire):
-                why = self._killed or "The model's process ended."
-                self._tell("RECOVERING", f"{why} It is being started again.")
+                ending, advice = how(await _status(process))
+                why = self._killed or f"The model's process ended{f' ({ending})' if ending else ''}."
+                self._tell("RECOVERING", f"{why} It is being started again.{f' {advice}' if advice and not self._killed else ''}")
             else:
                 self._tell("READY", "Scaled to zero; the next call starts it.")
                 self._wanted.clear()
@@ -319,7 +322,7 @@ class ModelProcess(Supervised):
             self._note(f"it imports its packages by itself: {why}")
             return None
 
-    async def _load(self, wire: Wire) -> None:
+    async def _load(self, wire: Wire, process: Process) -> None:
         wire.write({"path": str(self.path), **self.spec})
         try:
             kind, answer = await asyncio.wait_for(wire.control.get(), self._load_timeout)
@@ -330,8 +333,10 @@ class ModelProcess(Supervised):
         if kind == "gone":
             if self._killed:
                 raise LoadFailed(self._killed)
-            words = self._starred(tail(self.log, 300))
-            raise LoadFailed(f"The model's process ended while it loaded the model. Its last words: {words}")
+            ending, advice = how(await _status(process))
+            words = self._starred(tail(self.log, 300)).strip()
+            ended = f"The model's process ended while it loaded the model{f' ({ending})' if ending else ''}."
+            raise LoadFailed(" ".join(filter(None, (ended, advice, f"Its last words: {words}" if words else ""))))
         self.info = answer
 
     def _kill(self, why: str) -> None:
@@ -348,6 +353,13 @@ class ModelProcess(Supervised):
 def _expire(answer: asyncio.Future[Any]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
+
+
+async def _status(process: Process) -> int | None:
+    """The exit status of a process that has let go of its socket; None where it does not end."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), 2)
+    return process.returncode
 
 
 async def _end(process: Process, transport: asyncio.BaseTransport) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from governance.call import Call, CallError, Engine, Event, Single, bad_request
+from governance.call import CHUNK, Call, CallError, Engine, Event, Single, bad_request
 from serving.engines.answer import Answer
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import items_to_chat
@@ -38,12 +38,23 @@ def engine(model: Served, task: str | None) -> Engine:
 
 
 def _rows(model: Served) -> Engine:
-    """Reads `dataframe_split`, `dataframe_records`, `instances` or `inputs`; gives `{"predictions": [...]}`."""
+    """Reads `dataframe_split`, `dataframe_records`, `instances` or `inputs`; gives `{"predictions": [...]}`, and before it, where
+    that is asked for, what the model's `predict_stream` gives."""
 
     async def predict(call: Call) -> Event:
         return Event("result", {"result": await model.ask("rows", call.payload, again=bool(model.info.get("rowwise")))})
 
-    return lambda call: Single(predict(call))
+    async def chunks(call: Call) -> AsyncIterator[Event]:
+        given: list[Any] = []
+        async with aclosing(model.stream(call.payload, kind="chunks")) as chunks:
+            async for chunk in chunks:
+                given.append(chunk)
+                yield Event(CHUNK, {"delta": chunk})
+        if given and all(isinstance(chunk, str) for chunk in given):
+            given = ["".join(given)]
+        yield Event("result", {"result": {"predictions": given}})
+
+    return lambda call: chunks(call) if call.stream else Single(predict(call))
 
 
 def _chat(model: Served) -> Engine:

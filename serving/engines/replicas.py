@@ -59,8 +59,8 @@ class Replicas:
     async def ask(self, kind: str, body: Any, *, again: bool = False) -> Any:
         return await self._next().ask(kind, body, again=again)
 
-    async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._next().stream(body)) as given:
+    async def stream(self, body: Any, *, kind: str = "stream") -> AsyncGenerator[Any, None]:
+        async with aclosing(self._next().stream(body, kind=kind)) as given:
             async for item in given:
                 yield item
 

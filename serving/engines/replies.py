@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from serving.engines.rows import Refused
+
+_TASKS = re.compile(r"\d+ tasks? failed\. Errors: \{\d+: ['\"](?:error: )?(.*)", re.DOTALL)
+_CALL = re.compile(r"(\w+)\((['\"]?)(.*)\2,?\)", re.DOTALL)
 
 
 def plain(value: Any) -> Any:
@@ -44,6 +48,16 @@ def told(error: Exception) -> dict[str, Any]:
     code = getattr(error, "error_code", "") if type(error).__name__ == "MlflowException" else None
     if text.startswith("Failed to enforce schema"):  # what follows is all of the data and of the signature
         text = f"The request does not fit the model's signature: {str(error).rpartition('Error: ')[2]}"
+    if code is not None and (failed := _TASKS.match(text)):  # of a chain, whose errors MLflow gathers
+        code, text = None, _said(failed[1])
     wrong = code in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")
-    message = text if wrong else f"{type(error).__name__}: {text}"
+    message = text if wrong or (code is None and type(error).__name__ == "MlflowException") else f"{type(error).__name__}: {text}"
     return {"message": message, "status": 400 if wrong or code is None else 500, "param": None, "failed": not wrong}
+
+
+def _said(text: str) -> str:
+    """The first of several errors that stand in one message as Python writes them."""
+    first = text.partition(" Traceback (most recent call last)")[0].partition("Traceback (most recent call last)")[0]
+    plain = re.sub(r"\\+n", " ", first).replace("\\'", "'").replace('\\"', '"')
+    called = _CALL.fullmatch(plain.strip())
+    return " ".join((f"{called[1]}: {called[3]}" if called else plain).split())

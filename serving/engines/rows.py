@@ -57,6 +57,14 @@ def typed(payload: Mapping[str, Any]) -> tuple[Any, int]:
     return values, len(values)
 
 
+def listed(payload: Mapping[str, Any]) -> tuple[Any, int]:
+    """For a chain without a signature: its rows as they were sent, each with the keys that it has and no others."""
+    _, value = split(payload)
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        return value, len(value)
+    return _open(payload)
+
+
 def split(payload: Mapping[str, Any]) -> tuple[str, Any]:
     """The one format a request uses, and its value."""
     used = [key for key in FORMATS if payload.get(key) is not None]
@@ -326,11 +334,11 @@ def _open(payload: Mapping[str, Any]) -> tuple[Any, int]:
     import pandas as pd
 
     key, value = split(payload)
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        return pd.DataFrame(value), len(value)  # what a row lacks is missing there, as in MLflow's own server
     if key.startswith("dataframe"):
         columns, rows = _columns(payload, ())
-        return pd.DataFrame(columns), rows
-    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-        return pd.DataFrame(value), len(value)
+        return pd.DataFrame(columns, index=None if columns else pd.RangeIndex(rows)), rows
     if isinstance(value, Mapping):
         return {name: np.asarray(given) for name, given in value.items()}, 1
     try:

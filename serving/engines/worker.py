@@ -2,7 +2,9 @@
 
 Frames are a 4-byte big-endian length and a JSON array. From the server: the specification, then `[id, kind, body]`; to it:
 `[0, "ready", {…}]` or `[0, "failed", {"message"}]`, then `[id, "result", body]`, `[id, "event", body]`… `[id, "end", null]`,
-or `[id, "error", {"message", "status", "param", "failed"}]`. Only JSON crosses, so that a model cannot reach into the server.
+or `[id, "error", {"message", "status", "param", "failed"}]`; with each batch of rows comes `[0, "took", seconds]`. A request's
+kind is `rows`, `chunks` (a row whose answer is streamed), `whole` or `stream` (conversations). Only JSON crosses, so that a model
+cannot reach into the server.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -28,8 +31,9 @@ import orjson
 
 from serving.engines import skops
 from serving.engines.frames import Frames
+from serving.engines.lacking import lacking
 from serving.engines.replies import plain, told
-from serving.engines.rows import FORMATS, Refused, Table, reader, typed
+from serving.engines.rows import FORMATS, Refused, Table, listed, reader, typed
 
 _LENGTH = struct.Struct(">I")
 MAX_ROWS = 4096
@@ -116,6 +120,9 @@ class Model:
         self.loader = str(flavor.get("loader_module"))
         self.streams = bool(flavor.get("streamable"))
         self.read, self.table = (typed, False) if meta._is_signature_from_type_hint() else reader(meta.signature)
+        self._open = getattr(meta.signature, "inputs", None) is None
+        if self._open and self.loader == "mlflow.langchain":
+            self.read = listed
         says = (meta.metadata or {}).get("rowwise")
         self.rowwise = self.table and (self.loader in ROWWISE if says is None else bool(says))
         self._params = meta.get_params_schema() is not None
@@ -139,7 +146,7 @@ class Model:
             try:
                 columns, count = self.read(body)
                 if not self.table:
-                    results[position] = self._predict(columns, params)
+                    results[position] = self._whole(columns, params)
                 elif params:
                     results[position] = self._attempt(columns, params)
                 else:
@@ -151,6 +158,26 @@ class Model:
         for group in tables.values():
             self._together(group, _joined, results)
         return results
+
+    def chunks(self, body: Mapping[str, Any]) -> Iterator[Any]:
+        """What `predict_stream` gives for the one row of a request."""
+        if not self.streams:
+            raise Refused("The model does not stream: it has no predict_stream. Leave out 'stream'.", "stream")
+        if self._open and isinstance(body.get("inputs"), Mapping):
+            data, count = body["inputs"], 1  # as it was sent: nothing says that it has columns
+        else:
+            data, count = self.read(body)
+        if count != 1:
+            raise Refused(f"A model streams the answer to one row; the request has {count}.")
+        if self.table:
+            data = self._frames.of_columns(data)
+        elif self._open and hasattr(data, "tolist"):
+            data = data.tolist()
+        given = {"params": params} if (params := body.get("params")) else {}
+        try:
+            yield from self.pyfunc.predict_stream(data, **given)
+        except Exception as error:
+            raise (lacking(self.pyfunc, data, error) if self._open else None) or error from None
 
     def _together(self, group: list[tuple[int, Any, int]], join: Any, results: list[Any]) -> None:
         """Predict the rows of several requests at once, each given by its position, its rows and how many they are."""
@@ -168,6 +195,13 @@ class Model:
         for position, _, count in group:
             results[position] = whole[offset : offset + count]
             offset += count
+
+    def _whole(self, data: Any, params: Any) -> Any:
+        """The predictions of one request that shares no batch."""
+        try:
+            return self._predict(data, params)
+        except Exception as error:
+            return (lacking(self.pyfunc, data, error) if self._open else None) or error
 
     def _attempt(self, data: Any, params: Any = None) -> Any:
         try:
@@ -285,9 +319,11 @@ class Server:
                     self._streams[identifier] = False
                     self._pool.submit(self._converse, identifier, kind, body)
             for batch in self._batches(rows):
+                began = time.perf_counter()
                 results = self._model.rows([body for _, body in batch])
                 answers = [self._answer(identifier, result) for (identifier, _), result in zip(batch, results, strict=True)]
-                self._wire.flush(b"".join(answers))
+                took = self._wire.frame(0, "took", time.perf_counter() - began)
+                self._wire.flush(b"".join((took, *answers)))
         os._exit(0)  # the server is gone, or wants this to end: whatever the model is doing
 
     def _batches(self, rows: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
@@ -313,8 +349,8 @@ class Server:
 
     def _converse(self, identifier: int, kind: str, body: Any) -> None:
         try:
-            if kind == "stream" and self._model.streams:
-                for event in self._model.stream(body):
+            if kind == "chunks" or (kind == "stream" and self._model.streams):
+                for event in (self._model.chunks if kind == "chunks" else self._model.stream)(body):
                     if self._streams[identifier]:
                         return
                     self._wire.send(identifier, "event", event)

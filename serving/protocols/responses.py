@@ -82,20 +82,20 @@ def _conversation(body: Mapping[str, Any]) -> str | None:
     return None if value is None else thread_name(value)
 
 
-def items(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`input` as a list of checked items; a string becomes one user message."""
+def items(body: Mapping[str, Any], field: str = "input") -> list[dict[str, Any]]:
+    """`input` as a list of checked items; a string becomes one user message. `field` is what errors call it."""
     value = body.get("input")
     if value is None:
-        raise bad_request("Missing field 'input': send a string or an array of items.", "input")
+        raise bad_request(f"Missing field {field!r}: send a string or an array of items.", field)
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if not isinstance(value, list):
-        raise bad_request(f"Field 'input' must be a string or an array, not {describe(value)}.", "input")
+        raise bad_request(f"Field {field!r} must be a string or an array, not {describe(value)}.", field)
     if not value:
-        raise bad_request("Field 'input' is empty: send at least one item.", "input")
+        raise bad_request(f"Field {field!r} is empty: send at least one item.", field)
     if len(value) > MAX_ITEMS:
-        raise bad_request(f"Field 'input' has {len(value)} items; at most {MAX_ITEMS} are read.", "input")
-    return [_item(item, f"input[{position}]") for position, item in enumerate(value)]
+        raise bad_request(f"Field {field!r} has {len(value)} items; at most {MAX_ITEMS} are read.", field)
+    return [_item(item, f"{field}[{position}]") for position, item in enumerate(value)]
 
 
 def _item(item: Any, path: str) -> dict[str, Any]:

@@ -32,6 +32,27 @@ from mlflow.models import set_model
 
 set_model(RunnableLambda(lambda given: f"{given['word']} is a word"))
 """
+PROMPT = """
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import RunnableLambda
+from mlflow.models import set_model
+
+set_model(PromptTemplate.from_template("{word} in {tone}") | RunnableLambda(lambda prompt: prompt.text))
+"""
+TELLER = """
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+class Teller(PythonModel):
+    def predict(self, context, model_input, params=None):
+        return ["whole"] * len(model_input)
+
+    def predict_stream(self, context, model_input, params=None):
+        yield {"given": model_input, "params": params}
+        yield "and more"
+
+set_model(Teller())
+"""
 
 
 def bert(folder: Path) -> None:
@@ -89,11 +110,16 @@ def save_all() -> None:
     encode = SentenceTransformer(modules=[encoder, parts.Pooling(16)])
     vectors = ModelSignature(Schema([ColSpec("string")]), Schema([TensorSpec(np.dtype("float32"), (-1, 16))]))
     save(mlflow.sentence_transformers, encode, "sentence_transformers", signature=vectors, metadata={"task": "llm/v1/embeddings"})
-    for name, code in (("typed", TYPED), ("langchain", CHAIN)):
+    for name, code in (("typed", TYPED), ("langchain", CHAIN), ("prompt", PROMPT), ("teller", TELLER)):
         (FOLDER / f"{name}.py").write_text(code)
     mlflow.pyfunc.save_model(FOLDER / "typed", python_model=str(FOLDER / "typed.py"), pip_requirements=["mlflow"])
     if find_spec("langchain"):
         save(mlflow.langchain, str(FOLDER / "langchain.py"), "langchain")
+        save(mlflow.langchain, str(FOLDER / "prompt.py"), "prompt")
+    word = infer_signature(pd.DataFrame({"word": ["good"]}), ["whole"], {"loud": True})
+    for name, signature in (("teller", word), ("free", None)):
+        how: dict[str, Any] = {"python_model": str(FOLDER / "teller.py"), "pip_requirements": ["mlflow"], "signature": signature}
+        mlflow.pyfunc.save_model(FOLDER / name, **how)
 
 
 TABLES: list[dict[str, Any]] = [
@@ -111,6 +137,17 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "sentence_transformers": TEXTS,
     "typed": [*TEXTS, {"inputs": [1]}],
     "langchain": [{"inputs": {"word": "good"}}, {"instances": [{"word": "good"}]}, {"dataframe_records": [{"word": "good"}]}],
+    "prompt": [{"inputs": {"word": "good"}}, {"dataframe_records": [{"word": "good", "tone": "red"}, {"tone": "red"}]}],
+}
+STREAMED: dict[str, list[dict[str, Any]]] = {
+    "teller": [
+        {"dataframe_split": {"columns": ["word"], "data": [["good"]]}, "params": {"loud": False}},
+        {"dataframe_records": [{"word": "good"}, {"word": "bad"}]},
+        {"inputs": {"wird": ["good"]}},
+    ],
+    "free": [{"inputs": {"word": "good"}}, {"instances": ["good"]}, {"dataframe_records": [{"word": "good"}]}],
+    "prompt": [{"inputs": {"word": "good", "tone": "red"}}, {"dataframe_records": [{"word": "good"}]}],
+    "sklearn": [{"dataframe_records": [{"a": 1.0, "b": 2.0}]}],
 }
 
 
@@ -120,7 +157,8 @@ def answers() -> dict[str, Any]:
     from serving.engines.worker import Model
 
     told: dict[str, Any] = {}
-    for name, bodies in ASKED.items():
+    for name in {**ASKED, **STREAMED}:
+        bodies = ASKED.get(name, [])
         if not (FOLDER / name).exists():
             continue
         model = Model(str(FOLDER / name))
@@ -130,8 +168,18 @@ def answers() -> dict[str, Any]:
 
         alone = [result for body in bodies for result in given(model.rows([body]))]
         together = given(model.rows(bodies)) if model.rowwise else None
-        told[name] = {"alone": alone, "together": together, "arrays": model._arrays}
+        streamed = [_streamed(model, body) for body in STREAMED.get(name, ())]
+        told[name] = {"alone": alone, "together": together, "arrays": model._arrays, "streamed": streamed}
     return told
+
+
+def _streamed(model: Any, body: dict[str, Any]) -> Any:
+    from serving.engines import replies
+
+    try:
+        return list(model.chunks(body))
+    except Exception as error:
+        return replies.told(error)
 
 
 if __name__ == "__main__":

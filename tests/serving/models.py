@@ -74,6 +74,12 @@ class Dying(PythonModel):
             time.sleep(3)
         return [str(os.getpid())] * len(model_input)
 
+    def predict_stream(self, context, model_input, params=None):
+        for part in ("write to an", "na@example", ".org"):
+            yield {"part": part}
+        if model_input["word"] == "die":
+            os._exit(3)
+
 set_model(Dying())
 """
 
@@ -97,10 +103,12 @@ client.set_registered_model_alias("main.default.dying", "champion", 1)
 """
 
 SMALL = """
-import os, subprocess, time
+import os, signal, subprocess, time
 
 def _load_pyfunc(path):
     how = os.environ.get("LOAD")
+    if how and how.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, how))
     if how == "raise":
         raise ValueError("the weights are of another shape")
     if how == "hang":

@@ -67,3 +67,26 @@ def test_a_langchain_runnable(told: dict[str, Any]) -> None:
     whole, *listed = told["langchain"]["alone"]
     assert whole == "good is a word"
     assert listed == [["good is a word"]] * 2
+
+
+@pytest.mark.skipif(find_spec("langchain") is None, reason="langchain is not installed")
+def test_a_chain_without_a_signature_names_the_key_that_is_missing(told: dict[str, Any]) -> None:
+    one, several = told["prompt"]["alone"]
+    assert (one["status"], one["param"]) == (400, "tone")
+    assert one["message"] == "Row 0 lacks 'tone', which the model needs. The model takes tone, word. Sent: word."
+    assert (several["status"], several["param"], several["message"][:18]) == (400, "word", "Row 1 lacks 'word'")
+    whole, lacking = told["prompt"]["streamed"]
+    assert whole == ["good in red"]
+    assert (lacking["status"], lacking["param"]) == (400, "tone")
+
+
+def test_a_model_streams_the_answer_to_one_row_and_is_given_its_parameters(told: dict[str, Any]) -> None:
+    good, two, wrong = told["teller"]["streamed"]
+    assert good == [{"given": {"word": "good"}, "params": {"loud": False}}, "and more"]
+    assert (two["status"], two["message"]) == (400, "A model streams the answer to one row; the request has 2.")
+    assert (wrong["status"], wrong["param"]) == (400, "word")
+    given = [chunks[0]["given"] for chunks in told["free"]["streamed"]]
+    assert given == [{"word": "good"}, "good", {"word": "good"}]
+    (refused,) = told["sklearn"]["streamed"]
+    assert (refused["status"], refused["param"]) == (400, "stream")
+    assert "no predict_stream" in refused["message"]

@@ -196,6 +196,38 @@ def test_a_model_that_dies_takes_nobody_along_and_comes_back(live: Live) -> None
     )
 
 
+def test_predictions_are_streamed_guarded_and_recorded_once(live: Live) -> None:
+    w = workspace(live)
+    w.serving_endpoints.wait_get_serving_endpoint_not_updating("mortal", timeout=SOON)
+
+    asked: list[str] = []
+
+    def streamed(word: str) -> list[str]:
+        body = {"dataframe_records": [{"word": word}], "stream": True}
+        with live.client() as client:
+            answer = client.post("/serving-endpoints/mortal/invocations", json=body)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.text.split("\n") if line]
+        assert lines[-1] == "data: [DONE]"
+        asked.append(answer.headers["x-request-id"])
+        return [line.removeprefix("data: ") for line in lines[:-1]]
+
+    assert [json.loads(line)["part"] for line in streamed("live")] == ["write to an", "na@example", ".org"]
+    *_, error = streamed("die")
+    assert json.loads(error)["error_code"] == "TEMPORARILY_UNAVAILABLE"
+    mask = s.AiGatewayGuardrailParameters(pii=s.AiGatewayGuardrailPiiBehavior(s.AiGatewayGuardrailPiiBehaviorBehavior.MASK))
+    w.serving_endpoints.put_ai_gateway("mortal", guardrails=s.AiGatewayGuardrails(output=mask))
+    try:
+        assert "".join(json.loads(line)["part"] for line in streamed("live")) == "write to [EMAIL]"
+    finally:
+        w.serving_endpoints.put_ai_gateway("mortal")
+    with live.client() as client:
+        kept = [client.get("/api/2.0/smalti/journal", params={"request_id": each}).json()["rows"] for each in asked]
+    assert [[row["status_code"] for row in rows] for rows in kept] == [[200], [503], [200]]
+    assert [part["part"] for part in json.loads(kept[2][0]["response"])["predictions"]] == ["write to [EMAIL]", "", ""]
+    w.serving_endpoints.wait_get_serving_endpoint_not_updating("mortal", timeout=SOON)
+
+
 def test_a_service_principal_signs_in_and_manages_what_it_made(live: Live) -> None:
     w = workspace(live, client_id="sp", client_secret="secret")
     assert w.config.auth_type == "oauth-m2m"

@@ -70,6 +70,7 @@ async def test_a_forked_process_is_its_own_and_comes_back_after_a_crash(
         assert second != first
         assert forked(forks) == [second]  # and no zombie
         assert model.starts == 2
+        assert "The model's process ended (killed by SIGKILL)" in model.build_logs()
     finally:
         await model.stop(0)
     assert forked(forks) == []
