@@ -60,7 +60,7 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
     """Training runs over HTTP, under the grants on the models they register."""
     from finetune.routes import router
     from finetune.runs import Runs
-    from serving.tracking.remote.server import tracking_uri
+    from serving.tracking.remote.place import tracking_uri
 
     return router(
         Runs(platform.home.path / "finetune"),

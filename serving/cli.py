@@ -96,7 +96,7 @@ class Workspace:
     @cached_property
     def tracking_uri(self) -> str:
         """Where MLflow's client reaches what is tracked: the state folder's database, or the server that settings name."""
-        from serving.tracking.remote.server import tracking_uri
+        from serving.tracking.remote.place import tracking_uri
 
         return tracking_uri(self.settings, self.home.path)
 

@@ -106,7 +106,8 @@ def _documents(work: Workspace) -> str:
 
 
 def _mlflow(work: Workspace) -> str:
-    from serving.tracking.remote.connection import Connection, Place
+    from serving.tracking.remote.connection import Connection
+    from serving.tracking.remote.place import Place
 
     place = Place.of(work.settings)
     if place is None:

@@ -29,8 +29,8 @@ class Tracked:
     def open(cls, settings: Settings, home: Path) -> Tracked:
         """As settings say, for the state folder `home`. What belongs to MLflow is imported where it is used."""
         if settings.mlflow_url:
-            from serving.tracking.remote.connection import Place
             from serving.tracking.remote.files import RemoteArtifacts
+            from serving.tracking.remote.place import Place
             from serving.tracking.remote.server import RemoteMlflow
             from serving.tracking.remote.traces import RemoteTraces
 

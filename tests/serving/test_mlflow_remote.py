@@ -22,8 +22,8 @@ from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
 
 from serving.settings import Settings, SettingsError
-from serving.tracking.remote.connection import Connection, Place
-from serving.tracking.remote.server import tracking_uri
+from serving.tracking.remote.connection import Connection
+from serving.tracking.remote.place import Place, tracking_uri
 from serving.tracking.remote.traces import RemoteTraces
 from tests.live import Live, mlflow_store, serving, smalti, wait_until
 from tests.programs import Programs

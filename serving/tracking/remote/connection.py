@@ -11,20 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from governance.call import CallError, unavailable
 from serving.tracking.base import TrackingServer, given
+from serving.tracking.remote.place import Place
 
 if TYPE_CHECKING:
-    from serving.settings import Settings
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -36,44 +34,6 @@ PATIENCE = 5.0
 """Seconds that such a look may take."""
 QUIET = 2.0
 """Seconds after a question without an answer in which threads are refused at once, so that many do not wait one by one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the tracking server is, and what it is shown.
-
-    Parameters
-    ----------
-    url: without credentials.
-    user, password: of HTTP's basic authentication; both None with a token.
-    token: a bearer token.
-    """
-
-    url: str
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, settings: Settings, environment: Mapping[str, str] = os.environ) -> Place | None:
-        """The place that settings name; None where this server has its own."""
-        if settings.mlflow_url is None:
-            return None
-        parts = urlsplit(settings.mlflow_url)
-        host = parts.netloc.rpartition("@")[2]
-        url = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
-        if parts.username:
-            return cls(url, unquote(parts.username), unquote(parts.password or ""))
-        user, password = (environment.get(f"MLFLOW_TRACKING_{each}") for each in ("USERNAME", "PASSWORD"))
-        if user and password:
-            return cls(url, user, password)
-        return cls(url, token=environment.get("MLFLOW_TRACKING_TOKEN"))
-
-    def environment(self) -> dict[str, str]:
-        """The variables by which MLflow's own client, in this process and those that it starts, shows the same."""
-        if self.user is not None:
-            return {"MLFLOW_TRACKING_USERNAME": self.user, "MLFLOW_TRACKING_PASSWORD": self.password or ""}
-        return {"MLFLOW_TRACKING_TOKEN": self.token} if self.token else {}
 
 
 class Connection(TrackingServer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from serving.feedback import Traces
 from serving.registry import Models, Registry
 from serving.tracking.base import registry_action
-from serving.tracking.remote.connection import Connection, Place
+from serving.tracking.remote.connection import Connection
 from serving.tracking.remote.models import RemoteRegistry
+from serving.tracking.remote.place import Place
 from serving.tracking.remote.traces import RemoteTraces
 
 if TYPE_CHECKING:
@@ -53,16 +53,6 @@ class RemoteMlflow(Connection):
 
     def shown(self, body: bytes) -> bytes:
         return json.dumps(self.registry.told(json.loads(body))).encode()
-
-
-def tracking_uri(settings: Settings, home: Path) -> str:
-    """Where MLflow's own client in this process, and in those that it starts, reaches what the server tracks: the one place that
-    knows. Credentials of an `mlflow_url` are put where that client looks for them, the environment."""
-    place = Place.of(settings)
-    if place is None:
-        return f"sqlite:///{home / 'mlflow.db'}"
-    os.environ.update(place.environment())
-    return place.url
 
 
 def traces(settings: Settings, home: Path) -> Traces | RemoteTraces:
