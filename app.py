@@ -60,10 +60,11 @@ def _finetune_routes(platform: Platform, caller: Any) -> APIRouter:
     """Training runs over HTTP, under the grants on the models they register."""
     from finetune.routes import router
     from finetune.runs import Runs
+    from serving.tracking.remote.place import tracking_uri
 
     return router(
         Runs(platform.home.path / "finetune"),
-        tracking_uri=f"sqlite:///{platform.home.path / 'mlflow.db'}",
+        tracking_uri=tracking_uri(platform.settings, platform.home.path),
         caller=caller,
         may_register=lambda who, name: platform.model_access.check(who, name, "CAN_MANAGE"),
         refuse=_refuse,
@@ -151,11 +152,12 @@ def _find_pii(text: str) -> list[str]:
     return [found.kind for found in find(text)]
 
 
-def _disliked(database: Path) -> set[str]:
+def _disliked(work: Workspace) -> set[str]:
     """Answers with a thumb down, by request id."""
-    from serving.feedback import NAME, assessments
+    from serving.feedback import NAME
+    from serving.tracking.remote.server import traces
 
-    told = (each for each in assessments(database, 0) if each.name == NAME and each.value is not None)
+    told = (each for each in traces(work.settings, work.home.path).events(0) if each.name == NAME and each.value is not None)
     return {each.request_id for each in told if not each.value}
 
 
@@ -203,7 +205,7 @@ def workspace(
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
     context.obj.find_pii, context.obj.redact = _find_pii, _redact
-    context.obj.disliked = lambda: _disliked(context.obj.home.path / "mlflow.db")
+    context.obj.disliked = lambda: _disliked(context.obj)
 
 
 @cli.command()

@@ -100,7 +100,7 @@ def from_traces(
     from evals import collect
 
     work = context.obj
-    mlflow.set_tracking_uri(f"sqlite:///{work.home.path / 'mlflow.db'}")
+    mlflow.set_tracking_uri(work.tracking_uri)
     experiments = mlflow.search_experiments(filter_string=f"name = '{_quoted(endpoint)}'" if endpoint else None)
     places = [each.experiment_id for each in experiments]
     traces = mlflow.search_traces(locations=places, return_type="list") if places else []
@@ -155,10 +155,11 @@ def mirror_dataset(
     """Put a dataset among MLflow's, tagged with its hash; every row is looked for there afterwards."""
     from evals.mirror import mirror
 
-    home = context.obj.home.path
-    uri = f"sqlite:///{home / 'mlflow.db'}?timeout=60"
+    uri, own = context.obj.tracking_uri, None
+    if uri.startswith("sqlite:"):
+        uri, own = f"{uri}?timeout=60", context.obj.home.path / "mlartifacts"
     with refusing():
-        made = mirror(file, uri, experiment=experiment, name=name, artifact_root=home / "mlartifacts")
+        made = mirror(file, uri, experiment=experiment, name=name, artifact_root=own)
     if as_json:
         context.obj.print_json(made)
     else:

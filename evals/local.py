@@ -34,7 +34,7 @@ def options(
 ) -> dict[str, Any]:
     """What `evals.run.evaluate` is given for an evaluation that the state folder keeps."""
     return {
-        "tracking_uri": f"sqlite:///{work.home.path / 'mlflow.db'}" if record else None,
+        "tracking_uri": work.tracking_uri if record else None,
         "folder": work.home.path / "evals",
         "experiment": experiment,
         "concurrency": concurrency,

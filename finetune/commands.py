@@ -29,7 +29,7 @@ _COLUMNS = {
 
 
 def _database(context: typer.Context) -> str:
-    return f"sqlite:///{context.obj.home.path / 'mlflow.db'}"
+    return str(context.obj.tracking_uri)
 
 
 def _runs(context: typer.Context) -> Runs:
@@ -44,7 +44,9 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and do not wait for it.")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow elsewhere; default: this state folder's.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow elsewhere; default: this state folder's, or `mlflow_url`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train what RECIPE says, record it in MLflow and register the model."""

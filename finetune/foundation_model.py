@@ -79,7 +79,7 @@ def create(
     recipe = load_recipe(given | ({"context_length": context_length} if context_length else {}))
     assert isinstance(recipe, TrainedRecipe)
     check(recipe)
-    run = _runs().create(recipe, tracking_uri=f"sqlite:///{_home() / 'mlflow.db'}", created_by="python")
+    run = _runs().create(recipe, tracking_uri=_tracking_uri(), created_by="python")
     run.start()
     return run
 
@@ -111,6 +111,14 @@ def cancel(training_runs: str | TrainingRun | Sequence[str | TrainingRun]) -> in
 def get_events(training_run: str | TrainingRun, *, follow: bool = False) -> builtins.list[dict[str, Any]]:
     """What a run told; `follow` waits for its end."""
     return builtins.list(get(training_run).events(follow=follow))
+
+
+def _tracking_uri() -> str:
+    """Where a server that is configured by the environment as this process is keeps its models and runs."""
+    url = os.environ.get("SMALTI_MLFLOW_URL")
+    if url and "@" in url:
+        raise RecipeError("Put the credentials of SMALTI_MLFLOW_URL into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+    return url or f"sqlite:///{_home() / 'mlflow.db'}"
 
 
 def _home() -> Path:

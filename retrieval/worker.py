@@ -24,9 +24,8 @@ class _Process:
 
     def __init__(self, memory: int, seconds: float) -> None:
         root = str(Path(__file__).resolve().parent.parent)
-        code = (
-            f"import sys; sys.path.insert(0, {root!r}); from retrieval.converting import main; main({memory}, {int(seconds) + 1})"
-        )
+        start = f"import sys; sys.path.insert(0, {root!r}); from retrieval.converting import main"
+        code = f"{start}; main({memory}, {int(seconds) + 1})"
         # One thread for numeric libraries: their thread stacks alone can exceed the memory limit.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         self._child = subprocess.Popen(

@@ -194,10 +194,13 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         from serving.tracking import databricks as tracking_databricks
         from serving.tracking import reviews as model_reviews
         from serving.tracking import routes as tracking
+        from serving.tracking import webhook_routes
 
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller))
+        app.include_router(
+            files.router(platform.artifacts, server, access, platform.volumes, caller, pepper=platform.home.pepper)
+        )
         app.include_router(volumes.router(platform.volumes, caller))
         app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
         models = platform.catalog
@@ -207,7 +210,11 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         signed_in = authorize(platform.identity)
         app.include_router(tracking_databricks.router(server, access, caller))
         reviews = model_reviews.Reviews(platform.engine)
-        access.follow = reviews.follow
+        access.followers.append(reviews.follow)
+        hooks = platform.webhooks
+        access.followers.append(hooks.follow)
+        access.observers.append(hooks)
+        app.include_router(webhook_routes.router(hooks, caller))
         app.include_router(model_reviews.router(reviews, server, access, caller))
         app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
     for room in rooms:

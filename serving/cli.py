@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from governance.identity import Identity
     from governance.journal import Journal
     from retrieval.embed import Encoder
+    from serving.registry import Models
     from serving.settings import Settings
     from serving.state import Home
 
@@ -91,6 +92,19 @@ class Workspace:
         from serving.state import Home
 
         return Home(self.settings.home)
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """Where MLflow's client reaches what is tracked: the state folder's database, or the server that settings name."""
+        from serving.tracking.remote.place import tracking_uri
+
+        return tracking_uri(self.settings, self.home.path)
+
+    @cached_property
+    def registry(self) -> Models:
+        from serving.tracking.remote.server import models
+
+        return models(self.settings, self.home.path)
 
     @cached_property
     def engine(self) -> Engine:

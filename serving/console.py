@@ -13,7 +13,7 @@ from governance import audit, hourly
 from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
-from serving.feedback import source_of, thumbs, trace_url
+from serving.feedback import source_of
 from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Console:
             return []
         begin = int(datetime.fromisoformat(f"{since}:00+00:00").timestamp() * 1000)
         name = None if who.admin else source_of(who)
-        return await asyncio.to_thread(thumbs, self._platform.home.path / "mlflow.db", begin, name)
+        return await asyncio.to_thread(self._platform.traces.thumbs, begin, name)
 
     async def calls(self, who: Caller, query: Mapping[str, str], limit: int) -> Sequence[Row]:
         return await asyncio.to_thread(self._calls, who, query, limit)
@@ -120,7 +120,7 @@ class Console:
             found = [dict(each) for each in connection.execute(inner.order_by(table.request_time).limit(200)).mappings()]
         traces = None
         if self._platform.mlflow and row["trace_id"]:
-            traces = trace_url(self._platform.home.path / "mlflow.db", request_id, row["trace_id"])
+            traces = self._platform.traces.url(request_id, row["trace_id"])
         verdicts = orjson.loads(row["guardrail_verdicts"] or "[]")
         return {**row, "guardrail_verdicts": verdicts, "inner": found, "traces": traces}
 

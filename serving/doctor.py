@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from serving.registry import SCHEME
 
 if TYPE_CHECKING:
     from serving.cli import Workspace
@@ -39,6 +42,7 @@ def examine(work: Workspace) -> list[Finding]:
         "state": _state,
         "vectors": _vectors,
         "documents": _documents,
+        "mlflow": _mlflow,
         "port": _port,
         "model": _model,
     }
@@ -99,6 +103,33 @@ def _documents(work: Workspace) -> str:
     if not folder.exists():
         raise RuntimeError(f"There is no folder {folder}. Name one: smalti serve --docs PATH")
     return str(folder.resolve())
+
+
+def _mlflow(work: Workspace) -> str:
+    from serving.tracking.remote.connection import Connection
+    from serving.tracking.remote.place import Place
+
+    place = Place.of(work.settings)
+    if place is None:
+        return "of this server itself" if work.settings.mlflow else "switched off"
+    server = Connection(place)
+
+    async def look() -> tuple[str | None, str]:
+        try:
+            problem = await server.look()
+            return problem, "" if problem else await server.artifacts_at()
+        finally:
+            await server.stop()
+
+    problem, artifacts = asyncio.run(look())
+    if problem:
+        raise RuntimeError(f"The MLflow server at {place.url} cannot be used: {problem}.")
+    if not artifacts.startswith(SCHEME):
+        raise RuntimeError(
+            f"The MLflow server at {place.url} keeps artifacts at {artifacts}, where models cannot be loaded from. "
+            "Start it with --artifacts-destination, without --default-artifact-root and --no-serve-artifacts."
+        )
+    return f"{place.url}, with artifacts behind it"
 
 
 def _port(work: Workspace) -> str:

@@ -25,7 +25,7 @@ from serving.engines.process import ModelProcess
 from serving.engines.providers import NO_KEY, key_of, upstream_of
 from serving.engines.replicas import SIZES, Replicas
 from serving.engines.supervised import Entrusted, Runs
-from serving.registry import ModelVersion, Registry
+from serving.registry import Models, ModelVersion
 from serving.secrets.scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
 
@@ -117,7 +117,7 @@ class Entities:
     def __init__(
         self,
         home: Path,
-        registry: Registry,
+        registry: Models,
         vault: Vault,
         *,
         upstream_hosts: Collection[str] = (),
@@ -262,8 +262,10 @@ class Failed:
 
     version, memory = None, 0
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, passing: bool = False) -> None:
         self._message = message
+        self.passing = passing
+        """Whether it may go by itself, as where the registry does not answer."""
 
     @property
     def state(self) -> tuple[str, str]:

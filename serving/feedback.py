@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def assessments(database: Path, since_ms: int) -> list[Event]:
     One that no longer counts has the value None.
     """
     return [
-        Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, _number(row.value) if row.valid else None)
+        Event(row.assessment_id, row.trace_id.removeprefix("tr-"), row.name, number(row.value) if row.valid else None)
         for row in _tracked(database, _ASSESSMENTS, {"since": since_ms})
     ]
 
@@ -79,7 +79,7 @@ def thumbs(database: Path, since_ms: int, who: str | None = None) -> list[dict[s
     """People's thumbs from a time on: `time` (Unix seconds), `helpful`, `endpoint`. `who`: only this one's. Blocking."""
     found = _tracked(database, _THUMBS, {"since": since_ms, "name": NAME})
     return [
-        {"time": row.created_timestamp / 1000, "helpful": _number(row.value) == 1, "endpoint": row.name}
+        {"time": row.created_timestamp / 1000, "helpful": number(row.value) == 1, "endpoint": row.name}
         for row in found
         if who is None or row.source_id == who
     ]
@@ -92,17 +92,35 @@ def trace_url(database: Path, request_id: str, trace_id: str) -> str:
     return "/mlflow/"
 
 
+class Traces:
+    """What is said of answers in the tracking database of a state folder. All methods block."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+
+    def events(self, since_ms: int, names: Collection[str] = ()) -> list[Event]:
+        """`assessments`; those of `names` are among them."""
+        return assessments(self._database, since_ms)
+
+    def thumbs(self, since_ms: int, who: str | None = None) -> list[dict[str, Any]]:
+        return thumbs(self._database, since_ms, who)
+
+    def url(self, request_id: str, trace_id: str) -> str:
+        return trace_url(self._database, request_id, trace_id)
+
+
 def _tracked(database: Path, statement: Any, given: dict[str, Any]) -> list[Any]:
     """Rows of the tracking database itself; none where it has not been made yet."""
     with reading(database, "assessments") as connection:
         return list(connection.execute(statement, given)) if connection is not None else []
 
 
-def _number(value: str) -> float | None:
+def number(value: Any) -> float | None:
+    """An assessment's value, or the JSON of one, as a number; yes and no are 1 and 0. None for other words."""
     try:
-        told = json.loads(value)
+        told = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return None
+        told = value
     told = {"yes": 1.0, "no": 0.0}.get(told.lower()) if isinstance(told, str) else told
     return float(told) if isinstance(told, bool | int | float) else None
 

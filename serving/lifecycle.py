@@ -107,7 +107,7 @@ class Lifecycle:
                     record.entities[spec["name"]] = await self._entities.make(record.name, spec)
                 except CallError as error:
                     log.warning("endpoint %s: entity %s is not available: %s", record.name, spec["name"], error.message)
-                    record.entities[spec["name"]] = Failed(error.message)
+                    record.entities[spec["name"]] = Failed(error.message, passing=error.status == 503)
             self._register(record)
             record.work = asyncio.create_task(self._resume(record))
 
@@ -222,6 +222,23 @@ class Lifecycle:
         return hidden
 
     async def _resume(self, record: Record) -> None:
+        """Start what serves, once the registry answers; then what is pending."""
+        while missing := [name for name, each in record.entities.items() if isinstance(each, Failed) and each.passing]:
+            await asyncio.sleep(REGISTERED_EVERY)
+            config = record.config or {}
+            for spec in config["served_entities"]:
+                if spec["name"] not in missing:
+                    continue
+                try:
+                    record.task = await self._task(config)
+                    made = await self._entities.make(record.name, spec)
+                except CallError as error:
+                    made = Failed(error.message, passing=error.status == 503)
+                serves = (record.config or {}).get("served_entities")
+                if self._records.get(record.name) is not record or serves != config["served_entities"]:
+                    return  # it was deleted, or brought to another config, meanwhile
+                record.entities[spec["name"]] = made
+            self._register(record)
         results = await asyncio.gather(*(entity.start() for entity in record.entities.values()), return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):

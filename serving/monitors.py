@@ -5,7 +5,7 @@ The scoring itself is the evals room's, which `app.py` joins to this.
 
 from __future__ import annotations
 
-import ssl
+import json
 import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from serving.engines import addresses
+from serving import outbound
 
 if TYPE_CHECKING:
-    from serving.tracking.server import MlflowServer
+    from serving.tracking.base import TrackingServer
 
 
 class Monitor(BaseModel):
@@ -55,7 +55,7 @@ class Monitor(BaseModel):
         return url
 
 
-def assess(server: MlflowServer | None, request_id: str, name: str, said: Mapping[str, Any]) -> bool:
+def assess(server: TrackingServer | None, request_id: str, name: str, said: Mapping[str, Any]) -> bool:
     """Write what a scorer said as feedback on the answer's trace; False where it is not there yet. Blocking.
 
     Without a tracking server there is nothing to write to, and that is told as done.
@@ -83,25 +83,9 @@ def assess(server: MlflowServer | None, request_id: str, name: str, said: Mappin
 
 
 def alert(hosts: Collection[str], webhook: str, body: Mapping[str, Any]) -> str | None:
-    """Post an alert; what went wrong, None where nothing did. Blocking.
-
-    A webhook is reached as an upstream is: at public addresses, or at hosts in `upstream_hosts`; the address that is connected
-    to is the one that was checked, and no redirect is followed.
-    """
-    import httpx
-
-    parts = urlsplit(webhook)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    """Post an alert; what went wrong, None where nothing did. Blocking."""
     try:
-        address = addresses.lookup(host, port, "any" if host in hosts else "public")[0]
-    except addresses.Unreachable as error:
+        status, _ = outbound.post(webhook, json.dumps(dict(body)).encode(), hosts=hosts)
+    except outbound.Unsent as error:
         return str(error)
-    literal = f"[{address}]" if ":" in address else address
-    url = parts._replace(netloc=f"{literal}:{port}").geturl()
-    headers = {"host": parts.netloc, "user-agent": "smalti"}
-    try:
-        with httpx.Client(timeout=10, trust_env=False, verify=ssl.create_default_context(), follow_redirects=False) as client:
-            answer = client.post(url, json=dict(body), headers=headers, extensions={"sni_hostname": host})
-    except httpx.HTTPError as error:
-        return f"{type(error).__name__} at {parts.netloc}"
-    return None if answer.is_success else f"{parts.netloc} answered {answer.status_code}"
+    return None if 200 <= status < 300 else f"{urlsplit(webhook).netloc} answered {status}"

@@ -46,20 +46,20 @@ from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
 from serving.experiments.live import Experiments
-from serving.feedback import assessments
-from serving.files.artifacts import Artifacts
 from serving.files.volumes import Volumes
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
 from serving.needs import needs
-from serving.registry import Registry
 from serving.runs import Runs
 from serving.secrets.scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
 from serving.tracking.access import ModelAccess
+from serving.tracking.authors import Authors
+from serving.tracking.tracked import Tracked
+from serving.tracking.webhooks import Webhooks
 from serving.ui.session import OneTimeCodes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from agents.state import Route, Router
     from serving.mcp_client import McpServers
     from serving.tracing import Tracer
-    from serving.tracking.server import MlflowServer
+    from serving.tracking.base import TrackingServer
     from serving.unity_catalog.registered import Catalog
 
 log = logging.getLogger("smalti")
@@ -103,7 +103,9 @@ class Platform:
         declared |= {f"connection:{c.name}": c.ai_gateway for c in settings.connections if c.ai_gateway is not None}
         self.policies = Policies(self.engine, declared)
         self.journal = Journal(self.engine, home.journal, fsync=settings.journal_fsync)
-        self.mlflow, self.tracer = self._tracking() if settings.mlflow else (None, None)
+        tracked = Tracked.open(settings, home.path)
+        self.mlflow, self.registry, self.traces = tracked.server, tracked.registry, tracked.traces
+        self.tracer = self._tracer(self.mlflow) if self.mlflow else None
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
         observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
         self.encoder = Encoder.load(home.models, later=True)
@@ -136,12 +138,17 @@ class Platform:
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
         self.endpoints = Endpoints()
-        self.registry = Registry(home.path)
         self.secrets = Scopes(self.engine, home.pepper)
-        self.artifacts = Artifacts(home.path, self.registry)
+        self.artifacts = tracked.artifacts
         self.volumes = Volumes(home.path, self.grants)
         self.artifacts.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
+        self.webhooks = Webhooks(
+            self.engine, home.pepper, self.model_access, hosts=settings.upstream_hosts, holder=self.on_behalf
+        )
+        self.authors = Authors(self.engine)
+        self.model_access.followers.append(self.authors.follow)
+        self.model_access.observers.append(self.authors)
         self.thread_files = ThreadFiles(home.path / "threads", self.encoder, self.grants)
         self.connections = Connections(
             self.engine, home.pepper, self.grants, self.secrets, declared=settings.connections, hosts=settings.upstream_hosts
@@ -202,7 +209,7 @@ class Platform:
             self.journal,
             self.lifecycle,
             alias=self._set_alias if self.mlflow else None,
-            told=lambda since: assessments(home.path / "mlflow.db", since),
+            told=self.traces.events,
             declared=settings.experiments,
             dealt=self._dealt,
         )
@@ -214,17 +221,15 @@ class Platform:
 
     # What belongs to MLflow, LangGraph and MCP is imported where it is used.
 
-    def _tracking(self) -> tuple[MlflowServer, Tracer]:
+    def _tracer(self, server: TrackingServer) -> Tracer:
         from serving.tracing import Tracer
-        from serving.tracking.server import MlflowServer
 
-        server = MlflowServer(self.home.path)
-        return server, Tracer(server)
+        return Tracer(server)
 
-    def _catalog(self, server: MlflowServer) -> Catalog:
+    def _catalog(self, server: TrackingServer) -> Catalog:
         from serving.unity_catalog.registered import Catalog
 
-        return Catalog(server, self.model_access)
+        return Catalog(server, self.model_access, self.authors)
 
     @cached_property
     def memory(self) -> Memory:
@@ -398,6 +403,7 @@ class Platform:
         await self.lifecycle.close()
         await self.locals.close()
         await self.connections.close()
+        await asyncio.to_thread(self.webhooks.close)
         for model in self._models:
             await model.aclose()
         await self.runtime.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -18,6 +18,9 @@ from sqlalchemy import Connection, TextClause, create_engine, inspect, text
 
 from governance.call import CallError, bad_request, not_found
 
+SCHEME = "mlflow-artifacts:/"
+REGISTERED = "registered"
+"""Folder of the artifact store with the files of registered model versions, each in one of its own."""
 _KEPT = "current_stage != 'Deleted_Internal'"
 _VERSIONS = text(
     f"SELECT version, source, storage_location, status FROM model_versions WHERE name = :name AND version = :version AND {_KEPT}"
@@ -66,6 +69,29 @@ class ModelVersion:
     inputs: tuple[Mapping[str, Any], ...] = ()
 
 
+class Models(Protocol):
+    """Registered models, wherever they are kept. All methods block."""
+
+    def find(self, name: str, version: str) -> ModelVersion:
+        """The model version; `version` is a number or an alias.
+
+        Raises `CallError`: 404 where there is none, 400 where it cannot be served, 503 where the registry does not answer.
+        """
+        ...
+
+    def holder(self, location: str) -> str | None:
+        """Name of the model whose version's files lie at this location (`mlflow-artifacts:/…`)."""
+        ...
+
+    def known(self, name: str) -> bool:
+        """Whether there is such a registered model."""
+        ...
+
+    def names(self) -> list[str]:
+        """All registered models, in order."""
+        ...
+
+
 class Registry:
     """The registered models of a state folder.
 
@@ -85,7 +111,7 @@ class Registry:
         """
         row = self._row(name, version)
         path = self._folder(str(row.storage_location or row.source))
-        return _described(name, str(row.version), path)
+        return described(name, str(row.version), path)
 
     def folder(self, name: str, version: str, *, pending: bool = False) -> Path:
         """Where the files of a version lie; `pending`: of one that is still being registered. Blocking.
@@ -156,7 +182,8 @@ class Registry:
         return path
 
 
-def _described(name: str, version: str, path: Path) -> ModelVersion:
+def described(name: str, version: str, path: Path) -> ModelVersion:
+    """The version whose files lie in a folder. Raises `CallError` (400) where they are no model that can be served."""
     try:
         about = yaml.safe_load((path / "MLmodel").read_text("utf-8"))
         flavor = about["flavors"]["python_function"]

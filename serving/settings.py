@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     chroma_token: str | None = Field(default=None, repr=False)
     """What the Chroma server, or a proxy before it, knows this server by."""
     mlflow: bool = True
+    mlflow_url: str | None = Field(default=None, repr=False)
+    """An MLflow server in place of the one that is started here, such as `http://mlflow:5000`, that several servers share."""
     model_memory_mb: Annotated[int, Field(ge=64)] | None = None
     """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
     model_idle_seconds: Annotated[float, Field(gt=0)] = 1800.0
@@ -165,6 +168,16 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("mlflow_url", mode="after")
+    @classmethod
+    def _server_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+            raise ValueError(
+                "write the address of an MLflow server, such as http://mlflow:5000 or https://user:password@host/path"
+            )
+        return value
 
     @classmethod
     def load(cls, file: Path | None = None, **given: Any) -> Settings:

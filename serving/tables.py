@@ -5,7 +5,7 @@ Times are Unix milliseconds, as the API gives them.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -94,6 +94,32 @@ model_activities = Table(
     Column("creator", String(300), nullable=False),  # KIND:NAME
     Column("stage", String(16)),  # that is asked for; NULL for a comment
     Column("comment", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)
+
+model_authors = Table(
+    "model_authors",
+    metadata,
+    Column("model", String(256), primary_key=True),
+    Column("version", String(32), primary_key=True),  # empty for the model itself
+    Column("created_by", String(256)),  # NULL for what was made before, or by a training job
+    Column("updated_by", String(256)),
+)
+
+registry_webhooks = Table(
+    "registry_webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String(256), index=True),  # NULL for all
+    Column("creator", String(300), nullable=False),  # KIND:NAME
+    Column("events", Text, nullable=False),  # JSON: a list
+    Column("status", String(16), nullable=False),  # ACTIVE, DISABLED or TEST_MODE
+    Column("description", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("verify", Boolean, nullable=False),  # whether a certificate must be one for the host
+    Column("secret", Text),  # encrypted under a key made from the state folder's pepper, as is the next
+    Column("authorization", Text),
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
 )

@@ -35,7 +35,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from governance.call import Caller, CallRecord, unavailable
 from governance.record import request_of
 from serving.feedback import assess
-from serving.tracking.server import MlflowServer
+from serving.tracking.base import TrackingServer
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Tracer:
     capacity: records that may wait; more are dropped and counted.
     """
 
-    def __init__(self, server: MlflowServer, *, capacity: int = 2_000) -> None:
+    def __init__(self, server: TrackingServer, *, capacity: int = 2_000) -> None:
         self._server = server
         self._queue: queue.Queue[CallRecord | None] = queue.Queue(capacity)
         self._waiting: OrderedDict[str, list[CallRecord]] = OrderedDict()

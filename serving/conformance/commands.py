@@ -28,7 +28,8 @@ def prepare(
     from serving.conformance.prepare import prepare as make
 
     work = context.obj
-    made = make(work.home.path, work.engine, OAuth(work.engine, work.identity), work.grants, secret=secret)
+    where = {"registry": work.registry, "tracking_uri": work.tracking_uri}
+    made = make(work.home.path, work.engine, OAuth(work.engine, work.identity), work.grants, secret=secret, **where)
     if as_json:
         work.print_json(made)
         return

@@ -17,7 +17,7 @@ from governance.grants import Grants
 from governance.oauth import OAuth
 from retrieval.rows.tables import SourceTables
 from serving.engines import skops
-from serving.registry import Registry
+from serving.registry import Models, Registry
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -28,16 +28,26 @@ CLIENT, SECRET = "sp", "secret"
 _HERE = Path(__file__).parent
 
 
-def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret: str = SECRET) -> dict[str, Any]:
+def prepare(
+    home: Path,
+    engine: Engine,
+    oauth: OAuth,
+    grants: Grants,
+    *,
+    secret: str = SECRET,
+    registry: Models | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Any]:
     """Register what is missing in a state folder; gives what is there then. Blocking, some seconds the first time.
 
-    The service principal may make endpoints of these models: it holds CAN_MANAGE on `endpoint:*` and EXECUTE on them.
+    `registry` and `tracking_uri` are where models are, by default in the state folder. The service principal may make endpoints
+    of these models: it holds CAN_MANAGE on `endpoint:*` and EXECUTE on them.
     """
     makers: dict[str, Callable[[str], Any]] = {CHAT: _chat, EMBED: _embed, TABULAR: _tabular}
-    registry = Registry(home)
+    registry = registry or Registry(home)
     missing = {name: make for name, make in makers.items() if not _known(registry, name)}
     if missing:
-        _register(home, missing)
+        _register(home, missing, tracking_uri or f"sqlite:///{home / 'mlflow.db'}")
     oauth.create_secret(CLIENT, secret)
     grants.grant(f"service_principal:{CLIENT}", "endpoint:*", "CAN_MANAGE")
     for name in makers:
@@ -50,7 +60,7 @@ def prepare(home: Path, engine: Engine, oauth: OAuth, grants: Grants, *, secret:
     return {"models": models, "table": TABLE, "rows": rows, "client_id": CLIENT, "client_secret": secret}
 
 
-def _known(registry: Registry, name: str) -> bool:
+def _known(registry: Models, name: str) -> bool:
     try:
         registry.find(name, "1")
     except CallError:
@@ -58,24 +68,25 @@ def _known(registry: Registry, name: str) -> bool:
     return True
 
 
-def _register(home: Path, makers: dict[str, Callable[[str], Any]]) -> None:
+def _register(home: Path, makers: dict[str, Callable[[str], Any]], uri: str) -> None:
     import mlflow
 
     from serving.tracking import child as mlflow_child
 
-    uri = f"sqlite:///{home / 'mlflow.db'}"
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     before = mlflow.get_tracking_uri()
     # MLflow tells of its doings by warnings and on standard error; none of it is about these models
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
-        mlflow_child.prepare(uri)
+        own = uri.startswith("sqlite:")
+        if own:
+            mlflow_child.prepare(uri)
         mlflow.set_tracking_uri(uri)
         try:
             client = mlflow.MlflowClient()
             found = client.get_experiment_by_name("conformance")
-            location = (home / "mlartifacts" / "conformance").as_uri()
+            location = (home / "mlartifacts" / "conformance").as_uri() if own else None
             number = found.experiment_id if found else client.create_experiment("conformance", location)
             mlflow.set_experiment(experiment_id=number)
             for name, make in makers.items():

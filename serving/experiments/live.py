@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine as Database
@@ -49,7 +49,7 @@ class Experiments:
     alias: sets a registered model's alias; None where there is no registry.
     declared: experiments of the settings, begun once when their endpoint serves.
     dealt: the traffic of the endpoints that the settings declare, by name.
-    told: `told(since_ms)` gives the events (feedback, assessments) kept elsewhere since then; blocking.
+    told: `told(since_ms, names)` gives the events (feedback, assessments) of these names kept elsewhere since then; blocking.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Experiments:
         lifecycle: Lifecycle,
         *,
         alias: Alias | None = None,
-        told: Callable[[int], Iterable[Event]] = lambda since: (),
+        told: Callable[[int, Collection[str]], Iterable[Event]] = lambda since, names: (),
         declared: Sequence[Spec] = (),
         dealt: Mapping[str, Dealt] | None = None,
     ) -> None:
@@ -242,7 +242,7 @@ class Experiments:
         now = time.time_ns() // 1_000_000
         asked = min(self._asked.get(spec.name, 0), now)  # the clock may have been put back since
         self._asked[spec.name] = now
-        seen.read(self._told(asked - _OVERLAP))
+        seen.read(self._told(asked - _OVERLAP, [name for name in spec.shown if name not in OF_ROWS]))
         found = report(spec, seen)
         history = (json.loads(last) if last else {}).get("history", [])
         units = sum(arm["units"] for arm in found["arms"])

@@ -12,10 +12,7 @@ import shutil
 from pathlib import Path
 
 from governance.call import CallError, bad_request, not_found
-from serving.registry import Registry
-
-REGISTERED = "registered"
-"""Folder of the artifact store with the files of registered model versions, each in one of its own."""
+from serving.registry import SCHEME, Models, Registry
 
 _FIELD = (
     rb'("(?:artifact_uri|artifact_location|root_uri|source|storage_location|mlflow\.artifactLocation)"\s*:\s*"'
@@ -55,7 +52,7 @@ class Artifacts:
     registry: knows where model versions lie.
     """
 
-    def __init__(self, home: Path, registry: Registry) -> None:
+    def __init__(self, home: Path, registry: Models) -> None:
         self.root = home.resolve() / "mlartifacts"
         self.incoming = self.root / ".incoming"
         """Uploads until they are whole; in the same file system as where they go."""
@@ -71,22 +68,30 @@ class Artifacts:
         Raises `CallError`: 400 for a path that leads out of its folder, 404 where there is no such place, 409 where a model
         version that is finished would be written.
         """
+        found = self._place(path)
+        if isinstance(found, str):
+            return within(self.root, found)
+        name, version, inner = found
+        assert isinstance(self._registry, Registry)
+        folder = self._registry.folder(name, version, pending=write)
+        if self.root not in folder.parents:
+            raise bad_request("This version's files are not kept in the artifact store; register it again.")
+        return within(folder, inner)
+
+    def _place(self, path: str) -> str | tuple[str, str, str]:
+        """The path in the artifact store that a Files API path means; of a registered model's file its name, version and path."""
         match parts_of(path):
             case ["WorkspaceInternal", "Mlflow", "Artifacts", experiment, "Runs", run, *rest]:
-                folder = self.root / _digits(experiment) / _safe(run)
+                return "/".join([_digits(experiment), _safe(run), *rest])
             case ["WorkspaceInternal", "Mlflow", "Artifacts", experiment, "LoggedModels", model, *rest]:
-                folder = self.root / _digits(experiment) / "models" / _safe(model)
+                return "/".join([_digits(experiment), "models", _safe(model), *rest])
             case ["Models", catalog, schema, name, version, *rest]:
-                folder = self._registry.folder(f"{catalog}.{schema}.{name}", version, pending=write)
-                if self.root not in folder.parents:
-                    raise bad_request("This version's files are not kept in the artifact store; register it again.")
-            case _:
-                raise not_found(
-                    f"There is no folder {path[:200]!r} here: the Files API holds /Volumes/CATALOG/SCHEMA/VOLUME/…, "
-                    "/Models/CATALOG/SCHEMA/MODEL/VERSION/… and "
-                    "/WorkspaceInternal/Mlflow/Artifacts/EXPERIMENT/{Runs,LoggedModels}/ID/…"
-                )
-        return within(folder, "/".join(rest))
+                return f"{catalog}.{schema}.{name}", version, "/".join(rest)
+        raise not_found(
+            f"There is no folder {path[:200]!r} here: the Files API holds /Volumes/CATALOG/SCHEMA/VOLUME/…, "
+            "/Models/CATALOG/SCHEMA/MODEL/VERSION/… and "
+            "/WorkspaceInternal/Mlflow/Artifacts/EXPERIMENT/{Runs,LoggedModels}/ID/…"
+        )
 
     def of_uri(self, uri: str, inner: str) -> Path:
         """The file `inner` below an `mlflow-artifacts:/…` location that the database holds."""
@@ -94,6 +99,14 @@ class Artifacts:
         if scheme != "mlflow-artifacts":
             raise bad_request(f"Its files are not kept by this server but at {uri[:200]}.")
         return within(within(self.root, "/".join(parts_of(path))), inner)
+
+    def named(self, uri: str, inner: str) -> str:
+        """Path in the artifact store of the file `inner` below a location. Raises `CallError` (400)."""
+        return self.of_uri(uri, inner).relative_to(self.root).as_posix()
+
+    def at(self, path: str) -> Path:
+        """The file at a path of the artifact store that `named` gave."""
+        return self.of_uri(SCHEME, path)
 
 
 def model_of(path: str) -> str | None:

@@ -27,14 +27,16 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from governance.call import Caller, CallError, bad_request, forbidden, not_found
-from serving.files.artifacts import REGISTERED, Artifacts, model_of
+from serving.files.artifacts import Artifacts, model_of
 from serving.files.volumes import Volumes
 from serving.protocols.request import parse, take
+from serving.registry import REGISTERED
 from serving.routes import read_body
 from serving.tracking.access import ModelAccess, check_unscoped
 
 if TYPE_CHECKING:
-    from serving.tracking.server import MlflowServer
+    from serving.tracking.base import TrackingServer
+    from serving.tracking.remote.files import RemotePlace
 
 PAGE = 1000
 SIGNED_FOR = 3600
@@ -51,10 +53,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def router(
     artifacts: Artifacts,
-    server: MlflowServer,
+    server: TrackingServer,
     access: ModelAccess,
     volumes: Volumes,
     authorize: Callable[[Request], Awaitable[Caller]],
+    *,
+    pepper: Path | None = None,
 ) -> APIRouter:
     """Routes of the Files API and of MLflow's artifact credentials.
 
@@ -64,10 +68,11 @@ def router(
     access: who may read and write the files of registered models; those of runs are everyone's who is signed in.
     volumes: what lies under `/Volumes/`, and who may read and write there.
     authorize: who asks; raises `CallError`.
+    pepper: what servers share, so that an address which one signed is good at another.
     """
-    signer = _Signer()
+    signer = _Signer(pepper.read_bytes() if pepper else secrets.token_bytes(32))
 
-    async def place(http: Request, *, write: bool = False) -> tuple[Path, str]:
+    async def place(http: Request, *, write: bool = False) -> tuple[Path | RemotePlace, str]:
         """The place that the path names, once the caller may be there; and the path as the client gave it."""
         who = await authorize(http)
         given = "/" + http.path_params["path"].strip("/")
@@ -84,14 +89,14 @@ def router(
 
     async def upload(http: Request) -> Response:
         path, given = await place(http, write=True)
-        if http.query_params.get("overwrite", "true").lower() != "true" and await asyncio.to_thread(path.exists):
+        if http.query_params.get("overwrite", "true").lower() != "true" and await _there(path):
             raise CallError(f"There is a file {given!r} already; send overwrite=true.", status=409, code="ALREADY_EXISTS")
         await _receive(http, path, artifacts.incoming)
         return Response(status_code=204)
 
     async def download(http: Request) -> Response:
         path, given = await place(http)
-        return await _sent(path, given)
+        return await _sent(path, given, head=http.method == "HEAD")
 
     async def large(http: Request) -> Response:
         """A client that would send a large file in parts is told to send it whole, which is streamed as well."""
@@ -104,9 +109,12 @@ def router(
         await signed_in(http)
         raise CallError("Presigned URLs API is not enabled", status=403, code="PERMISSION_DENIED")
 
-    def changing(change: Callable[[Path], None]) -> Handler:
+    def changing(change: Callable[[Path], None], elsewhere: Callable[[RemotePlace], Awaitable[None]]) -> Handler:
         async def changed(http: Request) -> Response:
             path, given = await place(http, write=True)
+            if not isinstance(path, Path):
+                await elsewhere(path)
+                return Response(status_code=204)
             with told(given):
                 await asyncio.to_thread(change, path)
             return Response(status_code=204)
@@ -115,7 +123,7 @@ def router(
 
     async def about_folder(http: Request) -> Response:
         path, given = await place(http)
-        if not await asyncio.to_thread(path.is_dir):
+        if not await (asyncio.to_thread(path.is_dir) if isinstance(path, Path) else path.is_dir()):
             raise not_found(f"There is no folder {given[:200]!r}.")
         return Response(status_code=200)
 
@@ -123,12 +131,14 @@ def router(
         path, given = await place(http)
         size = _number(http.query_params.get("page_size"), PAGE)
         after = http.query_params.get("page_token") or ""
-        return _json(await asyncio.to_thread(_listed, path, given, size if 0 < size < PAGE else PAGE, after))
+        asked = given, size if 0 < size < PAGE else PAGE, after
+        found = asyncio.to_thread(_listed, path, *asked) if isinstance(path, Path) else path.listed(*asked)
+        return _json(await found)
 
     # -- credentials: addresses that need no key, for one file, one method and an hour
 
     def signed(http: Request, uri: str, inner: str, write: bool) -> dict[str, Any]:
-        path = artifacts.of_uri(uri, inner).relative_to(artifacts.root).as_posix()
+        path = artifacts.named(uri, inner)
         if path.startswith(f"{REGISTERED}/"):
             raise forbidden("The files of registered models are read and written through the Files API under /Models/.")
         url = f"{str(http.base_url).rstrip('/')}/api/2.0/fs/signed?{signer.sign(path, 'PUT' if write else 'GET')}"
@@ -160,7 +170,7 @@ def router(
 
     async def by_signature(http: Request) -> Response:
         given = signer.check(http.query_params, "PUT" if http.method == "PUT" else "GET")
-        path = artifacts.of_uri("mlflow-artifacts:/", given)
+        path = artifacts.at(given)
         if http.method == "PUT":
             await _receive(http, path, artifacts.incoming)
             return Response(status_code=200)
@@ -176,12 +186,12 @@ def router(
     handlers: list[tuple[list[str], str, Handler]] = [
         (["PUT"], f"{fs}/files/{{path:path}}", upload),
         (["GET", "HEAD"], f"{fs}/files/{{path:path}}", download),
-        (["DELETE"], f"{fs}/files/{{path:path}}", changing(Path.unlink)),
+        (["DELETE"], f"{fs}/files/{{path:path}}", changing(Path.unlink, _remove)),
         (["POST"], f"{fs}/files/{{path:path}}", large),
         (["POST"], f"{fs}/create-upload-part-urls", in_parts),
         (["POST"], f"{fs}/create-abort-upload-url", in_parts),
-        (["PUT"], f"{fs}/directories/{{path:path}}", changing(partial(Path.mkdir, parents=True, exist_ok=True))),
-        (["DELETE"], f"{fs}/directories/{{path:path}}", changing(Path.rmdir)),
+        (["PUT"], f"{fs}/directories/{{path:path}}", changing(partial(Path.mkdir, parents=True, exist_ok=True), _nothing)),
+        (["DELETE"], f"{fs}/directories/{{path:path}}", changing(Path.rmdir, _remove_folder)),
         (["HEAD"], f"{fs}/directories/{{path:path}}", about_folder),
         (["GET"], f"{fs}/directories/{{path:path}}", list_folder),
         (["GET", "PUT"], f"{fs}/signed", by_signature),
@@ -199,10 +209,10 @@ def router(
 
 
 class _Signer:
-    """Signs addresses with a key that lives as long as this process."""
+    """Signs addresses with a key that is made of a secret."""
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    def __init__(self, secret: bytes) -> None:
+        self._key = hashlib.sha256(b"smalti signed addresses\0" + secret).digest()
 
     def _signature(self, path: str, method: str, expires: int) -> str:
         return hmac.new(self._key, f"{method}\0{expires}\0{path}".encode(), hashlib.sha256).hexdigest()
@@ -222,8 +232,28 @@ class _Signer:
         return path
 
 
-async def _receive(http: Request, path: Path, incoming: Path) -> None:
+async def _there(path: Path | RemotePlace) -> bool:
+    return await (asyncio.to_thread(path.exists) if isinstance(path, Path) else path.exists())
+
+
+async def _remove(place: RemotePlace) -> None:
+    await place.remove()
+
+
+async def _remove_folder(place: RemotePlace) -> None:
+    if await place.rows():
+        raise bad_request(f"The folder {place.path[-200:]!r} is not empty: remove what it holds first.")
+    await place.remove()
+
+
+async def _nothing(place: RemotePlace) -> None:
+    """A folder elsewhere is there as soon as a file is in it."""
+
+
+async def _receive(http: Request, path: Path | RemotePlace, incoming: Path) -> None:
     """The request's body as the file `path`, which takes its place once it is whole."""
+    if not isinstance(path, Path):
+        return await path.receive(http)
     partial = incoming / secrets.token_hex(16)
     announced = _number(http.headers.get("content-length"), 0)
 
@@ -260,7 +290,9 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
-async def _sent(path: Path, given: str) -> Response:
+async def _sent(path: Path | RemotePlace, given: str, *, head: bool = False) -> Response:
+    if not isinstance(path, Path):
+        return await path.sent(_SHOWN, head=head)
     if not await asyncio.to_thread(path.is_file):
         raise not_found(f"There is no file {given[:200]!r}.")
     return FileResponse(path, headers=_SHOWN, media_type="application/octet-stream")

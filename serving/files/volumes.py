@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from serving.routes import read_body
 
 EVERY = "volume:*"
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}")
+_LONGEST = 220
+"""Bytes of a name: a file beside the volume has a longer one."""
 _AT = "/api/2.1/unity-catalog/volumes"
 
 
@@ -80,8 +85,7 @@ class Volumes:
     def create(self, who: Caller, catalog: str, schema: str, name: str, comment: str | None = None) -> dict[str, Any]:
         self._grants.check(who, EVERY, "CAN_MANAGE")
         for each in (catalog, schema, name):
-            if not _NAME.fullmatch(each):
-                raise bad_request(f"{each[:80]!r} is no name: write up to 255 characters without '.', '/' and spaces.", "name")
+            _check_name(each, "name")
         folder = self.root / catalog / schema / name
         try:
             folder.mkdir(parents=True, mode=0o700)
@@ -90,6 +94,7 @@ class Volumes:
             raise CallError(message, status=409, code="RESOURCE_ALREADY_EXISTS") from None
         if comment:
             _comment(folder).write_text(comment)
+        self._note(folder, who, made=True)
         self._grants.grant(f"{who.kind}:{who.name}", f"volume:{catalog}.{schema}.{name}", "CAN_MANAGE", by=who)
         return self._told(folder)
 
@@ -109,16 +114,17 @@ class Volumes:
         folder = self._folder(catalog, schema, short)
         if comment is not None:
             _comment(folder).write_text(comment)
+        self._note(folder, who)
         if new is None or new == short:
             return self._told(folder)
-        if not _NAME.fullmatch(new):
-            raise bad_request(f"{new[:80]!r} is no name: write up to 255 characters without '.', '/' and spaces.", "new_name")
+        _check_name(new, "new_name")
         moved = folder.with_name(new)
         if moved.exists():
             raise CallError(f"There is a volume '{catalog}.{schema}.{new}' already.", status=409, code="RESOURCE_ALREADY_EXISTS")
         folder.rename(moved)
-        if _comment(folder).exists():
-            _comment(folder).rename(_comment(moved))
+        for beside in (_comment, _about):
+            if beside(folder).exists():
+                beside(folder).rename(beside(moved))
         held = [(grant.principal, grant.level) for grant in self._grants.list(f"volume:{name}")]
         self._grants.apply(f"volume:{catalog}.{schema}.{new}", held, replace=True)
         self._grants.forget(f"volume:{name}")
@@ -135,25 +141,52 @@ class Volumes:
         folder = self._folder(*_three(name))
         shutil.rmtree(folder)
         _comment(folder).unlink(missing_ok=True)
+        _about(folder).unlink(missing_ok=True)
         self._grants.forget(f"volume:{name}")
 
     def _visible(self, who: Caller, name: str) -> bool:
         return self._grants.allowed(who, EVERY) or self._grants.allowed(who, f"volume:{name}")
 
+    def _note(self, folder: Path, who: Caller, *, made: bool = False) -> None:
+        """Who made the volume or changed it last, and when; kept beside it."""
+        now = time.time_ns() // 1_000_000
+        known = {"created_by": who.name, "created_at": now} if made else _read(_about(folder))
+        partial = _about(folder).with_suffix(f".{secrets.token_hex(8)}")
+        partial.write_text(json.dumps({**known, "updated_by": who.name, "updated_at": now}), "utf-8")
+        partial.replace(_about(folder))
+
     def _told(self, folder: Path) -> dict[str, Any]:
         catalog, schema, name = folder.relative_to(self.root).parts
-        changed = int(folder.stat().st_mtime * 1000)
+        changed, known = int(folder.stat().st_mtime * 1000), _read(_about(folder))
         return {
             "catalog_name": catalog, "schema_name": schema, "name": name, "full_name": f"{catalog}.{schema}.{name}",
             "volume_type": "MANAGED", "volume_id": hashlib.sha256(str(folder).encode()).hexdigest()[:32],
             **({"comment": _comment(folder).read_text()} if _comment(folder).exists() else {}),
             "storage_location": f"dbfs:/Volumes/{catalog}/{schema}/{name}", "created_at": changed, "updated_at": changed,
+            **known, **({"owner": known["created_by"]} if "created_by" in known else {}),
         }  # fmt: skip
+
+
+def _check_name(name: str, field: str) -> None:
+    if not _NAME.fullmatch(name) or len(name.encode("utf-8", "replace")) > _LONGEST:
+        raise bad_request(f"{name[:80]!r} is no name: write up to {_LONGEST} bytes without '.', '/' and spaces.", field)
 
 
 def _comment(folder: Path) -> Path:
     """Where a volume's comment is kept: beside it, under what can be no volume's name."""
     return folder.with_name(f".{folder.name}.comment")
+
+
+def _about(folder: Path) -> Path:
+    """Where who made a volume and changed it last is kept."""
+    return folder.with_name(f".{folder.name}.about")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):  # a volume of an older Smalti
+        return {}
 
 
 def _three(name: str) -> tuple[str, str, str]:

@@ -8,15 +8,38 @@ serve its versions; CAN_MANAGE (MANAGE) lets one register versions and change it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from governance.call import Caller, CallError, bad_request, forbidden
 from governance.grants import Grants
 from serving.endpoint import Endpoint
-from serving.registry import Registry
+from serving.registry import REGISTERED, SCHEME, Models
 
 EVERY = "model:*"
 _READS = {"get": "CAN_VIEW", "get-latest-versions": "CAN_VIEW", "get-download-uri": "CAN_QUERY", "get-artifact": "CAN_QUERY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the registry that went well.
+
+    Parameters
+    ----------
+    resource, action: as in the paths of MLflow's registry API: `model-versions`, `create`.
+    version: empty for a change of the model itself.
+    stage: that a version was moved to, or is to be.
+    fields: of the request.
+    """
+
+    who: Caller
+    resource: str
+    action: str
+    name: str
+    version: str = ""
+    stage: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelAccess:
@@ -28,11 +51,13 @@ class ModelAccess:
     endpoints: gives the endpoints, whose models are not taken away under them.
     """
 
-    def __init__(self, grants: Grants, registry: Registry, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
+    def __init__(self, grants: Grants, registry: Models, endpoints: Callable[[], Iterable[Endpoint]] = lambda: ()) -> None:
         self.grants, self.registry = grants, registry
         self._endpoints = endpoints
-        self.follow: Callable[[str, str | None], None] = lambda name, new: None
+        self.followers: list[Callable[[str, str | None], None]] = []
         """Told of a model's new name, and of None where it is gone, for what else is known by its name."""
+        self.observers: list[Callable[[Change], None]] = []
+        """Told of each change that went well."""
 
     def allowed(self, who: Caller, name: str, level: str = "CAN_QUERY") -> bool:
         return self.grants.allowed(who, f"model:{name}", level) or self.grants.allowed(who, EVERY, level)
@@ -64,11 +89,28 @@ class ModelAccess:
         held = [(grant.principal, grant.level) for grant in self.grants.list(f"model:{old}")]
         self.grants.apply(f"model:{new}", held, replace=True)
         self.grants.forget(f"model:{old}")
-        self.follow(old, new)
+        self._follow(old, new)
 
     def deleted(self, name: str) -> None:
         self.grants.forget(f"model:{name}")
-        self.follow(name, None)
+        self._follow(name, None)
+
+    def _follow(self, name: str, new: str | None) -> None:
+        for follower in self.followers:
+            follower(name, new)
+
+    def changed(
+        self, who: Caller, resource: str, action: str, method: str, fields: Mapping[str, Any], found: Mapping[str, Any]
+    ) -> None:
+        """A call of the registry API went well, with this answer. Blocking."""
+        if method in ("GET", "HEAD") or action in ("search", "get-latest-versions"):
+            return
+        version = found.get("model_version") or {}
+        number = str(version.get("version") or fields.get("version") or "") if resource != "registered-models" else ""
+        stage = str(version.get("current_stage") or fields.get("stage") or "")
+        change = Change(who, resource, action, str(fields.get("name", "")), number, stage, fields)
+        for observer in self.observers:
+            observer(change)
 
     def check_unserved(self, name: str, version: str | None = None) -> None:
         """Raises `CallError` (409) while an endpoint serves the model, or this version of it."""
@@ -98,6 +140,10 @@ class ModelAccess:
             raise bad_request("Missing field 'name': send the registered model's name.", "name")
         reading = method in ("GET", "HEAD") or action == "get-latest-versions"
         self.check(who, name, (_READS.get(action, "CAN_VIEW") if reading else "CAN_MANAGE"))
+        if str(fields.get("key", "")).startswith("smalti.") and action in ("set-tag", "delete-tag"):
+            raise bad_request("Tags that begin with 'smalti.' are the registry's own.", "key")
+        if (resource, action) == ("model-versions", "create"):
+            self._check_source(who, str(fields.get("source", "")))
         if action == "rename":
             self.check_create(who)
             if not isinstance(fields.get("new_name"), str):
@@ -105,6 +151,18 @@ class ModelAccess:
         if action in ("delete", "rename"):
             version = fields.get("version")
             self.check_unserved(name, None if resource == "registered-models" or version is None else str(version))
+
+    def _check_source(self, who: Caller, source: str) -> None:
+        """A version may be made of what its maker may load. Raises `CallError`."""
+        scheme, _, path = source.partition(":")
+        words = [word for word in unquote(path).split("/") if word]
+        if scheme == "models" and words and not words[0].startswith("m-"):
+            self.check(who, words[0].partition("@")[0])
+        elif scheme == "mlflow-artifacts" and REGISTERED in words[:2]:
+            model = self.registry.holder(f"{SCHEME}{'/'.join(words[:2])}") if len(words) > 1 else None
+            if model is None:
+                raise forbidden("The files of registered models are named by their model: models:/NAME/VERSION.")
+            self.check(who, model)
 
     def visible(self, who: Caller, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Of a search's results, what the caller may see."""

@@ -7,39 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import Response
 
 from governance.call import Caller, CallError, bad_request
 from serving.protocols.request import number, take
-from serving.registry import reading
 from serving.tracking.access import ModelAccess, check_unscoped
-from serving.tracking.server import MlflowServer
+from serving.tracking.base import TrackingServer
 from serving.unity_catalog.registered import Authorize, answer, fields_of
 
 _AT = "/api/2.0/mlflow/databricks"
 _PERMISSIONS = "/api/2.0/permissions/experiments/{experiment_id}"
 _MOST = 1000
 """Runs that one request deletes or restores."""
-_DELETED = text(
-    "SELECT run_uuid FROM runs WHERE experiment_id = :experiment AND lifecycle_stage = 'deleted' AND deleted_time >= :since "
-    "ORDER BY deleted_time DESC LIMIT :most"
-)
 
 
-def deleted(database: Path, experiment: str, since_ms: int, most: int) -> list[str]:
-    """Ids of the runs of an experiment that were deleted from a time on, which MLflow's own API does not tell. Blocking."""
-    with reading(database, "runs") as connection:
-        given = {"experiment": experiment, "since": since_ms, "most": most}
-        return list(connection.execute(_DELETED, given).scalars()) if connection is not None and experiment.isdigit() else []
-
-
-def router(server: MlflowServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
+def router(server: TrackingServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
     """`experiments.delete_runs`, `restore_runs` and permissions; `model_registry.get_model` and `transition_stage`.
 
     Parameters
@@ -53,7 +39,9 @@ def router(server: MlflowServer, access: ModelAccess, authorize: Authorize) -> A
     async def registry(who: Caller, method: str, action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         resource, _, verb = action.partition("/")
         await asyncio.to_thread(access.admit, who, resource, verb, method, fields)
-        return await server.ask(method, f"/api/2.0/mlflow/{action}", fields)
+        found = await server.ask(method, f"/api/2.0/mlflow/{action}", fields)
+        await asyncio.to_thread(access.changed, who, resource, verb, method, fields, found)
+        return found
 
     @routes.get(f"{_AT}/registered-models/get", include_in_schema=False)
     async def model(http: Request) -> Response:
@@ -99,7 +87,7 @@ def router(server: MlflowServer, access: ModelAccess, authorize: Authorize) -> A
     async def restore_runs(http: Request) -> Response:
         experiment, moment, most = await bounds(http, "min_timestamp_millis")
         await server.ask("GET", "/api/2.0/mlflow/experiments/get", {"experiment_id": experiment})
-        found = await asyncio.to_thread(deleted, server.home / "mlflow.db", experiment, moment, most)
+        found = await asyncio.to_thread(server.deleted_runs, experiment, moment, most)
         for run in found:
             await server.ask("POST", "/api/2.0/mlflow/runs/restore", {"run_id": run})
         return answer({"runs_restored": len(found)})

@@ -20,7 +20,7 @@ from governance.call import Caller, CallError, bad_request, forbidden, new_id, n
 from serving.protocols.request import take
 from serving.tables import model_activities as table
 from serving.tracking.access import ModelAccess, check_unscoped
-from serving.tracking.server import MlflowServer
+from serving.tracking.base import TrackingServer
 from serving.unity_catalog.registered import Authorize, answer, fields_of
 
 STAGES = ("None", "Staging", "Production", "Archived")
@@ -80,7 +80,7 @@ class Reviews:
             connection.execute(update(table).where(of_it).values(model=new) if new else delete(table).where(of_it))
 
 
-def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
+def router(reviews: Reviews, server: TrackingServer, access: ModelAccess, authorize: Authorize) -> APIRouter:
     """Routes. `authorize` tells who asks, and raises `CallError`."""
     routes = APIRouter()
 
@@ -90,9 +90,14 @@ def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authoriz
         await asyncio.to_thread(access.check, who, asked["name"], level)
         return (await server.ask("GET", f"{_AT}/model-versions/get", asked))["model_version"]
 
+    async def told(who: Caller, resource: str, action: str, fields: Mapping[str, Any]) -> None:
+        await asyncio.to_thread(access.changed, who, resource, action, "POST", fields, {})
+
     async def comment(who: Caller, fields: Mapping[str, Any]) -> Any:
         found, said = await version(who, fields), _said(fields, required=True)
-        return {"comment": _comment(await asyncio.to_thread(reviews.add, who, found["name"], found["version"], said), who)}
+        row = await asyncio.to_thread(reviews.add, who, found["name"], found["version"], said)
+        await told(who, "comments", "create", {**_named(found), "comment": said})
+        return {"comment": _comment(row, who)}
 
     async def own(who: Caller, fields: Mapping[str, Any], *, or_manager: bool) -> dict[str, Any]:
         row = await asyncio.to_thread(reviews.comment, take(fields, "id", str, required=True))
@@ -113,6 +118,7 @@ def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authoriz
     async def ask(who: Caller, fields: Mapping[str, Any]) -> Any:
         found, stage, said = await version(who, fields), _stage(fields), _said(fields)
         row = await asyncio.to_thread(reviews.add, who, found["name"], found["version"], said, stage)
+        await told(who, "transition-requests", "create", {**_named(found), "stage": stage, "comment": said})
         return {"request": _request(row, who, await _manages(who, found["name"]))}
 
     async def _manages(who: Caller, name: str) -> bool:
@@ -138,6 +144,7 @@ def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authoriz
         asked = {"name": found["name"], "version": found["version"], "stage": stage}
         asked["archive_existing_versions"] = bool(take(fields, "archive_existing_versions", bool))
         await server.ask("POST", f"{_AT}/model-versions/transition-stage", asked)
+        await told(who, "model-versions", "transition-stage", {**asked, "from_stage": found.get("current_stage", "None")})
         await asyncio.to_thread(reviews.remove, *(row["id"] for row in rows))
         return {"activity": _activity("APPROVED_REQUEST", who, found, stage, said)}
 
@@ -174,6 +181,10 @@ def router(reviews: Reviews, server: MlflowServer, access: ModelAccess, authoriz
     ):
         add(method, path, work)
     return routes
+
+
+def _named(found: Mapping[str, Any]) -> dict[str, str]:
+    return {"name": str(found["name"]), "version": str(found["version"])}
 
 
 def _said(fields: Mapping[str, Any], *, required: bool = False) -> str:

@@ -21,9 +21,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from governance.call import Caller, CallError, bad_request, forbidden, unavailable
-from serving.files.artifacts import REGISTERED, for_databricks, from_databricks
+from serving.files.artifacts import for_databricks, from_databricks
+from serving.registry import REGISTERED
 from serving.tracking.access import ModelAccess, check_unscoped
-from serving.tracking.server import MlflowServer, silent, starting
+from serving.tracking.base import TrackingServer, registry_action
 
 Authorize = Callable[[Request], Awaitable[Caller] | Caller]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -51,7 +52,7 @@ MAX_BODY = 128 * 2**20
 _LOOKED_AT = 1 << 16  # bytes of a body that is looked at before it is passed on
 
 
-def router(server: MlflowServer, authorize: Authorize, access: ModelAccess, *, sign_in: str | None = None) -> APIRouter:
+def router(server: TrackingServer, authorize: Authorize, access: ModelAccess, *, sign_in: str | None = None) -> APIRouter:
     """Routes to the tracking server and its UI, for `app.include_router`.
 
     Parameters
@@ -114,7 +115,7 @@ def _path(request: Request) -> str:
 class _Proxy:
     """Passes a request on to the tracking server, and its answer back; parameters as for `router`."""
 
-    def __init__(self, server: MlflowServer, authorize: Authorize, access: ModelAccess) -> None:
+    def __init__(self, server: TrackingServer, authorize: Authorize, access: ModelAccess) -> None:
         self._server, self._authorize, self._access = server, authorize, access
 
     async def caller(self, request: Request) -> Caller:
@@ -133,10 +134,10 @@ class _Proxy:
             path, more = (f"{head}/mlflow/{_RENAMED[rest]}", "max_results=1000") if rest in _RENAMED else (path, "")
         artifact = _admit(request, path, ui)
         if not self._server.ready.is_set():
-            raise starting()
+            raise self._server.away()
         if artifact:
             await self._admit_artifact(who, request, path)
-        action = _registry_action(path)
+        action = registry_action(path)
         headers = [(k, v) for k, v in request.headers.items() if k not in _NOT_SENT and not k.startswith("x-forwarded")]
         fields: Mapping[str, Any] = request.query_params
         content: AsyncIterator[bytes] | bytes | None = None
@@ -161,20 +162,27 @@ class _Proxy:
             raise bad_request("The query names 'name' twice.", "name")
         if action:
             await asyncio.to_thread(self._access.admit, who, *action, request.method, fields)
+        if action in self._server.kept:
+            found = await self._server.ask(request.method, f"/api/2.0/mlflow/{'/'.join(action)}", fields)
+            body = await asyncio.to_thread(self._after, who, request.method, action, fields, json.dumps(found).encode())
+            return Response(for_databricks(body) if databricks else body, media_type="application/json")
         if databricks or action or "accept-encoding" not in request.headers:
             headers = [*((k, v) for k, v in headers if k != "accept-encoding"), ("accept-encoding", "identity")]
         query = request.scope.get("query_string", b"").decode("latin-1")
         if more and "max_results" not in request.query_params:
             query = f"{query}&{more}" if query else more
-        url = httpx.URL(f"http://localhost{quote(path, safe=_PLAIN)}" + (f"?{query}" if query else ""))
+        url = httpx.URL(f"{self._server.base_url}{quote(path, safe=_PLAIN)}" + (f"?{query}" if query else ""))
         try:
             raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]  # as they came: bytes
             onward = self._server.client.build_request(request.method, url, headers=raw, content=content)
-            upstream = await self._server.client.send(onward, stream=True, follow_redirects=False)
+            upstream = await self._server.send(onward, stream=True)
         except ClientDisconnect:
             return Response(status_code=499)
         except httpx.HTTPError as error:
-            raise silent(error) from error
+            raise self._server.silent(error) from error
+        if refused := self._server.refused(upstream.status_code):
+            await upstream.aclose()
+            raise refused
         if upstream.status_code >= 500 and not (artifact or ui or "json" in upstream.headers.get("content-type", "")):
             await upstream.aclose()
             raise unavailable(f"MLflow failed with HTTP {upstream.status_code} on {path}. Check the request's fields.")
@@ -183,7 +191,8 @@ class _Proxy:
         if not artifact and (databricks or action) and "json" in upstream.headers.get("content-type", ""):
             body = await _whole(upstream)
             if action and upstream.is_success:
-                body = await asyncio.to_thread(self._after, who, action, fields, body)
+                body = self._server.shown(body)
+                body = await asyncio.to_thread(self._after, who, request.method, action, fields, body)
             body = await asyncio.to_thread(for_databricks, body) if databricks else body
             kept = [(k, v) for k, v in kept if k not in (b"content-length", b"content-encoding")]
             response = Response(body, upstream.status_code)
@@ -193,7 +202,8 @@ class _Proxy:
         response.raw_headers = kept
         if location := upstream.headers.get("location"):
             parts = urlsplit(location)
-            response.headers["location"] = ("/mlflow" if ui else "") + parts.path + (f"?{parts.query}" if parts.query else "")
+            inner = parts.path.removeprefix(urlsplit(self._server.base_url).path)
+            response.headers["location"] = ("/mlflow" if ui else "") + inner + (f"?{parts.query}" if parts.query else "")
         if artifact:
             # What people upload is shown on this host: it must not run as a page of it.
             response.headers["content-security-policy"] = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -235,7 +245,7 @@ class _Proxy:
         elif request.method not in _READING and not first.isdigit() and not who.admin:
             raise forbidden("Files are written to the folder of an experiment: a number first.")
 
-    def _after(self, who: Caller, action: tuple[str, str], fields: Mapping[str, Any], body: bytes) -> bytes:
+    def _after(self, who: Caller, method: str, action: tuple[str, str], fields: Mapping[str, Any], body: bytes) -> bytes:
         """What follows from a registry call that went well: grants are kept, a search shows what one may see."""
         match action:
             case ["registered-models", "create"]:
@@ -249,15 +259,9 @@ class _Proxy:
                 key = resource.replace("-", "_")
                 found[key] = self._access.visible(who, found.get(key) or ())
                 return json.dumps(found).encode()
+        if method not in _READING:
+            self._access.changed(who, *action, method, fields, json.loads(body or b"{}"))
         return body
-
-
-def _registry_action(path: str) -> tuple[str, str] | None:
-    """Resource and action of a call of the registry API, as `("registered-models", "create")`."""
-    words = path.strip("/").split("/")
-    if len(words) < 5 or words[2] != "mlflow" or words[3] not in ("registered-models", "model-versions"):
-        return None
-    return words[3], words[4]
 
 
 def _admit(request: Request, path: str, ui: bool) -> bool:

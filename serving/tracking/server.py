@@ -13,25 +13,29 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
+from sqlalchemy import text
 
-from governance.call import CallError, unavailable
+from serving.registry import reading
+from serving.tracking.base import TrackingServer
 
 logger = logging.getLogger(__name__)
 
 _STARTED = b"ready\n"
 _MAX_BACKOFF = 30.0
+_DELETED = text(
+    "SELECT run_uuid FROM runs WHERE experiment_id = :experiment AND lifecycle_stage = 'deleted' AND deleted_time >= :since "
+    "ORDER BY deleted_time DESC LIMIT :most"
+)
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON", "LD_LIBRARY_PATH", "AWS_", "SSL_CERT_")
 """What the child may see of the environment: no key of a model provider, nothing that redirects MLflow or OpenTelemetry."""
 
 
-class MlflowServer:
+class MlflowServer(TrackingServer):
     """MLflow's tracking server as a supervised child process.
 
     It is started again, with growing pauses, whenever it ends by itself; it ends with this process, even if that is killed.
@@ -44,64 +48,28 @@ class MlflowServer:
     """
 
     def __init__(self, home: Path, *, backend_store_uri: str | None = None, artifacts_destination: str | None = None) -> None:
+        super().__init__()
         self.home = home.resolve()
         self.log = self.home / "mlflow.log"
         self._backend = backend_store_uri or f"sqlite:///{self.home / 'mlflow.db'}"
         self._artifacts = artifacts_destination or str(self.home / "mlartifacts")
         self.socket = _socket_path(self.home)
-        self.ready = asyncio.Event()
         self.starts = 0
         """How often the child was started."""
         self.pid: int | None = None
-        self._up = threading.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._client: httpx.AsyncClient | None = None
 
-    @property
-    def client(self) -> httpx.AsyncClient:
-        """Pooled client to the child; for the event loop that called `start`."""
-        if self._client is None:
-            self._client = httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(
-                    uds=str(self.socket), limits=httpx.Limits(max_connections=64, max_keepalive_connections=16)
-                ),
-                base_url="http://localhost",
-                timeout=httpx.Timeout(300, connect=5, pool=30),
-                trust_env=False,
-            )
-        return self._client
+    def _transport(self, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(uds=str(self.socket), limits=limits)
 
     def sync_client(self, timeout: float = 30) -> httpx.Client:
-        """A client to the child for another thread; the caller closes it."""
-        transport = httpx.HTTPTransport(uds=str(self.socket))
-        return httpx.Client(transport=transport, base_url="http://localhost", timeout=timeout, trust_env=False)
+        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=timeout, **self._options())
 
-    def wait_ready(self, timeout: float) -> bool:
-        """Block another thread until the child answers; False after `timeout` seconds."""
-        return self._up.wait(timeout)
-
-    async def ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One call of the tracking server's API: its JSON answer; `fields` are the query of a GET, the body of others.
-
-        Raises `CallError` with the server's own code and message; 503 while it starts.
-        """
-        if not self.ready.is_set():
-            raise starting()
-        given: dict[str, Any] = {"params": fields} if method == "GET" else {"json": fields or {}}
-        try:
-            answer = await self.client.request(method, path, **given)
-            body = answer.json() if answer.content else {}
-        except (httpx.HTTPError, ValueError) as error:
-            raise silent(error) from error
-        if answer.is_error:
-            told = body if isinstance(body, dict) else {}
-            raise CallError(
-                str(told.get("message") or "The tracking server refused this."),
-                status=answer.status_code,
-                code=str(told.get("error_code") or "INTERNAL_ERROR"),
-            )
-        return body
+    def deleted_runs(self, experiment: str, since_ms: int, most: int) -> list[str]:
+        with reading(self.home / "mlflow.db", "runs") as connection:
+            given = {"experiment": experiment, "since": since_ms, "most": most}
+            return list(connection.execute(_DELETED, given).scalars()) if connection is not None and experiment.isdigit() else []
 
     async def start(self) -> None:
         """Start the child and return at once; `ready` is set when it answers (some seconds later)."""
@@ -115,17 +83,11 @@ class MlflowServer:
             supervisor.cancel()
             await asyncio.wait([supervisor])
         self._down()
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        await self._close()
         if (process := self._process) is not None:
             await _end(process, timeout)
             self._process = None
         self.socket.unlink(missing_ok=True)
-
-    def _down(self) -> None:
-        self.ready.clear()
-        self._up.clear()
 
     async def _supervise(self) -> None:
         pause = 1.0
@@ -172,21 +134,12 @@ class MlflowServer:
         assert process.stdout is not None
         try:
             if await asyncio.wait_for(process.stdout.readline(), 180) == _STARTED:
-                self.ready.set()
-                self._up.set()
+                self._came()
                 await process.wait()
         except TimeoutError:
             pass
         if process.returncode is None:
             await _end(process, 5)
-
-
-def starting() -> CallError:
-    return unavailable("The MLflow tracking server is starting; ask again in a few seconds.", retry_after=2)
-
-
-def silent(error: Exception) -> CallError:
-    return unavailable(f"The MLflow tracking server gave no answer ({type(error).__name__}); ask again.", retry_after=2)
 
 
 def _new_log(path: Path) -> IO[bytes]:

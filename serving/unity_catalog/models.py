@@ -108,9 +108,19 @@ def _model(row: Mapping[str, Any]) -> dict[str, Any]:
         "schema_name": schema,
         "name": name,
         "comment": row.get("description"),
-        "created_at": row.get("creation_timestamp"),
-        "updated_at": row.get("last_updated_timestamp"),
+        **_times(row),
+        "owner": row.get("created_by"),
         "aliases": [_alias(alias) for alias in row.get("aliases") or ()],
+    }
+
+
+def _times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """When, and by whom, it was made and changed; who is not known of what was made elsewhere."""
+    return {
+        "created_at": row.get("creation_timestamp"),
+        "created_by": row.get("created_by"),
+        "updated_at": row.get("last_updated_timestamp"),
+        "updated_by": row.get("updated_by"),
     }
 
 
@@ -129,8 +139,7 @@ def _version(row: Mapping[str, Any]) -> dict[str, Any]:
         "comment": row.get("description"),
         "source": row.get("source"),
         "run_id": row.get("run_id") or None,
-        "created_at": row.get("creation_timestamp"),
-        "updated_at": row.get("last_updated_timestamp"),
+        **_times(row),
         "aliases": [{"alias_name": each, "version_num": int(row["version"])} for each in row.get("aliases") or ()],
     }
 

@@ -23,7 +23,8 @@ from serving.routes import read_body
 from serving.tracking.access import ModelAccess
 
 if TYPE_CHECKING:
-    from serving.tracking.server import MlflowServer
+    from serving.tracking.authors import Authors
+    from serving.tracking.base import TrackingServer
 
 MAX_BODY = 1 << 20
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}(\.[^./\\\x00-\x1f ]{1,255}){2}")
@@ -39,8 +40,8 @@ Authorize = Callable[[Request], Awaitable[Caller]]
 class Catalog:
     """The registry's calls with the caller's grants checked; each raises `CallError`."""
 
-    def __init__(self, server: MlflowServer, access: ModelAccess) -> None:
-        self._ask, self.access = server.ask, access
+    def __init__(self, server: TrackingServer, access: ModelAccess, authors: Authors) -> None:
+        self._ask, self.access, self._authors = server.ask, access, authors
 
     async def call(self, who: Caller, method: str, resource: str, action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """One call of MLflow's registry API on a model with a name of three levels."""
@@ -48,8 +49,19 @@ class Catalog:
             fields = {**fields, "name": three_levels(fields["name"])}
         await asyncio.to_thread(self.access.admit, who, resource, action, method, fields)
         if (method, action) == ("GET", "alias"):
-            return await self._of_alias(fields)
-        return await self._ask(method, f"{_MLFLOW}/{resource}/{action}", {k: v for k, v in fields.items() if v is not None})
+            return await asyncio.to_thread(self._signed, await self._of_alias(fields))
+        found = await self._ask(method, f"{_MLFLOW}/{resource}/{action}", {k: v for k, v in fields.items() if v is not None})
+        await asyncio.to_thread(self.access.changed, who, resource, action, method, fields, found)
+        return await asyncio.to_thread(self._signed, found)
+
+    def _signed(self, found: dict[str, Any]) -> dict[str, Any]:
+        """An answer whose models and versions say who made and changed them, where that is known."""
+        for key in ("registered_model", "model_version"):
+            if key in found:
+                found[key] = self._authors.of([found[key]])[0]
+            elif f"{key}s" in found:
+                found[f"{key}s"] = self._authors.of(found[f"{key}s"])
+        return found
 
     async def _of_alias(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The version of an alias. One that is not there is a 404 in Unity Catalog, a wrong value in MLflow's own registry."""
@@ -107,13 +119,18 @@ class Catalog:
         if given["model_id"] and given["model_id"] not in source:
             tags.append({"key": _MODEL_ID, "value": given["model_id"]})
         given |= {"name": name, "source": source, "tags": tags}
-        return (await self._ask("POST", "/smalti/model-versions/begin", given))["model_version"]
+        return await self._own(who, "begin", given)
 
     async def finish(self, who: Caller, fields: Mapping[str, Any]) -> dict[str, Any]:
         name = three_levels(take(fields, "name", str, required=True))
         await asyncio.to_thread(self.access.check, who, name, "CAN_MANAGE")
         given = {"name": name, "version": str(fields.get("version", ""))}
-        return (await self._ask("POST", "/smalti/model-versions/finish", given))["model_version"]
+        return await self._own(who, "finish", given)
+
+    async def _own(self, who: Caller, action: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        found = await self._ask("POST", f"/smalti/model-versions/{action}", fields)
+        await asyncio.to_thread(self.access.changed, who, "model-versions", action, "POST", fields, found)
+        return (await asyncio.to_thread(self._signed, found))["model_version"]
 
 
 def router(catalog: Catalog, authorize: Authorize) -> APIRouter:
@@ -235,7 +252,13 @@ def _tags(fields: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _told(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model without the versions that only the open registry's answer has."""
-    return {key: value for key, value in model.items() if key != "latest_versions"}
+    return _by({key: value for key, value in model.items() if key != "latest_versions"})
+
+
+def _by(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that names its maker as MLflow's protocol does."""
+    known = {key: value for key, value in row.items() if key not in ("created_by", "updated_by")}
+    return {**known, **({"user_id": row["created_by"]} if row.get("created_by") else {})}
 
 
 def _version(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +269,7 @@ def _version(row: Mapping[str, Any]) -> dict[str, Any]:
     aliases = [{"alias": alias, "version": str(row["version"])} for alias in row.get("aliases") or ()]
     model = kept or (found[0] if found else None)
     known = {key: value for key, value in row.items() if key not in ("current_stage", "run_link")}
-    return {**known, "tags": tags, "aliases": aliases, **({"model_id": model} if model else {})}
+    return {**_by(known), "tags": tags, "aliases": aliases, **({"model_id": model} if model else {})}
 
 
 def answer(body: Any) -> Response:

@@ -295,10 +295,8 @@ def test_a_converter_that_misbehaves_is_ended(monkeypatch: pytest.MonkeyPatch, c
         hostile = f"def f(data):\n    if data == b'ok': return convert.Converted('fine')\n    {code}\n    return f(data)\n"
         head, _, call = command[2].rpartition("; ")
         start = head.rpartition("; ")[0]
-        command = [
-            *command[:2],
-            f"{start}\nfrom retrieval import convert, converting\n{hostile}converting.CONVERTERS['x'] = f\nconverting.{call}",
-        ]
+        known = f"{hostile}converting.CONVERTERS['x'] = f"
+        command = [*command[:2], f"{start}\nfrom retrieval import convert, converting\n{known}\nconverting.{call}"]
         return original(command, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(worker.subprocess, "Popen", popen)

@@ -16,10 +16,12 @@ from databricks.sdk.config import Config
 from databricks.sdk.errors import AlreadyExists, BadRequest, NotFound, PermissionDenied, ResourceAlreadyExists, ResourceConflict
 from databricks.sdk.service.catalog import PermissionsChange, Privilege
 from databricks.sdk.service.ml import (
+    HttpUrlSpec,
     LoggedModelParameter,
     LoggedModelStatus,
     RegisteredModelAccessControlRequest,
     RegisteredModelPermissionLevel,
+    RegistryWebhookEvent,
 )
 from databricks.sdk.service.settings import PublicTokenInfo
 from databricks.sdk.service.workspace import AclPermission
@@ -192,7 +194,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("uris")
     (folder / "docs").mkdir()
     (folder / "docs" / "bridge.md").write_text("# Bridge\n\nThe bridge is 314 metres long.\n")
-    with serving(folder / "home", folder / "docs", SMALTI_MLFLOW="true") as running, running.client() as client:
+    more = {"SMALTI_UPSTREAM_HOSTS": '["127.0.0.1"]'}
+    with serving(folder / "home", folder / "docs", SMALTI_MLFLOW="true", **more) as running, running.client() as client:
         wait_until(lambda: client.get("/api/2.0/mlflow/experiments/get?experiment_id=0").status_code == 200, 90)
         yield running
 
@@ -340,7 +343,7 @@ def test_the_winner_of_an_experiment_becomes_the_registrys_alias(
             assert client.delete(f"/api/2.0/serving-endpoints/{name}").status_code == 200
 
 
-def test_models_through_the_sdk(workspace: WorkspaceClient, model: list[str]) -> None:
+def test_models_through_the_sdk(workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]) -> None:
     info = workspace.registered_models.get(MODEL)
     assert (info.full_name, info.catalog_name, info.name) == (MODEL, "main", "doubler")
     assert MODEL in [each.full_name for each in workspace.registered_models.list(catalog_name="main", schema_name="default")]
@@ -356,6 +359,20 @@ def test_models_through_the_sdk(workspace: WorkspaceClient, model: list[str]) ->
     assert workspace.model_versions.get(MODEL, 1).comment == "the first"
     made = workspace.registered_models.create(catalog_name="main", schema_name="default", name="empty", comment="none yet")
     assert made.comment == "none yet"
+    assert (made.created_by, made.updated_by, made.owner) == ("admin", "admin", "admin")
+    first = workspace.model_versions.get(MODEL, 1)  # of MLflow's client under the registry URI of Unity Catalog
+    assert (first.created_by, first.updated_by) == ("admin", "admin")
+    assert {each.created_by for each in versions if each.version == 1} == {"admin"}
+    changes = [PermissionsChange(add=[Privilege.MANAGE], principal="ann")]
+    workspace.grants.update("FUNCTION", MODEL, changes=changes)
+    ann.model_versions.update(MODEL, 1, comment="by another")
+    ann.registered_models.update(MODEL, comment="by another")
+    second = workspace.model_versions.get(MODEL, 1)
+    assert (second.created_by, second.updated_by, second.comment) == ("admin", "ann", "by another")
+    info = workspace.registered_models.get(MODEL)
+    assert (info.created_by, info.owner, info.updated_by) == ("admin", "admin", "ann")
+    undone = [PermissionsChange(remove=[Privilege.MANAGE], principal="ann")]
+    workspace.grants.update("FUNCTION", MODEL, changes=undone)
     with pytest.raises(ResourceAlreadyExists):
         workspace.registered_models.create(catalog_name="main", schema_name="default", name="empty")
     workspace.registered_models.delete("main.default.empty")
@@ -403,6 +420,25 @@ def test_models_are_nobodys_until_granted(live: Live, workspace: WorkspaceClient
     workspace.grants.update("function", MODEL, changes=[PermissionsChange(remove=[Privilege.EXECUTE], principal="ann")])
     with pytest.raises(PermissionDenied):
         ann.files.download(file)
+
+
+def test_a_version_is_made_only_of_what_one_may_load(
+    live: Live, workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]
+) -> None:
+    held, asked = workspace.model_registry, ann.model_registry
+    held.create_model("anns")
+    manages = RegisteredModelAccessControlRequest(user_name="ann", permission_level=RegisteredModelPermissionLevel.CAN_MANAGE)
+    held.update_permissions("anns", access_control_list=[manages])
+    with live.client() as client:
+        uri = client.get(f"/api/2.0/mlflow/model-versions/get-download-uri?name={MODEL}&version=1").json()["artifact_uri"]
+    assert uri.startswith("mlflow-artifacts:/registered/")
+    for source in (f"models:/{MODEL}/1", f"models:/{MODEL}@champion", f"models:/{MODEL.replace('.', '%2E')}/1", uri):
+        with pytest.raises((PermissionDenied, BadRequest)):
+            asked.create_model_version("anns", source)
+    with pytest.raises(BadRequest, match="registry's own"):
+        asked.set_model_version_tag("anns", "1", "smalti.files", uri)
+    assert list(held.search_model_versions(filter="name='anns'")) == []
+    held.delete_model("anns")
 
 
 def test_serving_a_model_needs_execute_and_a_secret_read(live: Live, workspace: WorkspaceClient, model: list[str]) -> None:
@@ -589,9 +625,14 @@ def test_versions_are_discussed_and_moved_to_a_stage_by_who_manages_the_model(
     held.delete_comment(said.id or "")
     with pytest.raises(NotFound):
         held.delete_comment(said.id or "")
-    with pytest.raises(NotFound, match="is not served here"):
-        list(held.list_webhooks())
+    made = held.create_webhook(
+        [RegistryWebhookEvent.COMMENT_CREATED], http_url_spec=HttpUrlSpec("http://127.0.0.1:9"), model_name="restaged"
+    ).webhook
+    assert made is not None
+    assert [each.id for each in held.list_webhooks(model_name="restaged")] == [made.id]
+    assert list(asked.list_webhooks()) == []
     held.delete_model("restaged")
+    assert list(held.list_webhooks()) == []
 
 
 def test_secrets(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient) -> None:

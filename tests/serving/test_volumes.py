@@ -177,13 +177,17 @@ def test_a_volume_is_renamed_with_its_files_its_comment_and_its_grants(site: Sit
     site.grants.grant("user:bob", "volume:main.default.old", "CAN_QUERY")
     with pytest.raises(PermissionDenied):
         bob.volumes.update("main.default.old", comment="mine")
-    assert w.volumes.update("main.default.old", comment="letters of old").comment == "letters of old"
+    changed = w.volumes.update("main.default.old", comment="letters of old")
+    assert changed.comment == "letters of old"
+    assert (changed.created_by, changed.owner, changed.updated_by) == ("admin", "admin", "admin")
+    assert (changed.created_at or 0) <= (changed.updated_at or 0)
     with pytest.raises(ResourceAlreadyExists):
         w.volumes.update("main.default.old", new_name="taken")
     with pytest.raises(BadRequest):
         w.volumes.update("main.default.old", new_name="a/b")
     assert w.volumes.update("main.default.old", new_name="new").full_name == "main.default.new"
     assert bob.volumes.read("main.default.new").comment == "letters of old"
+    assert bob.volumes.read("main.default.new").created_by == "admin"
     contents = bob.files.download("/Volumes/main/default/new/a.txt").contents
     assert contents is not None
     assert contents.read() == b"x"
