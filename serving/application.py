@@ -48,8 +48,8 @@ from serving import unity_catalog_grants as catalog_grants
 from serving import unity_catalog_models as catalog_models
 from serving import unity_catalog_names as names
 from serving import unity_catalog_prompts as prompts
-from serving.conversation_items import BeginningItems, Beginnings
 from serving.compress import Compressed
+from serving.conversation_items import BeginningItems, Beginnings
 from serving.direct import Direct
 from serving.engines.index import refused
 from serving.locals import router as locals_router
