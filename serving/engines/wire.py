@@ -75,11 +75,11 @@ class Wire(asyncio.Protocol):
 
     def _send(self, kind: str, body: Any, sink: Sink) -> int:
         self._last = identifier = self._last + 1
-        self.waiting[identifier] = sink
         if self.gone.is_set():
             sink(("gone", None))
         else:
             self.write([identifier, kind, body])
+        self.waiting[identifier] = sink  # after what may fail: nobody would let go of it
         return identifier
 
     def close(self, identifier: int, *, cancel: bool = False) -> None:
