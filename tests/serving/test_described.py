@@ -13,12 +13,13 @@ from serving.described import described
 from serving.endpoint import Endpoint
 from serving.signature import Signature
 
+_OBJECT = {"a": {"type": "string", "required": True}, "b": {"type": "array", "items": {"type": "long"}, "required": False}}
 COLUMNS = [
     {"type": "double", "name": "größe", "required": True},
-    {"type": "object", "name": "obj", "properties": {"a": {"type": "string", "required": True}, "b": {"type": "array", "items": {"type": "long"}, "required": False}}},
+    {"type": "object", "name": "obj", "properties": _OBJECT},
     {"type": "map", "name": "map", "values": {"type": "boolean"}, "required": True},
     {"type": "datetime", "name": "when", "required": False},
-]  # fmt: skip
+]
 ROW = {"größe": 1.5, "obj": {"a": "x", "b": [1]}, "map": {"k": True}}
 CELLS = list(ROW.values())
 PARAMS = [{"name": "t", "type": "double", "default": 0.5}, {"name": "k", "type": "long", "default": [1], "shape": [-1]}]
