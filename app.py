@@ -24,7 +24,7 @@ from serving.cli import CommandError, Workspace
 from serving.commands import ask, doctor, endpoints
 from serving.conformance.commands import conformance
 from serving.engine_commands import engines
-from serving.experiment_commands import experiments
+from serving.experiments.commands import experiments
 from serving.memory_commands import memory
 
 if TYPE_CHECKING:

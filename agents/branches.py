@@ -93,6 +93,11 @@ class State:
         return self.held.messages[: self.depth]
 
     @property
+    def keys(self) -> Sequence[str]:
+        """Of the states from the first to this one."""
+        return self.held.keys[: self.depth + 1]
+
+    @property
     def whole(self) -> bool:
         """Whether the kept checkpoint is this state itself, with all its values."""
         return self.depth == len(self.held.messages)
@@ -224,7 +229,7 @@ class Branches:
             await asyncio.to_thread(self.leave, thread_id, head, state.held.checkpoint_id if state.whole else "-")
         config = configured(thread_id, state.held.checkpoint_id)
         if not state.whole and (names := lasting(graph)):
-            values = await asyncio.to_thread(self.values(saver, thread_id).at, state)
+            values = await asyncio.to_thread(self.values(saver, thread_id).at, state.keys)
             config = config if values is None else await rewritten(saver, config, names, values)
         said: list[Any] = list(state.messages)
         await graph.aupdate_state(config, {"messages": overwritten(graph, settle(said))}, as_node="__start__")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from langgraph.graph.state import CompiledStateGraph
 
-    from agents.branches import State
-
 
 def lasting(graph: CompiledStateGraph) -> list[str]:
     """The channels of a graph that last from turn to turn, beside its messages."""
@@ -58,11 +56,14 @@ class Values:
             connection.execute(insert(thread_values).values(**row))
         self._known = None
 
-    def at(self, state: State) -> Mapping[str, Any] | None:
-        """The values in a state: those noted for it or last before it; None where the thread notes none."""
+    def at(self, keys: Sequence[str]) -> Mapping[str, Any] | None:
+        """The values in a state: those noted for it or last before it; None where the thread notes none.
+
+        `keys`: of the states from the thread's begin to this one.
+        """
         if not self.known:
             return None
-        key = next((key for key in reversed(state.held.keys[: state.depth + 1]) if key in self.known), None)
+        key = next((key for key in reversed(keys) if key in self.known), None)
         if key is None:
             return {}
         query = select(thread_values).where(thread_values.c.thread_id == self._thread_id, thread_values.c.key == key)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.ask import Ask
     from evals.compare import Comparison, Difference, compare_runs
-    from evals.data import Dataset, DatasetError, Prediction, Row, RowResult, load_dataset
+    from evals.data import Dataset, Prediction, Row, RowResult, load_dataset
+    from evals.errors import DatasetError
     from evals.faithfulness import Faithfulness
     from evals.gate import Criteria, Decision, load_criteria
     from evals.groundedness import Groundedness
@@ -23,7 +24,8 @@ _HOME = {
     "faithfulness": ("Faithfulness",),
     "groundedness": ("Groundedness",),
     "gate": ("Criteria", "Decision", "load_criteria"),
-    "data": ("Dataset", "DatasetError", "Prediction", "Row", "RowResult", "load_dataset"),
+    "data": ("Dataset", "Prediction", "Row", "RowResult", "load_dataset"),
+    "errors": ("DatasetError",),
     "report": ("Gate", "GateError", "GateResult", "check", "exit_code", "failures", "parse_gate", "render", "to_json"),
     "journal": ("Evaluation", "EvaluationError", "read_journal"),
     "run": ("evaluate",),

@@ -36,7 +36,7 @@ evals = typer.Typer(
 @contextmanager
 def refusing() -> Iterator[None]:
     """What was given wrongly is said in one line and ends with `BAD_INPUT`; an evaluation that broke down with `BROKEN`."""
-    from evals.data import DatasetError
+    from evals.errors import DatasetError
     from evals.journal import EvaluationError
     from evals.judges import JudgeError
     from evals.report import BROKEN, GateError

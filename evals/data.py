@@ -39,24 +39,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evals import manifest
+from evals.errors import DatasetError
+
 KEYS = (
     "id", "question", "expected_facts", "expected_sources", "unanswerable", "expected_answer", "expected_pattern",
     "expected_schema", "expected_tools", "expected_route", "inputs", "target", "group",
 )  # fmt: skip
 _LISTS = ("expected_facts", "expected_sources", "expected_tools")
 _TEXTS = ("expected_answer", "expected_pattern", "expected_route", "group")
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be used. `str()` is one line: where, what is wrong, what to do.
-
-    `path`, `line` (1-based, None for the whole file), `key` (None for the whole row), `problem` and `fix` hold the parts.
-    """
-
-    def __init__(self, path: Path, problem: str, fix: str, *, line: int | None = None, key: str | None = None) -> None:
-        where = f"{path}" + (f", line {line}" if line else "") + (f", key {key!r}" if key else "")
-        super().__init__(f"{where}: {problem}; {fix}")
-        self.path, self.line, self.key, self.problem, self.fix = path, line, key, problem, fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +179,6 @@ def load_dataset(path: str | Path, *, sealed: bool = True) -> Dataset:
 
     `sealed`: whether it must be what its manifest says, where it has one (`evals.manifest`).
     """
-    from evals import manifest
 
     path = Path(path)
     try:

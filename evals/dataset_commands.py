@@ -32,7 +32,8 @@ def seal_dataset(
     as_json: Json = False,
 ) -> None:
     """Write the manifest (hash, version, lineage, licence); an edit afterwards is refused by every evaluation."""
-    from evals.manifest import manifest_path, seal
+    from evals.manifest import manifest_path
+    from evals.seal import seal
 
     with refusing():
         made = seal(file, version=version, licence=licence, lineage=source or (), description=description)

@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from evals.data import Dataset, DatasetError, load_dataset
+from evals.data import Dataset, load_dataset
+from evals.errors import DatasetError
 
 TAG = "smalti.sha256"
 

@@ -27,7 +27,7 @@ def plainly(messages: Any) -> Any:
         return messages
     found = []
     for given in messages:
-        message = {key: value for key, value in given.items() if value is not None}
+        message = {key: value for key, value in given.items() if value is not None} if None in given.values() else given
         if isinstance(calls := message.get("tool_calls"), list) and calls:
             message = {"content": "", **message, "tool_calls": [_call(call) for call in calls]}
         found.append(message)
@@ -113,8 +113,18 @@ def _order(messages: Sequence[Mapping[str, Any]], number: int, tell: Tell) -> No
 
 
 def encode_chat(tokenizer: Any, row: Mapping[str, Any], tell: Tell) -> Tokens | None:
+    return _refusable(lambda: _turns(tokenizer, row["messages"], tell, row.get("tools")), tell)
+
+
+def chat_tokens(tokenizer: Any, row: Mapping[str, Any]) -> int:
+    """How many tokens `encode_chat` makes of a row; 0 where the template refuses it."""
+    found = _refusable(lambda: rendered(tokenizer, row["messages"], False, row.get("tools")), lambda *_: None)
+    return 0 if found is None else len(found)
+
+
+def _refusable(work: Callable[[], Any], tell: Tell) -> Any:
     try:
-        return _turns(tokenizer, row["messages"], tell, row.get("tools"))
+        return work()
     except Exception as error:  # a template may refuse a chat, by whatever error its functions raise
         if type(error).__module__.partition(".")[0] not in ("jinja2", "builtins"):
             raise

@@ -24,9 +24,7 @@ _COLUMNS = {
     "task": "Task",
     "status": "Status",
     "step": "Step",
-    "steps": "of",
     "created": "Created, UTC",
-    "message": "",
 }
 
 
@@ -185,8 +183,12 @@ def list_runs(context: typer.Context, as_json: Json = False) -> None:
     """List the runs, the newest first."""
     rows = [each.summary() for each in _runs(context).list()]
     if not as_json:  # to the minute, so that a row is a line
-        rows = [row | {"created": str(row["created"])[:16].replace("T", " ")} for row in rows]
-    context.obj.print_rows(rows, _COLUMNS, as_json=as_json, empty="No runs yet.")
+        steps = [f"{row['step'] or 0}/{row['steps']}" if row["steps"] else "" for row in rows]
+        created = [str(row["created"])[:16].replace("T", " ") for row in rows]
+        said = [f"{line[0]} …" if len(line := row["message"].splitlines()) > 1 else row["message"] for row in rows]
+        told = zip(rows, steps, created, said, strict=True)
+        rows = [row | {"step": step, "created": at, "message": message} for row, step, at, message in told]
+    context.obj.print_rows(rows, _COLUMNS, as_json=as_json, empty="No runs yet.", below="message")
 
 
 @finetune.command("show")

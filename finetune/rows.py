@@ -23,6 +23,7 @@ _PARQUET = b"PAR1"
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Marks without a width."""
+_NESTED = (dict, list)
 Found = Iterator[tuple[int, Mapping[str, Any]]]
 
 
@@ -63,6 +64,8 @@ def normal(text: str) -> str:
 
 def blank(text: str) -> bool:
     """Whether a text has nothing to see: no characters, or spaces and marks without a width alone."""
+    if text[:1].isalnum():
+        return False
     return not any(character.isprintable() and not character.isspace() for character in text)
 
 
@@ -261,12 +264,12 @@ def _number(text: str) -> float | int | None:
 def _keys(row: Mapping[str, Any]) -> int:
     """How many keys there are in it and in all objects within."""
     found, left = 0, [row]
-    while left:
-        inner: Any = left.pop()
-        if isinstance(inner, dict):
-            found += len(inner)
-            inner = inner.values()
-        left += [each for each in inner if isinstance(each, (dict, list))]
+    for each in left:  # which grows meanwhile
+        if isinstance(each, dict):
+            found += len(each)
+            left += [value for value in each.values() if isinstance(value, _NESTED)]
+        else:
+            left += [value for value in each if isinstance(value, _NESTED)]
     return found
 
 

@@ -53,7 +53,7 @@ def read(
         if found is None:
             continue
         rows += 1
-        if (key := same(parts)) in seen:
+        if (key := hash(normals(parts))) in seen:
             repeated(problems, file, line, *seen[key])
             continue
         seen[key] = file, line
@@ -99,24 +99,24 @@ def scan(
             yield file, line, row, found
 
 
-def question(parts: Sequence[str], answers: int = 1) -> str:
-    """Of a row's texts what makes it the same question as another: all but the answers, without regard to case and spaces."""
-    return normal(" ".join(parts[:-answers] or parts))
+def question(normals: Sequence[str], answers: int = 1) -> int:
+    """What rows of the same question have in common: all of their texts but the answers, each as `normal` gives it."""
+    return hash(" ".join(filter(None, normals[:-answers] or normals)))
 
 
-def same(parts: Sequence[str]) -> int:
-    """A number that rows have in common which are the same but for case and spaces."""
-    return hash(tuple(map(normal, parts)))
+def normals(parts: Sequence[str]) -> tuple[str, ...]:
+    """A row's texts without regard to case and spaces."""
+    return tuple(map(normal, parts))
 
 
 def leaks(task: str, train: Path, held_out: Path, data: RowsRecipe | None = None) -> list[Problem]:
     """Rows of the evaluation whose question is trained on."""
     answers = 2 if task == "dpo" else 1
-    trained = {hash(question(parts, answers)): (file, line) for file, line, _, parts in scan(task, train, [], data)}
+    trained = {question(normals(parts), answers): (file, line) for file, line, _, parts in scan(task, train, [], data)}
     return [
         leak(file, line, *where)
         for file, line, _, parts in scan(task, held_out, [], data)
-        if (where := trained.get(hash(question(parts, answers))))
+        if (where := trained.get(question(normals(parts), answers)))
     ]
 
 
@@ -144,11 +144,14 @@ def nothing_left(tell: Tell, length: int) -> None:
     tell("all_masked", None, "Nothing of it is left to learn.", f"Shorten the prompt, or raise context_length ({length}).")
 
 
-def truncated(path: Path, line: int, cut: int, rows: int, length: int, key: str, column: str | None = None) -> Problem:
-    """`line`: that of the longest row."""
+def truncated(
+    path: Path, line: int, cut: int, rows: int, length: int, key: str, column: str | None = None, *, least: bool = False
+) -> Problem:
+    """`line`: that of the longest row. `least`: not all that may be too long were counted."""
     told = (
         f"{cut} of {rows} rows ({cut / rows:.1%}), this one the longest, have more than {length} tokens; their ends are not seen."
     )
+    told = f"At least {told}" if least else told
     return Problem("truncated", str(path), line, column, told, f"Shorten them, or raise {key}.", "warning")
 
 
@@ -254,11 +257,11 @@ def read_preferences(
     for file, line, row, parts in scan("dpo", path, problems, data):
         tell = teller(problems, file, line)
         rows += 1
-        if (key := same(parts)) in seen:
+        if (key := hash(normals(parts))) in seen:
             repeated(problems, file, line, *seen[key])
             continue
         seen[key] = file, line
-        turned(seen, parts, tell)
+        turned(seen, normals(parts), tell)
         both = [answered(tokenizer, row["prompt"], row[key], tell) for key in ("chosen", "rejected")]
         kept = [Tokens(each.ids[:length], each.labels[:length]) for each in both if each is not None]
         if len(kept) < 2:
@@ -278,10 +281,10 @@ def read_preferences(
     return found, problems
 
 
-def turned(seen: Mapping[int, tuple[str, int]], parts: Sequence[str], tell: Tell) -> None:
+def turned(seen: Mapping[int, tuple[str, int]], normals: Sequence[str], tell: Tell) -> None:
     """Warn where another row prefers the answers the other way round."""
-    *asked, chosen, rejected = parts
-    if (where := seen.get(same((*asked, rejected, chosen)))) is not None:
+    *asked, chosen, rejected = normals
+    if (where := seen.get(hash((*asked, rejected, chosen)))) is not None:
         told = f"{where[0]}:{where[1]} prefers the other of these two answers."
         tell("conflicting_label", "chosen", told, "Keep the right one.", "warning")
 

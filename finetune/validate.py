@@ -11,18 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune import pairs, texts
 from finetune.base_model import base_of
 from finetune.data import Problem, Row, scan_labelled, scarce, split_problems
-from finetune.findings import Findings, FindPii, look
+from finetune.findings import Findings, FindPii, Looks
 from finetune.problems import DataError, spelled
 from finetune.recipe import ClassifyRecipe, EncoderRecipe, Recipe, find
 from finetune.schema import AutoRecipe, EmbedRecipe, ReaderRecipe, ReadingRecipe, RerankRecipe
-
-if TYPE_CHECKING:
-    pass
 
 BATCH = 4096
 """Texts whose tokens are counted at once."""
@@ -75,20 +72,24 @@ def validate(recipe: Recipe, find_pii: FindPii | None = None) -> Report:
     RecipeError: the base model's tokenizer is not there.
     """
     began, problems = time.perf_counter(), Findings()
+    looks = Looks(problems, find_pii)
     if isinstance(recipe, (ClassifyRecipe, EncoderRecipe)):
-        rows = _labelled(recipe, problems, find_pii)
+        rows = _labelled(recipe, problems, looks)
     elif isinstance(recipe, AutoRecipe):
-        rows = _tables(recipe, problems, find_pii)
+        rows = _tables(recipe, problems, looks)
     elif isinstance(recipe, EmbedRecipe | RerankRecipe | ReaderRecipe):
-        rows = _pairs(recipe, problems, find_pii)
+        rows = _pairs(recipe, problems, looks)
     else:
         from finetune.validate_texts import look_at_texts
 
         rows = look_at_texts(recipe, problems, find_pii)
-    return Report(tuple(problems), dict(problems.counts), rows, time.perf_counter() - began)
+    looks.done()
+    files = {file: number for number, file in enumerate(dict.fromkeys(problem.file for problem in problems))}
+    ordered = sorted(problems, key=lambda problem: (files[problem.file], problem.line or 0))
+    return Report(tuple(ordered), dict(problems.counts), rows, time.perf_counter() - began)
 
 
-def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, looks: Looks) -> int:
     data = recipe.data
     columns: dict[str, Any] = {"text": data.text_column, "label": data.label_column}
     columns |= {"labels": recipe.labels, "ignore": data.ignore_columns}
@@ -100,17 +101,17 @@ def _labelled(recipe: ClassifyRecipe | EncoderRecipe, problems: Findings, find_p
         if isinstance(recipe, ClassifyRecipe) and file == files[0] and len({row.label for row in rows}) > 1:
             problems.extend(scarce(file, data.label_column, rows))
         for row in rows:
-            look(str(file), row.line, data.text_column, row.text, problems, find_pii)
+            looks.add(str(file), row.line, (row.text,), lambda _: data.text_column)
         for row in {row.label: row for row in reversed(rows)}.values():
-            look(str(file), row.line, data.label_column, row.label, problems, find_pii)
+            looks.add(str(file), row.line, (row.label,), lambda _: data.label_column)
         if isinstance(recipe, EncoderRecipe) and (long := _longer(recipe, rows)):
-            problems.append(texts.truncated(file, long[0], long[1], len(rows), recipe.max_length, "max_length", data.text_column))
+            problems.append(_cut(recipe, file, long, len(rows), data.text_column))
     if len(found) == 2 and all(found):
         problems.extend(split_problems(found[0], files[0], found[1], files[1], data.text_column))
     return sum(map(len, found))
 
 
-def _tables(recipe: AutoRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+def _tables(recipe: AutoRecipe, problems: Findings, looks: Looks) -> int:
     from finetune import tables
 
     files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
@@ -124,27 +125,29 @@ def _tables(recipe: AutoRecipe, problems: Findings, find_pii: FindPii | None) ->
         for column in tables.texts_of(table, recipe.data):
             for line, text in zip(table.index, table[column], strict=True):
                 if isinstance(text, str):
-                    look(str(file), int(line), column, text, problems, find_pii)
+                    looks.add(str(file), int(line), (text,), lambda _, column=column: column)
     if len(found) == 2 and all(len(table) for table in found):
         problems.extend(tables.split_problems(found[0], files[0], found[1], files[1], recipe.data))
     return sum(map(len, found))
 
 
-def _pairs(recipe: EmbedRecipe | RerankRecipe | ReaderRecipe, problems: Findings, find_pii: FindPii | None) -> int:
+def _pairs(recipe: EmbedRecipe | RerankRecipe | ReaderRecipe, problems: Findings, looks: Looks) -> int:
     files = [find(path) for path in (recipe.data.train, recipe.data.eval) if path is not None]
     found: list[list[Any]] = []
-    columns = ("question", "context") if isinstance(recipe, ReaderRecipe) else ("query", "positive")
+    first = ("question", "context") if isinstance(recipe, ReaderRecipe) else ("query", "positive")
+
+    def column(number: int) -> str:
+        return first[number] if number < 2 else "negative"
+
     for file in files:
         rows = pairs.scan(recipe.task, file, problems, recipe.data, loss="" if found else getattr(recipe, "loss", ""))
         found.append(rows)
         for row in rows:
-            for number, text in enumerate(row.texts):
-                column = columns[number] if number < 2 else "negative"
-                look(str(file), row.line, column, text, problems, find_pii)
+            looks.add(str(file), row.line, row.texts, column)
         if isinstance(recipe, ReaderRecipe):  # it looks through windows, and asks a question of each
             _answers(recipe, file, rows, problems)
         elif long := _longer_pairs(recipe, rows):
-            problems.append(texts.truncated(file, long[0], long[1], len(rows), recipe.max_length, "max_length"))
+            problems.append(_cut(recipe, file, long, len(rows)))
         if getattr(recipe, "loss", "") in ("cosent", "cosine") and len({row.score for row in rows} - {None}) == 1:
             told = (
                 f"Every score is {rows[0].score}, so there is nothing to tell apart.",
@@ -172,8 +175,13 @@ def _answers(recipe: ReaderRecipe, file: Path, rows: Sequence[Any], problems: Fi
             )
 
 
-Long = tuple[int, int] | None
-"""The line of the longest row that is cut off, and how many are."""
+Long = tuple[int, int, bool] | None
+"""The line of the longest row that is cut off, how many are, and whether there may be more."""
+
+
+def _cut(recipe: ReadingRecipe, file: Path, long: tuple[int, int, bool], rows: int, column: str | None = None) -> Problem:
+    line, cut, least = long
+    return texts.truncated(file, line, cut, rows, recipe.max_length, "max_length", column, least=least)
 
 
 def _longer_pairs(recipe: EmbedRecipe | RerankRecipe, rows: Sequence[Any]) -> Long:
@@ -197,7 +205,7 @@ def _count_longer(recipe: ReadingRecipe, candidates: Sequence[tuple[str, int]]) 
     parts = (ready[at : at + BATCH] for at in range(0, len(ready), BATCH))
     sizes = [len(each.ids) for part in parts for each in tokenizer.encode_batch_fast([text for text, _ in part])]
     cut = sum(size > recipe.max_length for size in sizes)
-    return (ready[sizes.index(max(sizes))][1], cut) if cut else None
+    return (ready[sizes.index(max(sizes))][1], cut, cut == COUNTED) if cut else None
 
 
 def _longer(recipe: EncoderRecipe, rows: Sequence[Row]) -> Long:

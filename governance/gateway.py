@@ -7,6 +7,7 @@ import contextvars
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from contextvars import Token
 from dataclasses import replace
 from typing import Any
 
@@ -129,10 +130,7 @@ class Gateway:
                     except StopAsyncIteration:
                         raise CallError(f"{call.endpoint} ended without an answer; ask again", status=500) from None
                     finally:
-                        try:  # noqa: SIM105 - runs for every chunk, where contextlib.suppress costs twice as much
-                            current_call.reset(token)
-                        except ValueError:  # closed from another context by the garbage collector
-                            pass
+                        _reset(token)
                     kind = event.type
                     if kind in TERMINAL:
                         flight.answered(event)
@@ -265,9 +263,9 @@ class Gateway:
                 admitted = True
             policy = self.limits.policies.get(call.endpoint)
             guard = self.guard(call.endpoint, policy) if policy is not None and policy.guarded else None
-            if guard is not None:
-                call = await guard.admit(call, verdicts)
             request = payload(request_of(call), MAX_PAYLOAD)
+            if guard is not None and (shown := await guard.admit(call, verdicts, len(request))) is not call:
+                call, request = shown, payload(request_of(shown), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
             if mirrors is not None:
@@ -374,9 +372,11 @@ def _of(call: Call, caller: Caller | None) -> Call:
     )
 
 
-def _reset(token: Any) -> None:
-    with suppress(ValueError):  # closed from another context by the garbage collector: that context never had it
+def _reset(token: Token[Call | None]) -> None:
+    try:  # noqa: SIM105 - runs for every chunk, where contextlib.suppress costs twice as much
         current_call.reset(token)
+    except ValueError:  # closed from another context by the garbage collector: that context never had it
+        pass
 
 
 async def _close(stream: AsyncIterator[Event] | None, call: Call) -> None:

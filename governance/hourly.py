@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import add as add_up
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, bindparam, case, func, literal, select, union_all, update
+from sqlalchemy import Connection, Engine, Executable, bindparam, case, func, literal, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from governance.call import DEPENDENCY_FAILED, is_failure
@@ -84,15 +86,15 @@ def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], 
         return
     answered, duration = status < 400, row.get("execution_duration_ms")
     band = band_of(duration) if answered and duration is not None else NO_BAND
-    numbers = (
-        1, 400 <= status < 500 and status not in _NO_REFUSAL, status == LIMITED, is_failure(status), row.get("input_tokens") or 0,
-        row.get("output_tokens") or 0, row.get("cost") or 0.0,
-    )  # fmt: skip
+    refused = 400 <= status < 500 and status not in _NO_REFUSAL
+    numbers = [
+        sign, sign * refused, sign * (status == LIMITED), sign * is_failure(status), sign * (row.get("input_tokens") or 0),
+        sign * (row.get("output_tokens") or 0), sign * (row.get("cost") or 0.0),
+    ]  # fmt: skip
     for who in {EVERYONE, row.get("requester") or EVERYONE}:
         key = (who, time[:13], row["endpoint_name"], int(row.get("parent_request_id") is not None), band)
-        held = changes.setdefault(key, [0] * len(COUNTS))
-        for place, number in enumerate(numbers):
-            held[place] += sign * number
+        held = changes.get(key)
+        changes[key] = numbers if held is None else list(map(add_up, held, numbers))
 
 
 def _write(connection: Connection, changes: Mapping[tuple[Any, ...], Sequence[float]]) -> None:
@@ -100,10 +102,16 @@ def _write(connection: Connection, changes: Mapping[tuple[Any, ...], Sequence[fl
         dict(zip((*_KEYS, *COUNTS), (*key, *counts), strict=True)) for key, counts in sorted(changes.items()) if any(counts)
     ]
     if values:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        statement = insert(hourly)
-        summed = {name: hourly.c[name] + statement.excluded[name] for name in COUNTS}
-        connection.execute(statement.on_conflict_do_update(index_elements=list(_KEYS), set_=summed), values)
+        connection.execute(_adding(connection.dialect.name), values)
+
+
+@lru_cache(maxsize=2)
+def _adding(dialect: str) -> Executable:
+    """The statement that adds counts to those that are there."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(hourly)
+    summed = {name: hourly.c[name] + statement.excluded[name] for name in COUNTS}
+    return statement.on_conflict_do_update(index_elements=list(_KEYS), set_=summed)
 
 
 def fill(engine: Engine) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +33,7 @@ class Ingester:
     def __init__(self, url: str, folder: Path, *, interval: float, fsync: bool) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "governance.ingester"],
+            [sys.executable, "-m", "governance.ingester_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
@@ -64,32 +62,3 @@ class Ingester:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def main() -> None:
-    """Ingest until standard input ends."""
-    from sqlalchemy import create_engine, event
-
-    from governance.journal import Journal
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    line = sys.stdin.readline()
-    if not line:  # the server was killed before it said anything
-        return
-    told = json.loads(line)
-    engine = create_engine(told["url"])
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _(connection, _record) -> None:  # as the server's own connections are
-            for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
-                connection.execute(f"PRAGMA {pragma}")
-
-    journal = Journal(engine, Path(told["folder"]), interval=None, fsync=told["fsync"])
-    while not select.select([sys.stdin], [], [], told["interval"])[0]:
-        journal.ingest_quietly()
-    os._exit(0)  # the server takes in what is left, or the next one does
-
-
-if __name__ == "__main__":
-    main()

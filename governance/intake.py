@@ -20,9 +20,10 @@ logger = logging.getLogger("smalti.journal")
 _COLUMNS = tuple(column.name for column in inference_table.columns)
 _EMPTY: dict[str, Any] = dict.fromkeys(_COLUMNS)
 _KEY = "databricks_request_id"
-_JSON = ("request", "response", "usage_context", "guardrail_verdicts")
+_JSON = frozenset(("request", "response", "usage_context", "guardrail_verdicts"))
 """Columns that hold JSON as text."""
-_PAUSE = 32  # rows after which the background work makes way
+PAUSE = 32
+"""Frames, or rows, after which ingestion makes way for the threads that answer calls."""
 _SQLITE = (
     f"INSERT INTO inference_table ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
     f" ON CONFLICT ({_KEY}) DO UPDATE SET "
@@ -30,15 +31,15 @@ _SQLITE = (
 )
 
 
-def take_in(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+def take_in(connection: Connection, rows: Sequence[dict[str, Any]], pause: int = PAUSE) -> None:
     """Merge what `read` gave into the inference table and the hourly counts; later ones win."""
     if not rows:
         return
     hourly.add(connection, rows)
     if connection.dialect.name == "sqlite":  # by the driver itself, which takes half the time
         values = [tuple(row.values()) for row in rows]
-        for start in range(0, len(values), _PAUSE):
-            connection.exec_driver_sql(_SQLITE, values[start : start + _PAUSE])
+        for start in range(0, len(values), pause):
+            connection.exec_driver_sql(_SQLITE, values[start : start + pause])
             _breathe()
         return
     statement = postgresql.insert(inference_table)
@@ -47,11 +48,11 @@ def take_in(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=merged), rows)
 
 
-def read(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
+def read(bodies: Sequence[bytes], pause: int = PAUSE) -> list[dict[str, Any]]:
     """One row a call: what its frames say, put together, later ones over earlier ones."""
     rows: dict[str, dict[str, Any]] = {}
     for number, body in enumerate(bodies):
-        if number % _PAUSE == 0:
+        if number % pause == 0:
             _breathe()
         try:
             columns = orjson.loads(body)
@@ -67,6 +68,8 @@ def read(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
                 continue
             if name in _JSON:
                 row[name] = orjson.dumps(value).decode()
+            elif type(value) is str:
+                row[name] = value.replace("\x00", "\ufffd") if "\x00" in value else value
             elif name == "request_time" and isinstance(value, int):
                 row[name] = iso(value)
             elif (told := storable(value)) is not None:

@@ -62,6 +62,7 @@ class Journal:
     interval: seconds between ingestions in the background, by a thread or, where there is much, by a process of its own; None
         for ingestion on demand only.
     segment_bytes: size at which a new segment is begun.
+    pause: frames after which ingestion makes way for the threads that answer calls.
     fsync: whether `durable` waits until what was written is on the disk, so that a power failure loses nothing either. Calls
         that wait at the same time share one flush.
     """
@@ -73,6 +74,7 @@ class Journal:
         *,
         interval: float | None = 0.5,
         segment_bytes: int = 64 << 20,
+        pause: int = intake.PAUSE,
         fsync: bool = False,
     ) -> None:
         create(engine)
@@ -80,7 +82,7 @@ class Journal:
         self._engine = engine
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._segment_bytes = segment_bytes
+        self._segment_bytes, self._pause = segment_bytes, pause
         self._lock = threading.Lock()
         self._ingesting = threading.Lock()
         self._fd: int | None = None
@@ -261,7 +263,7 @@ class Journal:
     def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
         """Rows and position in one transaction; False when the position had moved already."""
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        rows = intake.read(bodies)  # before the database is locked
+        rows = intake.read(bodies, self._pause)  # before the database is locked
         with self._engine.begin() as connection:
             # a write comes first, so that the transaction never has to grow from reading to writing
             connection.execute(insert(segments).values(name=name, position=0, skipped=0).on_conflict_do_nothing())
@@ -272,7 +274,7 @@ class Journal:
             )
             if moved.rowcount != 1:
                 return False
-            intake.take_in(connection, rows)
+            intake.take_in(connection, rows, self._pause)
         return True
 
     def _run(self, interval: float) -> None:

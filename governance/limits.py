@@ -26,23 +26,27 @@ _SPAN = 60 * _TICKS
 _MANY_WINDOWS = 4_096
 
 
-_Alternatives = list[tuple[int, tuple[str, str, str, str]]]
-"""Limits of which one must have room, each with its window's key: endpoint, metric, kind of key, whose."""
+_Key = tuple[str, str, str, str]
+"""Of a window: endpoint, metric, kind of key, whose."""
+_Alternatives = list[tuple[int, _Key]]
+"""Limits of which one must have room, each with its window's key."""
 _Plan = list[tuple[str, _Alternatives]]
 
 
 class _Window:
     """What was used in the last minute."""
 
-    __slots__ = ("total", "used")
+    __slots__ = ("key", "total", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, key: _Key) -> None:
+        self.key = key
         self.used: deque[list[int]] = deque()  # [tick, amount], oldest first
         self.total = 0
 
     def expire(self, tick: int) -> None:
-        while self.used and self.used[0][0] <= tick - _SPAN - 1:
-            entry = self.used.popleft()
+        used = self.used
+        while used and used[0][0] < tick - _SPAN:
+            entry = used.popleft()
             self.total -= entry[1]
             entry[0] = -1
 
@@ -54,6 +58,11 @@ class _Window:
         self.total += amount
         return entry
 
+    def give_back(self, entry: list[int], amount: int) -> None:
+        if entry[0] >= 0:
+            entry[1] -= amount
+            self.total -= amount
+
     def wait(self, limit: int, amount: int, now: float) -> float:
         """Seconds until `amount` has room, as far as is known; a minute where it never has."""
         left = self.total
@@ -64,17 +73,19 @@ class _Window:
         return 60.0
 
 
+_Charges = list[tuple[_Window, list[int], int]]
+"""Windows, the entries in them, and how much was added to each."""
+
+
 class Reservation:
     """What a call took from its limits before it began."""
 
     __slots__ = ("_budgets", "_charges", "_limits", "_shared", "estimate", "input_estimate", "warnings")
 
-    def __init__(
-        self, limits: Limits, charges: list[tuple[tuple[str, ...], list[int], int]], input_estimate: int, estimate: int
-    ) -> None:
+    def __init__(self, limits: Limits, charges: _Charges, input_estimate: int, estimate: int) -> None:
         self._shared: list[Charge] = []
         self._limits = limits
-        self._charges: list[tuple[tuple[str, ...], list[int], int]] | None = charges
+        self._charges: _Charges | None = charges
         self.input_estimate = input_estimate
         self.estimate = estimate
         """Tokens reserved; 0 where no token limit applies."""
@@ -132,7 +143,7 @@ class Limits:
         self.budgets, self.prices = budgets, prices or Prices()
         self._clock = clock
         self._lock = threading.Lock()
-        self._windows: dict[tuple[str, ...], _Window] = {}
+        self._windows: dict[_Key, _Window] = {}
         self._plans: dict[tuple[str, str, str], tuple[AiGatewayConfig, Caller, _Plan]] = {}
 
     def reserve(
@@ -193,21 +204,21 @@ class Limits:
         with self._lock:
             now = self._clock()
             tick = int(now * _TICKS)
-            picked: list[tuple[str, tuple[str, ...], _Window]] = []
+            picked: list[tuple[bool, _Window]] = []
             room, counted = DEFAULT_OUTPUT_TOKENS, False
             for metric, alternatives in self._plan(caller, endpoint, policy):
                 tokens = metric == "tokens"
-                key, window, left = self._pick(alternatives, given + (output_tokens or 0) if tokens else 1, now, tick)
-                picked.append((metric, key, window))
+                window, left = self._pick(alternatives, given + (output_tokens or 0) if tokens else 1, now, tick)
+                picked.append((tokens, window))
                 if tokens:
                     counted = True
                     if left < room:
                         room = left
             estimate = given + (room if output_tokens is None else output_tokens)
-            charges = []
-            for metric, key, window in picked:
-                amount = 1 if metric == "calls" else estimate
-                charges.append((key, window.add(tick, amount), amount))
+            charges: _Charges = []
+            for tokens, window in picked:
+                amount = estimate if tokens else 1
+                charges.append((window, window.add(tick, amount), amount))
             if len(self._windows) > _MANY_WINDOWS:
                 self._sweep(tick)
         return Reservation(self, charges, given, estimate if counted else 0)
@@ -228,43 +239,37 @@ class Limits:
         self._plans[who] = (policy, caller, plan)
         return plan
 
-    def _pick(self, alternatives: _Alternatives, need: int, now: float, tick: int) -> tuple[tuple[str, ...], _Window, int]:
+    def _pick(self, alternatives: _Alternatives, need: int, now: float, tick: int) -> tuple[_Window, int]:
         """The first of the alternatives with room, and what is left in it afterwards."""
         soonest, refused = math.inf, alternatives[0]
         for limit, key in alternatives:
             window = self._windows.get(key)
             if window is None:
-                window = self._windows[key] = _Window()
+                window = self._windows[key] = _Window(key)
             window.expire(tick)
             if window.total + need <= limit:
-                return key, window, limit - window.total - need
+                return window, limit - window.total - need
             wait = window.wait(limit, need, now)
             if wait < soonest:
                 soonest, refused = wait, (limit, key)
         limit, (endpoint, metric, kind, whose) = refused
         raise refusal(endpoint, metric, (limit, kind, whose), need, soonest)
 
-    def _settle(self, charges: list[tuple[tuple[str, ...], list[int], int]], tokens: int) -> None:
+    def _settle(self, charges: _Charges, tokens: int) -> None:
         with self._lock:
-            tick = int(self._clock() * _TICKS)
-            for key, entry, amount in charges:
-                if key[1] != "tokens" or tokens == amount:
+            for window, entry, amount in charges:
+                if window.key[1] != "tokens" or tokens == amount:
                     continue
-                if tokens > amount:  # more than was reserved counts from now on
-                    self._windows.setdefault(key, _Window()).add(tick, tokens - amount)
-                else:
-                    self._give_back(key, entry, amount - tokens)
+                if tokens < amount:
+                    window.give_back(entry, amount - tokens)
+                else:  # more than was reserved counts from now on, in the window of its key if it was swept meanwhile
+                    now = int(self._clock() * _TICKS)
+                    self._windows.setdefault(window.key, _Window(window.key)).add(now, tokens - amount)
 
-    def _release(self, charges: list[tuple[tuple[str, ...], list[int], int]]) -> None:
+    def _release(self, charges: _Charges) -> None:
         with self._lock:
-            for key, entry, amount in charges:
-                self._give_back(key, entry, amount)
-
-    def _give_back(self, key: tuple[str, ...], entry: list[int], amount: int) -> None:
-        window = self._windows.get(key)
-        if window is not None and entry[0] >= 0:
-            entry[1] -= amount
-            window.total -= amount
+            for window, entry, amount in charges:
+                window.give_back(entry, amount)
 
     def _sweep(self, tick: int) -> None:
         for key in list(self._windows):

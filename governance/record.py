@@ -9,6 +9,7 @@ from governance.call import Call, Event, is_failure
 
 _MANY_NUMBERS = 16  # a longer row of numbers is a vector
 _MOST_TOKENS = 10**9  # a model that says it used more, or less than none, says nothing
+_COUNTS = (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"), ("total_tokens", "total_tokens"))
 _HANDED_ON = {"authorization", "headers", "api_key", "token"}
 
 
@@ -33,12 +34,12 @@ def usage_of(response: Mapping[str, Any]) -> dict[str, int]:
     usage = response.get("usage")
     if not isinstance(usage, (dict, Mapping)):
         return {}
-    found = {
-        "input_tokens": usage.get("input_tokens", usage.get("prompt_tokens")),
-        "output_tokens": usage.get("output_tokens", usage.get("completion_tokens")),
-        "total_tokens": usage.get("total_tokens"),
-    }
-    return {name: value for name, value in found.items() if type(value) is int and 0 <= value <= _MOST_TOKENS}
+    found: dict[str, int] = {}
+    for name, also in _COUNTS:
+        value = usage.get(name, usage.get(also))
+        if type(value) is int and 0 <= value <= _MOST_TOKENS:
+            found[name] = value
+    return found
 
 
 def short(value: Any) -> str | None:

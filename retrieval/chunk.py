@@ -8,14 +8,15 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
+from retrieval.convert import Part
 from retrieval.errors import BadRequest
-from retrieval.load import FRONT_MATTER, plain
+from retrieval.load import FRONT_MATTER, PLAIN, plain
 
 VERSION = "1"
 """Raised when the same text may now give other chunks."""
@@ -93,6 +94,7 @@ def chunk(
     media_type: str = "text/markdown",
     pages: Sequence[int] = (),
     headings: Sequence[tuple[int, int, str]] = (),
+    parts: Sequence[Part] = (),
     plan: Chunking = Chunking(),
 ) -> list[Chunk]:
     """Cuts a document.
@@ -103,22 +105,39 @@ def chunk(
     media_type: Markdown, HTML and docx text is read as Markdown; other text by blank lines.
     pages: offset at which each page begins; a chunk never spans two.
     headings: (offset, level, title), where the format knows them and Markdown does not apply.
+    parts: texts of files that were in the file, each cut as what it is; their names are headings.
     plan: how; a single word of more than its tokens is a chunk all the same.
     """
+    ends = [part.start for part in parts] + [len(text)]
+    chunks = _chunk(text[: ends[0]], starts, media_type, pages, headings, plan)
+    for part, end in zip(parts, ends[1:], strict=True):
+        inside = _chunk(text[part.start : end], starts, part.media_type, part.pages, part.headings, plan)
+        chunks += [
+            replace(c, start=c.start + part.start, end=c.end + part.start, heading=(*part.path, *c.heading)) for c in inside
+        ]
+    assert all(text[made.start : made.end] == made.text for made in chunks)
+    return chunks
+
+
+def _chunk(
+    text: str,
+    starts: Starts,
+    media_type: str,
+    pages: Sequence[int],
+    headings: Sequence[tuple[int, int, str]],
+    plan: Chunking,
+) -> list[Chunk]:
     offsets = starts(text)
 
     def size(start: int, end: int) -> int:
         return int(np.searchsorted(offsets, end) - np.searchsorted(offsets, start))
 
-    markdown = media_type not in {"text/plain", "text/x-rst", "application/pdf"}
-    sections = _markdown(text) if markdown else _plain(text, pages, headings)
+    sections = _plain(text, pages, headings) if media_type in PLAIN else _markdown(text)
     chunks: list[Chunk] = []
     for path, blocks in sections:
         for start, end in _pack(text, blocks, size, plan):
             page = bisect.bisect_right(pages, start) if pages else None
-            made = Chunk(text[start:end], start, end, path, page)
-            assert text[made.start : made.end] == made.text
-            chunks.append(made)
+            chunks.append(Chunk(text[start:end], start, end, path, page))
     return chunks
 
 

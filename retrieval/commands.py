@@ -149,6 +149,8 @@ def status(context: typer.Context, name: Name, as_json: Json = False) -> None:
     context.obj.print_rows([{**row, "skipped": len(row["skipped"])}], _INDEXES, as_json=False, empty="")
     if row["error"]:
         print(f"its last sync failed: {row['error']}")
+    if row["warning"]:
+        print(row["warning"])
     plan = row["chunking"]
     print(f"cut by {plan['strategy']}, passages of up to {plan['tokens']} word pieces, overlapping by {plan['overlap']}")
     for item in row["skipped"]:

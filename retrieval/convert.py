@@ -24,6 +24,20 @@ class Unreadable(Exception):
     """A file that its converter cannot read; the message is for the file's owner."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Text of a file that was in another: from `start` to the next part. `pages` and `headings` count from `start`.
+
+    `path` names the file, and before it the files that it was in.
+    """
+
+    start: int
+    path: tuple[str, ...]
+    media_type: str
+    pages: list[int] = field(default_factory=list)
+    headings: list[tuple[int, int, str]] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Converted:
     """What a converter made of a file.
@@ -36,6 +50,10 @@ class Converted:
     pages: list[int] = field(default_factory=list)
     headings: list[tuple[int, int, str]] = field(default_factory=list)
     note: str = ""
+    attached: list[tuple[str, str, str]] = field(default_factory=list)
+    """Files in the file, not converted yet: name, media type as the file tells it, bytes in base64."""
+    parts: list[Part] = field(default_factory=list)
+    """What of the text stems from files in the file, in order; it comes after the file's own."""
 
 
 def pdf(data: bytes) -> Converted:
@@ -69,7 +87,7 @@ def pdf(data: bytes) -> Converted:
             note = f"no text on page {shown} (scanned pages need OCR first); the rest is indexed"
         title = (document.get_metadata_value("Title") or "").strip()
     # Word's and LaTeX's leftovers are worse than the file's name.
-    if re.search(r"^(untitled|microsoft word|\S+\.(docx?|tex|dvi|indd))", title, re.I):
+    if re.search(r"^(untitled|\(anonymous\)|microsoft word|\S+\.(docx?|tex|dvi|indd))", title, re.I):
         title = ""
     return Converted("\n\n".join(parts), title, starts, note=note)
 
@@ -89,7 +107,7 @@ def html(data: bytes) -> Converted:
         tree, output_format="markdown", include_comments=False, include_tables=True, include_formatting=True, favor_recall=True
     )
     if not text or not text.strip():
-        text = _markdown(tree)
+        text = markdown(tree)
     if not text.strip():
         parser: Any = lxml_html.HTMLParser()
         lxml_html.document_fromstring(data or b"<p></p>", parser=parser)
@@ -115,7 +133,7 @@ def docx(data: bytes) -> Converted:
         raise Unreadable("broken Word document") from error
     if not result.value.strip():
         raise Unreadable("Word document has no text")
-    text = _markdown(lxml_html.fromstring(f"<div>{result.value}</div>"))
+    text = markdown(lxml_html.fromstring(f"<div>{result.value}</div>"))
     if not text.strip():
         raise Unreadable("Word document has no text")
     return Converted(text)
@@ -168,7 +186,7 @@ ADORNMENT = re.compile(r"([^\w\s])\1+\s*")
 """What stands below a title in reStructuredText, and perhaps above it."""
 
 
-def _markdown(root: Any) -> str:
+def markdown(root: Any) -> str:
     """An HTML tree as plain Markdown: headings, paragraphs, lists, tables and code, in reading order."""
     out: list[str] = []
     line: list[str] = []
@@ -329,10 +347,10 @@ def main(memory: int, seconds: int) -> None:
     import resource
     import warnings
 
-    from retrieval.convert_more import CONVERTERS as MORE
+    from retrieval import convert_mail, convert_more, convert_open
 
     warnings.simplefilter("ignore")
-    converters = CONVERTERS | MORE
+    converters = CONVERTERS | convert_more.CONVERTERS | convert_mail.CONVERTERS | convert_open.CONVERTERS
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a converter prints must not end up in an answer
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

@@ -1,4 +1,4 @@
-"""More document files to text: slides, workbooks, tables, JSON, mail, notebooks. Run where `retrieval.convert` runs."""
+"""More document files to text: slides, workbooks, tables, JSON, notebooks. Run where `retrieval.convert` runs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded, html
+from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded
 
 MAX_CELLS = 2_000_000
-NESTED = 5
-"""Mails within mails that are read."""
 
 
-def _unpacks(data: bytes) -> None:
+def unpacks(data: bytes, what: str = "Office document") -> None:
     """Raises Unreadable for an archive that is broken, or a bomb."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(item.file_size for item in archive.infolist())
     except zipfile.BadZipFile as error:
-        raise Unreadable("broken Office document") from error
+        raise Unreadable(f"broken {what}") from error
     if size > MAX_UNPACKED:
         raise Unreadable(f"unpacks to more than {MAX_UNPACKED // 1_000_000} MB")
 
 
-def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
+def table_rows(rows: Iterable[Sequence[Any]]) -> list[str]:
     """Each row as an item that names its columns, so that a passage cut from a table needs no header."""
     header: list[str] = []
     titles: list[str] = []
@@ -59,7 +57,7 @@ def _rows(rows: Iterable[Sequence[Any]]) -> list[str]:
 def pptx(data: bytes) -> Converted:
     from pptx import Presentation
 
-    _unpacks(data)
+    unpacks(data)
     try:
         deck: Any = Presentation(io.BytesIO(data))
     except Exception as error:
@@ -74,7 +72,7 @@ def pptx(data: bytes) -> Converted:
             if shape.shape_type == 6:  # a group
                 stack.extend(reversed(shape.shapes))
             elif getattr(shape, "has_table", False) and shape.has_table:
-                body.append("\n".join(_rows([cell.text for cell in row.cells] for row in shape.table.rows)))
+                body.append("\n".join(table_rows([cell.text for cell in row.cells] for row in shape.table.rows)))
             elif getattr(shape, "has_chart", False) and shape.has_chart:
                 body.extend(_chart(shape.chart))
             elif shape.has_text_frame and shape != slide.shapes.title:
@@ -94,20 +92,22 @@ def _chart(chart: Any) -> list[str]:
     for plot in chart.plots:
         series = list(plot.series)
         names = [" ".join(str(each).split()) for each in plot.categories]
-        lines += _rows([["Category", *(one.name for one in series)], *zip(names, *(one.values for one in series), strict=False)])
+        lines += table_rows(
+            [["Category", *(one.name for one in series)], *zip(names, *(one.values for one in series), strict=False)]
+        )
     return lines
 
 
 def xlsx(data: bytes) -> Converted:
     import openpyxl
 
-    _unpacks(data)
+    unpacks(data)
     try:
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         parts = []
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # rows as long as they are: one stray cell far out made each of a million as wide
-            lines = _rows(sheet.iter_rows(values_only=True))
+            lines = table_rows(sheet.iter_rows(values_only=True))
             if lines:
                 parts.append(f"## {sheet.title}\n\n" + "\n".join(lines))
         book.close()
@@ -145,7 +145,7 @@ def table(data: bytes) -> Converted:
     except csv.Error:
         dialect = csv.excel
     try:
-        lines = _rows(csv.reader(io.StringIO(text), dialect))
+        lines = table_rows(csv.reader(io.StringIO(text), dialect))
     except csv.Error as error:
         raise Unreadable(f"broken CSV ({error})") from error
     if not lines:
@@ -183,71 +183,6 @@ def _flat(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def mail(data: bytes) -> Converted:
-    import email
-    from email import policy
-
-    return _mail(email.message_from_bytes(data, policy=policy.default))
-
-
-def _mail(message: Any, depth: int = 0) -> Converted:
-    if not message.keys():
-        raise Unreadable("broken mail (it has no headers)")
-    subject = " ".join(str(message.get("subject") or "").split())
-    head = [
-        f"{name.capitalize()}: {' '.join(str(message[name]).split())}" for name in ("from", "to", "cc", "date") if message[name]
-    ]
-    part = message.get_body(preferencelist=("plain", "html"))
-    body = "" if part is None else _written(part)
-    attached = list(message.iter_attachments()) if message.is_multipart() else []
-    names = [name for each in attached if (name := each.get_filename())]
-    if names:
-        body += "\n\nAttachments: " + ", ".join(names)
-    for each in attached:
-        kind = each.get_content_type()
-        if kind in ("text/plain", "text/html"):
-            body += f"\n\n## {each.get_filename() or 'Attachment'}\n\n{_written(each)}"
-        elif kind == "message/rfc822" and depth < NESTED and isinstance(each.get_payload(), list):
-            body += "\n\n#" + _mail(each.get_payload(0), depth + 1).text
-    if not body.strip() and not subject:
-        raise Unreadable("mail has no text")
-    return Converted(f"# {subject or 'Mail'}\n\n" + "\n".join(head) + "\n\n" + body.replace("\r\n", "\n").strip() + "\n", subject)
-
-
-def _written(part: Any) -> str:
-    """The text of a part that is text."""
-    try:
-        body = part.get_content()
-    except (LookupError, ValueError):
-        body = decoded(part.get_payload(decode=True) or b"")
-    if part.get_content_type() != "text/html":
-        return body
-    try:
-        return html(body.encode("utf-8", "replace")).text
-    except Unreadable:  # as of a mail that is a picture
-        return ""
-
-
-def archived(data: bytes) -> Converted:
-    """A page saved with all it shows (MHTML, RFC 2557): its root document; frames and pictures are left out."""
-    import email
-    from email import policy
-
-    message: Any = email.message_from_bytes(data, policy=policy.default)
-    parts = [part for part in message.walk() if part.get_content_type() in ("text/html", "application/xhtml+xml")]
-    if not parts:
-        raise Unreadable("saved page holds no HTML")
-    start = message.get_param("start")
-    root = next((part for part in parts if start and part.get("content-id") == start), parts[0])
-    body = root.get_payload(decode=True) or b""
-    try:
-        charset = root.get_content_charset()
-        body = body.decode(charset, "replace").encode() if charset else body
-    except (LookupError, ValueError):
-        pass  # an encoding nobody knows: the page itself may tell
-    return html(body)
-
-
 def notebook(data: bytes) -> Converted:
     try:
         value = json.loads(decoded(data))
@@ -272,7 +207,5 @@ CONVERTERS: dict[str, Callable[[bytes], Converted]] = {
     "xlsx": xlsx,
     "table": table,
     "json": json_text,
-    "mail": mail,
-    "archived": archived,
     "notebook": notebook,
 }

@@ -19,13 +19,12 @@ from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
 from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
+from retrieval.revisions import CHUNKS, Revisions
 from retrieval.snapshots import Snapshots
 from retrieval.store import Store
 from retrieval.types import Passage
-from retrieval.vectors import Vectors
+from retrieval.vectors import Nearest
 
-CHUNKS = "chunks"
-"""What the files of these indexes' rows are told apart by."""
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
 
 
@@ -36,9 +35,11 @@ def _commonest(rows: Snapshot) -> int:
 class Finder:
     """Searches indexes over folders, given as their rows of the database. Thread-safe; blocking."""
 
-    def __init__(self, store: Store, vectors: Vectors, guards: Guards, dimension: int, snapshots: Snapshots) -> None:
+    def __init__(
+        self, store: Store, vectors: Nearest, guards: Guards, dimension: int, snapshots: Snapshots, revisions: Revisions
+    ) -> None:
         self._store, self._vectors, self._guards, self._dimension = store, vectors, guards, dimension
-        self._snapshots = snapshots
+        self._snapshots, self._revisions = snapshots, revisions
         self._lock = threading.Lock()
         self._memories: dict[int, Memory] = {}
 
@@ -133,7 +134,8 @@ class Finder:
         """Takes over what was written, where searches read the index already or a file may hold what is gone now."""
         memory, kept = self.memory(index_id), self._snapshots.of(CHUNKS, index_id)
         if memory.loaded or (kept is not None and kept.there):
-            memory.refresh()
+            with self._revisions.taking(CHUNKS, index_id):
+                memory.refresh()
 
     def synced(self, index_id: int) -> None:
         """Reads what is large once it is whole, so that the first search need not and a snapshot is written."""

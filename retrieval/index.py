@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,22 +17,26 @@ from sqlalchemy.engine import Engine, Row
 
 from retrieval import passages
 from retrieval import search as searching
+from retrieval.chroma_server import ChromaServer
 from retrieval.chunk import Chunking
 from retrieval.chunk_reads import folder_of
 from retrieval.embed import Encoder
 from retrieval.errors import AlreadyExists, BadRequest, NotFound, RetrievalError, SourceError
 from retrieval.find import FILTERED, Finder
 from retrieval.guard import NOBODY, Groups, Guards
+from retrieval.locks import SYNC, Locks
 from retrieval.passages import MAX_K
+from retrieval.revisions import CHUNKS, ROWS, Revisions, shared
 from retrieval.rows import facets
 from retrieval.rows.indexes import RowIndexes
 from retrieval.rows.rerank import BUILT_IN, Rerank, blend
 from retrieval.rows.write import Embed
+from retrieval.shared_vectors import SharedVectors
 from retrieval.snapshots import Snapshots
 from retrieval.store import Store
 from retrieval.sync import Progress, Sync
 from retrieval.types import Document, IndexInfo, Passage, Skipped, SyncReport
-from retrieval.vectors import Vectors
+from retrieval.vectors import Nearest, NoVectors, Vectors
 from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
@@ -42,37 +45,60 @@ log = logging.getLogger("smalti.retrieval")
 class Indexes:
     """All indexes of a state folder.
 
-    The database is the record of truth; Chroma, in `chroma_folder`, is rebuilt from it. Only one process at a time may search
-    or sync (Chroma's folder has one owner): hold the state folder's lock. Reading `get`, `list`, `document` and `rows` beside
-    it is safe. Chroma is opened when it is first needed.
+    The database is the record of truth; Chroma, in `chroma_folder` or on a server, is rebuilt from it. Of SQLite only one
+    process at a time may search or sync (Chroma's folder has one owner): hold the state folder's lock. Reading `get`, `list`,
+    `document` and `rows` beside it is safe. PostgreSQL may have several processes, each with folders of its own; they have no
+    Chroma but a server. Chroma is opened when it is first needed.
 
     Parameters
     ----------
-    engine: where the tables are; SQLite with FTS5.
+    engine: where the tables are; SQLite or PostgreSQL.
     chroma_folder: made when missing; nothing in it is worth a backup.
     encoder: embeds chunks and questions. An index built by another one is searched by words alone until its next sync.
     snapshot_folder: where large indexes are written as searches hold them, see `retrieval.snapshots`; None for nowhere.
+    chroma: a server in the place of `chroma_folder`, which other processes and databases may use as well.
     """
 
-    def __init__(self, engine: Engine, chroma_folder: Path, encoder: Encoder, snapshot_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        chroma_folder: Path,
+        encoder: Encoder,
+        snapshot_folder: Path | None = None,
+        chroma: ChromaServer | None = None,
+    ) -> None:
         self.encoder = encoder
         self._store = Store(engine)
-        self._vectors = Vectors(self._store, Path(chroma_folder))
+        self._locks = Locks(engine)
+        self._revisions = Revisions(engine, self._changed)
+        self._vectors = self._copy(Path(chroma_folder), chroma)
         self._workers = Workers()
-        self._lock = threading.Lock()
-        self._syncing: dict[int, threading.Lock] = {}
         self.guards = Guards(engine)
         """Which rows of an index a caller's groups may see."""
         self._snapshots = Snapshots(engine, snapshot_folder)
-        self._finder = Finder(self._store, self._vectors, self.guards, encoder.dimension, self._snapshots)
+        self._finder = Finder(self._store, self._vectors, self.guards, encoder.dimension, self._snapshots, self._revisions)
         self.over_rows = RowIndexes(
-            engine, self.guards, folder_rows=self.rows, folder_stamp=self._stamp, snapshots=self._snapshots
+            engine,
+            self.guards,
+            folder_rows=self.rows,
+            folder_stamp=self._stamp,
+            snapshots=self._snapshots,
+            locks=self._locks,
+            revisions=self._revisions,
         )
         """Direct Access and Delta Sync indexes, and their endpoints."""
         self.embed_with: Embed | None = None
         """How an embeddings endpoint is called, through the gateway; the application sets it."""
         self.rerank_with: Rerank | None = None
         """How an endpoint that reranks is called, through the gateway; the application sets it."""
+
+    def start(self) -> None:
+        """Begins what goes on beside searches where other processes use the database: taking over what they change, keeping the
+        copy on a Chroma server. Without it an index is searched as it is when it is first read."""
+        self._snapshots.tidy(CHUNKS, {row.id for row in self._store.indexes()})
+        self._snapshots.tidy(ROWS, {index.id for index in self.over_rows.list()})
+        self._revisions.start()
+        self._vectors.start()
 
     def add(self, name: str, path: Path, chunking: Chunking | None = None) -> IndexInfo:
         """Declares an index over a folder or a file; `sync` fills it. Of an existing index the path is replaced.
@@ -97,7 +123,7 @@ class Indexes:
         return self.get(full)
 
     def sync(self, name: str, progress: Callable[[Progress], None] | None = None) -> SyncReport:
-        """Brings an index up to date with its folder. A second sync of the same index waits for the first.
+        """Brings an index up to date with its folder. A second sync of the same index waits for the first, in any process.
 
         Raises
         ------
@@ -105,7 +131,7 @@ class Indexes:
         SourceError: its folder is missing, or nothing in it can be indexed; what was skipped, and why, is in `get(name).skipped`.
         """
         row = self._row(name)
-        with self._sync_lock(row.id):
+        with self._locks.holding(SYNC, row.id):
             row = self._row(name)  # it may have been dropped while this one waited
             changed = partial(self._finder.changed, row.id)
             run = Sync(self._store, self._vectors, self.encoder, self._workers, row.id, row.name, progress, changed)
@@ -271,15 +297,20 @@ class Indexes:
 
     def get(self, name: str) -> IndexInfo:
         """Raises NotFound."""
-        return self._info(self._row(name))
+        return self._info(self._row(name), self._locks.held(SYNC))
 
     def list(self) -> list[IndexInfo]:
-        return [self._info(row) for row in self._store.indexes()]
+        syncing = self._locks.held(SYNC)
+        return [self._info(row, syncing) for row in self._store.indexes()]
+
+    def trouble(self) -> str:
+        """What is wrong with the vector store, of the first index that is searched without it; "" where nothing is."""
+        return next((said for row in self._store.indexes() if (said := self._vectors.trouble(row.id))), "")
 
     def drop(self, name: str) -> None:
         """Removes an index from every structure; its folder is not touched. Raises NotFound."""
         row = self._row(name)
-        with self._sync_lock(row.id):
+        with self._locks.holding(SYNC, row.id):
             self._finder.forget(row.id)
             self._vectors.drop(row.id)
             self._store.drop_index(row.id)
@@ -293,9 +324,25 @@ class Indexes:
 
     def close(self) -> None:
         """Closes Chroma, ends the converters, writes snapshots that wait for it. The engine and the encoder stay open."""
+        self._revisions.close()
         self._vectors.close()
         self._workers.close()
         self._snapshots.close()
+        self._locks.close()
+
+    def _copy(self, folder: Path, chroma: ChromaServer | None) -> Nearest:
+        if chroma is not None:
+            return SharedVectors(self._store, chroma, self._locks)
+        # A folder's Chroma has one owner, of whom the database alone cannot tell whether there is a second.
+        return NoVectors(self._store, self._locks) if shared(self._store.engine) else Vectors(self._store, folder)
+
+    def _changed(self, kind: str, index_id: int, gone: bool) -> None:
+        """Of an index that another process changed or dropped."""
+        if kind == ROWS:
+            rows = self.over_rows.store
+            (rows.forget if gone else rows.changed)(index_id)
+        else:
+            (self._finder.forget if gone else self._finder.changed)(index_id)
 
     def _row(self, name: str) -> Row[Any]:
         full = full_name(name)
@@ -309,10 +356,9 @@ class Indexes:
         row = self._store.index(full)
         return self._row(full) if row is None and self.over_rows.find(full) is None else row
 
-    def _info(self, row: Row[Any]) -> IndexInfo:
+    def _info(self, row: Row[Any], syncing: set[int]) -> IndexInfo:
         documents, chunks = self._store.counts(row.id)
-        lock = self._syncing.get(row.id)
-        status = "SYNCING" if lock is not None and lock.locked() else "ONLINE" if row.synced_at else "NOT_SYNCED"
+        status = "SYNCING" if row.id in syncing else "ONLINE" if row.synced_at else "NOT_SYNCED"
         report = None
         if row.report:
             values = json.loads(row.report)
@@ -320,16 +366,12 @@ class Indexes:
         skipped = tuple(Skipped(s.source, s.reason) for s in self._store.skipped(row.id))
         times = row.created_at, row.synced_at
         held = f"{self._store.last(row.id)}-{chunks}"
-        told = skipped, report, row.error, held, asdict(self._store.chunking(row.id))
+        told = skipped, report, row.error, held, asdict(self._store.chunking(row.id)), self._vectors.trouble(row.id)
         return IndexInfo(row.name, row.path, status, documents, chunks, row.encoder, *times, *told)
 
     def _stamp(self, name: str) -> float | None:
         row = self._store.index(name)
         return None if row is None else row.synced_at or 0.0
-
-    def _sync_lock(self, index_id: int) -> threading.Lock:
-        with self._lock:
-            return self._syncing.setdefault(index_id, threading.Lock())
 
     def _dense(self, row: Row[Any]) -> bool:
         return row.encoder == self.encoder.fingerprint

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retrieval.convert import Converted, Unreadable, decoded
+from retrieval import attached
+from retrieval.convert import Converted, Part, Unreadable, decoded
 from retrieval.errors import SourceError
+from retrieval.outline import outline
 from retrieval.worker import Workers
 
-VERSION = "4"
+VERSION = "5"
 """Raised when the same file may now give another text; documents of another version are read again."""
 MAX_BYTES = 50_000_000
 
@@ -39,19 +41,42 @@ MEDIA = {
     ".tsv": "text/csv",
     ".json": "application/json",
     ".jsonl": "application/json",
+    ".ndjson": "application/json",
+    ".geojson": "application/json",
     ".eml": "message/rfc822",
+    ".msg": "application/vnd.ms-outlook",
+    ".odt": "application/vnd.oasis.opendocument.text",
+    ".ods": "application/vnd.oasis.opendocument.spreadsheet",
+    ".odp": "application/vnd.oasis.opendocument.presentation",
+    ".epub": "application/epub+zip",
+    ".rtf": "application/rtf",
+    ".xml": "application/xml",
+    ".rss": "application/xml",
+    ".atom": "application/xml",
     ".ipynb": "application/x-ipynb+json",
 }
 CODE = tuple(
-    ".py .java .go .rs .c .h .cc .cpp .hpp .cs .rb .php .sh .sql .kt .swift .scala .r .lua .tsx .jsx .proto".split()  # noqa: SIM905
+    """.py .pyi .pyx .java .go .rs .c .h .cc .cpp .cxx .hh .hpp .cu .cs .fs .vb .rb .php .pl .pm .sh .bash .zsh .fish .ps1 .bat
+    .cmd .sql .kt .kts .groovy .gradle .swift .m .scala .clj .r .jl .lua .dart .ex .exs .erl .hs .ml .nim .zig .f90 .ts .tsx .jsx
+    .mts .cts .vue .svelte .proto .thrift .graphql .tf .hcl .cmake .mk .sol""".split()  # noqa: SIM905
 )
-MEDIA |= dict.fromkeys(CODE, "text/plain")
+# Read as it is written: what is meant stands in its lines.
+WRITTEN = tuple(
+    """.yaml .yml .toml .ini .cfg .conf .properties .jsonc .json5 .log .tex .adoc .asciidoc .org .textile .wiki .srt .vtt .ics
+    .vcf .diff .patch""".split()  # noqa: SIM905
+)
+MEDIA |= dict.fromkeys((*CODE, *WRITTEN), "text/plain")
 CONVERTER = {
     MEDIA[".pptx"]: "pptx",
     MEDIA[".xlsx"]: "xlsx",
     "text/csv": "table",
     "application/json": "json",
     "message/rfc822": "mail",
+    MEDIA[".msg"]: "outlook",
+    **dict.fromkeys((MEDIA[".odt"], MEDIA[".ods"], MEDIA[".odp"]), "opendocument"),
+    MEDIA[".epub"]: "epub",
+    MEDIA[".rtf"]: "rtf",
+    MEDIA[".xml"]: "xml",
     "application/x-ipynb+json": "notebook",
     "text/html": "html",
     "multipart/related": "archived",
@@ -59,12 +84,22 @@ CONVERTER = {
     MEDIA[".docx"]: "docx",
     "text/x-rst": "rst",
 }
+PLAIN = frozenset(("text/plain", "text/x-rst", "application/pdf", "application/rtf"))
+"""Media types whose text is not Markdown."""
 PAGES = frozenset((".html", ".htm", ".xhtml"))
 OFFICE = {"docx": "Word document", "pptx": "PowerPoint document", "xlsx": "Excel workbook"}
+ZIPPED = OFFICE | {"opendocument": "OpenDocument file", "epub": "EPUB book"}
+ADVICE = {
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), "an archive: unpack it into the folder"),
+    **dict.fromkeys((".doc", ".dot"), "of Word 97 to 2003: save it as .docx"),
+    **dict.fromkeys((".xls", ".xlsb"), "of an older or binary Excel: save it as .xlsx"),
+    ".ppt": "of PowerPoint 97 to 2003: save it as .pptx",
+    **dict.fromkeys((".parquet", ".db", ".sqlite"), "a table: `smalti index table` declares one"),
+}
 # What documentation folders hold beside documents: nobody expects these to be searched, so they are passed over in silence.
 QUIET = frozenset(
-    """.png .jpg .jpeg .gif .svg .webp .ico .bmp .tif .tiff .avif .css .scss .less .js .mjs .ts .map .woff .woff2 .ttf .otf .eot
-    .mp3 .mp4 .webm .mov .wav .avi .pyc .lock .tmp .swp .bak""".split()  # noqa: SIM905
+    """.png .jpg .jpeg .gif .svg .webp .ico .bmp .tif .tiff .avif .css .scss .less .js .mjs .map .woff .woff2 .ttf .otf .eot
+    .mp3 .mp4 .webm .mov .wav .avi .pyc .lock .tmp .swp .bak .p7s .sig""".split()  # noqa: SIM905
 )
 
 
@@ -104,6 +139,7 @@ class Loaded:
     pages: list[int] = field(default_factory=list)
     headings: list[tuple[int, int, str]] = field(default_factory=list)
     note: str = ""
+    parts: list[Part] = field(default_factory=list)
 
 
 def walk(root: Path) -> Iterator[Found]:
@@ -175,12 +211,16 @@ def _found(path: Path, source: str) -> Found:
     suffix, size = path.suffix.lower(), status.st_size
     reason = None
     if suffix not in MEDIA:
-        reason = f"no converter for {suffix} files"
+        reason = _no_converter(suffix)
     elif size == 0:
         reason = "empty"
     elif size > MAX_BYTES:
         reason = f"too large ({size / 1e6:.0f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB)"
     return Found(source, path, size, status.st_mtime_ns, reason)
+
+
+def _no_converter(suffix: str) -> str:
+    return f"no converter for {suffix} files" + (f", {advice}" if (advice := ADVICE.get(suffix)) else "")
 
 
 def load(found: Found, workers: Workers, known_sha256: str | None = None) -> Loaded | None:
@@ -198,9 +238,13 @@ def load(found: Found, workers: Workers, known_sha256: str | None = None) -> Loa
     media = MEDIA[suffix]
     try:
         converted = _convert(media, data, workers)
+        if converted.attached:
+            convert = lambda kind, each, seconds: _convert(kind, each, workers, seconds)  # noqa: E731
+            converted = attached.joined(converted, _media, convert, workers.seconds)
     except Unreadable as error:
         raise Skip(str(error), final=True) from error
     text = converted.text
+    headings = converted.headings or outline(text, suffix)
     if not text.strip():
         raise Skip("has no text", final=True)
     title = (
@@ -218,9 +262,25 @@ def load(found: Found, workers: Workers, known_sha256: str | None = None) -> Loa
         status.st_size,
         status.st_mtime_ns,
         converted.pages,
-        converted.headings,
+        headings,
         converted.note,
+        converted.parts,
     )
+
+
+def _media(name: str, kind: str) -> str | None:
+    """The media type of what is attached, see `attached.Media`."""
+    suffix = attached.suffix(name)
+    if kind == "text/markdown":  # also a mail in Outlook's mail, which is text already
+        return kind
+    known = MEDIA.get(suffix) if suffix else None
+    if known or kind in CONVERTER or kind in MEDIA.values():
+        return known or kind
+    if suffix in QUIET or kind.partition("/")[0] in ("image", "audio", "video", "font"):
+        return None
+    if kind.startswith("text/"):
+        return "text/plain"
+    raise Unreadable(_no_converter(suffix) if suffix else f"no converter for {kind or 'such'} files")
 
 
 def _read(path: Path) -> tuple[bytes, os.stat_result]:
@@ -248,20 +308,22 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
     raise Skip("changed while it was read; the next sync will take it", keep=True)
 
 
-def _convert(media: str, data: bytes, workers: Workers) -> Converted:
+def _convert(media: str, data: bytes, workers: Workers, seconds: float | None = None) -> Converted:
     kind = CONVERTER.get(media)
+    if not data:
+        raise Unreadable("empty")
     if kind == "pdf":
         if b"%PDF" not in data[:1024]:
             raise Unreadable("broken PDF (it does not begin as one)")
-    elif kind in OFFICE:
-        if data.startswith(b"\xd0\xcf\x11\xe0"):
+    elif kind in ZIPPED:
+        if kind in OFFICE and data.startswith(b"\xd0\xcf\x11\xe0"):
             raise Unreadable(f"{OFFICE[kind]} is protected by a password, or of Office 97 to 2003: save it anew without one")
         if not data.startswith(b"PK"):
-            raise Unreadable(f"broken {OFFICE[kind]} (it does not begin as one)")
-    elif b"\x00" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise Unreadable(f"broken {ZIPPED[kind]} (it does not begin as one)")
+    elif kind != "outlook" and b"\x00" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("binary, not text")
     if kind:
-        return workers.convert(kind, data)
+        return workers.convert(kind, data, seconds)
     return Converted(decoded(data))
 
 
@@ -270,7 +332,7 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", 
 
 def _title(text: str, media: str) -> str:
     """A Markdown document's title: its front matter's, or its first heading."""
-    if media in {"text/plain", "text/x-rst", "application/pdf"}:
+    if media in PLAIN:
         return ""
     if front := FRONT_MATTER.match(text):
         if named := re.search(r"^title:\s*(.+?)\s*$", front[1], re.M):

@@ -28,8 +28,8 @@ MAX_TERMS = 48
 TWIN = 0.995
 """Similarity from which two rows with the same words are one."""
 
-Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]]]
-"""The vector store's answer: keys and similarities of the rows nearest to a vector."""
+Nearest = Callable[[np.ndarray, int], Sequence[tuple[str, float]] | None]
+"""The vector store's answer: keys and similarities of the rows nearest to a vector; None where it cannot be asked."""
 Pieces = Callable[[Sequence[int]], Sequence[bytes] | None]
 """The word pieces of rows, given by slot, see `retrieval.late`; None where there are none."""
 
@@ -161,13 +161,14 @@ def _dense(
     rows: Snapshot, vector: np.ndarray, allowed: np.ndarray | None, unfiltered: bool, depth: int, nearest: Nearest | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slots and similarities of the nearest rows: scanned, or of a very large index from the store."""
-    if not unfiltered or nearest is None or rows.live <= STORED:
+    found = nearest(vector, depth) if unfiltered and nearest is not None and rows.live > STORED else None
+    if found is None:
         return rows.nearest(vector, depth, allowed)
     slot_of = rows.slot_of()
     # The store may name a row that has just been replaced.
-    slots = np.array([slot_of[key] for key, _ in nearest(vector, depth) if key in slot_of], np.int32)
+    slots = np.array([slot_of[key] for key, _ in found if key in slot_of], np.int32)
     scores = rows.similarities(vector, slots)
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[:depth]
     return slots[order], scores[order]
 
 

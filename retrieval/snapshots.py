@@ -75,6 +75,13 @@ class Snapshots:
             with self._lock:
                 self._kept.pop(f"{kind}-{index_id}", None)
 
+    def tidy(self, kind: str, there: set[int]) -> None:
+        """Removes files of indexes that are not there: another process dropped them while none had the folder."""
+        for path in self._folder.glob(f"{kind}-*.*") if self._folder is not None else ():
+            number = path.name.removeprefix(f"{kind}-").partition(".")[0]
+            if number.isdecimal() and int(number) not in there:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Writes what waits to be written."""
         with self._lock:

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from retrieval.chunk import Chunk, Chunking
-from retrieval.chunk_reads import BATCH, ChunkReads, Embedded
-from retrieval.tables import chunkings, chunks, documents, indexes, metadata, pending, pieces, skipped, terms
+from retrieval.chunk_reads import BATCH, ChunkReads, Embedded, one_state
+from retrieval.revisions import CHUNKS, dropped, raised
+from retrieval.tables import chunkings, chunks, copies, documents, indexes, metadata, pending, pieces, skipped, terms
 from retrieval.types import Document, SyncReport
 
 
@@ -102,6 +103,7 @@ class Store(ChunkReads):
 
     def drop_index(self, index_id: int) -> None:
         with self.engine.begin() as db:
+            dropped(db, CHUNKS, index_id)
             # Children by hand too: a connection may have been opened without foreign keys.
             for table in (terms, pieces):
                 db.execute(sa.delete(table).where(table.c.seq.in_(sa.select(chunks.c.seq).where(chunks.c.index_id == index_id))))
@@ -144,6 +146,7 @@ class Store(ChunkReads):
         """Replaces a document and its chunks, and notes what Chroma must be told. One transaction."""
         d = prepared.document
         with self.engine.begin() as db:
+            raised(db, CHUNKS, index_id)
             old = self._remove(db, index_id, [d.id])
             db.execute(
                 sa.insert(documents).values(
@@ -201,6 +204,7 @@ class Store(ChunkReads):
     def remove(self, index_id: int, document_ids: Sequence[str]) -> None:
         for at in range(0, len(document_ids), BATCH):
             with self.engine.begin() as db:
+                raised(db, CHUNKS, index_id)
                 _tell(db, index_id, list(self._remove(db, index_id, document_ids[at : at + BATCH])))
 
     def _remove(self, db: Connection, index_id: int, document_ids: Sequence[str]) -> dict[str, str]:
@@ -252,6 +256,48 @@ class Store(ChunkReads):
         with self.engine.begin() as db:
             db.execute(sa.delete(pending).where(pending.c.index_id == index_id, pending.c.seq <= up_to))
             db.execute(sa.update(indexes).where(indexes.c.id == index_id).values(epoch=epoch, generation=generation))
+
+    def noted(self, index_id: int, limit: int) -> tuple[str, list[str]]:
+        """The epoch that searches may believe, and the chunks noted, up to a limit; ("", []) where there is no such index."""
+        with self.reading() as db:
+            epoch = db.execute(sa.select(indexes.c.epoch).where(indexes.c.id == index_id)).scalar() or ""
+            keys = sa.select(pending.c.chunk_id).where(pending.c.index_id == index_id).limit(limit)
+            return epoch, list(db.execute(keys).scalars()) if epoch else []
+
+    def unsaid(self) -> set[int]:
+        """Indexes of which there is something that Chroma must be told."""
+        with self.reading() as db:
+            return set(db.execute(sa.select(pending.c.index_id).distinct()).scalars())
+
+    def settled(self, index_id: int) -> int | None:
+        """How many chunks an index has, where Chroma was told of all; None where there are notes. Of one state."""
+        with one_state(self.engine) as db:
+            if db.execute(sa.select(pending.c.seq).where(pending.c.index_id == index_id).limit(1)).first():
+                return None
+            return db.execute(sa.select(sa.func.count()).select_from(chunks).where(chunks.c.index_id == index_id)).scalar_one()
+
+    def forget_notes(self, index_id: int) -> None:
+        """Notes that no copy of an index may be believed, and that none need be told."""
+        with self.engine.begin() as db:
+            gone = db.execute(sa.delete(pending).where(pending.c.index_id == index_id)).rowcount
+            if gone:
+                db.execute(sa.update(indexes).where(indexes.c.id == index_id).values(epoch="", generation=0))
+
+    def copy_begun(self, epoch: str, index_id: int) -> None:
+        """Notes that a collection is made, so that it is removed should it not become the index's own."""
+        with self.engine.begin() as db:
+            db.execute(sa.insert(copies).values(epoch=epoch, index_id=index_id))
+
+    def stale_copies(self, index_id: int | None = None) -> list[tuple[str, int]]:
+        """Collections that are not their index's present one: epoch and index."""
+        own = sa.exists().where(indexes.c.id == copies.c.index_id, indexes.c.epoch == copies.c.epoch)
+        found = sa.select(copies.c.epoch, copies.c.index_id).where(~own)
+        with self.reading() as db:
+            return [(row[0], row[1]) for row in db.execute(found) if index_id in (None, row[1])]
+
+    def copy_gone(self, epoch: str) -> None:
+        with self.engine.begin() as db:
+            db.execute(sa.delete(copies).where(copies.c.epoch == epoch))
 
 
 def _tell(db: Connection, index_id: int, ids: Sequence[str]) -> None:

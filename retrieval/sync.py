@@ -27,7 +27,7 @@ from retrieval.errors import SourceError
 from retrieval.load import Found, Loaded, Skip
 from retrieval.store import Prepared, Store, Stored, digest
 from retrieval.types import Document, Skipped, SyncReport
-from retrieval.vectors import Vectors
+from retrieval.vectors import Nearest
 from retrieval.worker import Workers
 
 log = logging.getLogger("smalti.retrieval")
@@ -75,7 +75,7 @@ class Sync:
     def __init__(
         self,
         store: Store,
-        vectors: Vectors,
+        vectors: Nearest,
         encoder: Encoder,
         workers: Workers,
         index_id: int,
@@ -212,6 +212,7 @@ class Sync:
             media_type=loaded.media_type,
             pages=loaded.pages,
             headings=loaded.headings,
+            parts=loaded.parts,
             plan=self.plan,
         )
         document_id = digest(self.index, loaded.source)

@@ -180,3 +180,19 @@ snapshots = sa.Table(
     sa.Column("layout", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
 )
+
+# Raised with each change of an index where several processes share the database, see `retrieval.revisions`.
+revisions = sa.Table(
+    "vector_revisions",
+    metadata,
+    sa.Column("name", sa.String(60), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+# Collections made on a Chroma server, by the epoch that names them; what is not an index's present one is removed there.
+copies = sa.Table(
+    "vector_copies",
+    metadata,
+    sa.Column("epoch", sa.String(32), primary_key=True),
+    sa.Column("index_id", sa.Integer, nullable=False),
+)

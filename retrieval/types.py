@@ -106,6 +106,8 @@ class IndexInfo:
     """Another one whenever what it holds has changed, and the same as long as it has not, across restarts too."""
     chunking: Mapping[str, Any] = field(default_factory=dict)
     """How its documents are cut: `strategy`, `tokens`, `overlap`; see `retrieval.chunk.Chunking`."""
+    warning: str = ""
+    """Why its vectors are not looked up in the vector store but in memory, "" where they are."""
 
     @property
     def ready(self) -> bool:

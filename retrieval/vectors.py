@@ -1,6 +1,7 @@
 """Chroma on disk, kept equal to the record of truth: told what changed, and rebuilt when it is missing, older or damaged.
 
 Only one process may own the folder: two writers of an embedded Chroma damage it. Whoever makes `Indexes` holds that lock.
+A Chroma server, which several processes may share, is kept by `retrieval.shared_vectors`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from retrieval.chunk_reads import unpack
+from retrieval.locks import COPY, Locks
 from retrieval.store import Store
 
 log = logging.getLogger("smalti.retrieval")
@@ -32,6 +35,68 @@ ADD = 1000
 """Vectors of one call to Chroma."""
 
 
+class Nearest(Protocol):
+    """The vectors of all indexes, as a copy of the truth. Thread-safe."""
+
+    def start(self) -> None:
+        """Begins what goes on beside searches."""
+        ...
+
+    def open(self, index_id: int) -> Any:
+        """Checks an index's copy, so that the first search need not."""
+        ...
+
+    def query(self, index_id: int, vector: np.ndarray, limit: int) -> list[tuple[str, float]] | None:
+        """Nearest chunks: (id, cosine similarity), best first. May name chunks that the truth no longer has. None where there is
+        no copy that can be asked: the truth is searched then."""
+        ...
+
+    def catch_up(self, index_id: int) -> None:
+        """After something was noted that the copy must be told."""
+        ...
+
+    def drop(self, index_id: int) -> None:
+        """Of an index that is dropped next."""
+        ...
+
+    def trouble(self, index_id: int) -> str:
+        """Why a copy is not asked, "" where all is well."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class NoVectors:
+    """No copy at all: of servers that share a database and no Chroma. Searches of any size read the truth's vectors."""
+
+    def __init__(self, store: Store, locks: Locks) -> None:
+        self._store, self._locks = store, locks
+
+    def start(self) -> None:
+        pass
+
+    def open(self, index_id: int) -> None:
+        pass
+
+    def query(self, index_id: int, vector: np.ndarray, limit: int) -> None:
+        return None
+
+    def catch_up(self, index_id: int) -> None:
+        """Drops the notes: nobody is told. Where a server does keep a copy, it may not be believed any more."""
+        with self._locks.trying(COPY, index_id) as mine:
+            if mine:
+                self._store.forget_notes(index_id)
+
+    def drop(self, index_id: int) -> None:
+        pass
+
+    def trouble(self, index_id: int) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
 class Vectors:
     """The vectors of all indexes. Opened when first used; thread-safe.
 
@@ -44,6 +109,9 @@ class Vectors:
         self._lock = threading.RLock()
         self._client: Any = None
         self._collections: dict[int, Any] = {}
+
+    def start(self) -> None:
+        pass
 
     def open(self, index_id: int) -> Any:
         """The index's collection, equal to the truth as of now."""
@@ -64,20 +132,20 @@ class Vectors:
     def query(self, index_id: int, vector: np.ndarray, limit: int) -> list[tuple[str, float]]:
         """Nearest chunks: (id, cosine similarity), best first. May name chunks that the truth no longer has."""
         try:
-            return _query(self.open(index_id), vector, limit)
+            return nearest(self.open(index_id), vector, limit)
         except BaseException as error:
             if not _damage(error):
                 raise
             with self._lock:
                 self._discard(error)
-                return _query(self.open(index_id), vector, limit)
+                return nearest(self.open(index_id), vector, limit)
 
     def catch_up(self, index_id: int) -> None:
         """Tells Chroma what the truth noted since the last time."""
         with self._lock:
             collection = self.open(index_id)
             try:
-                self._replay(index_id, collection)
+                replay(self._store, index_id, collection)
             except BaseException as error:
                 if not _damage(error):
                     raise
@@ -89,6 +157,9 @@ class Vectors:
             self._collections.pop(index_id, None)
             with contextlib.suppress(Exception):
                 self._open_client().delete_collection(_name(index_id))
+
+    def trouble(self, index_id: int) -> str:
+        return ""
 
     def close(self) -> None:
         with self._lock:
@@ -121,51 +192,19 @@ class Vectors:
         except (NotFoundError, ValueError):
             collection = None
         if collection is not None:
-            known = collection.metadata or {}
-            # A crash between telling Chroma and noting so leaves Chroma one ahead, with the notes still there.
-            fits = known.get("epoch") == row.epoch and known.get("generation") in {row.generation, row.generation + bool(waiting)}
-            if fits:
-                self._replay(index_id, collection)
+            if follows(collection, row.epoch, row.generation, bool(waiting)):
+                replay(self._store, index_id, collection)
                 if collection.count() == self._store.counts(index_id)[1]:
                     if collection.count():
-                        _query(collection, np.ones(384, np.float32), 1)  # loads the graph, and finds it damaged now, not later
+                        nearest(collection, np.ones(384, np.float32), 1)  # loads the graph, and finds it damaged now, not later
                     return collection
             log.warning("Chroma's copy of index %s differs from the database: rebuilding it", row.name)
             client.delete_collection(_name(index_id))
         return self._build(index_id)
 
     def _build(self, index_id: int) -> Any:
-        epoch = os.urandom(8).hex()
-        last = 0
-        # What was noted before the copy began is in the copy.
-        while True:
-            up_to, _ = self._store.pending(index_id)
-            if not up_to or up_to == last:
-                break
-            last = up_to
-            self._store.told(index_id, up_to, "", 0)
-        collection = self._open_client().create_collection(
-            _name(index_id), embedding_function=None, metadata={"epoch": epoch, "generation": 0}, configuration={"hnsw": HNSW}
-        )
-        for ids, vectors in self._store.vectors(index_id):
-            _upsert(collection, ids, vectors)
-        self._store.told(index_id, 0, epoch, 0)
-        return collection
-
-    def _replay(self, index_id: int, collection: Any) -> None:
-        while True:
-            up_to, changes = self._store.pending(index_id)
-            if not up_to:
-                return
-            known = collection.metadata
-            gone = [key for key, vector in changes.items() if vector is None]
-            kept = {key: vector for key, vector in changes.items() if vector is not None}
-            if gone:
-                collection.delete(ids=gone)
-            _upsert(collection, list(kept), unpack(list(kept.values())) if kept else np.empty((0, 384), np.float32))
-            generation = int(known["generation"]) + 1
-            collection.modify(metadata={"epoch": known["epoch"], "generation": generation})
-            self._store.told(index_id, up_to, known["epoch"], generation)
+        make = self._open_client().create_collection
+        return build(self._store, index_id, os.urandom(8).hex(), lambda **given: make(_name(index_id), **given))
 
     def _discard(self, error: BaseException) -> None:
         """Throws the whole folder away: it holds nothing that the database does not."""
@@ -182,14 +221,72 @@ class Vectors:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def build(
+    store: Store,
+    index_id: int,
+    epoch: str,
+    make: Callable[..., Any],
+    stopped: Callable[[], bool] = lambda: False,
+    **told: str,
+) -> Any:
+    """A new copy of an index; it is believed once it is whole. Gives None where it was stopped.
+
+    Parameters
+    ----------
+    make: makes the collection, given what Chroma's `create_collection` takes besides the name.
+    told: what its metadata says besides.
+    """
+    last = 0
+    # What was noted before the copy began is in the copy.
+    while True:
+        up_to, _ = store.pending(index_id)
+        if not up_to or up_to == last:
+            break
+        last = up_to
+        store.told(index_id, up_to, "", 0)
+    metadata = {"epoch": epoch, "generation": 0, **told}
+    collection = make(embedding_function=None, metadata=metadata, configuration={"hnsw": HNSW})
+    for ids, vectors in store.vectors(index_id):
+        _upsert(collection, ids, vectors)
+        if stopped():
+            return None
+    store.told(index_id, 0, epoch, 0)
+    return collection
+
+
+def follows(collection: Any, epoch: str, generation: int, waiting: bool) -> bool:
+    """Whether a collection is the one that the truth knows of. `waiting` is whether there are notes that it must be told."""
+    known = collection.metadata or {}
+    # A crash between telling Chroma and noting so leaves Chroma one ahead, with the notes still there.
+    return known.get("epoch") == epoch and known.get("generation") in {generation, generation + waiting}
+
+
+def replay(store: Store, index_id: int, collection: Any) -> None:
+    """Tells a collection what the truth noted since the last time."""
+    while True:
+        up_to, changes = store.pending(index_id)
+        if not up_to:
+            return
+        known = collection.metadata
+        gone = [key for key, vector in changes.items() if vector is None]
+        kept = {key: vector for key, vector in changes.items() if vector is not None}
+        if gone:
+            collection.delete(ids=gone)
+        _upsert(collection, list(kept), unpack(list(kept.values())) if kept else np.empty((0, 384), np.float32))
+        generation = int(known["generation"]) + 1
+        collection.modify(metadata={**known, "generation": generation})
+        store.told(index_id, up_to, known["epoch"], generation)
+
+
+def nearest(collection: Any, vector: np.ndarray, limit: int) -> list[tuple[str, float]]:
+    """Nearest chunks of a collection: (id, cosine similarity), best first."""
+    answer = collection.query(query_embeddings=[vector], n_results=limit, include=["distances"])
+    return [(key, 1.0 - distance) for key, distance in zip(answer["ids"][0], answer["distances"][0], strict=True)]
+
+
 def _upsert(collection: Any, ids: list[str], vectors: np.ndarray) -> None:
     for at in range(0, len(ids), ADD):
         collection.upsert(ids=ids[at : at + ADD], embeddings=vectors[at : at + ADD])
-
-
-def _query(collection: Any, vector: np.ndarray, limit: int) -> list[tuple[str, float]]:
-    answer = collection.query(query_embeddings=[vector], n_results=limit, include=["distances"])
-    return [(key, 1.0 - distance) for key, distance in zip(answer["ids"][0], answer["distances"][0], strict=True)]
 
 
 def _damage(error: BaseException) -> bool:

@@ -30,11 +30,10 @@ class _Process:
         self._child = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
         )
-        self._seconds = seconds
 
-    def convert(self, kind: str, data: bytes) -> Converted:
+    def convert(self, kind: str, data: bytes, seconds: float) -> Converted:
         """Raises Unreadable; after TimeoutError or OSError the process is of no more use."""
-        timer = threading.Timer(self._seconds, self._child.kill)
+        timer = threading.Timer(seconds, self._child.kill)
         began = time.monotonic()
         timer.start()
         try:
@@ -48,13 +47,14 @@ class _Process:
         finally:
             timer.cancel()
         if not body:
-            if time.monotonic() - began >= self._seconds:
+            if time.monotonic() - began >= seconds:
                 raise TimeoutError
             raise OSError("the worker ended")
         answer = json.loads(body)
         if "error" in answer:
             raise Unreadable(answer["error"])
-        answer["headings"] = [(a, b, c) for a, b, c in answer["headings"]]
+        for name in ("headings", "attached"):
+            answer[name] = [(a, b, c) for a, b, c in answer[name]]
         return Converted(**answer)
 
     def end(self) -> None:
@@ -77,22 +77,23 @@ class Workers:
     """
 
     def __init__(self, size: int = 2, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        self._seconds, self._memory = seconds, memory
+        self.seconds, self._memory = seconds, memory
         self._slots: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(size):
             self._slots.put(None)
 
-    def convert(self, kind: str, data: bytes) -> Converted:
-        """The text of a file.
+    def convert(self, kind: str, data: bytes, seconds: float | None = None) -> Converted:
+        """The text of a file; `seconds` is what it may take where that is less than any file may.
 
         Raises
         ------
         Unreadable: the file cannot be converted, or its converter was ended.
         """
+        limit = self.seconds if seconds is None else min(seconds, self.seconds)
         process = self._slots.get()
         try:
-            process = process or _Process(self._memory, self._seconds)
-            return process.convert(kind, data)
+            process = process or _Process(self._memory, self.seconds)
+            return process.convert(kind, data, limit)
         except Unreadable:
             raise
         except BaseException as error:
@@ -100,7 +101,7 @@ class Workers:
                 process.end()
             process = None
             if isinstance(error, TimeoutError):
-                raise Unreadable(f"took more than {self._seconds:g} s to convert") from error
+                raise Unreadable(f"took more than {limit:.3g} s to convert") from error
             if isinstance(error, OSError):
                 raise Unreadable("its converter crashed or ran out of memory") from error
             raise

@@ -54,6 +54,7 @@ def register_agent(platform: Platform, declaration: EndpointDeclaration, agent: 
 
 
 def _agent(platform: Platform, declaration: EndpointDeclaration, agent: AgentEntity, description: str, listed: Listed) -> Agent:
+    from serving.chat_model import EndpointChatModel
     from serving.tools import make_tools
 
     builder = load_builder(agent.builder)
@@ -61,7 +62,7 @@ def _agent(platform: Platform, declaration: EndpointDeclaration, agent: AgentEnt
     return Agent(
         declaration.name,
         builder,
-        dispatcher.chat_model(model) if model else None,
+        EndpointChatModel(dispatcher=dispatcher, endpoint=model) if model else None,
         dispatcher.retriever(agent.index, diversity=agent.diversity),
         description=description,
         tools=make_tools(declaration.name, agent.tools, dispatcher, platform.inputs, listed),

@@ -24,41 +24,28 @@ from governance.usage import durations
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import (
-    connection_routes,
-    conversations,
-    databricks,
-    dbfs,
-    errors,
-    experiment_routes,
-    feedback,
-    files,
-    indexes,
-    langgraph_routes,
-    management,
-    mcp,
-    oidc,
-    openapi,
-    routes,
-    secret_routes,
-    volumes,
-)
-from serving import unity_catalog as catalog
-from serving import unity_catalog_grants as catalog_grants
-from serving import unity_catalog_models as catalog_models
-from serving import unity_catalog_names as names
-from serving import unity_catalog_prompts as prompts
+from serving import conversations, databricks, errors, feedback, indexes, management, mcp, oidc, openapi, routes
 from serving.compress import Compressed
+from serving.connections import routes as connection_routes
 from serving.conversation_items import BeginningItems, Beginnings
 from serving.direct import Direct
 from serving.engines.index import refused
+from serving.experiments import routes as experiment_routes
+from serving.files import dbfs, volumes
+from serving.files import routes as files
+from serving.langgraph import routes as langgraph_routes
 from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
+from serving.secrets import routes as secret_routes
 from serving.services import authorize, page_services
 from serving.stored import StoredResponses
 from serving.ui.api import Api
 from serving.ui.mount import mount
+from serving.unity_catalog import grants as catalog_grants
+from serving.unity_catalog import models as catalog_models
+from serving.unity_catalog import names, prompts
+from serving.unity_catalog import registered as catalog
 
 log = logging.getLogger("smalti")
 
@@ -109,7 +96,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     @app.get("/ready", include_in_schema=False)
     async def ready() -> Response:
         if app.state.ready:
-            return JSONResponse({"ready": True})
+            searched = platform.settings.chroma_url and await asyncio.to_thread(platform.indexes.trouble)
+            warning = {"warning": "vectors are searched in memory, not by Chroma: smalti index status says why"}
+            return JSONResponse({"ready": True, **(warning if searched else {})})
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
@@ -203,8 +192,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
     if platform.mlflow and platform.catalog:
-        from serving import model_reviews, tracking_databricks
-        from serving import tracking_routes as tracking
+        from serving.tracking import databricks as tracking_databricks
+        from serving.tracking import reviews as model_reviews
+        from serving.tracking import routes as tracking
 
         server, access = platform.mlflow, platform.model_access
         # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
@@ -290,6 +280,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _come_up(app: FastAPI) -> None:
     platform: Platform = app.state.platform
     try:
+        await asyncio.to_thread(platform.indexes.start)
         app.state.reports = await asyncio.to_thread(platform.collection.sync, getattr(app.state, "progress", None))
         if not platform.alone:
             await platform.warm()

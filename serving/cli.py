@@ -127,8 +127,11 @@ class Workspace:
         """One JSON value on a line of standard output, for machines."""
         print(json.dumps(value, ensure_ascii=False, default=str))
 
-    def print_rows(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
-        """Rows as a table, or as a JSON list. `columns` maps a row's key to its heading; `empty` is said where there is none."""
+    def print_rows(
+        self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str, below: str = ""
+    ) -> None:
+        """Rows as a table, or as a JSON list. `columns` maps a row's key to its heading; `empty` is said where there is none;
+        what the key `below` holds, a text of any length, stands under its row."""
         if as_json:
             self.print_json(list(rows))
             return
@@ -138,6 +141,9 @@ class Workspace:
         console = Console()
         if not rows:
             console.print(empty, highlight=False)
+            return
+        if below:
+            _print_listed(console, rows, columns, below)
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in columns.values():
@@ -213,6 +219,27 @@ class Workspace:
                     pass
                 time.sleep(0.05)
         raise CommandError("The server for this command did not become ready; `smalti doctor` looks for the reason.")
+
+
+_PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
+
+
+def _print_listed(console: Any, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], below: str) -> None:
+    """Rows each on a line; where that is too long for the terminal, the first column, an id, has a line of its own."""
+    import textwrap
+
+    from rich.text import Text
+
+    table = [list(columns.values()), *(["" if row.get(key) is None else str(row[key]) for key in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    long = sum(widths) + 2 * (len(widths) - 1) > console.width
+    for number, cells in enumerate(table):
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        line = f"{cells[0]}\n  {'  '.join(padded[1:])}" if long else "  ".join(padded)
+        lines = "\n".join(each.rstrip() for each in line.split("\n"))
+        console.print(Text(lines, "" if number else "bold"), **_PLAIN)
+        for said in str(rows[number - 1].get(below) or "").splitlines() if number else ():
+            console.print(textwrap.fill(said, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4), **_PLAIN)
 
 
 def _cell(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from governance.call import CallError, bad_request, forbidden
 from serving.engines import addresses, providers
 from serving.engines.upstream import Reach
-from serving.secret_scopes import is_reference, reference
+from serving.secrets.scopes import is_reference, reference
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TASKS = ("llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings", "agent/v1/responses", "agent/v1/chat", "agent/v2/chat")

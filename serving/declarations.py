@@ -212,8 +212,8 @@ class ConnectionDeclaration(Strict):
     @model_validator(mode="after")
     def _usable(self) -> ConnectionDeclaration:
         from governance.call import CallError
-        from serving.connection_options import SECRETS, check_address, secret_of
-        from serving.secret_scopes import is_reference
+        from serving.connections.options import SECRETS, check_address, secret_of
+        from serving.secrets.scopes import is_reference
 
         options: dict[str, str] = {**self.options}
         needed, variables = secret_of(options), {name: getattr(self, f"{name}_env") for name in SECRETS}

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from governance.call import Call, Engine, Event, Task, bad_request, current_call
 from retrieval.gather import fused
 from retrieval.types import Passage, Retriever
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.index import Searchable, index_engine
-
-if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
 
 _FACES = {
     "agent": "/v1/chat/completions or /v1/responses",
@@ -138,15 +135,6 @@ class Dispatcher:
             return fused(await asyncio.gather(*(one(name, query, k) for name in sought)), k)
 
         return retrieve
-
-    def chat_model(self, endpoint: str, **defaults: Any) -> BaseChatModel:
-        """A LangChain chat model that calls a chat endpoint, on behalf of whoever asks.
-
-        `defaults`: `temperature`, `max_tokens`, `stop` for calls that do not say.
-        """
-        from serving.chat_model import EndpointChatModel
-
-        return EndpointChatModel(dispatcher=self, endpoint=endpoint, **defaults)
 
 
 def _full(index: str) -> str:

@@ -37,6 +37,7 @@ def examine(work: Workspace) -> list[Finding]:
         "packages": _packages,
         "encoder": _encoder,
         "state": _state,
+        "vectors": _vectors,
         "documents": _documents,
         "port": _port,
         "model": _model,
@@ -80,6 +81,17 @@ def _state(work: Workspace) -> str:
     holder = work.home.server()
     served = f"served by process {holder['pid']} at {holder['url']}" if holder else "not served now"
     return f"{work.home.path}, {served}"
+
+
+def _vectors(work: Workspace) -> str:
+    settings = work.settings
+    if settings.chroma_url is None:
+        shared = (settings.database_url or "").startswith("postgres")
+        return "no Chroma server: vectors are searched in memory" if shared else "Chroma in the state folder"
+    from retrieval.chroma_server import ChromaServer
+
+    server = ChromaServer(settings.chroma_url, settings.chroma_token)
+    return f"Chroma {server.check()} at {server.url}"
 
 
 def _documents(work: Workspace) -> str:

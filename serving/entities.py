@@ -26,7 +26,7 @@ from serving.engines.providers import NO_KEY, key_of, upstream_of
 from serving.engines.replicas import SIZES, Replicas
 from serving.engines.supervised import Entrusted, Runs
 from serving.registry import ModelVersion, Registry
-from serving.secret_scopes import Scopes, cipher, is_reference
+from serving.secrets.scopes import Scopes, cipher, is_reference
 from serving.tables import secrets as table
 
 DEPLOYMENT = {

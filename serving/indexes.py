@@ -39,6 +39,8 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
     routes = APIRouter(prefix=PREFIX)
 
     def shown(info: IndexInfo, who: Caller) -> dict[str, Any]:
+        if info.warning and not who.admin:  # it names a server of the house
+            info = replace(info, warning="vectors are searched in memory, not by the vector store")
         hidden = not who.admin and indexes.guards.column(info.name) is not None
         # What was skipped are names of files, which not all who may view the index may see.
         return asdict(replace(info, skipped=(), report=None) if hidden else info)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from serving.engines import addresses
 
 if TYPE_CHECKING:
-    from serving.tracking import MlflowServer
+    from serving.tracking.server import MlflowServer
 
 
 class Monitor(BaseModel):

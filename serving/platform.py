@@ -31,12 +31,12 @@ from governance.oauth import OAuth
 from governance.prices import Prices
 from governance.resilience import resilient
 from governance.shared import SharedWindows
+from retrieval.chroma_server import ChromaServer
 from retrieval.embed import Encoder
 from retrieval.index import Indexes
 from serving.agent_endpoints import broken, register_agent
-from serving.artifacts import Artifacts
 from serving.collection import Collection
-from serving.connections import Connections
+from serving.connections.registry import Connections
 from serving.declarations import EndpointDeclaration
 from serving.declared import Dealt, declare
 from serving.dispatch import Dispatcher
@@ -45,30 +45,31 @@ from serving.engines.embedding import embedding_engine
 from serving.engines.external import ExternalChat, Timeouts, parse_chat_model
 from serving.engines.function import arguments, function_engine
 from serving.entities import Entities, Vault
-from serving.experiments import Experiments
+from serving.experiments.live import Experiments
 from serving.feedback import assessments
+from serving.files.artifacts import Artifacts
+from serving.files.volumes import Volumes
 from serving.judging import asker
 from serving.lifecycle import Lifecycle
 from serving.locals import Locals
-from serving.model_access import ModelAccess
 from serving.needs import needs
 from serving.registry import Registry
 from serving.runs import Runs
-from serving.secret_scopes import Scopes, references
+from serving.secrets.scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
 from serving.signature import Signature
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
+from serving.tracking.access import ModelAccess
 from serving.ui.session import OneTimeCodes
-from serving.volumes import Volumes
 
 if TYPE_CHECKING:
     from agents.memory import Memory
     from agents.state import Route, Router
     from serving.mcp_client import McpServers
     from serving.tracing import Tracer
-    from serving.tracking import MlflowServer
-    from serving.unity_catalog import Catalog
+    from serving.tracking.server import MlflowServer
+    from serving.unity_catalog.registered import Catalog
 
 log = logging.getLogger("smalti")
 
@@ -130,7 +131,8 @@ class Platform:
             policy = self.policies.get(name)
             if policy is not None and policy.guarded:
                 self.gateway.guard(name, policy)  # a guardrail that is not there is told now, not on the first call
-        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots)
+        chroma = ChromaServer(settings.chroma_url, settings.chroma_token) if settings.chroma_url else None
+        self.indexes = Indexes(self.engine, home.chroma, self.encoder, home.snapshots, chroma)
         self.collection = Collection(settings, self.indexes)
         for grant in settings.grants:
             self.grants.grant(grant.principal, grant.securable, grant.level)
@@ -215,13 +217,13 @@ class Platform:
 
     def _tracking(self) -> tuple[MlflowServer, Tracer]:
         from serving.tracing import Tracer
-        from serving.tracking import MlflowServer
+        from serving.tracking.server import MlflowServer
 
         server = MlflowServer(self.home.path)
         return server, Tracer(server)
 
     def _catalog(self, server: MlflowServer) -> Catalog:
-        from serving.unity_catalog import Catalog
+        from serving.unity_catalog.registered import Catalog
 
         return Catalog(server, self.model_access)
 

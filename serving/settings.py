@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """A database in place of the state folder's, such as `postgresql://smalti:…@db/smalti`, which several servers may share."""
     redis_url: str | None = Field(default=None, repr=False)
     """Redis, by which several servers keep limits of a minute together, such as `redis://cache:6379/0`."""
+    chroma_url: str | None = Field(default=None, repr=False)
+    """A Chroma server in place of the folder's Chroma, such as `http://chroma:8000`, with `?tenant=…&database=…` for others."""
+    chroma_token: str | None = Field(default=None, repr=False)
+    """What the Chroma server, or a proxy before it, knows this server by."""
     mlflow: bool = True
     model_memory_mb: Annotated[int, Field(ge=64)] | None = None
     """Memory that each process of a served MLflow model may hold, in MB; default: half of this machine's."""
@@ -103,6 +107,15 @@ class Settings(BaseSettings):
         if len(set(names)) < len(names):
             raise ValueError("two of mcp_servers have the same name")
         return self
+
+    @field_validator("chroma_url", mode="after")
+    @classmethod
+    def _chroma(cls, value: str | None) -> str | None:
+        if value is not None:
+            from retrieval.chroma_server import ChromaServer
+
+            ChromaServer(value)
+        return value
 
     @property
     def generative(self) -> bool:

@@ -35,7 +35,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from governance.call import Caller, CallRecord, unavailable
 from governance.record import request_of
 from serving.feedback import assess
-from serving.tracking import MlflowServer
+from serving.tracking.server import MlflowServer
 
 logger = logging.getLogger(__name__)
 

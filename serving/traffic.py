@@ -2,7 +2,7 @@
 
 `traffic_config.routes` are Databricks'. Beside them, Smalti's own: `sticky` (`thread`, `user` or `request`) and `salt` keep a
 unit with its arm; `shadow` lists entities that get a copy of a share of the calls, whose answers nobody waits for; `experiment`
-names the live experiment that the calls' rows tell of (`serving.experiments`).
+names the live experiment that the calls' rows tell of (`serving.experiments.live`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from governance.call import TERMINAL, Call, CallError, Engine, Event, Single
+from governance.call import TERMINAL, Call, CallError, Engine, Event
 from governance.resilience import Candidate, first_to_answer
 from serving.endpoint import answered_by
 
@@ -169,30 +169,34 @@ class _Named:
         noted = answered_by.get()
         if noted is not None:
             noted[call.request_id] = self.name
-        events = self.engine(call)
-        return Single(self._one(events)) if isinstance(events, Single) else self._several(events)
+        return _Signed(self.name, self.engine(call))
 
-    async def _one(self, events: Single) -> Event:
-        try:
-            event = await anext(events)
-        except CallError as error:
-            error.served_entity_name = self.name
-            raise
-        return Event(event.type, {**event.data, "served_entity_name": self.name})
 
-    async def _several(self, events: Any) -> AsyncIterator[Event]:
-        name = self.name
+class _Signed:
+    """An answer whose first and last event, or error, name who answers. No generator: its machinery costs more than this does."""
+
+    __slots__ = ("_events", "_name")
+
+    def __init__(self, name: str, events: Any) -> None:
+        self._name, self._events = name, events
+
+    def __aiter__(self) -> _Signed:
+        return self
+
+    async def __anext__(self) -> Event:
         try:
-            async for event in events:
-                kind = event.type
-                if kind in TERMINAL or kind == "response.created":
-                    event = Event(kind, {**event.data, "served_entity_name": name})
-                yield event
+            event = await self._events.__anext__()
         except CallError as error:
-            error.served_entity_name = name
+            error.served_entity_name = self._name
             raise
-        finally:
-            await events.aclose()
+        kind = event.type
+        if kind in TERMINAL or kind == "response.created":
+            return Event(kind, {**event.data, "served_entity_name": self._name})
+        return event
+
+    async def aclose(self) -> None:
+        """End the answer."""
+        await self._events.aclose()
 
 
 def arms(

@@ -70,7 +70,7 @@ def mlflow_store(home: Path) -> None:
     kept.parent.mkdir(mode=0o700, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):  # tests run in several processes
         if not kept.exists():
-            code = "import sys; from serving.mlflow_child import prepare; prepare(sys.argv[1])"
+            code = "import sys; from serving.tracking.child import prepare; prepare(sys.argv[1])"
             subprocess.run([sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{kept}"], cwd=ROOT, check=True)
     home.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(kept, home / "mlflow.db")

@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Redis servers for tests, in folders of their own, where they are installed."""
+"""Real PostgreSQL, Redis and Chroma servers for tests, in folders of their own; the first two where they are installed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def _program(name: str, *places: str) -> str:
 
 
 @contextmanager
-def _running(command: list[str], port: int, log: Path, how: signal.Signals) -> Iterator[None]:
+def _running(command: list[str], port: int, log: Path, how: signal.Signals) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
@@ -39,7 +40,7 @@ def _running(command: list[str], port: int, log: Path, how: signal.Signals) -> I
             time.sleep(0.1)
         else:
             raise RuntimeError(f"{command[0]} is not reached: {log.read_text()[-2000:]}")
-        yield
+        yield process
     finally:
         process.send_signal(how)
         try:
@@ -95,3 +96,14 @@ def redis(folder: Path) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
     with _running([program, *options], port, folder / "redis.log", signal.SIGTERM):
         yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def chroma(folder: Path, port: int = 0) -> Iterator[tuple[str, int]]:
+    """The URL and the process of a Chroma server whose data are in a folder."""
+    port = port or free_port()
+    folder.mkdir(exist_ok=True)
+    run = "import sys; from chromadb.cli.cli import app; sys.argv[0] = 'chroma'; app()"
+    options = ["run", "--path", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)]
+    with _running([sys.executable, "-W", "ignore", "-c", run, *options], port, folder / "chroma.log", signal.SIGKILL) as process:
+        yield f"http://127.0.0.1:{port}", process.pid

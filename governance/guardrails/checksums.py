@@ -77,3 +77,52 @@ def verhoeff(digits: str) -> bool:
     for place, digit in enumerate(reversed(digits)):
         check = int(_D5[check][int(_P8[place % 8][int(digit)])])
     return check == 0
+
+
+def weighted(digits: str, weights: tuple[int, ...], modulus: int = 11) -> int:
+    """The remainder of the digits' weighted sum."""
+    return sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=False)) % modulus
+
+
+def bsn(digits: str) -> bool:
+    return len(set(digits)) > 1 and weighted(digits, (9, 8, 7, 6, 5, 4, 3, 2, -1)) == 0
+
+
+def pesel(digits: str) -> bool:
+    return weighted(digits, (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1), 10) == 0 and 1 <= int(digits[2:4]) % 20 <= 12
+
+
+def tfn(digits: str) -> bool:
+    return weighted(digits, (1, 4, 3, 7, 5, 8, 6, 9, 10)) == 0
+
+
+def nhs(digits: str) -> bool:
+    return weighted(digits, (10, 9, 8, 7, 6, 5, 4, 3, 2, 1)) == 0
+
+
+def nif(digits: str) -> bool:
+    rest = weighted(digits[:8], (9, 8, 7, 6, 5, 4, 3, 2))
+    return int(digits[8]) == (0 if rest < 2 else 11 - rest)
+
+
+def fnr(digits: str) -> bool:
+    return weighted(digits, (3, 7, 6, 1, 8, 9, 4, 5, 2, 1)) == 0 and weighted(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)) == 0
+
+
+def tckn(digits: str) -> bool:
+    d = [int(digit) for digit in digits]
+    return d[0] > 0 and (sum(d[0:9:2]) * 7 - sum(d[1:8:2])) % 10 == d[9] and sum(d[:10]) % 10 == d[10]
+
+
+def hetu(number: str) -> bool:
+    return "0123456789ABCDEFHJKLMNPRSTUVWXY"[int(number[:6] + number[7:10]) % 31] == number[10]
+
+
+def chinese(number: str) -> bool:
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    return "10X98765432"[weighted(number[:17], weights)] == number[17]
+
+
+def rut(number: str) -> bool:
+    total = sum(int(digit) * (2 + place % 6) for place, digit in enumerate(reversed(number[:-1])))
+    return "0K987654321"[total % 11] == number[-1]

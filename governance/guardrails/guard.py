@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("smalti.guardrails")
 
 FAILED = "it could not decide, so nothing passes"
-_LONG = 32_768  # characters from which a text is looked at off the event loop
+_LONG = 32_768  # bytes from which a request is looked at off the event loop
 
 Verdicts = list[dict[str, str]]
 """`guardrail`, `where` (input, output), `action` (BLOCK, MASK) and `reason`, as they are kept in the call's row."""
@@ -44,15 +43,9 @@ class Side:
         self.judges: list[Judge] = [*self.topics, *([safety(kit)] if wanted.safety else [])]
         for path in wanted.custom or ():
             self.judges.append(asking(path, kit) if path.startswith(ENDPOINT) else custom(path, kit))
-
-    @property
-    def any(self) -> bool:
-        return self.rules.any or bool(self.judges)
-
-    @property
-    def learns(self) -> bool:
+        self.any = self.rules.any or bool(self.judges)
+        self.learns = self._names is not None
         """Whether all texts of a call are read before anything of them may pass."""
-        return self._names is not None
 
     async def learned(self, texts: Sequence[str]) -> Rules:
         """The rules for a call with these texts."""
@@ -91,15 +84,15 @@ class Guard:
     def __init__(self, rails: Guardrails, kit: Toolkit) -> None:
         self.input, self.output = Side(rails.input, kit), Side(rails.output, kit)
 
-    async def admit(self, call: Call, verdicts: Verdicts) -> Call:
-        """The call as it may go on, masked where the policy masks. Raises `Refused`."""
+    async def admit(self, call: Call, verdicts: Verdicts, size: int) -> Call:
+        """The call as it may go on, masked where the policy masks; `size` is the bytes of its request. Raises `Refused`."""
         if not self.input.any:
             return call
         try:
-            long = sum(map(len, texts_of(call.payload, everything=True))) > _LONG
             rules = self.input.rules
             if self.input.learns:
                 rules = await self.input.learned([*strings_of(call.payload), *call.usage_context.values()])
+            long = size > _LONG
             masked, found, blocked = await asyncio.to_thread(_screen, call, rules) if long else _screen(call, rules)
             if found and not blocked:
                 verdicts.append(verdict("pii", "input", "MASK", summary(found)))
@@ -133,7 +126,7 @@ class Guarded:
         self._side, self._call, self._verdicts = side, call, verdicts
         self._answer: Any = answer
         self._shield = Shield(side.rules, call)
-        self._ready: deque[Event] = deque()
+        self._ready: Iterator[Event] = iter(())
         self._late: list[Event] = []  # where the whole answer is judged, nothing leaves before
         self._over = False
 
@@ -141,9 +134,9 @@ class Guarded:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._ready:
-            if self._over:
-                raise StopAsyncIteration
+        for event in self._ready:
+            return event
+        while not self._over:
             try:
                 if self._side.learns and not isinstance(self._answer, _Again):
                     await self._learn()
@@ -157,12 +150,13 @@ class Guarded:
                     raise Blocked("guardrail", FAILED) from None
                 if event.type in TERMINAL and self._shield.found:
                     self._verdicts.append(verdict("pii", "output", "MASK", summary(self._shield.found)))
-                if len(told) == 1:  # as most are
-                    return told[0]
-                self._ready += told
             except Blocked as blocked:
                 return self._stopped(blocked)
-        return self._ready.popleft()
+            if told:
+                if len(told) > 1:  # few events let go of others
+                    self._ready = iter(told[1:])
+                return told[0]
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """End the answer that is guarded."""

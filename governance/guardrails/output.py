@@ -31,7 +31,6 @@ from governance.guardrails.texts import (
 )
 
 _ARGUMENTS = "response.function_call_arguments."
-_PLACE = ("output_index", "content_index", "summary_index")
 _ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
 _OF_TEXT = ("text", "type", "annotations")
@@ -45,11 +44,17 @@ def said_in(events: Sequence[Event]) -> list[str]:
     texts: list[str] = []
     for event in events:
         if event.type.endswith(".delta") and isinstance(event.data.get("delta"), str):
-            deltas.setdefault((event.type, *(event.data.get(place) for place in _PLACE)), []).append(event.data["delta"])
+            deltas.setdefault(_place(event), []).append(event.data["delta"])
         else:
             texts += strings_of(event.data)
     chunks = [event.data["delta"] for event in events if event.type == CHUNK]
     return [*texts, *pieces.joined(chunks), *("".join(parts) for parts in deltas.values())]
+
+
+def _place(event: Event) -> tuple[Any, ...]:
+    """Which text of an answer a piece belongs to."""
+    data = event.data
+    return event.type, data.get("output_index"), data.get("content_index"), data.get("summary_index")
 
 
 class Shield:
@@ -57,8 +62,6 @@ class Shield:
 
     def __init__(self, rules: Rules, call: Call) -> None:
         self.rules = rules
-        self.sent = ""
-        """The answer's text so far, as it leaves."""
         self._call = call
         self._holds: dict[tuple[Any, ...], tuple[Hold, Event]] = {}
         self._arguments: dict[Any, tuple[list[str], Event]] = {}
@@ -66,14 +69,31 @@ class Shield:
         self._texts: list[Hold] = []
         self._other: list[Finding] = []
         self._response: Mapping[str, Any] = {}
+        self._said: list[str] = []
+        self._called: list[str] = []
+        self._output: Sequence[Any] = ()
         self._in_chunks, self._chunks = False, list[Any]()
-        self.arguments: list[str] = []
-        """The arguments of the tool calls so far, as they leave."""
 
     @property
     def found(self) -> Sequence[Finding]:
         """What was masked: in the text and the arguments, or, where there was none, elsewhere in the answer."""
-        return [each for hold in self._texts for each in hold.found] or self._other
+        found = [each for hold in self._texts for each in hold.found] if self._texts else []
+        return found or self._other
+
+    @property
+    def sent(self) -> str:
+        """The answer's text so far, as it leaves."""
+        if self._said:
+            return "".join(self._said)
+        items = [item for item in self._output if isinstance(item, OBJECT)]  # of an answer that came whole
+        parts = [part for item in items for part in item.get("content") or () if isinstance(part, OBJECT)]
+        return "".join(part.get("text") or "" for part in parts)
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """The arguments of the tool calls so far, as they leave."""
+        items = [item for item in self._output if isinstance(item, OBJECT)]
+        return self._called or [item["arguments"] for item in items if isinstance(item.get("arguments"), str)]
 
     def feed(self, event: Event) -> list[Event]:
         """What may leave now that this event has come."""
@@ -142,7 +162,7 @@ class Shield:
     # --- within ---
 
     def _delta(self, event: Event) -> list[Event]:
-        key = (event.type, *(event.data.get(place) for place in _PLACE))
+        key = _place(event)
         hold = self._holds[key][0] if key in self._holds else self._new()
         self._holds[key] = (hold, event)
         return self._told(event, hold, hold.push(event.data["delta"]))
@@ -151,7 +171,7 @@ class Shield:
         told: list[Event] = []
         if text:
             if event.type == "response.output_text.delta":
-                self.sent += text
+                self._said.append(text)
             told.append(event if text == event.data["delta"] else Event(event.type, {**event.data, "delta": text}))
         while self._waiting and self._waiting[0][0].gone >= self._waiting[0][1]:
             of, _, waiting = self._waiting.pop(0)
@@ -204,7 +224,7 @@ class Shield:
         parts, first = self._arguments.pop(place, ([], event))
         found = len(self._other)
         whole = json_text(str(event.data.get("arguments", "".join(parts))), self._checked)
-        self.arguments.append(whole)
+        self._called.append(whole)
         hold = self._new()
         hold.found = self._other[found:]
         del self._other[found:]
@@ -250,7 +270,7 @@ class Shield:
                     looked = self._guarded(item)
                 elif key == "arguments":
                     looked = json_text(item, self._checked)
-                elif key not in _PLACES and not named(key, item, _ADDRESSES):
+                elif key not in _PLACES and not (key in _ADDRESSES and named(item)):
                     looked = self._checked(item)
                 else:
                     continue
@@ -279,23 +299,18 @@ class Shield:
         """The terminal body: of a response what was generated (the rest is the request's own), of a result all."""
         if not isinstance(body, OBJECT) or (body.get("object") != "response" and "output" not in body):
             return self._guarded(body)
-        guarded = {key: self._guarded(body[key]) for key in _GENERATED if body.get(key)}
-        citations = (guarded.get("custom_outputs") or {}).get("citations") if "custom_outputs" in guarded else None
-        if citations and self._texts and self._texts[0].found:
-            shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
-            guarded["custom_outputs"] = {**guarded["custom_outputs"], "citations": shifted}
-        if not self.arguments:  # of an answer that came whole
-            items = [item for item in guarded.get("output") or () if isinstance(item, OBJECT)]
-            self.arguments = [item["arguments"] for item in items if isinstance(item.get("arguments"), str)]
-        if not self.sent:
-            self.sent = "".join(
-                part.get("text") or ""
-                for item in guarded.get("output") or ()
-                if isinstance(item, OBJECT)
-                for part in item.get("content") or ()
-                if isinstance(part, OBJECT)
-            )
-        return {**body, **guarded} if any(guarded[key] is not body[key] for key in guarded) else body
+        made: dict[str, Any] = {}
+        for key in _GENERATED:
+            item = body.get(key)
+            if item and (looked := self._guarded(item)) is not item:
+                made[key] = looked
+        if self._texts and self._texts[0].found:
+            custom = made.get("custom_outputs", body.get("custom_outputs"))
+            if isinstance(custom, OBJECT) and (citations := custom.get("citations")):
+                shifted = [self._moved(each, self._texts[0].found, "text_start", "text_end") for each in citations]
+                made["custom_outputs"] = {**custom, "citations": shifted}
+        self._output = made.get("output", body.get("output")) or ()
+        return {**body, **made} if made else body
 
     @staticmethod
     def _moved(data: Any, found: Sequence[Finding], begin: str = "start_index", end: str = "end_index") -> Any:

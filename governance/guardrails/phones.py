@@ -7,10 +7,12 @@ import re
 SAID = r"(?:[ _-]?(?:no|nr|num|number|is|me at|at)\b\.?){0,2}[\"']?[ .:=#(]{0,3}[\"']?\Z"
 """What may stand between what a number is said to be and the number."""
 _NAMED = re.compile(  # what stands before a number that is written like any other
-    r"(?<![a-z])(?:tel|telef[oó]no?|t[eé]l[eé]phone|phone|mobile?|handy|fax|cell|whatsapp|celular|m[oó]vil|portable|тел|телефон)"
+    r"(?<![a-z])(?:(?:call|text|ring|reach) (?:me|us|him|her|them)"
+    r"|tel|telef[oó]no?|t[eé]l[eé]phone|phone|mobile?|handy|fax|cell|whatsapp|celular|m[oó]vil|portable|тел|телефон)"
     rf"{SAID}|(?:電話|电话|手机|전화)[：: ]{{0,2}}\Z"
 )
 _WORDS = (
+    "call ", "text ", "ring ", "reach ",
     "tel", "tél", "phone", "mob", "fax", "handy", "cel", "whatsapp", "móvil", "movil", "portable", "тел", "话", "話", "手机",
     "전화",
 )  # fmt: skip
@@ -28,24 +30,29 @@ def phone(text: str, groups: list[tuple[int, int]], number: int) -> tuple[int, i
     at, stop = groups[number]
     start = at
     plus = at > 0 and text[at - 1] == "+"
+    abroad = number == 0 and text[at:stop] == "011"  # how North America dials it
     if plus:
-        start = at - 1
+        start = at - 1 - (text[at - 2 : at - 1] == "(" and text[stop : stop + 1] == ")")
     elif at and text[at - 1] == "(" and text[stop : stop + 1] == ")":
         start = at - 1 - (text[at - 2 : at - 1] == "+")
         plus = text[start] == "+"
     elif number and not plus and text[groups[number - 1][1] : at] != " ":
         return None  # in the middle of another number
-    national = text[at] == "0" and not plus and text[at : at + 2] != "00"
+    national = text[at] == "0" and not plus and not abroad and text[at : at + 2] != "00"
     count, last, best, lengths, seps = stop - at, stop, 0, [stop - at], []
     for left, right in [(at, at), *groups[number + 1 : number + 7]]:
         if right > left:
             if right - left > 12 or (plus and count + right - left > 15):
+                break
+            if "_" in text[last:left] or len(text[last:left]) > 2:
                 break
             seps.append(text[last:left])
             count, last = count + right - left, right
             lengths.append(right - left)
         if plus or (number == 0 and text[at : at + 2] == "00"):
             ok = 8 <= count - (0 if plus else 2) <= 15
+        elif abroad:
+            ok = 8 <= count - 3 <= 15
         elif national:
             regular = len({*seps[1:]}) <= 1
             ok = 9 <= count <= 12 and seps != [] and 2 <= lengths[0] <= 6 and regular and lengths[:3] != [2, 2, 4]

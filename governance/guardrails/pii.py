@@ -1,8 +1,9 @@
 """Personal data and credentials in a text, found in linear time: patterns first, then the checksum each kind has.
 
-Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, API_KEY, PRIVATE_KEY, PASSWORD (in a URL), and
-national ids: US_SSN, UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN, BR_CPF, IN_AADHAAR, CA_SIN. Names,
-addresses and other things without a form are not found here.
+Kinds: EMAIL, PHONE, CREDIT_CARD (Luhn), IBAN (ISO 7064 mod 97-10), IP_ADDRESS, MAC_ADDRESS, API_KEY, PRIVATE_KEY, PASSWORD,
+CRYPTO_WALLET, national ids with a form of their own (US_SSN, UK_NINO, DE_TAX_ID, FR_NIR, ES_DNI, IT_FISCAL_CODE, CH_AHV, BE_NRN,
+BR_CPF, IN_AADHAAR, CA_SIN), and what `said` finds by the words before it. Names, addresses and other things without a form are
+not found here.
 
 Cheap looks for what every finding of a kind must hold come first, so prose costs a few microseconds a page; every numbered kind
 is tried at the edges of a run of digits only. No pattern has an unbounded repeat inside another.
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from governance.guardrails.checksums import belgian, cpf, dni, ean, fiscal, luhn, nir, ssn, steuer_id, verhoeff
-from governance.guardrails.phones import SAID, phone
+from governance.guardrails.keys import RARE, keyed, marked
+from governance.guardrails.phones import phone
+from governance.guardrails.said import BORN, assigned, birthday, born, named
+from governance.guardrails.spelled import spelled
 
 MAX_SPAN = 64
 """Characters of the longest finding that has spaces in it; one without spaces ends where its word does."""
@@ -32,81 +36,40 @@ class Finding:
     kind: str
 
 
-_RUN = re.compile(r"\d+(?:[ .\-/()\u00a0]{1,2}\d+)*")
+_RUN = re.compile(r"\d+(?:(?:[ .\-/()_\u00a0]{1,2}| [-/] )\d+)*")
 _GROUP = re.compile(r"\d+")
-_BETWEEN, _CLOSE = frozenset(" -./\u00a0"), frozenset(" -\u00a0")
+_BETWEEN, _CLOSE = frozenset(" -./_\u00a0"), frozenset(" -\u00a0")
 _CARDS = ("4-4-4-4", "4-6-5")
 _KINDS = bytes(  # digits are 0, letters a, what may stand between digits -
-    ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()" else " ")
+    ord("0" if chr(code) in "0123456789" else "a" if chr(code).isalpha() else "-" if chr(code) in " .-/()_" else " ")
     for code in range(128)
 ).ljust(256)
-_SPOT = re.compile(rb"0(?:[0-]{6}|(?<=a0))")  # in those kinds, where a run begins that is looked at
+_SPOT = re.compile(rb"0(?:(?<=a0)|[0-]{6})")  # in those kinds, where a run begins that is looked at
+_OF_WORDS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_SIGNS = frozenset("@!#$%&*+.~^?/")
+_WORD = re.compile(r"[\w-]*", re.ASCII)
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
 _LETTERS = "A-Za-z\u00c0-\u1fff\u2c00-\u2dff"  # of scripts that put spaces between words
 _LETTER = re.compile(f"[{_LETTERS}]")
 _DOMAIN = re.compile(
     rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9-]{{0,61}}[{_LETTERS}0-9])?\.){{1,8}}[{_LETTERS}]{{2,24}}(?![{_LETTERS}0-9-])"
 )
-_KEYS = {  # what it begins with, and all of it
-    "smk_": r"smk_[\w-]{20,200}",
-    "smo_": r"smo_[\w-]{20,200}",
-    "sk-": r"sk-(?![a-z]{1,20}(?:-[a-z]{1,20}){1,10}(?![\w-]))[\w-]{20,200}",  # words with hyphens between them are none
-    "k_live_": r"[sr]k_live_\w{16,200}",
-    "k_test_": r"[sr]k_test_\w{16,200}",
-    "whsec_": r"whsec_[\w+/=]{20,200}",
-    "github_pat_": r"github_pat_\w{22,200}",
-    "glpat-": r"glpat-[\w-]{16,200}",
-    "xox": r"xox[abeprs]-[\w-]{10,200}",
-    "xapp-": r"xapp-\d-[\w-]{20,200}",
-    "AKIA": r"AKIA[0-9A-Z]{16}",
-    "ASIA": r"ASIA[0-9A-Z]{16}",
-    "AIza": r"AIza[\w-]{35}",
-    "ya29.": r"ya29\.[\w-]{20,400}",
-    "SG.": r"SG\.[\w-]{16,64}\.[\w-]{16,100}",
-    "hf_": r"hf_[A-Za-z0-9]{30,200}",
-    "npm_": r"npm_[A-Za-z0-9]{30,200}",
-    "gsk_": r"gsk_[A-Za-z0-9]{30,200}",
-    "dop_v1_": r"dop_v1_[0-9a-f]{40,200}",
-    "pypi-": r"pypi-[\w-]{40,400}",
-    "xai-": r"xai-\w{40,200}",
-    "pplx-": r"pplx-\w{40,200}",
-    "nvapi-": r"nvapi-[\w-]{40,200}",
-    "shpat_": r"shp(?:at|ca|pa|ss)_[0-9a-f]{32}",
-    "lin_api_": r"lin_api_\w{32,100}",
-    "AGE-": r"AGE-SECRET-KEY-1[0-9A-Z]{58}",
-    "dapi": r"dapi[0-9a-f]{32}(?:-\d)?",
-    "eyJ": r"eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{0,1000}",
-}
-
-
-_RARE = {"AKIA": "K", "ASIA": "S", "AIza": "z", "dapi": "d", "eyJ": "J", "ya29.": "9", "SG.": "G", "AGE-": "G"}
-
-
-def _mark(prefix: str) -> str:
-    """The rarest character of a prefix: one is looked for many times as quickly as two."""
-    return _RARE.get(prefix) or next(char for char in "x_-" if char in prefix)
-
-
-_KEYS |= {f"gh{kind}_": rf"gh{kind}_\w{{30,200}}" for kind in "pousr"}
-_TOKENS = {prefix: re.compile(rf"(?<![A-Za-z0-9]){pattern}", re.ASCII) for prefix, pattern in _KEYS.items()}
-_MARKED = tuple(  # a character that few texts hold, and what may be a key where there is one
-    (mark, tuple((prefix, pattern) for prefix, pattern in _TOKENS.items() if _mark(prefix) == mark))
-    for mark in dict.fromkeys(map(_mark, _TOKENS))
-)
 _BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----")
 _END = re.compile(r"-----END [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----")
 _LOGIN = re.compile(
     r"://[^\s/@:]{0,64}:(?!(?:secret|passw(?:or)?d|pass|pwd|x+|\*+)@)([^\s/@<{\[$][^\s/@]{0,200})@"
 )  # no placeholder
-_SSN_SAID = re.compile(rf"(?<![a-z])(?:ssn|social security){SAID}", re.IGNORECASE)
 _NETWORK = re.compile(r"0/(?:[89]|1\d|2[0-4])(?!\d)")
-_VERSION = re.compile(r"(?:version|release|build)[ =:]{1,2}\Z", re.IGNORECASE)
+_VERSION = re.compile(r"(?:version|release|build|sections?|chapter|clause|§)[ =:]{1,2}\Z", re.IGNORECASE)
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_MAC = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}(?![\w:-])", re.ASCII)
+_HYPHENS = re.compile(r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
 _NINO = re.compile(
     r"(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z][ -]?\d{2}[ -]?\d{2}[ -]?\d{2}[ -]?[A-D](?![A-Za-z0-9])",
     re.ASCII,
 )
+_LOWER_NINO = re.compile(r"(?!bg|gb|kn|nk|nt|tn|zz)[a-ceghj-pr-tw-z][a-ceghj-npr-tw-z]\d{6}[a-d](?![A-Za-z0-9])", re.ASCII)
 _DNI = re.compile(r"([XYZ]?\d{7,8}|[XYZ][ -]\d{7}|\d{1,2}\.\d{3}\.\d{3})[ -]?([A-Z])(?![A-Za-z0-9])", re.ASCII | re.IGNORECASE)
 _FISCAL = re.compile(
     r"[A-Z]{6}[0-9LMNP-V]{2}[A-EHLMPR-T][0-9LMNP-V]{2}[A-Z][0-9LMNP-V]{3}[A-Z](?![A-Za-z0-9])", re.ASCII | re.IGNORECASE
@@ -130,36 +93,76 @@ def find(text: str) -> list[Finding]:
     if "@" in text:
         found += _emails(text)
         if "://" in text:
-            found += [Finding(m.start(1), m.end(1), "PASSWORD") for m in _LOGIN.finditer(text)]
-    for mark, tokens in _MARKED:
-        if mark in text:
-            for prefix, pattern in tokens:
-                if prefix in text:
-                    found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
-    if "-" in text and "-----BEGIN" in text:
-        for begin in _BEGIN.finditer(text):
-            end = _END.search(text, begin.end())
-            found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
-    if ":" in text and _COLONS.search(text):
-        for m in _IPV6.finditer(text):
-            found += _ip(m.start(), m.end(), m[0])
+            logins = {m.start(1): m.end(1) for m in _LOGIN.finditer(text)}
+            found = [each for each in found if each.start not in logins]  # the password and the host's name
+            found += [Finding(start, end, "PASSWORD") for start, end in logins.items()]
+    if " dot " in text or "(" in text or "[" in text or "{" in text or "<" in text or "@" in text:
+        found += [Finding(start, end, "EMAIL") for start, end in spelled(text)]
+    for mark, prefix, pattern in RARE:
+        if mark in text and prefix in text:
+            found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
+    if "-" in text or "_" in text:
+        found += [Finding(start, end, "API_KEY") for start, end in marked(text)]
+    if "-" in text:
+        if "-----BEGIN" in text:
+            for begin in _BEGIN.finditer(text):
+                end = _END.search(text, begin.end())
+                found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
+        if _HYPHENS.search(text):
+            found += _macs(text)
+    if ":" in text or "=" in text:
+        found += [Finding(*each) for each in assigned(text)]
+    if ":" in text:
+        found += [Finding(*each) for each in birthday(text)]
+        if _COLONS.search(text):
+            found += _macs(text)
+            for m in _IPV6.finditer(text):
+                found += _ip(m.start(), m.end(), m[0])
+    if not _has_digit(text) and text.isascii():
+        return distinct(found) if found else found
+    if BORN.search(text):
+        found += [Finding(*each) for each in born(text)]
+    done = 0
     for start, end in _runs(text):
+        if start >= done:
+            done, said = _word(text, start, done)
+            found += said
         found += _numbers(text, start, end)
     return distinct(found) if found else found
 
 
-def _runs(text: str) -> Iterator[tuple[int, int]]:
+def _word(text: str, at: int, floor: int) -> tuple[int, list[Finding]]:
+    """The end of the word in which a run of digits begins, and what that word is by its form or by what is said before it."""
+    begin = at
+    while begin > floor and text[begin - 1] in _OF_WORDS:
+        begin -= 1
+    found = [Finding(*each) for each in named(text, begin)]
+    if key := keyed(text, begin):
+        found.append(Finding(*key))
+    if begin and text[begin - 1] in _SIGNS:
+        while begin > max(floor, at - 64) and not text[begin - 1].isspace():
+            begin -= 1
+        found += [Finding(*each) for each in named(text, begin)]
+    return _WORD.match(text, at).end(), found  # type: ignore[union-attr] # it matches any
+
+
+def _macs(text: str) -> Iterator[Finding]:
+    for m in _MAC.finditer(text):
+        if len(set(m[0])) > 2:  # neither none nor all
+            yield Finding(m.start(), m.end(), "MAC_ADDRESS")
+
+
+def _runs(text: str) -> Iterable[tuple[int, int]]:
     """Runs of digits that are longer than six characters or stand at a letter; all else is too short for any kind."""
-    if not text.isascii():
-        for run in _RUN.finditer(text):
-            start, end = run.span()
-            if end - start > 6 or (start and text[start - 1].isalpha()):
-                yield start, end
-        return
-    if not _has_digit(text):
-        return
-    kinds = text.encode().translate(_KINDS)
-    spot = _SPOT.search(kinds)
+    if text.isascii():
+        kinds = text.encode().translate(_KINDS)
+        spot = _SPOT.search(kinds)
+        return _runs_from(text, kinds, spot) if spot else ()
+    runs = (run.span() for run in _RUN.finditer(text))
+    return ((start, end) for start, end in runs if end - start > 6 or (start and text[start - 1].isalpha()))
+
+
+def _runs_from(text: str, kinds: bytes, spot: re.Match[bytes] | None) -> Iterator[tuple[int, int]]:
     while spot:
         run = _RUN.match(text, spot.start())
         assert run is not None
@@ -265,12 +268,10 @@ def _checked(text: str, start: int, end: int, digits: str, shape: str, seps: set
     if any(set(sep) - _BETWEEN for sep in seps):
         return
     plain = not any(set(sep) - _CLOSE for sep in seps)
-    written = plain or (seps == {"."} and shape in _CARDS)
+    written = plain or (shape in _CARDS and seps in ({"."}, {"/"}, {"_"}))
     if written and 13 <= count <= 19 and digits[0] in "23456" and luhn(digits) and len(set(digits)) > 1 and _card_shape(shape):
         yield Finding(start, end, "CREDIT_CARD")
     if count == 9 and (plain or seps == {"."}) and shape == "3-2-4" and ssn(digits):
-        yield Finding(start, end, "US_SSN")
-    if shape == "9" and ssn(digits) and _SSN_SAID.search(text, max(0, start - 32), start):
         yield Finding(start, end, "US_SSN")
     if count == 9 and plain and shape == "3-3-3" and digits[0] not in "08" and luhn(digits):
         yield Finding(start, end, "CA_SIN")
@@ -296,6 +297,8 @@ def _lettered(text: str, groups: list[tuple[int, int]]) -> Iterator[Finding]:
         if letters == 2 and free:
             yield from _iban(text, back)
             yield from _pattern(_NINO, text, back, "UK_NINO")
+            if text[back:at].islower() and (m := _LOWER_NINO.match(text, back)):
+                yield Finding(m.start(), m.end(), "UK_NINO")
         elif letters == 0 and at >= 3 and text[at - 1] in " -" and text[at - 3 : at - 1].isalpha():
             if at == 3 or not text[at - 4].isalnum():
                 yield from _pattern(_NINO, text, at - 3, "UK_NINO")

@@ -67,14 +67,7 @@ class Learned(Rules):
         longest_first = sorted(self._kinds, key=len, reverse=True)
         spelled = "|".join(r"\s+".join(map(re.escape, word.split())) for word in longest_first)
         self._pattern = re.compile(rf"(?<!\w)(?:{spelled})(?!\w)") if spelled else None
-
-    @property
-    def any(self) -> bool:
-        return True
-
-    @property
-    def keywords(self) -> bool:
-        return self._rules.keywords
+        self.any, self.keywords = True, rules.keywords
 
     def words(self, text: str) -> list[Finding]:
         return self._rules.words(text)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from governance.guardrails.fold import end_of, escapes, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find
+from governance.guardrails.said import born_from
+from governance.guardrails.spelled import open_from as spelled_from
 
 KEYWORD = "KEYWORD"
 MAX_TOKEN = 8_192
@@ -22,6 +24,8 @@ _SPACED = " \u00a0"
 _MARKS = "\u0300-\u036f"
 _FEW = 16  # keywords that are each looked for
 _WORD = re.compile(r"\w+")
+_DASHES = ("-", "/")
+_FOREIGN = ("x ", "y ", "z ")  # what Spanish ids of foreigners begin with
 _DIGIT = re.compile(r"\d")
 _NEWS = re.compile(r"[\s\u2e80-\U0010ffff]")
 
@@ -61,23 +65,23 @@ class Rules:
             grouped = {entry[2] for entries in self._by_word.values() for entry in entries}
             self._keywords = [entry for entry in self._keywords if entry[2] not in grouped]
         self._leads = tuple({first for first, _, _ in self._keywords})
-
-    @property
-    def any(self) -> bool:
-        return self.pii != "NONE" or bool(self._longest)
-
-    @property
-    def keywords(self) -> bool:
-        return bool(self._longest)
+        self.keywords = bool(folded)
+        """Whether there are any."""
+        self.any = self.keywords or pii != "NONE"
+        """Whether anything is looked for."""
 
     def find(self, text: str) -> list[Finding]:
         """Everything forbidden in the text, without overlaps."""
         found: list[Finding] = []
+        plain = text.isascii() and not escapes(text)  # as most texts are: they read as they are written
         if self.pii != "NONE":
-            folded, origin = fold(text)
-            found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
-        if self._longest:
-            found += self.words(text)
+            if plain:
+                found = find(text)
+            else:
+                folded, origin = fold(text)
+                found = find(folded) if origin is None else [_moved(each, origin, text) for each in find(folded)]
+        if self.keywords and not (plain and self._wordless(text)):
+            found += self._words(text)
         return distinct(found) if found else found
 
     def blocking(self, found: Sequence[Finding]) -> Blocked | None:
@@ -91,13 +95,20 @@ class Rules:
 
     def words(self, text: str) -> list[Finding]:
         """The keywords in the text."""
-        if not self._by_word and text.isascii() and not escapes(text):
-            lower = text.lower()  # spaces change no keyword's first word, so that most texts need no more
-            for first in self._leads:
-                if first in lower:
-                    break
-            else:
-                return []
+        plain = text.isascii() and not escapes(text)
+        return [] if plain and self._wordless(text) else self._words(text)
+
+    def _wordless(self, text: str) -> bool:
+        """Whether a text that reads as it is written has no keyword, as can be told of few keywords by a glance."""
+        if self._by_word:
+            return False
+        lower = text.lower()  # spaces change no keyword's first word
+        for first in self._leads:  # noqa: SIM110 - runs for every chunk, where a generator costs more than the looks
+            if first in lower:
+                return False
+        return True
+
+    def _words(self, text: str) -> list[Finding]:
         folded, origin = fold(text, words=True)
         found = self._matches(folded)
         if (seen := passing(folded)) is not None:
@@ -261,11 +272,18 @@ def _open(text: str) -> int:
     begun = text.rfind("-----BEGIN", max(0, end - MAX_SPAN))
     if begun >= 0:
         start = min(start, begun)
+    begun = min(spelled_from(text, start), born_from(text, start))
+    return begun if begun == 0 else min(begun, _grouped(text, start))
+
+
+def _grouped(text: str, start: int) -> int:
+    """Where the unfinished word at the end begins, or the groups of digits before it that it may go on with."""
+    end = len(text)
     if start < end and text[start].islower() and (end - start > 4 or start < 5 or not text[start - 2].isdecimal()):
         return start
     before = text[max(0, end - 3 * MAX_SPAN) : start]
-    if before.islower() and not _DIGIT.search(before):  # neither digits nor a country's code are there to go on with
-        return start
+    if before.islower() and before[-2:] not in _FOREIGN and not _DIGIT.search(before):
+        return start  # neither digits nor a country's code are there to go on with
     held = place = start
     while end - place <= 2 * MAX_SPAN or place == start:
         gap = place
@@ -277,11 +295,15 @@ def _open(text: str) -> int:
         while first and not _apart(text[first - 1]):
             first -= 1
         word = text[first:gap]
+        if word in _DASHES:
+            place = first
+            continue
         digit = _has_digit(word)
-        if not digit and not (len(word) <= 4 and word.isalnum() and (word.isupper() or (len(word) == 4 and word.isascii()))):
+        short = len(word) <= 4 and word.isalnum() and (word.isupper() or (len(word) == 4 and word.isascii()))
+        if not digit and not short and word not in "xyz":
             break
         place = first
-        if digit or len(word) == 2:
+        if digit or len(word) <= 2:
             held = first
     return held
 

@@ -36,8 +36,8 @@ OBJECT = (dict, Mapping)
 """For `isinstance`, which knows a dict at once and asks an abstract class many times as long."""
 
 
-def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[str]:
-    """What people and tools say in a request, oldest first; `everything` for the sake of its length."""
+def texts_of(payload: Mapping[str, Any]) -> list[str]:
+    """What people and tools say in a request, oldest first."""
     given = payload.get("input", payload.get("query", ()))
     if isinstance(given, str):
         return [given]
@@ -46,7 +46,7 @@ def texts_of(payload: Mapping[str, Any], *, everything: bool = False) -> list[st
         if isinstance(item, str):
             found.append(item)
         elif isinstance(item, OBJECT):
-            if not everything and item.get("role", "user") != "user":
+            if item.get("role", "user") != "user":
                 continue
             for said in (item.get("content"), item.get("output")):
                 if isinstance(said, str):
@@ -98,7 +98,7 @@ def walk(
         made: dict[Any, Any] = {}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
             if isinstance(item, str):
-                if not named(name, item, skipped):
+                if not (name in skipped and named(item)):
                     item = walk(item, each, skipped, depth + 1, name) if name in _ENCODED else each(item)
             elif numbers or not (item is None or isinstance(item, _PLAIN)):
                 item = walk(item, each, skipped, depth + 1, name, numbers=numbers, names=names)
@@ -120,11 +120,9 @@ def word(name: Any) -> bool:
     return len(name) < 20 and name.isidentifier() and name.replace("_", "").isalpha()
 
 
-def named(key: str, value: str, addresses: frozenset[str]) -> bool:
-    """Whether a text is a name or an address, as its key says."""
-    return key in addresses and (
-        (len(value) <= 200 and value.isascii() and value.isidentifier()) or _NAME.fullmatch(value) is not None
-    )
+def named(value: str) -> bool:
+    """Whether a text has the form of a name or an address."""
+    return (len(value) <= 200 and value.isascii() and value.isidentifier()) or _NAME.fullmatch(value) is not None
 
 
 def vector(value: Sequence[Any]) -> bool:

@@ -139,11 +139,12 @@ def on(access: Access, asking: Any, name: str, endpoint: str | None) -> RowIndex
 async def described(access: Access, name: str, request: Request) -> dict[str, Any]:
     def read() -> dict[str, Any]:
         over = access.indexes.over_rows
-        index = over.find(name) or access.indexes.get(name)
+        index = over.standing(name) or access.indexes.get(name)
         count = over.store.count(index.id) if isinstance(index, RowIndex) else index.chunks
         shown = shapes.described(index, count, str(request.base_url))
         if isinstance(index, RowIndex) and index.spec.source:
             report = over.store.report(index.id) or {}
+            report.pop("stamp", None)
             lag = over.tables.behind(index.spec.source, report.get("read_ms"))
             shown["status"] |= {
                 "skipped": report.pop("skipped", []),
@@ -172,7 +173,7 @@ async def create(access: Access, asking: Any, name: Any, endpoint: Any, body: Ma
         raise BadRequest("field 'endpoint_name' must name a vector search endpoint")
     made = await asyncio.to_thread(over.create, full, endpoint, spec, asking.name)
     if spec.source:
-        over.start_sync(made, access.indexes.embed, asking)
+        await over.start_sync(made, access.indexes.embed, asking)
     return made
 
 
@@ -189,7 +190,7 @@ async def sync(access: Access, asking: Any, name: str) -> None:
     elif info.spec.kind != "DELTA_SYNC":
         raise BadRequest(f"index {info.name} is of type DIRECT_ACCESS: upsert and delete its rows instead")
     else:
-        access.indexes.over_rows.start_sync(info, access.indexes.embed, asking)
+        await access.indexes.over_rows.start_sync(info, access.indexes.embed, asking)
 
 
 async def upsert(access: Access, asking: Any, name: str, request: Request) -> dict[str, Any]:

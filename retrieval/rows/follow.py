@@ -47,7 +47,7 @@ class Follower:
         """Starts what is due; gives the names of these indexes."""
         due = await asyncio.to_thread(self._due)
         for index, caller in due:
-            self._over.start_sync(index, self._embed, caller)
+            await self._over.start_sync(index, self._embed, caller)
         return [index.name for index, _ in due]
 
     def _due(self) -> list[tuple[RowIndex, Any]]:
@@ -59,6 +59,9 @@ class Follower:
             now, stamp = time.monotonic(), self._over.tables.stamp(index.spec.source)
             seen = self._seen.get(index.id)
             if seen is not None and seen[0] == stamp and not ((index.error or unfinished) and now - seen[1] >= AGAIN):
+                continue
+            if not (index.error or unfinished) and self._over.synced(index, stamp):  # by another server, or before this one began
+                self._seen[index.id] = stamp, now
                 continue
             caller = self._on_behalf(index.creator)
             self._seen[index.id] = stamp, now

@@ -12,7 +12,9 @@ from sqlalchemy.engine import Engine
 
 from retrieval.errors import AlreadyExists, BadRequest, RetrievalError
 from retrieval.guard import NOBODY, Groups, Guards
+from retrieval.locks import Locks
 from retrieval.memory import Snapshot
+from retrieval.revisions import Revisions
 from retrieval.rows import passages as as_passages
 from retrieval.rows import query as querying
 from retrieval.rows import write as writing
@@ -20,7 +22,7 @@ from retrieval.rows.endpoints import SearchEndpoints
 from retrieval.rows.rerank import Rerank
 from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowIndex, RowStore
-from retrieval.rows.tables import SourceTables
+from retrieval.rows.tables import SourceTables, told
 from retrieval.rows.write import Embed
 from retrieval.snapshots import Snapshots
 from retrieval.types import Document, Passage
@@ -38,6 +40,7 @@ class RowIndexes:
     folder_rows: rows of an index over a folder, which may be a source as well.
     folder_stamp: what changes whenever such an index was synced; None where a name is none.
     snapshots: where what searches hold of large indexes outlives the process.
+    locks, revisions: of the database, where other processes may use it.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class RowIndexes:
         folder_rows: Callable[[str], Iterator[dict[str, Any]]],
         folder_stamp: Callable[[str], Any],
         snapshots: Snapshots | None = None,
+        locks: Locks | None = None,
+        revisions: Revisions | None = None,
     ) -> None:
         self.endpoints = SearchEndpoints(engine)
         self.tables = SourceTables(engine, folder_rows, folder_stamp)
-        self.store = RowStore(engine, snapshots)
+        self.store = RowStore(engine, snapshots, locks, revisions)
         self.guards = guards
         self._taken = folder_stamp
         self._running: set[asyncio.Task[None]] = set()
@@ -78,6 +83,10 @@ class RowIndexes:
     def find(self, name: str) -> RowIndex | None:
         return self.store.find(name)
 
+    def standing(self, name: str) -> RowIndex | None:
+        """See `retrieval.rows.store.RowStore.standing`."""
+        return self.store.standing(name)
+
     def get(self, name: str) -> RowIndex:
         """Raises NotFound."""
         return self.store.get(name)
@@ -101,22 +110,33 @@ class RowIndexes:
 
     async def sync(self, name: str, embed: Embed, caller: Any) -> None:
         """After `store.begin`; see `retrieval.rows.write.sync`."""
-        await writing.sync(self.store, self.tables, name, embed, caller)
+        await writing.sync(self.store, self.tables, await asyncio.to_thread(self.store.get, name), embed, caller)
 
-    def start_sync(self, index: RowIndex, embed: Embed, caller: Any) -> None:
-        """Begins a sync where none runs; how it goes and went is in the index's status. On the event loop."""
+    def synced(self, index: RowIndex, stamp: Any) -> bool:
+        """Whether its last sync read the source as a stamp of `SourceTables.stamp` says that it is."""
+        return (self.store.report(index.id) or {}).get("stamp") == told(stamp)
+
+    async def start_sync(self, index: RowIndex, embed: Embed, caller: Any) -> None:
+        """Begins a sync where none runs, here or in another process; how it goes and went is in the index's status."""
+        begun = asyncio.get_running_loop().create_future()
 
         async def work() -> None:
             try:
-                await self.sync(index.name, embed, caller)
+                mine = await asyncio.to_thread(self.store.begin, index.id)
+                if not begun.done():
+                    begun.set_result(None)
+                if mine:
+                    await writing.sync(self.store, self.tables, index, embed, caller)
             except Exception as error:
                 log.warning("sync of %s: %s", index.name, getattr(error, "message", None) or repr(error))
+            finally:
+                if not begun.done():
+                    begun.set_result(None)
 
-        if not self.store.begin(index.id):
-            return
         task = asyncio.get_running_loop().create_task(work())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        await begun
 
     async def query(
         self, name: str, asked: Mapping[str, Any], embed: Embed, rerank: Rerank, groups: Groups = NOBODY

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from retrieval.errors import NotFound
+from retrieval.memory import Snapshot
 from retrieval.rows.query import Found, Seen, question
 from retrieval.rows.schema import Spec
 from retrieval.rows.store import RowIndex, RowStore
@@ -59,11 +60,15 @@ async def search(
 def document(store: RowStore, name: str, key: str, seen: Seen) -> Document:
     """A row as a document, by its primary key. Raises NotFound."""
     index = store.get(name)
-    rows = store.snapshot(index)
-    slot, mask = rows.slot_of().get(key), seen(rows)
-    if slot is None or (mask is not None and not mask[slot]):
+
+    def look(rows: Snapshot) -> tuple[dict[str, Any] | None, list[int]]:
+        slot, mask = rows.slot_of().get(key), seen(rows)
+        return (None, []) if slot is None or (mask is not None and not mask[slot]) else (dict(rows.fields[slot]), [slot])
+
+    body = store.read(index, look)
+    if body is None:
         raise NotFound(f"index {name} has no document {key!r}: it may have been deleted or replaced")
-    return _document(index, key, dict(rows.fields[slot]))
+    return _document(index, key, body)
 
 
 def _cosine(score: float) -> float:

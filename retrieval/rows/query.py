@@ -101,12 +101,15 @@ class Found:
         vector: np.ndarray | None,
         seen: Seen,
     ) -> None:
-        rows = self.rows = store.snapshot(index)
         self._spec, self._asked, self._mode = index.spec, asked, mode
+        self._query = searching.tidy(text)
+        store.read(index, lambda rows: (None, self._look(rows, index, vector, seen)))
+
+    def _look(self, rows: Snapshot, index: RowIndex, vector: np.ndarray | None, seen: Seen) -> list[int]:
+        self.rows, asked, mode = rows, self._asked, self._mode
         self._mask = both(filters.of(rows, asked["filters"], index.spec.shown) if asked.get("filters") else None, seen(rows))
         self._vector = vector if index.spec.dimension else None
         self._words = _within(rows, index, asked["query_columns"]) if asked.get("query_columns") else rows
-        self._query = searching.tidy(text)
         least = asked.get("score_threshold")
         self.found = searching.search(
             self._words,
@@ -119,6 +122,7 @@ class Found:
             diversity=asked.get("diversity", 0.0),
         )
         self.hits: Scored = [(hit.slot, hit.score) for hit in self.found if least is None or hit.score >= least]
+        return [hit.slot for hit in self.found]
 
     def _depth(self) -> int:
         """How many hits there must be: whole orders are needed to sort, fifty to rerank, else up to the end of the page."""
@@ -192,7 +196,10 @@ def _within(rows: Snapshot, index: RowIndex, columns: Sequence[str]) -> Snapshot
 def scan(store: RowStore, name: str, count: int, after: str | None, seen: Seen) -> dict[str, Any]:
     """Rows in the order of their keys, after one: `{"data": [row, …], "last_primary_key"}`."""
     index = store.get(name)
-    rows, spec = store.snapshot(index), index.spec
+    return store.read(index, lambda rows: _page(rows, index.spec, count, after, seen))
+
+
+def _page(rows: Snapshot, spec: Spec, count: int, after: str | None, seen: Seen) -> tuple[dict[str, Any], list[int]]:
     order = rows.cache.get("order")
     if order is None:
         order = sorted((_sortable(rows.fields[i].get(spec.primary_key)), i) for i in map(int, np.flatnonzero(rows.alive)))
@@ -214,7 +221,7 @@ def scan(store: RowStore, name: str, count: int, after: str | None, seen: Seen) 
             row[spec.vector] = [float(x) for x in rows.matrix[slot]]
         data.append(row)
     last = key_of(rows.fields[taken[-1][1]][spec.primary_key]) if taken else None
-    return {"data": data, "last_primary_key": last}
+    return {"data": data, "last_primary_key": last}, [slot for _, slot in taken]
 
 
 def _shown(spec: Spec, rows: Snapshot, slot: int, column: str) -> Any:

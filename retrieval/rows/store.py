@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,14 +17,16 @@ from sqlalchemy.exc import IntegrityError
 
 from retrieval.chunk_reads import numbers, one_state
 from retrieval.errors import AlreadyExists, BadRequest, NotFound
+from retrieval.locks import ROWS as SYNCED_ROWS
+from retrieval.locks import Locks
 from retrieval.memory import Memory, Page, Snapshot
+from retrieval.revisions import ROWS, Revisions, dropped, raised, shared
 from retrieval.rows.schema import Spec
 from retrieval.snapshots import Snapshots
 from retrieval.tables import row_indexes, row_reports, rows
 
+_Found = TypeVar("_Found")
 BATCH = 500
-ROWS = "rows"
-"""What the files of these indexes' rows are told apart by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,16 @@ class _Source:
 class RowStore:
     """Indexes over rows, and their rows. Thread-safe; blocking."""
 
-    def __init__(self, engine: Engine, snapshots: Snapshots | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        snapshots: Snapshots | None = None,
+        locks: Locks | None = None,
+        revisions: Revisions | None = None,
+    ) -> None:
         self._engine, self._snapshots = engine, snapshots or Snapshots(engine, None)
+        self._locks = locks or Locks(engine)
+        self._revisions = revisions or Revisions(engine, lambda *_: None)
         self._lock = threading.Lock()
         self._memories: dict[int, tuple[Memory, int]] = {}
         self._syncing: dict[int, str] = {}
@@ -110,14 +120,22 @@ class RowStore:
             raise NotFound(f"index {name} does not exist")
         return found
 
-    def list(self) -> list[RowIndex]:
-        with self._engine.connect() as db:
-            return [self._info(row) for row in db.execute(sa.select(row_indexes).order_by(row_indexes.c.name))]
+    def standing(self, name: str) -> RowIndex | None:
+        """An index and how it stands, whichever process syncs it; None where there is none."""
+        found = self.find(name)
+        return found and replace(found, syncing=found.syncing or found.id in self.syncing())
 
-    def _info(self, row: Any) -> RowIndex:
+    def list(self) -> list[RowIndex]:
+        """All, and how they stand, whichever process syncs them."""
+        syncing = self.syncing()
+        with self._engine.connect() as db:
+            return [self._info(row, syncing) for row in db.execute(sa.select(row_indexes).order_by(row_indexes.c.name))]
+
+    def _info(self, row: Any, syncing: set[int] | None = None) -> RowIndex:
         times = row.created_ms, row.synced_ms
         spec, told = Spec.parse(row.spec), self._syncing.get(row.id)
-        return RowIndex(row.id, row.name, row.endpoint, row.creator, spec, *times, row.error, told is not None, told or "")
+        runs = told is not None or row.id in (syncing or ())
+        return RowIndex(row.id, row.name, row.endpoint, row.creator, spec, *times, row.error, runs, told or "")
 
     def count(self, index_id: int) -> int:
         """How many rows an index has."""
@@ -127,14 +145,16 @@ class RowStore:
     def drop(self, name: str) -> None:
         """Raises NotFound."""
         index = self.get(name)
-        self._forget(index.id)
+        self.forget(index.id)
         with self._engine.begin() as db:
+            dropped(db, ROWS, index.id)
             db.execute(sa.delete(rows).where(rows.c.index_id == index.id))
             db.execute(sa.delete(row_reports).where(row_reports.c.index_id == index.id))
             db.execute(sa.delete(row_indexes).where(row_indexes.c.id == index.id))
-        self._forget(index.id)
+        self.forget(index.id)
 
-    def _forget(self, index_id: int) -> None:
+    def forget(self, index_id: int) -> None:
+        """Of an index that is dropped."""
         self._snapshots.remove(ROWS, index_id)
         self._memories.pop(index_id, None)
 
@@ -172,25 +192,48 @@ class RowStore:
         return json.loads(found) if found else None
 
     def begin(self, index_id: int) -> bool:
-        """Marks an index as syncing, so that its status says so at once; False where it is already."""
-        with self._lock:
-            if index_id in self._syncing:
-                return False
-            self._syncing[index_id] = ""
-            return True
+        """Marks an index as syncing, so that its status says so at once; False where it is already, here or elsewhere."""
+        if not self._locks.take(SYNCED_ROWS, index_id):
+            return False
+        self._syncing[index_id] = ""
+        return True
 
     def told(self, index_id: int, how_far: str) -> None:
         """Notes how far the sync that runs is."""
         self._syncing[index_id] = how_far
 
     def end(self, index_id: int) -> None:
-        self._syncing.pop(index_id, None)
+        if self._syncing.pop(index_id, None) is not None:
+            self._locks.leave(SYNCED_ROWS, index_id)
+
+    def syncing(self) -> set[int]:
+        """Indexes that are being synced, here or in another process."""
+        return self._locks.held(SYNCED_ROWS)
 
     # Rows
 
     def snapshot(self, index: RowIndex) -> Snapshot:
         """What searches read."""
         return self._memory(index.id, index.spec.dimension).snapshot()
+
+    def read(self, index: RowIndex, look: Callable[[Snapshot], tuple[_Found, Sequence[int]]]) -> _Found:
+        """What `look` finds in what searches read, and the slots of the rows it shows: looked for anew where another process has
+        taken one of these away or changed it, which this one is about to hear."""
+        for last in (False, False, True):
+            present = self.snapshot(index)
+            found, slots = look(present)
+            if last or not shared(self._engine) or self._there(present.seqs[list(slots)].tolist()):
+                return found
+            self.changed(index.id)
+        raise AssertionError
+
+    def _there(self, seqs: Sequence[int]) -> bool:
+        with self._engine.connect() as db:
+            for at in range(0, len(seqs), BATCH):
+                part = sa.select(sa.func.count()).select_from(rows).where(rows.c.seq.in_(seqs[at : at + BATCH]))
+                if db.execute(part).scalar_one() < len(seqs[at : at + BATCH]):
+                    return False
+        return True
 
     def _memory(self, index_id: int, dimension: int) -> Memory:
         with self._lock:
@@ -202,7 +245,7 @@ class RowStore:
                 found = self._memories[index_id] = memory, dimension
         return found[0]
 
-    def _changed(self, index_id: int) -> None:
+    def changed(self, index_id: int) -> None:
         """Brings what searches read up to date; who writes waits for it, who searches does not."""
         kept = self._snapshots.of(ROWS, index_id)
         if index_id not in self._memories and not (kept is not None and kept.there):
@@ -212,7 +255,8 @@ class RowStore:
         memory = self._memory(index_id, Spec.parse(spec).dimension) if spec else None
         # A file may hold rows that are gone now, also of an index that nobody has searched yet.
         if memory is not None and (memory.loaded or (kept is not None and kept.there)):
-            memory.refresh()
+            with self._revisions.taking(ROWS, index_id):
+                memory.refresh()
 
     def known(self, index_id: int, contents: set[str]) -> dict[str, bytes]:
         """Vectors that rows have already, by the hash of what was embedded."""
@@ -235,20 +279,22 @@ class RowStore:
         """Writes rows, in the place of those of the same keys, in one transaction."""
         keys = [value["key"] for value in values]
         with self._engine.begin() as db:
+            raised(db, ROWS, index_id)
             for at in range(0, len(keys), BATCH):
                 db.execute(sa.delete(rows).where(rows.c.index_id == index_id, rows.c.key.in_(keys[at : at + BATCH])))
             if values:
                 db.execute(sa.insert(rows), [{"index_id": index_id, **value} for value in values])
-        self._changed(index_id)
+        self.changed(index_id)
 
     def remove(self, index_id: int, keys: Sequence[str]) -> int:
         """Removes rows; gives how many were there."""
         gone = 0
         with self._engine.begin() as db:
+            raised(db, ROWS, index_id)
             for at in range(0, len(keys), BATCH):
                 part = sa.delete(rows).where(rows.c.index_id == index_id, rows.c.key.in_(keys[at : at + BATCH]))
                 gone += db.execute(part).rowcount
-        self._changed(index_id)
+        self.changed(index_id)
         return gone
 
 

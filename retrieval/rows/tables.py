@@ -11,6 +11,7 @@ from sqlalchemy.engine import Engine
 
 from retrieval.errors import NotFound
 from retrieval.source import read_table, stamp
+from retrieval.store import digest
 from retrieval.tables import source_tables
 
 POLL_SECONDS = 60
@@ -91,3 +92,8 @@ class SourceTables:
         if not changed:
             return None
         return 0.0 if read_ms is not None and changed * 1000 <= read_ms else max(time.time() - changed, 0.0)
+
+
+def told(stamp: Any) -> str:
+    """A stamp as text that is kept."""
+    return digest(repr(stamp))

@@ -16,7 +16,7 @@ from retrieval import words
 from retrieval.errors import BadRequest
 from retrieval.rows.schema import checked, infer
 from retrieval.rows.store import RowIndex, RowStore, now
-from retrieval.rows.tables import SourceTables
+from retrieval.rows.tables import SourceTables, told
 from retrieval.store import digest
 
 Embed = Callable[[str, Sequence[str], Any], Awaitable[np.ndarray]]
@@ -69,25 +69,26 @@ def _direct(store: RowStore, name: str) -> RowIndex:
     return index
 
 
-async def sync(store: RowStore, tables: SourceTables, name: str, embed: Embed, caller: Any) -> None:
+async def sync(store: RowStore, tables: SourceTables, known: RowIndex, embed: Embed, caller: Any) -> None:
     """After `store.begin`. Makes the index equal to its source; a failure is kept in the index's `error`, and raised.
 
     A row at fault is left out alone, and named in the report: `rows`, `added`, `changed`, `deleted`, `unchanged`, `embedded`,
-    `seconds`, `read_ms` (when the source was read), `skipped_rows` and of these the first as `skipped`.
+    `seconds`, `read_ms` (when the source was read), `stamp` (of it then), `skipped_rows` and of these the first as `skipped`.
     """
-    index = await asyncio.to_thread(store.get, name)
     try:
+        index = await asyncio.to_thread(store.get, known.name)  # another process may have synced it meanwhile
         await _sync(store, tables, index, embed, caller)
     except Exception as error:
         message = getattr(error, "message", None) or f"sync failed ({type(error).__name__}): see the log"
-        await asyncio.to_thread(store.note, index.id, error=str(message))
+        await asyncio.to_thread(store.note, known.id, error=str(message))
         raise
     finally:
-        store.end(index.id)
+        await asyncio.to_thread(store.end, known.id)
 
 
 async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: Embed, caller: Any) -> None:
     spec, began, read_ms = index.spec, time.monotonic(), now()
+    stamp = await asyncio.to_thread(lambda: told(tables.stamp(spec.source)))
     found = await asyncio.to_thread(lambda: list(tables.rows(spec.source)))
     keep = {*spec.chosen, spec.primary_key, spec.text, spec.vector} if spec.chosen else None
     found = [{name: value for name, value in row.items() if keep is None or name in keep} for row in found]
@@ -136,6 +137,7 @@ async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: E
         "embedded": embedded,
         "seconds": round(time.monotonic() - began, 3),
         "read_ms": read_ms,
+        "stamp": stamp,
         "skipped_rows": len(skipped),
         "skipped": skipped[:MAX_SKIPPED],
     }

@@ -61,7 +61,7 @@ def _known(registry: Registry, name: str) -> bool:
 def _register(home: Path, makers: dict[str, Callable[[str], Any]]) -> None:
     import mlflow
 
-    from serving import mlflow_child
+    from serving.tracking import child as mlflow_child
 
     uri = f"sqlite:///{home / 'mlflow.db'}"
     logging.getLogger("mlflow").setLevel(logging.ERROR)

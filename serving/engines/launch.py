@@ -15,6 +15,9 @@ _PASSED = (
 )  # fmt: skip
 """What a model may see of the server's environment: no key of a model provider."""
 
+_WORKER = ("worker.py", "frames.py", "lacking.py", "replies.py", "rows.py", "skops.py")
+"""The worker and what it imports of this project."""
+
 
 def surroundings(python: str, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of a model's process: a few of the server's variables and those it is given. Blocking."""
@@ -47,7 +50,7 @@ def worker_root(python: str) -> Path:
     if python == sys.executable:
         return root
     copy = Path(python).parent.parent / "smalti"
-    for file in ("worker.py", "frames.py", "replies.py", "rows.py", "skops.py"):  # the worker and what it imports of this project
+    for file in _WORKER:
         target = copy / "serving/engines" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((root / "serving/engines" / file).read_bytes())

@@ -2,8 +2,9 @@
 
 Frames are a 4-byte big-endian length and a JSON array. From the server: the specification, then `[id, kind, body]`; to it:
 `[0, "ready", {…}]` or `[0, "failed", {"message"}]`, then `[id, "result", body]`, `[id, "event", body]`… `[id, "end", null]`,
-or `[id, "error", {"message", "status", "param", "failed"}]`. A request's kind is `rows`, `chunks` (a row whose answer is
-streamed), `whole` or `stream` (conversations). Only JSON crosses, so that a model cannot reach into the server.
+or `[id, "error", {"message", "status", "param", "failed"}]`; with each batch of rows comes `[0, "took", seconds]`. A request's
+kind is `rows`, `chunks` (a row whose answer is streamed), `whole` or `stream` (conversations). Only JSON crosses, so that a model
+cannot reach into the server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -317,9 +319,11 @@ class Server:
                     self._streams[identifier] = False
                     self._pool.submit(self._converse, identifier, kind, body)
             for batch in self._batches(rows):
+                began = time.perf_counter()
                 results = self._model.rows([body for _, body in batch])
                 answers = [self._answer(identifier, result) for (identifier, _), result in zip(batch, results, strict=True)]
-                self._wire.flush(b"".join(answers))
+                took = self._wire.frame(0, "took", time.perf_counter() - began)
+                self._wire.flush(b"".join((took, *answers)))
         os._exit(0)  # the server is gone, or wants this to end: whatever the model is doing
 
     def _batches(self, rows: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:

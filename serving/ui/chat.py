@@ -19,11 +19,10 @@ from nicegui.element import Element
 from governance.call import Call, Caller, CallError
 from serving.ui.answer import AnswerView
 from serving.ui.attached import Attached
-from serving.ui.mount import SCOPE_KEY
 from serving.ui.parts import Composer, Latest, button, frameless, tag
 from serving.ui.plain import HEAD
 from serving.ui.running import Answer
-from serving.ui.services import ThreadMessage, UiServices
+from serving.ui.services import SCOPE_KEY, ThreadMessage, UiServices
 from serving.ui.side import SideBar
 from serving.ui.turn import Turn
 

@@ -23,17 +23,14 @@ from starlette.staticfiles import StaticFiles
 from governance.call import CallError
 from serving.ui import document, report, session, uploads
 from serving.ui.plain import SECURITY_HEADERS, app_csp
+from serving.ui.services import SCOPE_KEY, UiServices
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from serving.ui.services import UiServices
-
 STATIC = Path(__file__).parent / "static"
 _SECTIONS = ("endpoints", "journal", "indexes", "experiments", "finetuning", "evaluations", "review", "access")
 PAGES = ("/", "/console", *(f"/console/{section}" for section in _SECTIONS))
-SCOPE_KEY = "smalti.ui"
-"""Where a page finds `(services, caller, credential)` in its request's scope."""
 
 _SCRIPT = re.compile(rb"<script(?=[\s>])")
 _configured = False
@@ -51,10 +48,10 @@ def _configure() -> Any:
         look: dict[str, Any] = {"title": "Smalti", "language": "en-US", "dark": None, "tailwind": False}
         ui.run_with(Shell(), **look, show_welcome_message=False, reconnect_timeout=10)
         from serving.ui import chat
-        from serving.ui.console import frame
+        from serving.ui.console import pages
 
         chat.register()
-        frame.register()
+        pages.register()
         _configured = True
     return core.app
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+SCOPE_KEY = "smalti.ui"
+"""Where a page finds `(services, caller, credential)` in its request's scope."""
+
 
 class Dispatcher(Protocol):
     """The gateway's door, the same one the API uses."""

@@ -44,8 +44,8 @@ def register(home: Path) -> dict[str, Path]:
     from sklearn.preprocessing import StandardScaler
 
     from retrieval.embed import Encoder
-    from serving import mlflow_child
     from serving.registry import Registry
+    from serving.tracking import child as mlflow_child
 
     uri = f"sqlite:///{home / 'mlflow.db'}"
     mlflow_child.prepare(uri)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from evals.compare import compare_runs
-from evals.data import DatasetError, Prediction, load_dataset
+from evals.data import Prediction, load_dataset
+from evals.errors import DatasetError
 from evals.gate import Criteria, gate
 from evals.journal import Evaluation
-from evals.manifest import seal
 from evals.run import evaluate
+from evals.seal import seal
 
 
 async def run(folder: Path, predict, *, name: str = "a", count: int = 60, scorers=()) -> Evaluation:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from evals.collect import asked_of, from_journal, from_traces, write
-from evals.data import DatasetError, load_dataset
+from evals.data import load_dataset
+from evals.errors import DatasetError
 
 
 def call(number: int, question: Any, **more: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.data import DatasetError, Prediction, Row, RowResult, load_dataset
+from evals.data import Prediction, Row, RowResult, load_dataset
+from evals.errors import DatasetError
 
 
 def write(folder: Path, *rows: object) -> Path:

@@ -7,8 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from app import cli
-from evals.data import DatasetError, load_dataset
-from evals.manifest import manifest_path, read, seal
+from evals.data import load_dataset
+from evals.errors import DatasetError
+from evals.manifest import manifest_path, read
+from evals.seal import seal
 
 ROW = '{"question": "Where is the state kept?"}\n'
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.data import DatasetError
-from evals.manifest import seal
+from evals.errors import DatasetError
 from evals.mirror import TAG, mirror
+from evals.seal import seal
 from tests.live import mlflow_store
 
 ROWS = '{"question": "A?", "expected_facts": ["x"]}\n{"question": "A?", "unanswerable": true}\n{"question": "B?"}\n'

@@ -185,3 +185,23 @@ def test_the_base_model_is_looked_for_before_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"tokenizer.json, \*.safetensors"):
         locate(str(tmp_path))
+
+
+def test_a_list_of_runs_is_readable_in_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "Step 12: the loss or its gradient is not a number. Lower learning_rate, or look at the [rows] of it.\nmore lines"
+    for name in ("tweet-sentiment-1a2b3c4d", "a-long-name-of-a-recipe-for-support-1a2b3c4d"):
+        folder = tmp_path / "finetune" / name
+        folder.mkdir(parents=True)
+        spec = {"name": name, "recipe": {"task": "sft-instruct", "method": "qlora"}, "created": "2026-11-23T22:11:00+00:00"}
+        (folder / "run.json").write_text(json.dumps(spec))
+        (folder / "state.json").write_text(json.dumps({"status": "FAILED", "message": message, "step": 12, "steps": 200}))
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = commanded("list", home=tmp_path).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    at = lines.index("tweet-sentiment-1a2b3c4d")
+    assert lines[at + 1].split() == ["sft-instruct", "qlora", "FAILED", "12/200", "2026-11-23", "22:11"]
+    assert " ".join(" ".join(lines[at + 2 : at + 4]).split()) == message.splitlines()[0] + " …"
+    monkeypatch.setenv("COLUMNS", "130")
+    wide = commanded("list", home=tmp_path).stdout.splitlines()
+    assert any(line.startswith("tweet-sentiment-1a2b3c4d  ") and line.endswith("2026-11-23 22:11") for line in wide)
+    assert {each["message"] for each in json.loads(commanded("list", "--json", home=tmp_path).stdout)} == {message}

@@ -361,7 +361,7 @@ def test_a_process_that_ends_by_itself_is_not_begun_again_and_again(
 
 def test_a_process_whose_server_is_gone_ends_without_a_word() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "governance.ingester"],
+        [sys.executable, "-m", "governance.ingester_process"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -138,31 +138,6 @@ def test_what_programs_write_in_odd_ways_is_read_too() -> None:
     assert MORE["notebook"](json.dumps(old).encode()).text == "```python\nmelt(1)\n```\n"
 
 
-def test_what_is_attached_to_a_mail_as_text_is_read() -> None:
-    first = EmailMessage()
-    first["Subject"] = "The kiln"
-    first.set_content("It leaks.")
-    forwarded = EmailMessage()
-    forwarded["Subject"] = "Fwd: The kiln"
-    forwarded.set_content("See below.")
-    forwarded.add_attachment(first)
-    forwarded.add_attachment("Seal it with clay.", filename="nöte.txt")
-    forwarded.add_attachment("<p>Or with <b>putty</b>.</p>", subtype="html", filename="more.html")
-    forwarded.add_attachment("<img src=x>", subtype="html", filename="logo.html")
-    text = MORE["mail"](forwarded.as_bytes()).text
-    assert text.startswith("# Fwd: The kiln\n")
-    for wanted in ("See below.", "## The kiln", "It leaks.", "## nöte.txt\n\nSeal it with clay.", "putty"):
-        assert wanted in text
-    deep = first
-    for _ in range(20):
-        outer = EmailMessage()
-        outer["Subject"] = "outer"
-        outer.set_content("x")
-        outer.add_attachment(deep)
-        deep = outer
-    assert MORE["mail"](deep.as_bytes()).text.count("# outer") == 6
-
-
 def test_cells_stay_in_their_columns() -> None:
     document = docx.Document()
     table = document.add_table(3, 3)

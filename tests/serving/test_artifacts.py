@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from governance.call import CallError
-from serving.artifacts import Artifacts, for_databricks, from_databricks
+from serving.files.artifacts import Artifacts, for_databricks, from_databricks
 from serving.registry import Registry
 
 PAIRS = [

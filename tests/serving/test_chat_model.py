@@ -9,6 +9,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 
 from governance.call import Call, CallError, Event
+from serving.chat_model import EndpointChatModel
 from serving.endpoint import Endpoint
 from tests.serving.upstream import House, house
 
@@ -23,7 +24,7 @@ def weather(city: str) -> str:
 
 async def within(made: House, work: Callable[[Any], Awaitable[Any]], **defaults: Any) -> Any:
     """Do `work` with a chat model of `echo`, inside a governed call."""
-    model = made.dispatcher.chat_model("echo", **defaults)
+    model = EndpointChatModel(dispatcher=made.dispatcher, endpoint="echo", **defaults)
     kept: list[Any] = []
 
     async def engine(call: Call) -> AsyncIterator[Event]:

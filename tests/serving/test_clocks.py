@@ -15,7 +15,7 @@ from governance.experiments import Spec
 from serving.config import parse
 from serving.declared import Dealt
 from serving.engines.answer import Answer
-from serving.experiments import Experiments
+from serving.experiments.live import Experiments
 from serving.tables import metadata
 from serving.traffic import Arms, Traffic, arms
 from tests.serving.upstream import House, house

@@ -30,17 +30,18 @@ from agents.models import ScriptedModel
 from agents.runtime import Runtime
 from governance.call import Call, Caller, CallError
 from governance.limits import Policies
-from serving import connection_routes, unity_catalog_grants
 from serving.agent_settings import ToolDeclaration
-from serving.connections import Connections
+from serving.connections import routes as connection_routes
+from serving.connections.registry import Connections
 from serving.declarations import ConnectionDeclaration
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.routes import bearer
-from serving.secret_scopes import Scopes
+from serving.secrets.scopes import Scopes
 from serving.tables import metadata
 from serving.tools import make_tools
+from serving.unity_catalog import grants as unity_catalog_grants
 from tests.serving.upstream import House, house, serving
 
 TOKEN = "svc-token-7c1"

@@ -10,6 +10,7 @@ import pytest
 from governance.call import Call, CallError, Event
 from retrieval.errors import NotFound
 from retrieval.types import Document, Passage
+from serving.chat_model import EndpointChatModel
 from serving.endpoint import Endpoint
 from tests.serving.upstream import house
 
@@ -66,7 +67,7 @@ async def test_nothing_is_reached_outside_of_a_call(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="outside of a governed call"):
             await made.dispatcher.retriever("docs")("query")
         with pytest.raises(RuntimeError, match="outside of a governed call"):
-            await made.dispatcher.chat_model("echo").ainvoke("hello")
+            await EndpointChatModel(dispatcher=made.dispatcher, endpoint="echo").ainvoke("hello")
 
 
 async def test_a_task_that_does_not_fit_is_refused_and_recorded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from governance.pepper import load_pepper
 from governance.tables import audit_log
 from serving.endpoint import Endpoints
 from serving.entities import Entities, Vault
-from serving.experiments import Experiments
+from serving.experiments.live import Experiments
 from serving.lifecycle import Lifecycle
 from serving.registry import Registry
 from serving.state import open_database

@@ -19,7 +19,7 @@ import pytest
 from governance.call import Call, Caller, CallError, CallRecord
 from serving.feedback import assessments
 from serving.tracing import Tracer
-from serving.tracking import MlflowServer
+from serving.tracking.server import MlflowServer
 from tests.live import mlflow_store
 
 PASSAGE = {

@@ -28,10 +28,10 @@ from starlette.requests import Request
 
 from governance.call import Caller, unauthenticated
 from governance.grants import Grants
-from serving.model_access import ModelAccess
 from serving.registry import Registry
-from serving.tracking import MlflowServer
-from serving.tracking_routes import router
+from serving.tracking.access import ModelAccess
+from serving.tracking.routes import router
+from serving.tracking.server import MlflowServer
 from serving.ui.console.finetuning import mlflow_url
 from tests.live import wait_until
 
@@ -172,7 +172,7 @@ def test_a_session_cookie_writes_from_this_host_only(site: Site) -> None:
 
 
 def test_an_endless_body_is_cut(alice: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.tracking_routes.MAX_BODY", 10_000)
+    monkeypatch.setattr("serving.tracking.routes.MAX_BODY", 10_000)
     answer = alice.post("/api/2.0/mlflow/runs/log-batch", content=(b"x" * 4_000 for _ in range(5)))
     assert answer.status_code == 413
     assert alice.post("/api/2.0/mlflow/runs/log-batch", content=b"x" * 20_000).status_code == 413
@@ -265,7 +265,7 @@ def test_a_killed_child_comes_back(site: Site, alice: httpx.Client) -> None:
 
 def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
-        "import asyncio, pathlib, sys\nfrom serving.tracking import MlflowServer\n"
+        "import asyncio, pathlib, sys\nfrom serving.tracking.server import MlflowServer\n"
         "async def main():\n  s = MlflowServer(pathlib.Path(sys.argv[1]))\n  await s.start()\n"
         "  while not s.pid: await asyncio.sleep(.01)\n  print(s.pid, flush=True)\n  await asyncio.sleep(60)\nasyncio.run(main())"
     )
@@ -296,7 +296,7 @@ def test_a_long_state_folder_gets_a_short_socket(tmp_path: Path) -> None:
 def test_a_start_killed_while_making_tables_harms_nothing(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db.new").write_bytes(b"torn")
     (tmp_path / "mlflow.db.new-journal").write_bytes(b"torn")
-    code = "import sys; from serving.mlflow_child import prepare; prepare(sys.argv[1]); prepare(sys.argv[1])"
+    code = "import sys; from serving.tracking.child import prepare; prepare(sys.argv[1]); prepare(sys.argv[1])"
     command = [sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=60)
     assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}

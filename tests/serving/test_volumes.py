@@ -19,11 +19,13 @@ from sqlalchemy import create_engine
 from governance.call import Caller
 from governance.grants import Grants
 from governance.identity import Identity
-from serving import databricks, dbfs, errors, files, volumes
-from serving.artifacts import Artifacts
-from serving.model_access import ModelAccess
+from serving import databricks, errors
+from serving.files import dbfs, volumes
+from serving.files import routes as files
+from serving.files.artifacts import Artifacts
 from serving.registry import Registry
 from serving.routes import bearer
+from serving.tracking.access import ModelAccess
 from tests.serving.upstream import serving
 
 AT = "/Volumes/main/default/letters"

@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 from governance.call import bad_request
-from serving.ui.console.frame import ConsolePage, choice, dollars, field, form, stamp
+from serving.ui.console.forms import choice, field, form
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import dollars, stamp
 from serving.ui.parts import button, tag
 
 LEVELS = ("CAN_VIEW", "CAN_QUERY", "CAN_MANAGE")

@@ -13,8 +13,10 @@ from nicegui import background_tasks, ui
 from nicegui.element import Element
 
 from governance.call import Call, CallError, Event, bad_request
-from serving.ui.console.frame import ConsolePage, choice, field, form, milliseconds
+from serving.ui.console.forms import choice, field, form
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import milliseconds
 from serving.ui.pace import Growing
 from serving.ui.parts import Prose, set_text, tag
 

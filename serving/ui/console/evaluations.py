@@ -13,8 +13,10 @@ from nicegui import ui
 
 from governance.call import CallError
 from serving.ui.console.charts import COLOURS, line, plot
-from serving.ui.console.frame import ConsolePage, choice, form, progress, stamp
+from serving.ui.console.forms import choice, form, progress
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import stamp
 from serving.ui.parts import Latest, tag
 from serving.ui.report import report_url
 

@@ -10,8 +10,10 @@ from urllib.parse import quote
 from governance.call import bad_request
 from serving.ui.console.charts import COLOURS, band, plot
 from serving.ui.console.endpoints import shares_of
-from serving.ui.console.frame import ConsolePage, choice, field, form, stamp
+from serving.ui.console.forms import choice, field, form
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import stamp
 from serving.ui.parts import tag
 
 AT = "/api/2.0/smalti/experiments"

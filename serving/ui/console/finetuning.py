@@ -13,9 +13,11 @@ from nicegui.element import Element
 
 from governance.call import CallError, bad_request
 from serving.ui.console.charts import COLOURS, line, plot
-from serving.ui.console.frame import ConsolePage, field, form, progress, stamp
+from serving.ui.console.forms import field, form, progress
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.recipe import NewRun, duration
 from serving.ui.console.tables import table
+from serving.ui.console.words import stamp
 from serving.ui.parts import tag
 
 AT = "/api/2.0/smalti/finetune"

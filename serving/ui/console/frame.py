@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from fastapi import Request
-from nicegui import background_tasks, ui
+from nicegui import ui
 from nicegui.element import Element
 
 from governance.call import Caller, CallError
-from serving.ui.mount import SCOPE_KEY
-from serving.ui.parts import Latest, button, frameless, icon, set_text, tag
-from serving.ui.plain import HEAD
+from serving.ui.parts import Latest, button, icon, tag
 from serving.ui.services import ConsoleData, UiServices
 
 SECTIONS = {
@@ -171,137 +165,3 @@ class ConsolePage:
                 tag("h1", text=title)
                 tag("p", text=about)
             return tag("div", "head-tools")
-
-
-class _Form(Element):
-    """A form; its buttons come after the fields that are built inside `with`."""
-
-    def __init__(self, label: str, others: Sequence[tuple[str, str]]) -> None:
-        super().__init__("form")
-        self._label, self._others = label, others
-
-    def __exit__(self, *given: Any) -> None:
-        with tag("div", "form-buttons"):
-            tag("button", "button", self._label, type="submit")
-            for value, label in self._others:
-                tag("button", "button quiet", label, type="submit", name="do", value=value)
-        super().__exit__(*given)
-
-
-def form(label: str, send: Callable[[dict[str, str]], Any], classes: str = "", others: Sequence[tuple[str, str]] = ()) -> Element:
-    """A form whose named fields reach `send` as text; build its fields inside `with`.
-
-    `others` are further buttons, by what they send as `do` and by what stands on them.
-    """
-    element = _Form(label, others).classes(f"inline-form {classes}")
-
-    async def sent(event: Any) -> None:
-        given = {str(key): str(value) for key, value in dict(event.args or {}).items()}
-        result = send(given)
-        if inspect.isawaitable(result):
-            await result
-
-    element.on("submit", sent, js_handler=_SENT)
-    return element
-
-
-_SENT = """(e) => {
-    e.preventDefault();
-    emit(Object.fromEntries([...new FormData(e.target, e.submitter)].filter((each) => typeof each[1] === "string")));
-}"""
-
-
-def handed(label: str, accept: str, on_file: Callable[[Mapping[str, Any]], Any], *, told: str = "") -> Element:
-    """A button that has a person choose a file and sends it to `/uploads`; `on_file` gets what that answered."""
-    with tag("label", "button quiet small handed") as element:
-        said = tag("span", text=told or label)
-        chosen = tag("input", "hidden-file", type="file", accept=accept, aria_label=label, data_upload=True)
-
-    async def done(event: Any) -> None:
-        answer = dict(event.args or {})
-        set_text(said, str(answer.get("name") or label))
-        result = on_file(answer)
-        if inspect.isawaitable(result):
-            await result
-
-    chosen.on("uploaded", done, js_handler="(e) => emit(e.detail)")
-    return element
-
-
-def field(label: str, name: str, **props: Any) -> None:
-    with tag("label", "labelled"):
-        tag("span", text=label)
-        tag("input", "field", name=name, **props)
-
-
-def choice(label: str, name: str, options: Sequence[tuple[str, str]], chosen: str = "") -> None:
-    with tag("label", "labelled"):
-        tag("span", text=label)
-        with tag("select", "field", name=name):
-            for value, text in options:
-                tag("option", text=text, value=value, selected=True if value == chosen else None)
-
-
-def progress(told: str, done: int) -> None:
-    """A bar under the words that say how far something is; `done` is in percent."""
-    tag("p", "hint", told)
-    with tag("div", "progress", role="progressbar", aria_label=told, aria_valuenow=done, aria_valuemin=0, aria_valuemax=100):
-        tag("span").style(f"width: {done}%")
-
-
-def stamp(value: Any, form: str = "%Y-%m-%d %H:%M") -> str:
-    """A time (Unix seconds or ISO 8601) as text in UTC; "" for none."""
-    if value is None or value == "":
-        return ""
-    if not isinstance(value, int | float):
-        with suppress(ValueError):
-            moment = datetime.fromisoformat(str(value))
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).strftime(form)
-        return str(value)
-    return datetime.fromtimestamp(value, UTC).strftime(form)
-
-
-def milliseconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.1f} s"
-
-
-def dollars(value: float) -> str:
-    return f"${value:,.2f}" if value >= 0.01 or not value else f"${value:.4f}"
-
-
-def compact(value: float) -> str:
-    """A count as short as a figure has room for."""
-    if value < 100_000:
-        return f"{value:,.0f}"
-    return f"{value / 1e6:,.1f} M" if value >= 999_500 else f"{value / 1e3:,.0f} k"
-
-
-def register() -> None:
-    """Make the console's pages known to NiceGUI, once in a process."""
-    from serving.ui.console.access import AccessPage
-    from serving.ui.console.endpoints import EndpointsPage
-    from serving.ui.console.evaluations import EvaluationsPage
-    from serving.ui.console.experiments import ExperimentsPage
-    from serving.ui.console.finetuning import FineTuningPage
-    from serving.ui.console.home import HomePage
-    from serving.ui.console.indexes import IndexesPage
-    from serving.ui.console.journal import JournalPage
-    from serving.ui.console.review import ReviewPage
-
-    pages = (HomePage, EndpointsPage, JournalPage, IndexesPage, ExperimentsPage, FineTuningPage, EvaluationsPage)
-    for kind in (*pages, ReviewPage, AccessPage):
-        _register(kind)
-
-
-def _register(kind: type[ConsolePage]) -> None:
-    async def shown(request: Request) -> None:
-        services, caller, credential = request.scope[SCOPE_KEY]
-        frameless(ui.context.client)
-        ui.add_head_html(HEAD + '<script src="/ui/chat.js"></script>')
-        page = kind(services, caller, credential)
-        page.build()
-        page.open(dict(request.query_params))
-        showing = background_tasks.create(page.show(), name=f"first drawing of {kind.section}")
-        await asyncio.wait([showing], timeout=PATIENCE)
-
-    ui.page(SECTIONS[kind.section], title=f"{kind.section} – Smalti console")(shown)

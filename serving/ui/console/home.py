@@ -9,9 +9,10 @@ from typing import Any
 
 from governance.hourly import percentile
 from serving.ui.console.charts import COLOURS, bars, line, plot, shortened
-from serving.ui.console.frame import ConsolePage, compact, dollars, milliseconds
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.overview import OTHERS, Overview, Sum, attention, endpoint_url, journal_url, overview
 from serving.ui.console.tables import table
+from serving.ui.console.words import compact, dollars, milliseconds
 from serving.ui.parts import tag
 
 SPANS = {"24 hours": (24, 1), "7 days": (7 * 24, 6), "30 days": (30 * 24, 24)}

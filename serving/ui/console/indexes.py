@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from governance.call import Call, CallError
-from serving.ui.console.frame import ConsolePage, choice, field, form, stamp
+from serving.ui.console.forms import choice, field, form
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import stamp
 from serving.ui.document import document_url
 from serving.ui.parts import Latest, tag
 

@@ -8,8 +8,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from serving.ui.console.frame import ConsolePage, choice, dollars, field, form, milliseconds, stamp
+from serving.ui.console.forms import choice, field, form
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.tables import table
+from serving.ui.console.words import dollars, milliseconds, stamp
 from serving.ui.parts import tag
 
 LISTED = 500

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from governance.call import CallError, bad_request
 from serving.ui.console.charts import COLOURS
-from serving.ui.console.frame import dollars, field, form, handed
+from serving.ui.console.forms import field, form, handed
 from serving.ui.console.schema_form import SchemaField, fields, values
 from serving.ui.console.tables import table
+from serving.ui.console.words import dollars
 from serving.ui.parts import Latest, tag
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from urllib.parse import quote
 from nicegui import ui
 
 from governance.call import bad_request
-from serving.ui.console.frame import ConsolePage, choice, field, form, progress, stamp
+from serving.ui.console.forms import choice, field, form, progress
+from serving.ui.console.frame import ConsolePage
 from serving.ui.console.journal import SPANS
 from serving.ui.console.tables import table
+from serving.ui.console.words import stamp
 from serving.ui.parts import Prose, button, tag
 
 AT = "/api/2.0/smalti/reviews"

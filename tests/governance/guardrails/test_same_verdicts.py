@@ -10,9 +10,10 @@ import unicodedata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from governance.guardrails import fold, pii
+from governance.guardrails import fold, keys, pii, said
 from governance.guardrails.pii import Finding, distinct
 from governance.guardrails.rules import KEYWORD, Rules, _whole
+from governance.guardrails.spelled import spelled
 
 from .test_pii import FOUND
 
@@ -97,15 +98,23 @@ def latin(word: str, table: dict[str, str]) -> str:
 
 def slow_pii(text: str) -> list[Finding]:
     found = list(pii._emails(text)) if "@" in text else []
-    for pattern in pii._TOKENS.values():
+    found += [Finding(*each, "EMAIL") for each in spelled(text)]
+    for pattern in keys.TOKENS.values():
         found += [Finding(m.start(), m.end(), "API_KEY") for m in pattern.finditer(text)]
     for begin in pii._BEGIN.finditer(text):
         end = pii._END.search(text, begin.end())
         found.append(Finding(begin.start(), end.end() if end else len(text), "PRIVATE_KEY"))
+    found += [Finding(*each) for each in said.assigned(text)]
+    found += [Finding(*each) for each in [*said.born(text), *said.birthday(text)]]
+    found += [Finding(m.start(), m.end(), "MAC_ADDRESS") for m in pii._MAC.finditer(text) if len(set(m[0])) > 2]
     for m in pii._IPV6.finditer(text) if pii._COLONS.search(text) else ():
         found += pii._ip(m.start(), m.end(), m[0])
+    done = 0
     for run in pii._RUN.finditer(text):
         if run.end() - run.start() > 6 or (run.start() and text[run.start() - 1].isalpha()):
+            if run.start() >= done:
+                done, more = pii._word(text, run.start(), done)
+                found += more
             found += pii._numbers(text, *run.span())
     return distinct(found)
 

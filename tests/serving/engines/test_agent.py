@@ -19,6 +19,7 @@ from agents.runtime import Agent, Runtime
 from governance.call import STEP, Call, CallError, Event
 from retrieval.errors import NotFound
 from retrieval.types import Document, Passage
+from serving.chat_model import EndpointChatModel
 from serving.endpoint import Endpoint
 from serving.engines.agent import agent_engine
 from serving.engines.external import ExternalChat
@@ -63,7 +64,7 @@ class Site:
 
     def add(self, name: str, builder: Any, *, model: str | None = "chat", index: str = "docs", **options: Any) -> None:
         dispatcher = self.house.dispatcher
-        chat = dispatcher.chat_model(model) if model else None
+        chat = EndpointChatModel(dispatcher=dispatcher, endpoint=model) if model else None
         agent = Agent(name, builder, chat, dispatcher.retriever(index), options={"embed": embed, **options})
         engine = agent_engine(self.runtime, agent, base_url="http://here", count_tokens=lambda text: len(text.split()))
         self.house.endpoints.register(Endpoint(name, "agent/v1/responses", engine))

@@ -1,0 +1,1 @@
+"""HTTP services that an owner declares and others ask through the gateway."""

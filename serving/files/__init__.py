@@ -1,0 +1,1 @@
+"""Files over HTTP: artifacts, volumes and DBFS."""

@@ -1,0 +1,1 @@
+"""LangGraph's server API, as `langgraph-sdk` and its clients speak it."""

@@ -1,0 +1,1 @@
+"""Databricks' secrets: scopes with access lists, encrypted where they lie."""

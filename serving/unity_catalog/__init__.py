@@ -1,0 +1,1 @@
+"""Unity Catalog's API: registered models, prompts, names and grants, as Databricks' clients ask for them."""
