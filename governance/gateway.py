@@ -22,6 +22,7 @@ from governance.call import (
     Engine,
     Event,
     Observer,
+    bad_request,
     current_call,
     new_id,
     not_found,
@@ -343,6 +344,8 @@ class Gateway:
     def _failure(call: Call, error: Exception) -> CallError:
         if isinstance(error, CallError):
             return error
+        if isinstance(error, TypeError) and str(error) == "Recursion limit reached":  # as orjson says it
+            return bad_request("the request is nested too deeply to be passed on; send fewer than 250 levels")
         logger.error("call %s of %s failed", call.request_id, call.endpoint, exc_info=error)
         return CallError(
             f"{call.endpoint} failed inside the server; ask again, or quote request {call.request_id} to whoever runs it"

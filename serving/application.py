@@ -161,6 +161,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             platform.metrics,
             policy=platform.policy,
             may_serve=platform.may_serve,
+            signed=platform.signature,
         )
     )
     app.include_router(locals_router(platform.locals, caller=caller))

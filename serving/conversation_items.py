@@ -1,6 +1,6 @@
 """What a conversation began with, kept until an agent answers in it: its first response is given these items before its input.
 
-They reach the agent as a part of that request, so that its guardrails, its limits and the journal see them as they see others.
+They reach the agent as a part of that request, so that its guardrails, its limits and the journal see them as any others.
 """
 
 from __future__ import annotations

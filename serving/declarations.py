@@ -185,17 +185,26 @@ class EvaluationDeclaration(Strict):
 
 
 class ConnectionDeclaration(Strict):
-    """An HTTP service, in the fields of Unity Catalog's connections: `options` has `host`, `port`, `base_path`, `bearer_token`.
+    """An HTTP service, in the fields of Unity Catalog's connections: `options` has `host`, `port`, `base_path`, and
+    `bearer_token` or `client_id`, `client_secret`, `token_endpoint`, `oauth_scope`, `oauth_credential_exchange_method`.
 
-    `bearer_token` is a reference `{{secrets/SCOPE/KEY}}`; `bearer_token_env` names a variable of the environment instead.
+    `bearer_token` and `client_secret` are references `{{secrets/SCOPE/KEY}}`; `bearer_token_env` and `client_secret_env` name a
+    variable of the environment instead.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
     connection_type: Literal["HTTP"] = "HTTP"
-    options: dict[Literal["host", "port", "base_path", "bearer_token"], str]
+    options: dict[
+        Literal[
+            "host", "port", "base_path", "bearer_token", "client_id", "client_secret", "token_endpoint", "oauth_scope",
+            "oauth_credential_exchange_method",
+        ],
+        str,
+    ]  # fmt: skip
     bearer_token_env: str | None = None
+    client_secret_env: str | None = None
     comment: str = ""
     ai_gateway: dict[str, Any] | None = None
     """Its limits and guardrails."""
@@ -203,14 +212,21 @@ class ConnectionDeclaration(Strict):
     @model_validator(mode="after")
     def _usable(self) -> ConnectionDeclaration:
         from governance.call import CallError
-        from serving.connections.registry import check_address
+        from serving.connections.options import SECRETS, check_address, secret_of
         from serving.secrets.scopes import is_reference
 
-        token = self.options.get("bearer_token")
-        if token is not None and (self.bearer_token_env is not None or not is_reference(token)):
-            raise ValueError("bearer_token is {{secrets/SCOPE/KEY}}, or left out for bearer_token_env")
+        options: dict[str, str] = {**self.options}
+        needed, variables = secret_of(options), {name: getattr(self, f"{name}_env") for name in SECRETS}
+        for name, variable in variables.items():
+            given = options.get(name)
+            if given is not None and (variable is not None or not is_reference(given)):
+                raise ValueError(f"{name} is {{{{secrets/SCOPE/KEY}}}}, or left out for {name}_env")
+            if name != needed and variable is not None:
+                raise ValueError(f"{name}_env is of no use beside these options")
+        if needed == "client_secret" and not (options.get(needed) or variables[needed]):
+            raise ValueError("client_secret is missing: a connection with a client_id signs in")
         try:
-            check_address({**self.options})
+            check_address(options)
         except CallError as error:
             raise ValueError(error.message) from None
         return self

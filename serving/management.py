@@ -20,10 +20,12 @@ from governance.call import Caller, CallError, bad_request, not_found
 from governance.grants import Grants
 from governance.metrics import CONTENT_TYPE, Metrics
 from governance.policies import AiGatewayConfig, Policies
+from serving.described import described
 from serving.endpoint import Endpoint, Endpoints
 from serving.lifecycle import Lifecycle
 from serving.protocols.request import describe, parse, take
 from serving.routes import Identity, bearer, read_body
+from serving.signature import Signature
 
 MAX_BODY = 1 << 20
 EVERY = "endpoint:*"
@@ -40,6 +42,7 @@ def router(
     *,
     policy: Callable[[Endpoint], Mapping[str, Any] | None],
     may_serve: Callable[[Caller, Any], None] = lambda who, config: None,
+    signed: Callable[[str], Signature] = lambda endpoint: Signature(),
 ) -> APIRouter:
     """Routes of the life cycle.
 
@@ -47,6 +50,7 @@ def router(
     ----------
     policy: gives the `ai_gateway` policy that is in force.
     may_serve: raises `CallError` where the caller may not use what a config (as sent, unchecked) names. Blocking.
+    signed: the signature of what an endpoint serves. Blocking.
     """
     routes = APIRouter()
 
@@ -161,7 +165,8 @@ def router(
 
     async def openapi(http: Request) -> Response:
         _, endpoint = await known(http, "CAN_VIEW")
-        return _json(_described(endpoint, str(http.base_url).rstrip("/")))
+        signature = await asyncio.to_thread(signed, endpoint.name)
+        return _json(described(endpoint, str(http.base_url).rstrip("/"), signature))
 
     at = "/api/2.0/serving-endpoints"
     handlers: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
@@ -211,49 +216,3 @@ def _policy(body: Mapping[str, Any]) -> AiGatewayConfig | None:
 
 
 _WITHIN = "This entity runs within the server; its log is the server's own.\n"
-
-_MESSAGE = {"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}
-_MESSAGES = {"messages": {"type": "array", "items": _MESSAGE}, "stream": {"type": "boolean"}}
-_AGENT = {
-    "custom_inputs": {"type": "object"},
-    "context": {"type": "object", "properties": {"conversation_id": {"type": "string"}, "user_id": {"type": "string"}}},
-}
-_BODIES: Mapping[str, dict[str, Any]] = {
-    "agent/v1/responses": {
-        "input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
-        **_MESSAGES,
-        **_AGENT,
-    },
-    "agent/v1/chat": {**_MESSAGES, **_AGENT},
-    "agent/v2/chat": {**_MESSAGES, **_AGENT},
-    "llm/v1/embeddings": {"input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}},
-    "predict": {
-        "dataframe_split": {
-            "type": "object",
-            "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": {"type": "array", "items": {}}},
-        },
-        "dataframe_records": {"type": "array", "items": {"type": "object"}},
-        "instances": {"type": "array", "items": {}},
-        "inputs": {},
-    },
-}
-
-
-def _described(endpoint: Endpoint, host: str) -> dict[str, Any]:
-    """An OpenAPI 3.1 description of how the endpoint is called."""
-    chat = {**_MESSAGES, "max_tokens": {"type": "integer"}, "temperature": {"type": "number"}}
-    schema = {"type": "object", "properties": _BODIES.get(endpoint.task, chat)}
-    answer = {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
-    call = {
-        "operationId": "query",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {"200": answer},
-        "security": [{"bearer": []}],
-    }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": endpoint.name, "version": str(endpoint.config_version), "description": endpoint.description},
-        "servers": [{"url": f"{host}/serving-endpoints/{endpoint.name}"}],
-        "paths": {"/invocations": {"post": call}},
-        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
-    }

@@ -54,6 +54,7 @@ from serving.needs import needs
 from serving.runs import Runs
 from serving.secrets.scopes import Scopes, references
 from serving.settings import CHAT, FunctionDeclaration, Settings
+from serving.signature import Signature
 from serving.state import Home, checkpoints, open_state
 from serving.thread_files import ThreadFiles
 from serving.tracking.access import ModelAccess
@@ -325,13 +326,17 @@ class Platform:
 
     def inputs(self, endpoint: str) -> Sequence[Mapping[str, Any]]:
         """The columns that a model or a function takes."""
+        return self.signature(endpoint).inputs
+
+    def signature(self, endpoint: str) -> Signature:
+        """The signature of the model or the function that an endpoint serves first."""
         if function := self._functions.get(endpoint):
-            return arguments(load_builder(function.source))
+            return Signature(arguments(load_builder(function.source)))
         record = self.lifecycle.find(endpoint)
         for spec in (record.config or {}).get("served_entities", ()) if record else ():
             if "entity_name" in spec:
-                return self.registry.find(spec["entity_name"], spec["entity_version"]).inputs
-        return ()
+                return self.registry.find(spec["entity_name"], spec["entity_version"]).signature
+        return Signature()
 
     def may_serve(self, who: Caller, config: Any) -> None:
         """Raises `CallError` where the caller may not use the models and secrets that an endpoint's config names. Blocking."""

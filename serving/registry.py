@@ -6,9 +6,9 @@ https://github.com/mlflow/mlflow/tree/master/mlflow/store/model_registry/dbmodel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -17,6 +17,7 @@ import yaml
 from sqlalchemy import Connection, TextClause, create_engine, inspect, text
 
 from governance.call import CallError, bad_request, not_found
+from serving.signature import Signature
 
 SCHEME = "mlflow-artifacts:/"
 REGISTERED = "registered"
@@ -58,7 +59,7 @@ class ModelVersion:
     path: folder that holds its `MLmodel`.
     task: its task (`llm/v1/chat` …), by its metadata or, for chat, its signature; None for a model of rows.
     loader: the MLflow flavor's loader, as `mlflow.sklearn`.
-    inputs: columns of its signature (`name`, `type`), for its description.
+    signature: its signature, for its description.
     """
 
     name: str
@@ -66,7 +67,11 @@ class ModelVersion:
     path: Path
     task: str | None
     loader: str
-    inputs: tuple[Mapping[str, Any], ...] = ()
+    signature: Signature = field(default_factory=Signature)
+
+    @property
+    def inputs(self) -> Sequence[Mapping[str, Any]]:
+        return self.signature.inputs
 
 
 class Models(Protocol):
@@ -192,14 +197,10 @@ def described(name: str, version: str, path: Path) -> ModelVersion:
     except (KeyError, TypeError):
         raise bad_request(f"Version {version} of {name} has no python_function flavor; log it with one.") from None
     task = (about.get("metadata") or {}).get("task")
-    signature = (about.get("signature") or {}).get("inputs")
-    try:
-        inputs = tuple(yaml.safe_load(signature)) if signature else ()
-    except yaml.YAMLError:
-        inputs = ()
-    if task is None and any(_is_conversation(column) for column in inputs):
+    signature = Signature.of(about.get("signature"))
+    if task is None and any(_is_conversation(column) for column in signature.inputs):
         task = "agent/v1/chat"
-    return ModelVersion(name, version, path, task, str(flavor.get("loader_module")), inputs)
+    return ModelVersion(name, version, path, task, str(flavor.get("loader_module")), signature)
 
 
 def _is_conversation(column: Any) -> bool:

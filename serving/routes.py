@@ -42,6 +42,8 @@ Decode = Callable[[dict[str, Any], str | None], Decoded]
 Before = Callable[[str, Caller], Awaitable[list[dict[str, Any]]]]
 """`before(conversation_id, caller)`: what goes before the input."""
 
+_MEMBERS = 64  # of gzip in one body
+
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
 
 
@@ -76,6 +78,21 @@ def _presented(scope: Scope) -> str | None:
     return None
 
 
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """What gzip packed, in one member or several (RFC 1952), or the first `most` bytes of it. Raises `zlib.error`."""
+    parts: list[bytes] = []
+    while packed and most > 0:
+        if len(parts) == _MEMBERS:
+            raise zlib.error("too many members")
+        unpacker = zlib.decompressobj(31)
+        parts.append(unpacker.decompress(packed, most))
+        most -= len(parts[-1])
+        if not unpacker.eof and most > 0:
+            raise zlib.error("cut short")
+        packed = unpacker.unused_data.lstrip(b"\0")  # as padding
+    return b"".join(parts)
+
+
 async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
 
@@ -103,11 +120,10 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
         more = message.get("more_body", False)
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "gzip":
-        unpacker = zlib.decompressobj(31)
         try:
-            body = unpacker.decompress(body, limit + 1)
+            body = _unpacked(body, limit + 1)
         except zlib.error:
-            raise bad_request("The body is not valid gzip.") from None
+            raise bad_request("The body is not valid gzip, or is cut short.") from None
         if len(body) > limit:
             raise too_large()
     elif encoding != "identity":

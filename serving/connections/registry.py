@@ -1,7 +1,8 @@
 """Connections: HTTP services that an owner declares, and that whoever is granted may ask below the declared address.
 
 A connection is `connection:NAME`: CAN_QUERY (USE CONNECTION) uses it, CAN_MANAGE changes it; making one needs CAN_MANAGE on
-`connection:*`. Its credential is kept encrypted, or is a reference `{{secrets/SCOPE/KEY}}`, and is never read back.
+`connection:*`. Its credential, a bearer token or the secret with which it signs in, is kept encrypted, or is a reference
+`{{secrets/SCOPE/KEY}}`, and is never read back.
 
 Source: https://docs.databricks.com/api/workspace/connections
 """
@@ -27,8 +28,10 @@ from sqlalchemy.exc import IntegrityError
 from governance import audit
 from governance.call import Call, Caller, CallError, Event, bad_request, forbidden, misconfigured, not_found
 from governance.grants import Grants
+from serving.connections.options import OPTIONS, TOKEN, check_address, secret_of
 from serving.declarations import ConnectionDeclaration
 from serving.engines import addresses, service
+from serving.engines.oauth import EXCHANGES, Client, Tokens
 from serving.engines.transport import Timeouts, Transport
 from serving.engines.upstream import Reach, Upstream
 from serving.secrets.scopes import Scopes, cipher, is_reference
@@ -36,10 +39,6 @@ from serving.tables import connections as table
 
 EVERY = "connection:*"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
-OPTIONS = ("host", "port", "base_path", "bearer_token", "private_network")
-SECRET = "bearer_token"
-_TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")
-_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,17 @@ class Connection:
 
     @property
     def authenticated(self) -> bool:
-        return self.secret is not None or self.secret_env is not None or SECRET in self.options
+        return self.secret is not None or self.secret_env is not None or self.secret_option in self.options
+
+    @property
+    def secret_option(self) -> str:
+        """The option that its credential is."""
+        return secret_of(self.options)
+
+    @property
+    def places(self) -> tuple[Any, ...]:
+        """Where its credential goes, and what is got for it."""
+        return (*urlsplit(self.url)[:2], self.options.get("token_endpoint"))
 
     def to_api(self) -> dict[str, Any]:
         """As Unity Catalog's API tells it."""
@@ -82,7 +91,8 @@ class Connection:
             "url": self.url, "created_at": self.created, "created_by": self.creator, "updated_at": self.updated,
             "updated_by": self.updater, "provisioning_info": {"state": "ACTIVE"},
         }  # fmt: skip
-        return made | ({"credential_type": "BEARER_TOKEN"} if self.authenticated else {})
+        kind = "OAUTH_M2M" if self.secret_option == "client_secret" else "BEARER_TOKEN"
+        return made | ({"credential_type": kind} if self.authenticated else {})
 
 
 class Connections:
@@ -109,6 +119,7 @@ class Connections:
         self._database, self._pepper, self.grants, self._secrets, self._hosts = database, pepper, grants, secrets, hosts
         self._declared = {each.name: _declared(each) for each in declared}
         self._open: dict[str, tuple[Connection, str, Transport]] = {}
+        self._tokens: dict[str, Tokens] = {}
 
     # --- what there is ---
 
@@ -192,13 +203,23 @@ class Connections:
 
     async def run(self, call: Call) -> AsyncIterator[Event]:
         """The engine of every connection. Raises `CallError`."""
-        transport = await asyncio.to_thread(self._transport, call.endpoint.removeprefix("connection:"))
-        yield Event("result", {"result": await service.ask(transport, call.payload)})
+        found, credential = await asyncio.to_thread(self._found, call.endpoint.removeprefix("connection:"))
+        tokens = self._signing_in(found, credential) if found.secret_option == "client_secret" else None
+        token = await tokens.token() if tokens else credential
+        try:
+            result = await service.ask(self._transport(found, token), call.payload)
+        except service.CredentialRefused:
+            if tokens is None:
+                raise
+            token = await tokens.token(refused=token)  # it may have been called back before its time
+            result = await service.ask(self._transport(found, token), call.payload)
+        yield Event("result", {"result": result})
 
     async def close(self) -> None:
-        for _, _, transport in self._open.values():
-            await transport.aclose()
+        for each in (*(transport for _, _, transport in self._open.values()), *self._tokens.values()):
+            await each.aclose()
         self._open.clear()
+        self._tokens.clear()
 
     # --- within ---
 
@@ -221,34 +242,39 @@ class Connections:
         options = {**held.options, **{key: value for key, value in given.items() if value}}
         for key in (key for key, value in given.items() if not value):
             options.pop(key, None)
-        secret: str | None = None if SECRET in given else held.secret
-        token = options.get(SECRET)
-        if is_reference(token):
+        check_address(options)
+        name = secret_of(options)
+        secret = None if name in given or name != held.secret_option else held.secret
+        if is_reference(token := options.get(name)):
             self._secrets.check_references(who, [token])
         elif token is not None:
-            if not _TOKEN.fullmatch(token):
-                raise bad_request("The option 'bearer_token' is printable text without spaces.", "options")
-            secret = self._cipher().encrypt(options.pop(SECRET).encode()).decode()
+            if not TOKEN.fullmatch(token):
+                raise bad_request(f"The option {name!r} is printable text without spaces.", "options")
+            secret = self._cipher().encrypt(options.pop(name).encode()).decode()
         made = replace(held, options=options, secret=secret)
-        check_address(options)
-        moved = bool(held.options) and urlsplit(made.url)[:2] != urlsplit(held.url)[:2]
-        if moved and made.authenticated and SECRET not in given:
-            raise bad_request("The connection would lead elsewhere: send its 'bearer_token' again, or an empty one.", "options")
+        if name == "client_secret" and not made.authenticated:
+            raise bad_request("The option 'client_secret' is missing: a connection with a 'client_id' signs in.", "options")
+        moved = bool(held.options) and made.places != held.places
+        if moved and made.authenticated and name not in given:
+            raise bad_request(f"The connection would lead elsewhere: send its {name!r} again, or an empty one.", "options")
         if not held.options or moved or options.get("private_network") != held.options.get("private_network"):
             private = options.get("private_network", "false").lower() == "true"
             if private and not who.admin:
                 raise forbidden("The option 'private_network' is an administrator's to set.")
             made = replace(made, reach="private" if private else "own" if who.admin else "public")
-        parts = urlsplit(made.url)
-        try:
-            if (reach := self._reach(made)) != "any":
-                addresses.lookup(parts.hostname or "", parts.port or 443, reach)
-        except addresses.Unreachable as error:
-            raise bad_request(str(error), "options") from None
+        for url in filter(None, (made.url, options.get("token_endpoint"))):
+            parts = urlsplit(url)
+            try:
+                if (reach := self._reach(made, url)) != "any":
+                    addresses.lookup(parts.hostname or "", parts.port or 443, reach)
+            except addresses.Unreachable as error:
+                raise bad_request(str(error), "options") from None
+        if made.reach == "public" and options.get("token_endpoint", "https").startswith("http:"):
+            raise bad_request("The option 'token_endpoint' begins with https://, as a secret is sent there.", "options")
         return made
 
-    def _reach(self, connection: Connection) -> Reach:
-        return "any" if urlsplit(connection.url).hostname in self._hosts else connection.reach
+    def _reach(self, connection: Connection, url: str) -> Reach:
+        return "any" if urlsplit(url).hostname in self._hosts else connection.reach
 
     def _store(self, who: Caller, made: Connection, action: str, held: Connection | None = None) -> None:
         details = {"comment": made.comment, "properties": dict(made.properties or {}), "reach": made.reach}
@@ -265,21 +291,38 @@ class Connections:
             connection.execute(insert(table).values(**row))
             audit.record(connection, who.name, action, f"connection:{made.name}", before, dict(made.options))
 
-    def _transport(self, name: str) -> Transport:
-        """What asks a connection's service; made anew once its address or its credential changed."""
+    def _found(self, name: str) -> tuple[Connection, str]:
+        """A connection and its credential. Blocking. Raises `CallError`."""
         found = self.find(name)
         if found is None:
             raise not_found(f"There is no connection {name[:200]!r}.")
-        token = self._credential(found).strip()
-        if token and not _TOKEN.fullmatch(token):
-            raise misconfigured(f"The bearer_token of connection {name} has spaces or line breaks in it. Set it again.")
-        held = self._open.get(name)
+        credential, option = self._credential(found).strip(), found.secret_option
+        if credential and not TOKEN.fullmatch(credential):
+            raise misconfigured(f"The {option} of connection {name} has spaces or line breaks in it. Set it again.")
+        return found, credential
+
+    def _signing_in(self, found: Connection, secret: str) -> Tokens:
+        """What fetches a connection's tokens; made anew once its address or its secret changed."""
+        options = found.options
+        client = Client(
+            f"connection {found.name}", options["token_endpoint"], options["client_id"], secret, options.get("oauth_scope", ""),
+            options.get("oauth_credential_exchange_method", EXCHANGES[0]), self._reach(found, options["token_endpoint"]),
+        )  # fmt: skip
+        held = self._tokens.get(found.name)
+        if held is None or held.client != client:
+            held = self._tokens[found.name] = Tokens(client)
+        return held
+
+    def _transport(self, found: Connection, token: str) -> Transport:
+        """What asks a connection's service; made anew once its address or its token changed."""
+        held = self._open.get(found.name)
         if held is None or held[:2] != (found, token):
+            credential = "client_id and client_secret" if found.secret_option == "client_secret" else "bearer_token"
             upstream = Upstream(
-                found.url, None, token or None, key_from=f"the bearer_token of connection {name}",
-                reach=self._reach(found), what="service",
+                found.url, None, token or None, key_from=f"the {credential} of connection {found.name}",
+                reach=self._reach(found, found.url), what="service",
             )  # fmt: skip
-            held = self._open[name] = (found, token, Transport(upstream, timeouts=Timeouts()))
+            held = self._open[found.name] = (found, token, Transport(upstream, timeouts=Timeouts()))
         return held[2]
 
     def _credential(self, found: Connection) -> str:
@@ -287,7 +330,7 @@ class Connections:
             if value := os.environ.get(variable):
                 return value
             raise misconfigured(f"The credential of connection {found.name} is not set: set {variable} where the server starts.")
-        if reference := found.options.get(SECRET):
+        if reference := found.options.get(found.secret_option):
             return self._secrets.resolved(reference)
         return self._cipher().decrypt(found.secret.encode()).decode() if found.secret else ""
 
@@ -295,31 +338,9 @@ class Connections:
         return cipher(self._pepper, b"smalti connections")
 
 
-def check_address(options: Mapping[str, str]) -> None:
-    """Raises `CallError` (400) for what is no address of an HTTP service."""
-    host, port, path = options.get("host", ""), options.get("port"), options.get("base_path", "")
-    try:
-        parts = urlsplit(host if "://" in host else f"https://{host}")
-        fits = (
-            bool(_HOST.fullmatch(parts.hostname or ""))
-            and parts.scheme in ("http", "https")
-            and parts.port != 0
-            and parts.username is None
-        )
-        fits = fits and not (parts.path.strip("/") or parts.query or parts.fragment)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise bad_request("The option 'host' is an address like https://api.example.com; its path is 'base_path'.", "options")
-    if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise bad_request("The option 'port' is a number up to 65535, as text.", "options")
-    segments = path.split("/")
-    if not re.fullmatch(r"[A-Za-z0-9/._~%@:+,;=&$!()*-]*", path) or ".." in segments or "." in segments:
-        raise bad_request("The option 'base_path' is a path like /v1, without '..', query and fragment.", "options")
-
-
 def _declared(given: ConnectionDeclaration) -> Connection:
-    return Connection(given.name, {**given.options}, "any", comment=given.comment, secret_env=given.bearer_token_env)
+    variable = given.bearer_token_env or given.client_secret_env
+    return Connection(given.name, {**given.options}, "any", comment=given.comment, secret_env=variable)
 
 
 def _read(row: Any) -> Connection:

@@ -26,8 +26,7 @@ def items_to_langchain(payload: Mapping[str, Any], *, asks: bool = True) -> list
     """A request's instructions and input as LangChain messages; raises `CallError` (400) for anything but text.
 
     What a person decided is not among them; see `decisions`.
-    Function calls that follow each other belong to one AI message, with the text before them. What `asks` has something to
-    answer.
+    Function calls that follow each other belong to one AI message, with the text before them. What `asks` has to ask something.
     """
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -34,6 +35,9 @@ TURN = 20.0
 """Seconds after which a load that goes on no longer keeps the next one waiting: one that hangs must not hold up all others."""
 CHILDREN_EVERY = 10
 """Looks of which one counts its children too: to find them, all processes of the machine are gone through."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_MORE = "Give it more by 'memory_limit_mb' of its entity, or serve a smaller one."
 
 Note = Callable[[str], None]
 Process = asyncio.subprocess.Process | Forked
@@ -277,7 +281,9 @@ class ModelProcess(Supervised):
             size = await asyncio.to_thread(held, self.pid, children=look % CHILDREN_EVERY == 0)
             look += 1
             if size > limit:
-                self._kill(f"The model held {size >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended.")
+                self._kill(
+                    f"The model held {size >> 20} MB of memory, more than its limit of {limit >> 20} MB, and was ended. {_MORE}"
+                )
                 return
             await asyncio.sleep(MEMORY_PAUSE)
 
@@ -337,7 +343,7 @@ class ModelProcess(Supervised):
             if self._killed:
                 raise LoadFailed(self._killed)
             ending, advice = how(await _status(process))
-            words = self._starred(tail(self.log, 300)).strip()
+            words = _COLOURS.sub("", self._starred(tail(self.log, 300))).strip()
             ended = f"The model's process ended while it loaded the model{f' ({ending})' if ending else ''}."
             raise LoadFailed(" ".join(filter(None, (ended, advice, f"Its last words: {words}" if words else ""))))
         self.info = answer

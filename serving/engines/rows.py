@@ -44,7 +44,8 @@ def reader(signature: Any) -> tuple[Read, bool]:
         return _tensors(schema), False
     kinds = [_KINDS.get(getattr(spec.type, "name", "")) for spec in schema.inputs]
     if not schema.has_input_names() or None in kinds:
-        return lambda payload: _loose(payload, schema.input_names() if schema.has_input_names() else None), False
+        optional = {spec.name for spec in schema.inputs if not spec.required}
+        return lambda payload: _loose(payload, schema.input_names() if schema.has_input_names() else None, optional), False
     return Table(schema, kinds), True
 
 
@@ -248,6 +249,8 @@ def _datetime(name: str, values: list[Any]) -> np.ndarray:
             read = pd.to_datetime(texts, format="ISO8601", utc=True)
         except ValueError:
             read = pd.to_datetime(texts, format="mixed", utc=True)
+        if (odd := (read.dt.year < 1678) | (read.dt.year > 2261)).any():  # in nanoseconds they would wrap round
+            raise ValueError(f"{values[int(odd.argmax())]} is outside of the years 1678 to 2261")
     except (ValueError, TypeError, OverflowError) as error:
         why = " ".join(str(error).split())
         raise Refused(f"Column {name!r} takes points in time as ISO 8601 text: {why}"[:300], name) from None
@@ -319,13 +322,13 @@ def _tensors(schema: Any) -> Read:
     return read
 
 
-def _loose(payload: Mapping[str, Any], names: Sequence[str] | None) -> tuple[Any, int]:
+def _loose(payload: Mapping[str, Any], names: Sequence[str] | None, optional: Collection[str]) -> tuple[Any, int]:
     """A DataFrame of whatever was sent, for signatures that MLflow itself enforces (arrays, objects, maps)."""
     import pandas as pd
 
     if names is None:
         return _open(payload)
-    columns, rows = _columns(payload, names)
+    columns, rows = _columns(payload, names, optional)
     return pd.DataFrame({name: _objects(values) for name, values in columns.items()}), rows
 
 

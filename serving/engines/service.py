@@ -38,6 +38,10 @@ _NOT_YOURS = re.compile(
 _CODES = {400: "BAD_REQUEST", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "RESOURCE_CONFLICT"}
 
 
+class CredentialRefused(CallError):
+    """The service answered 401: nothing was done."""
+
+
 def check(payload: Mapping[str, Any]) -> None:
     """Raises `CallError` (400) naming what of a request may not be sent, before anything is sent or recorded."""
     choice(payload, "method", METHODS, required=True)
@@ -91,7 +95,9 @@ def _refused(http: Transport, answer: Answer, raw: bytes) -> CallError:
     text = http.safe(raw.decode("utf-8", "replace"), _MAX_SAID)
     said = f": {text}" if text else "."
     if status in (401, 407):
-        return misconfigured(f"The service at {host} refuses the server's credential. Check {http.upstream.key_from}.")
+        message = f"The service at {host} refuses the server's credential. Check {http.upstream.key_from}."
+        refusal = misconfigured(message)
+        return CredentialRefused(message, status=refusal.status, code=refusal.code) if status == 401 else refusal
     told = f"The service at {host} answered with HTTP {status}{said}"
     if status == 429:
         retry = answer.header(b"retry-after")

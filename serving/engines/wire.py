@@ -85,8 +85,12 @@ class Wire(asyncio.Protocol):
         self.waiting[identifier] = sink
         if self.gone.is_set():
             sink(("gone", None))
-        else:
+            return identifier
+        try:
             self.write([identifier, kind, body])
+        except TypeError:  # what no JSON is: nobody waits for an answer
+            del self.waiting[identifier]
+            raise
         return identifier
 
     def close(self, identifier: int, *, cancel: bool = False) -> None:

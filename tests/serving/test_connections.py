@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote_plus
 
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
 from databricks.sdk.errors import BadRequest, InvalidState, NotFound, PermissionDenied, ResourceAlreadyExists
-from databricks.sdk.service.catalog import ConnectionType, PermissionsChange, Privilege
+from databricks.sdk.service.catalog import ConnectionType, CredentialType, PermissionsChange, Privilege
 from databricks.sdk.service.serving import ExternalFunctionRequestHttpMethod as Method
 from fastapi import Request
 from langchain_core.messages import AIMessage
@@ -41,6 +45,8 @@ from serving.unity_catalog import grants as unity_catalog_grants
 from tests.serving.upstream import House, house, serving
 
 TOKEN = "svc-token-7c1"
+SECRET = "svc-secret-91/+"
+SIGN_IN = {"client_id": "robot", "client_secret": SECRET, "token_endpoint": "http://127.0.0.1/token"}
 HTTP = ConnectionType.HTTP
 
 
@@ -49,6 +55,7 @@ class Service:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, str], str]] = []
+        self.good: list[str] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,6 +69,11 @@ class Service:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 service.asked.append((self.command, self.path, headers, body))
                 word = self.path.partition("?")[0].rpartition("/")[2]
+                if word.startswith("token"):
+                    return self.token(word, headers, body)
+                bearer = headers.get("authorization", "").removeprefix("Bearer ")
+                if bearer.startswith("good-") and bearer not in service.good:
+                    word = "denied"
                 status = {"gone": 404, "moved": 302, "denied": 401, "taken": 409, "made": 201}.get(word, 200)
                 told = b"x" * (9 << 20) if word == "huge" else bytes(range(256)) if word == "image" else None
                 raw = told or json.dumps({"said": body, "authorization": headers.get("authorization")}).encode()
@@ -82,12 +94,38 @@ class Service:
                 except OSError:
                     self.close_connection = True  # who asked has had enough
 
+            def token(self, word: str, headers: dict[str, str], body: str) -> None:
+                """A token that lives as long as the path says, where id and secret are the right ones."""
+                time.sleep(0.05)  # who comes meanwhile waits
+                pair = base64.b64decode(headers.get("authorization", "").removeprefix("Basic ")).decode().split(":")
+                form = {name: values[0] for name, values in parse_qs(body).items()}
+                given = (form.get("client_id") or unquote_plus(pair[0]), form.get("client_secret") or unquote_plus(pair[-1]))
+                told: dict[str, Any] = {"error": "invalid_client", "error_description": f"not {given}"}
+                status = 302 if word == "token-moved" else 401
+                if status == 401 and given == ("robot", SECRET) and form["grant_type"] == "client_credentials":
+                    service.good.append(f"good-{len(service.good)}")
+                    told = {"access_token": service.good[-1], "token_type": "Bearer", "expires_in": int(word[5:] or 3600)}
+                    status = 200
+                raw = json.dumps(told).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(raw)))
+                self.send_header("location", "http://127.0.0.1/elsewhere")
+                self.end_headers()
+                self.wfile.write(raw)
+
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.port = str(self.server.server_port)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def signing_in(self, path: str = "token", **more: str) -> dict[str, str]:
+        return {**self.options, **SIGN_IN, "token_endpoint": f"http://127.0.0.1:{self.port}/{path}", **more}
+
+    def signed_in(self) -> list[tuple[dict[str, str], str]]:
+        """Headers and bodies of the requests for tokens."""
+        return [(headers, body) for _, path, headers, body in self.asked if path.startswith("/token")]
 
     @property
     def options(self) -> dict[str, str]:
@@ -264,11 +302,69 @@ def test_a_connection_is_listed_changed_and_deleted_and_its_credential_never_rea
     assert w.connections.update("tmp", {"base_path": "/v2"}, new_name="other").url.endswith("/v2")  # type: ignore[union-attr]
     w.serving_endpoints.http_request("other", Method.GET, "/")
     assert site.service.asked[-1][1] == "/v2/"
-    assert {each.name for each in w.connections.list(max_results=1)} == {"crm", "declared", "other"}
+    assert {"crm", "declared", "other"} <= {each.name for each in w.connections.list(max_results=1)}
     w.connections.delete("other")
     with pytest.raises(NotFound):
         w.connections.get("other")
     assert site.house.grants.list("connection:other") == []
+
+
+def test_a_connection_signs_in_once_for_all_who_come_and_holds_its_token(w: WorkspaceClient, site: Site) -> None:
+    service, ask = site.service, w.serving_endpoints.http_request
+    made = w.connections.create("oauth", HTTP, service.signing_in(oauth_scope="read write"))
+    assert (made.credential_type, (made.options or {})["client_id"]) == (CredentialType.OAUTH_M2M, "robot")
+    service.asked.clear()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda place: ask("oauth", Method.POST, f"/x{place}").json(), range(16)))
+    assert {each["authorization"] for each in answers} == {"Bearer ***"}
+    ((headers, body),) = service.signed_in()
+    assert parse_qs(body)["scope"] == ["read write"]
+    assert headers["content-type"] == "application/x-www-form-urlencoded"
+    assert {each[2]["authorization"] for each in service.asked if each[1].startswith("/v1/")} == {f"Bearer {service.good[-1]}"}
+
+    service.good.clear()  # called back: one more is fetched, and what was refused is sent once more
+    assert ask("oauth", Method.POST, "/again").status_code == 200
+    assert [path for _, path, *_ in service.asked[-3:]] == ["/v1/again", "/token", "/v1/again"]
+    service.asked.clear()
+    with pytest.raises(InvalidState, match="Check the client_id and client_secret of connection oauth"):
+        ask("oauth", Method.GET, "denied")
+    assert [path for _, path, *_ in service.asked] == ["/v1/denied", "/token", "/v1/denied"]
+    with site.database.connect() as connection:
+        kept = str(connection.exec_driver_sql("SELECT * FROM connections").fetchall())
+    for told in (kept, str(w.connections.get("oauth").as_dict()), str(site.house.rows())):
+        assert SECRET not in told
+        assert "good-" not in told
+
+
+@pytest.mark.parametrize("how", ["header_only", "body_only"])
+def test_a_token_that_ends_at_once_is_fetched_anew_by_the_way_that_is_set(w: WorkspaceClient, site: Site, how: str) -> None:
+    w.connections.create(f"brief-{how}", HTTP, site.service.signing_in("token0", oauth_credential_exchange_method=how))
+    site.service.asked.clear()
+    for _ in range(2):
+        w.serving_endpoints.http_request(f"brief-{how}", Method.GET, "/")
+    (headers, body), _ = site.service.signed_in()
+    assert ("authorization" in headers, "client_secret" in body) == (how == "header_only", how == "body_only")
+
+
+def test_a_secret_goes_nowhere_else_and_what_refuses_it_is_told_without_it(w: WorkspaceClient, site: Site) -> None:
+    ask, options = w.serving_endpoints.http_request, site.service.signing_in()
+    w.connections.create("wrong", HTTP, {**options, "client_secret": "of-somebody"})
+    with pytest.raises(InvalidState, match=r"refuses connection wrong \(invalid_client\). Check its client_id") as refused:
+        ask("wrong", Method.GET, "/")
+    assert "of-somebody" not in str(refused.value)
+    with pytest.raises(BadRequest, match="send its 'client_secret' again"):
+        w.connections.update("wrong", {"token_endpoint": "http://127.0.0.1:1/token"})
+    w.connections.update(
+        "wrong", {"token_endpoint": f"http://127.0.0.1:{site.service.port}/token-moved", "client_secret": SECRET}
+    )
+    with pytest.raises(InvalidState, match="redirects, which is not followed"):
+        ask("wrong", Method.GET, "/")
+    w.connections.update("wrong", {"token_endpoint": options["token_endpoint"], "client_secret": SECRET})
+    assert ask("wrong", Method.GET, "/").status_code == 200
+    plain = {**dict.fromkeys(SIGN_IN, ""), "bearer_token": TOKEN}
+    assert "BEARER_TOKEN" in str(w.connections.update("wrong", plain).credential_type)
+    ask("wrong", Method.GET, "/")
+    assert site.service.asked[-1][2]["authorization"] == f"Bearer {TOKEN}"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +376,15 @@ def test_a_connection_is_listed_changed_and_deleted_and_its_credential_never_rea
         ({"host": "https://user:word@x"}, "is an address"),
         ({"host": "http://127.0.0.1", "port": "99999"}, "port"),
         ({"host": "http://127.0.0.1", "base_path": "/a/../b"}, "base_path"),
-        ({"host": "http://127.0.0.1", "client_secret": "x"}, "no option 'client_secret'"),
+        ({"host": "http://127.0.0.1", "authorization_code": "x"}, "no option 'authorization_code'"),
+        ({"host": "http://127.0.0.1", "client_secret": "x"}, "'client_id' is missing"),
+        ({"host": "http://127.0.0.1", "client_id": "a", "client_secret": "x"}, "'token_endpoint' is missing"),
+        ({"host": "http://127.0.0.1", "client_id": "a", "token_endpoint": "http://127.0.0.1/t"}, "'client_secret' is missing"),
+        ({"host": "http://127.0.0.1", **SIGN_IN, "token_endpoint": "127.0.0.1/t"}, "token_endpoint"),
+        ({"host": "http://127.0.0.1", **SIGN_IN, "token_endpoint": "http://10.0.0.1/t"}, "private network"),
+        ({"host": "http://127.0.0.1", **SIGN_IN, "token_endpoint": "http://127.0.0.1/t?x=1"}, "token_endpoint"),
+        ({"host": "http://127.0.0.1", **SIGN_IN, "bearer_token": "x"}, "one of them empty"),
+        ({"host": "http://127.0.0.1", **SIGN_IN, "oauth_credential_exchange_method": "x"}, "header_and_body"),
         ({"host": "http://127.0.0.1", "bearer_token": "a b"}, "bearer_token"),
     ],
 )
@@ -302,7 +406,10 @@ def test_a_declared_connection_has_its_credential_from_the_environment(
         w.connections.delete("declared")
     with pytest.raises(ResourceAlreadyExists):
         w.connections.create("declared", HTTP, site.service.options)
-    for wrong in ({"host": "x", "bearer_token": "plain"}, {"host": "ftp://x"}):
+    signs_in = {"host": "x", "client_id": "a", "token_endpoint": "https://x/token"}
+    ConnectionDeclaration(name="x", options=signs_in, client_secret_env="X")  # type: ignore[arg-type]
+    unfit = ({"client_secret": "plain"}, {"bearer_token": "{{secrets/a/b}}"}, {})
+    for wrong in ({"host": "x", "bearer_token": "plain"}, {"host": "ftp://x"}, *({**signs_in, **each} for each in unfit)):
         with pytest.raises(ValidationError):
             ConnectionDeclaration(name="x", options=wrong)  # type: ignore[arg-type]
 

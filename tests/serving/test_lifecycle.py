@@ -278,6 +278,7 @@ def test_bad_rows_are_refused_in_one_line_and_good_ones_may_be_packed(live: Live
         (b'{"inputs": {"a": [1], "b": [1, 2], "c": [1]}}', 400, "differ in length"),
         (b'{"dataframe_records": 3}', 400, "must be an array of rows"),
         (b'{"instances": [[1, 2, 3]], "params": [1]}', 400, "params"),
+        (b'{"instances": [[1, 2, ' + b"[" * 900 + b"]" * 900 + b"]]}", 400, "nested too deeply"),
         (b"{}", 400, "exactly one of"),
         (b"", 400, "JSON"),
     ]

@@ -352,6 +352,10 @@ def test_bodies_too_large_or_packed(made: House, http: httpx.Client) -> None:
     assert "16 MB" in large.json()["error"]["message"]
     packed = gzip.compress(json.dumps({"model": "echo", "messages": ASK}).encode())
     assert http.post("/v1/chat/completions", content=packed, headers={"content-encoding": "gzip"}).status_code == 200
+    halves = gzip.compress(b'{"model": "echo", ') + gzip.compress(json.dumps({"messages": ASK}).encode()[1:])
+    assert http.post("/v1/chat/completions", content=halves, headers={"content-encoding": "gzip"}).status_code == 200
+    for torn in (packed[:-4], packed[:20], gzip.compress(b"") * 100 + packed):
+        assert http.post("/v1/chat/completions", content=torn, headers={"content-encoding": "gzip"}).status_code == 400
     bomb = gzip.compress(b" " * (20 << 20))
     assert http.post("/v1/chat/completions", content=bomb, headers={"content-encoding": "gzip"}).status_code == 413
     assert http.post("/v1/chat/completions", content=b"x", headers={"content-encoding": "br"}).status_code == 415

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _OPTIONS = '%llguidance {"no_forcing": true}'
 """Text that can only go on in one way is written token by token as well: what llguidance cuts it into by itself is not the text
 where a vocabulary spells some characters as bytes and begins words with a space."""
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+"""Where in the grammar an error is, which who sent the schema has not seen."""
 
 
 class Grammars:
@@ -44,7 +47,7 @@ class Grammars:
         told = orjson.dumps({**schema, "x-guidance": {"whitespace_flexible": False, "lenient": True}}).decode()
         made = LLMatcher(self._made, LLMatcher.grammar_from_lark(f"{_OPTIONS}\nstart: %json {told}"), log_level=0)
         if made.is_error():
-            reason = " ".join(made.get_error().split())[:300]
+            reason = _PLACE.sub("", " ".join(made.get_error().partition(_OPTIONS)[0].split()).removesuffix(" 1 |"))[:300]
             raise Refused(f"The JSON schema cannot be followed: {reason}", "response_format")
         return JsonMatcher(made)
 
