@@ -40,6 +40,9 @@ PIECES = st.one_of(
             "\xad",
             "\\u0040",
             "\\u0031",
+            "%40",
+            "&#64;",
+            "\u3002",
             "\u2011",
             "\ufe0f",
             "о",
@@ -68,8 +71,9 @@ def slow_fold(text: str, *, words: bool = False) -> tuple[str, list[int]]:
     place = 0
     while place < len(text):
         char, width = text[place], 1
-        if escape := re.match(r"\\u00([2-7][0-9A-Fa-f])", text[place:]):
-            char, width = chr(int(escape[1], 16)), 6
+        if escape := fold._ESCAPED.match(text, place):
+            hexadecimal = escape[1] or escape[2] or escape[3]
+            char, width = chr(int(hexadecimal, 16) if hexadecimal else int(escape[4])), len(escape[0])
         elif ord(char) > 127:
             char = "" if invisible.match(char) else unicodedata.normalize("NFKD" if words else "NFKC", char)
         for each in char.casefold() if words else char:
@@ -85,8 +89,8 @@ def slow_fold(text: str, *, words: bool = False) -> tuple[str, list[int]]:
 
 
 def plain(char: str) -> str:
-    if char == "\u2800":
-        return " "
+    if char in fold._OTHERWISE:
+        return fold._OTHERWISE[char]
     if char in fold._DASHES:
         return "-"
     return str(unicodedata.decimal(char)) if unicodedata.category(char) == "Nd" else char
@@ -151,6 +155,8 @@ def test_many_keywords_are_found_as_few_are(text: str) -> None:
 
 @given(st.one_of(TEXTS, st.text(max_size=30)), st.booleans())
 @settings(max_examples=500, deadline=None)
+@example("ann\u3002b", False)
+@example("%40 &#64; &#x040; \\u0040\u3002", True)
 def test_texts_are_compared_in_the_same_form(text: str, words: bool) -> None:
     folded, origin = fold.fold(text, words=words)
     assert (folded, list(range(len(text))) if origin is None else list(origin)) == slow_fold(text, words=words)
