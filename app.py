@@ -152,12 +152,12 @@ def _find_pii(text: str) -> list[str]:
     return [found.kind for found in find(text)]
 
 
-def _disliked(work: Workspace) -> set[str]:
+def _disliked(settings: Settings, home: Path) -> set[str]:
     """Answers with a thumb down, by request id."""
     from serving.feedback import NAME
     from serving.tracking.remote.server import traces
 
-    told = (each for each in traces(work.settings, work.home.path).events(0) if each.name == NAME and each.value is not None)
+    told = (each for each in traces(settings, home).events(0) if each.name == NAME and each.value is not None)
     return {each.request_id for each in told if not each.value}
 
 
@@ -205,7 +205,7 @@ def workspace(
     context.obj = Workspace(config, build_app)
     context.obj.given["home"] = home
     context.obj.find_pii, context.obj.redact = _find_pii, _redact
-    context.obj.disliked = lambda: _disliked(context.obj)
+    context.obj.disliked = lambda: _disliked(context.obj.settings, context.obj.home.path)
 
 
 @cli.command()

@@ -39,7 +39,7 @@ def execute_auto(run: TrainingRun, recipe: AutoRecipe) -> dict[str, Any]:
     ------
     DataError: the rows cannot be trained on. Canceled: asked to end.
     """
-    from finetune.job import Tracker
+    from finetune.tracker import Tracker
 
     began = time.perf_counter()
     job = AutoJob(recipe, run.folder / "model")

@@ -116,7 +116,7 @@ def launch(run: TrainingRun) -> str:
     ------
     RecipeError: the launcher cannot be had here.
     """
-    from finetune.worker import end_with
+    from finetune.perform import end_with
 
     recipe = run.recipe
     assert isinstance(recipe, TrainedRecipe)

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune import speed, threads
 from finetune.base_model import base_of
-from finetune.job import job_of
+from finetune.jobs import job_of
 from finetune.loop import Loop, Schedule, epoch_batches
 from finetune.memory import Memory, memory_of
 from finetune.recipe import Recipe, RecipeError

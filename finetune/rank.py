@@ -14,9 +14,9 @@ def train(folder: Path) -> int:
     from finetune.data import DataError
     from finetune.job import execute
     from finetune.loop import Canceled, TrainingError
+    from finetune.perform import perform
     from finetune.recipe import RecipeError
     from finetune.runs import TrainingRun
-    from finetune.worker import perform
 
     run = TrainingRun(folder)
     place = ranks.join()

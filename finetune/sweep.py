@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from finetune.duration import Duration
+from finetune.perform import perform
 from finetune.publish import quiet
 from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import Runs, TrainingRun
 from finetune.schema import Range, Recipe, SweepRecipe, TrainedRecipe
-from finetune.worker import perform
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

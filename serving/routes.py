@@ -170,7 +170,7 @@ class Face:
             return Answering(self.dispatcher, call, chat.Encoder(call))
         try:
             request, encoder = decode(parse(await read_body(http, self._max_body)), name)
-            if request.previous:
+            if request.previous or request.thread_id:
                 request = await self._continued(request, credential)
         except CallError:
             await self.caller(http)  # who has no valid key learns that first

@@ -22,7 +22,7 @@ def trained(base: Path, folder: Path, method: str, rate: float, options: argpars
     """Held-out losses of a run: `before`, `after` (to choose by) and `told`."""
     import torch
 
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop
     from finetune.recipe import load_recipe
     from finetune.schema import LanguageRecipe

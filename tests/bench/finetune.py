@@ -107,7 +107,7 @@ def recipes(folder: Path, cpt: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def compared(recipe: Any, folder: Path) -> dict[str, Any]:
     """Memory and seconds of a recipe as they are planned, and as they then are."""
     from finetune.base_model import base_of
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop
     from finetune.plan import plan
 
@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop, epoch_batches
     from finetune.packing import tensors
     from finetune.recipe import load_recipe

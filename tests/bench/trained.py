@@ -69,7 +69,7 @@ def pairs(rows: Snapshot, embed: Embed, full: Mapping[str, str], asked: Asked, r
 
 def trained(train: Path, threads: int) -> Embed:
     from finetune.base_model import locate
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop
     from finetune.recipe import load_recipe
     from finetune.schema import EmbedRecipe

@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app import cli
+from finetune.perform import perform
 from finetune.recipe import RecipeError, load_recipe
 from finetune.runs import RunError, Runs, TrainingRun
 from finetune.schema import EncoderRecipe
-from finetune.worker import perform
 from tests.finetune.tiny import bert, reviews, spawned_here, tracking, trained
 from tests.live import environment, wait_until
 from tests.programs import Programs

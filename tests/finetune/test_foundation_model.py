@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from finetune import foundation_model as fm
+from finetune.perform import perform
 from finetune.recipe import RecipeError
 from finetune.runs import RunError, TrainingRun
-from finetune.worker import perform
 from tests.finetune.tiny import llama, tracking
 from tests.live import wait_until
 

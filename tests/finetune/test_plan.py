@@ -37,7 +37,7 @@ def cpt(made: Path, **changes: Any) -> Any:
 
 
 def test_gradients_of_what_is_used_twice_are_added_up_in_place(made: Path) -> None:
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop
 
     rows = [{"query": f"it was {i}", "positive": f"so {i} a good day"} for i in range(10)]
@@ -56,7 +56,7 @@ def test_gradients_of_what_is_used_twice_are_added_up_in_place(made: Path) -> No
 
 @pytest.mark.parametrize("changes", [{}, {"method": "lora", "lora": {"rank": 4}}, {"micro_batch_size": 2}])
 def test_memory_is_what_a_step_takes(made: Path, changes: dict[str, Any]) -> None:
-    from finetune.job import job_of
+    from finetune.jobs import job_of
     from finetune.loop import Loop
 
     recipe = cpt(made, **changes)

@@ -24,6 +24,7 @@ from app import _disliked, cli
 from finetune.hot_load import hot_load
 from finetune.recipe import load_recipe
 from finetune.runs import TrainingRun
+from serving.settings import Settings
 from tests.finetune.tiny import bert, llama, pairs, questions, ranked, trained
 from tests.live import ROOT, Live, environment, serving, wait_until
 
@@ -255,7 +256,7 @@ def test_an_indexs_own_pairs_are_what_was_asked_and_its_headings(live: Live, cli
     found = {row["query"]: row["positive"] for row in rows}
     assert set(found) >= {"How many metres is the bridge long?", "Bridge Length"}
     assert all("314" in text for text in found.values())
-    assert _disliked(live.home / "mlflow.db") == set()
+    assert _disliked(Settings(home=live.home), live.home) == set()
     citation = {"index": "i", "passage_id": "p"}
     call = {"databricks_request_id": "r", "status_code": 200, "request": '{"input": "why?"}'}
     call |= {"response": json.dumps({"custom_outputs": {"citations": [citation]}})}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune import head, optimizer, speed
-from finetune.job import job_of
+from finetune.jobs import job_of
 from finetune.launch import check
 from finetune.loop import Loop
 from finetune.memory import memory_of

@@ -152,7 +152,7 @@ def questions(file: Path, rows: int, seed: int) -> Path:
 
 def spawned_here(run: TrainingRun) -> None:
     """In the place of `TrainingRun._spawn`: the run is done at once, in this process, which has imported what it needs."""
-    from finetune.worker import perform
+    from finetune.perform import perform
 
     with run.lock(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

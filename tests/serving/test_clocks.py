@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Trial:
         self.dealt = Dealt(config, make)
         self.asked: list[int] = []
 
-        def events(since: int) -> list[Any]:
+        def events(since: int, _names: Sequence[str]) -> list[Any]:
             self.asked.append(since)
             return []
 
