@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from finetune import threads
 from finetune.recipe import Recipe, load_recipe
@@ -110,6 +110,10 @@ class TrainingRun:
     def lock(self) -> FileLock:
         """Held by the run's process for as long as it lives."""
         return FileLock(self.folder / "lock", timeout=0)
+
+    def hold(self) -> AcquireReturnProxy:
+        """The lock, for a block. Waits: whoever asks whether the run lives has it for a moment. Raises `filelock.Timeout`."""
+        return self.lock().acquire(timeout=START_PATIENCE / 2)
 
     def start(self) -> None:
         """Start a process that trains, or goes on from the newest checkpoint.

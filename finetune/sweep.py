@@ -162,7 +162,7 @@ def _attempt(
         return pruned
 
     run.set_state(started=time.time(), first_event=run.size())
-    with run.lock():
+    with run.hold():
         status = perform(run, watch)
     state = run.state()
     if status == "COMPLETED":
@@ -257,7 +257,7 @@ def _final(
         shutil.copytree(runs.get(best.user_attrs["run"]).folder / "checkpoints", run.folder / "checkpoints")
         study.set_user_attr("final", {"trial": best.number, "run": run.id})
     run.set_state(started=time.time(), first_event=run.size())
-    with run.lock():
+    with run.hold():
         status = perform(run)
     if status != "COMPLETED":
         raise RecipeError(f"sweep: the best trial could not be finished: {run.state().get('message', '')}")

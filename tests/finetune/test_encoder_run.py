@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,17 +152,34 @@ def test_what_cannot_be_trained_fails_with_its_reason(made: Path, tmp_path: Path
     rows = made / "leaking.jsonl"
     rows.write_text((made / "train.jsonl").read_text() + (made / "eval.jsonl").read_text())
     run = Runs(tmp_path / "finetune").create(recipe(made, f"data.train={rows}"), tracking_uri=tracking(tmp_path))
-    with run.lock():
+    with run.hold():
         assert perform(run) == "FAILED"
     assert "leakage" in run.state()["message"]
     assert list(run.events())[-1]["event"] == "failed"
+
+
+def test_who_looks_whether_a_run_lives_keeps_it_from_nothing(made: Path, tmp_path: Path) -> None:
+    run = Runs(tmp_path / "finetune").create(recipe(made), tracking_uri=tracking(tmp_path))
+    looking = threading.Event()
+
+    def look() -> None:
+        with run.lock():
+            looking.set()
+            time.sleep(0.2)
+
+    other = threading.Thread(target=look)
+    other.start()
+    assert looking.wait(60)
+    with run.hold():
+        assert run.alive()
+    other.join()
 
 
 def test_a_run_goes_on_with_the_files_it_began_with_alone(made: Path, tmp_path: Path) -> None:
     run = Runs(tmp_path / "finetune").create(recipe(made), tracking_uri=tracking(tmp_path))
     (run.folder / "checkpoints" / "step-00000005").mkdir(parents=True)
     run.set_state(status="FAILED", hashes={"data_sha256": "of what was there"})
-    with run.lock():
+    with run.hold():
         assert perform(run) == "FAILED"
     assert run.state()["message"].startswith("data.train, data.eval, base_model: changed since the run began")
 

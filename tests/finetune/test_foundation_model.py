@@ -20,7 +20,7 @@ from tests.live import wait_until
 
 def in_a_thread(run: TrainingRun) -> None:
     def work() -> None:
-        with run.lock():
+        with run.hold():
             perform(run)
 
     run.set_state(status="PENDING", message="", started=time.time(), first_event=run.size())

@@ -154,7 +154,7 @@ def spawned_here(run: TrainingRun) -> None:
     """In the place of `TrainingRun._spawn`: the run is done at once, in this process, which has imported what it needs."""
     from finetune.perform import perform
 
-    with run.lock(), warnings.catch_warnings():
+    with run.hold(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         perform(run)
 
