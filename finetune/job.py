@@ -11,7 +11,7 @@ from finetune import ranks
 from finetune.base_model import base_of, fingerprint
 from finetune.jobs import job_of
 from finetune.loop import Emit, Loop, TrainingError
-from finetune.publish import quiet
+from finetune.publish import quiet, sign
 from finetune.schema import (
     AutoRecipe,
     LauncherRecipe,
@@ -92,7 +92,8 @@ def execute(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
             tracker.log(result, {} if trial else job.artifacts(result))
             if recipe.register_to and not trial:
                 run.emit("registering", name=recipe.register_to)
-                result["registered"] = dataclasses.asdict(job.register(task, run.folder / "model", facts, result))
+                made = job.register(task, run.folder / "model", facts, result)
+                result["registered"] = dataclasses.asdict(sign(made, spec["created_by"]))
             elif not trial:
                 task.export(run.folder / "model")
         status = "FINISHED"

@@ -18,7 +18,7 @@ from finetune import tables
 from finetune.data import DataError, sample
 from finetune.metrics import log_loss, metrics, reliability
 from finetune.problems import warnings_of
-from finetune.publish import Registered, evaluation_lines, labels_facts, labels_signature, quiet, register_code
+from finetune.publish import Registered, evaluation_lines, labels_facts, labels_signature, quiet, register_code, sign
 from finetune.recipe import find
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def execute_auto(run: TrainingRun, recipe: AutoRecipe) -> dict[str, Any]:
             tracker.log(result, job.artifacts(result))
             if recipe.register_to:
                 run.emit("registering", name=recipe.register_to)
-                result["registered"] = dataclasses.asdict(job.register(facts, result))
+                made = job.register(facts, result)
+                result["registered"] = dataclasses.asdict(sign(made, run.spec["created_by"]))
         status = "FINISHED"
     finally:
         with quiet():

@@ -16,6 +16,10 @@ from finetune.classifier import LinearClassifier
 from finetune.data import Row
 
 ALIAS = "champion"
+MADE_BY = "smalti.created_by"
+"""Tag of a version, and of a model that is new with it: for whom the run was."""
+LOCAL = "local"
+"""Whose runs are that a command or a program on this machine began, as the server calls its command line."""
 _CODE = Path(__file__).with_name("linear_model.py")
 _TEXT_CODE = Path(__file__).with_name("text_model.py")
 
@@ -31,6 +35,18 @@ class Registered:
     """Whether the alias points to it."""
     reason: str
     """Why it does, or does not."""
+
+
+def sign(made: Registered, created_by: str = "") -> Registered:
+    """Note who began the run in what came of it; `created_by` is `KIND:NAME`, or says where a run without a caller began."""
+    import mlflow
+
+    name = created_by.partition(":")[2] or LOCAL
+    client = mlflow.MlflowClient()
+    client.set_model_version_tag(made.name, made.version, MADE_BY, name)
+    if made.version == "1":
+        client.set_registered_model_tag(made.name, MADE_BY, name)
+    return made
 
 
 @contextmanager

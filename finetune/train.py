@@ -16,7 +16,7 @@ from filelock import FileLock
 from finetune.data import check_split, read_labelled, sample, scarce
 from finetune.plots import draw_confusion, draw_reliability, panels
 from finetune.problems import DataError, warnings_of
-from finetune.publish import ALIAS, Registered, macro_recall, quiet, register
+from finetune.publish import ALIAS, Registered, macro_recall, quiet, register, sign
 from finetune.recipe import ClassifyRecipe, Recipe, RecipeError, find
 from finetune.tasks.classify import Embed, Progress, Result, fit
 
@@ -145,7 +145,7 @@ def _register(recipe: ClassifyRecipe, result: Result, data: str, evaluation: Seq
         return float(incumbent.tags[SCORE])
 
     scores = {"judged_on": result.judged_on, **{k: round(v, 4) for k, v in result.metrics.items()}}
-    return register(
+    made = register(
         result.classifier,
         recipe.register_to,
         metadata=scores,
@@ -153,6 +153,7 @@ def _register(recipe: ClassifyRecipe, result: Result, data: str, evaluation: Seq
         judge=judge,
         margin=recipe.promote_margin,
     )
+    return sign(made)
 
 
 def _input(model: Any, texts: Sequence[str], embed: Embed) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from governance.call import Call, CallError, CallRecord, Event, unavailable
+from governance.choices import MORE
 from governance.frames import payload
 from governance.journal import JournalError
 from governance.limits import Reservation
@@ -55,6 +56,7 @@ class Flight:
         "aside",
         "began",
         "call",
+        "choices",
         "created",
         "done",
         "exposure",
@@ -92,6 +94,8 @@ class Flight:
         self.first_ns: int | None = None
         self.steps: list[Mapping[str, Any]] = []
         self.text: list[str] = []
+        self.choices: dict[int, list[str]] = {}
+        """The same of each of several choices."""
         self.aside = 0
         """Characters of what is no text of the answer: arguments of tools, reasoning."""
         self.created: Mapping[str, Any] | None = None
@@ -168,9 +172,9 @@ class Flight:
         """What had been sent when it ended early, as a Response."""
         if not self.text:
             return None
-        content = [{"type": "output_text", "text": "".join(self.text), "annotations": []}]
-        message = {"type": "message", "role": "assistant", "status": "incomplete", "content": content}
-        return {"id": f"resp_{self.call.request_id}", "object": "response", "status": status, "output": [message]}
+        base = {"id": f"resp_{self.call.request_id}", "object": "response", "status": status}
+        made = [{**base, "output": [_broken_off(text)]} for _, text in sorted(self.choices.items())]
+        return {**made[0], MORE: made[1:]} if len(made) > 1 else {**base, "output": [_broken_off(self.text)]}
 
     def _finish(
         self,
@@ -300,6 +304,11 @@ class Flight:
             return {}  # nothing was answered
         given = self.reservation.input_estimate if self.reservation else 0
         return {"input_tokens": given, "output_tokens": (sum(map(len, self.text)) + self.aside) // 4}
+
+
+def _broken_off(text: list[str]) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": "".join(text), "annotations": []}]
+    return {"type": "message", "role": "assistant", "status": "incomplete", "content": content}
 
 
 def _total(usage: Mapping[str, int]) -> int:

@@ -11,6 +11,7 @@ from contextvars import Token
 from dataclasses import replace
 from typing import Any
 
+from governance import choices
 from governance.admission import Admission
 from governance.budgets import LeaseNeeded
 from governance.call import (
@@ -36,7 +37,7 @@ from governance.guardrails.guard import Guard, Refused, compiled
 from governance.guardrails.judges import Toolkit, judging
 from governance.identity import NO_KEY, Identity
 from governance.journal import Journal, JournalError
-from governance.limits import Limits, Reservation
+from governance.limits import DEFAULT_OUTPUT_TOKENS, Limits, Reservation
 from governance.policies import AiGatewayConfig
 from governance.prices import Prices
 from governance.record import body_of, failed_status, request_of
@@ -116,6 +117,8 @@ class Gateway:
         call = flight.call
         if engine is not None and flight.guard is not None:
             engine = flight.guard.around(engine, flight.verdicts)
+        if engine is not None and "n" in call.payload and choices.asked(call) > 1:
+            engine = choices.noted(engine, flight.choices)
         stream: AsyncIterator[Event] | None = None
         last: Event | None = None
         try:
@@ -270,6 +273,8 @@ class Gateway:
                 call, request = shown, payload(request_of(shown), MAX_PAYLOAD)
             output = call.payload.get("max_output_tokens") if call.task in ("agent", "chat") else 0
             output = output if isinstance(output, int) and not isinstance(output, bool) and output >= 0 else None
+            if "n" in call.payload and (count := choices.asked(call)) > 1:
+                output = count * (DEFAULT_OUTPUT_TOKENS if output is None else output)
             if mirrors is not None:
                 reservation = Reservation(self.limits, [], 0, 0)
             while reservation is None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from governance import choices
 from governance.call import Call, Engine, Event, Task, bad_request, current_call
 from retrieval.gather import fused
 from retrieval.types import Passage, Retriever
@@ -90,6 +91,8 @@ class Dispatcher:
         endpoint = self.endpoints.find(call.endpoint)
         if endpoint is None:
             return None
+        if endpoint.call_task == "agent" and choices.asked(call) > 1:
+            return _one_answer(endpoint)
         asked = "chat" if call.task == "agent" else call.task
         given = "chat" if endpoint.call_task == "agent" else endpoint.call_task
         return endpoint.engine if asked == given else _refusing(endpoint)
@@ -139,6 +142,16 @@ class Dispatcher:
 
 def _full(index: str) -> str:
     return index if "." in index else f"main.default.{index}"
+
+
+def _one_answer(endpoint: Endpoint) -> Engine:
+    """An engine that says that an agent gives no choices; within the gateway, as `_refusing`."""
+
+    async def refuse(call: Call) -> AsyncIterator[Event]:
+        raise bad_request(f"Field 'n' must be 1: {endpoint.name!r} is an agent, which gives one answer to a request.", "n")
+        yield  # makes this an async generator
+
+    return refuse
 
 
 def _refusing(endpoint: Endpoint) -> Engine:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from governance.call import STEP, TERMINAL, Call, CallError, Engine, Event
+from governance.choices import asked
 from governance.guardrails import pieces
+from governance.guardrails.choices import guarded
 from governance.guardrails.judges import ENDPOINT, GuardrailError, Judge, Toolkit, Where, asking, custom, safety, topics
 from governance.guardrails.output import Shield, said_in
 from governance.guardrails.rules import Blocked, Rules, mask, summary
@@ -23,7 +25,7 @@ logger = logging.getLogger("smalti.guardrails")
 
 FAILED = "it could not decide, so nothing passes"
 PATIENCE = 120.0
-"""Seconds that one judge may take; an endpoint that is one has time-outs of its own, and shorter ones."""
+"""Seconds that one judge, or Presidio, may take; an endpoint that is one has time-outs of its own, and shorter ones."""
 _LONG = 32_768  # bytes from which a request is looked at off the event loop
 
 Verdicts = list[dict[str, str]]
@@ -51,12 +53,14 @@ class Side:
         """Whether all texts of a call are read before anything of them may pass."""
 
     async def learned(self, texts: Sequence[str]) -> Rules:
-        """The rules for a call with these texts."""
+        """The rules for a call with these texts. Raises `TimeoutError` where they are not known in time."""
         if self._names is None:
             return self.rules
         from governance.guardrails.presidio import Learned
 
-        return Learned(self.rules, self.rules.pii, await self._names.learn(texts))
+        async with asyncio.timeout(PATIENCE):
+            words = await self._names.learn(texts)
+        return Learned(self.rules, self.rules.pii, words)
 
     async def judge(self, texts: Sequence[str], where: Where, call: Call, arguments: Sequence[str] = ()) -> None:
         """Raises `Blocked`; a judge that fails, or says nothing for too long, blocks too. `arguments` of tools are judged, but
@@ -119,7 +123,14 @@ class Guard:
         """The engine, its answer guarded."""
         if not self.output.any:
             return engine
-        return lambda call: Guarded(self.output, call, engine(call), verdicts)
+        side = self.output
+
+        def run(call: Call) -> Any:
+            if asked(call) == 1:
+                return Guarded(side, call, engine(call), verdicts)
+            return guarded(engine(call), call, lambda one: Guarded(side, call, one, verdicts), whole=side.learns)
+
+        return run
 
 
 class Guarded:

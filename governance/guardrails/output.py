@@ -13,7 +13,7 @@ from typing import Any
 
 from governance.call import CHUNK, STEP, TERMINAL, Call, Event
 from governance.guardrails import pieces
-from governance.guardrails.pii import Finding
+from governance.guardrails.pii import Finding, distinct
 from governance.guardrails.rules import Hold, Rules, mask, moved
 from governance.guardrails.said import lead
 from governance.guardrails.texts import (
@@ -34,6 +34,7 @@ from governance.guardrails.texts import (
     word,
 )
 
+_TEXT, _TEXT_DONE = "response.output_text.delta", "response.output_text.done"
 _ARGUMENTS = "response.function_call_arguments."
 _ENDING = ("done", "added")
 _GENERATED = ("output", "custom_outputs", "error", "output_text")
@@ -78,6 +79,8 @@ class Shield:
         self._called: list[str] = []
         self._output: Sequence[Any] = ()
         self._in_chunks, self._chunks = False, list[Any]()
+        self._ended_by: list[Event] = []  # the end of a text whose last word is held, and what came after it
+        self._before, self._across = "", dict[int, list[Finding]]()
 
     @property
     def found(self) -> Sequence[Finding]:
@@ -103,6 +106,8 @@ class Shield:
     def feed(self, event: Event) -> list[Event]:
         """What may leave now that this event has come."""
         kind, data = event.type, event.data
+        if self._ended_by and kind != STEP:
+            return self._after(event)
         if kind in TERMINAL:
             early = [*self._flush(), *self._chunked()] if self._holds or self._waiting or self._chunks else ()
             return [*early, self._ended(event)]
@@ -123,6 +128,9 @@ class Shield:
             return self._delta(event)
         if kind.endswith("annotation.added"):
             return self._annotation(event)
+        if kind == _TEXT_DONE and any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
+            self._ended_by = [event]
+            return []
         ready = self._flush() if kind.rpartition(".")[2] in _ENDING else []
         shown = Event(kind, self._guarded(data))
         if self._waiting or any(hold.gone < hold.arrived for hold, _ in self._holds.values()):
@@ -166,9 +174,24 @@ class Shield:
 
     # --- within ---
 
+    def _after(self, event: Event) -> list[Event]:
+        """An event behind the end of a text. Texts of one answer are read one after the other, so the last word of one waits for
+        the first of the next, or for the end."""
+        self._ended_by.append(event)
+        if event.type not in TERMINAL and event.type != _TEXT:
+            return []
+        after = "".join(
+            each.data["delta"] for each in self._ended_by if each.type == _TEXT and isinstance(each.data["delta"], str)
+        )
+        holds = [hold for (kind, *_), (hold, _) in self._holds.items() if kind == _TEXT]
+        if event.type not in TERMINAL and any(hold.goes_on(after) for hold in holds):
+            return []
+        told, waited, self._ended_by = self._flush(after), self._ended_by, []
+        return [*told, *(each for one in waited for each in self.feed(one))]
+
     def _delta(self, event: Event) -> list[Event]:
         key = _place(event)
-        hold = self._holds[key][0] if key in self._holds else self._new()
+        hold = self._holds[key][0] if key in self._holds else self._new(self._before if event.type == _TEXT else "")
         self._holds[key] = (hold, event)
         if event.data.get("logprobs"):
             end = hold.arrived + len(event.data["delta"])
@@ -178,7 +201,7 @@ class Shield:
     def _told(self, event: Event, hold: Hold, text: str) -> list[Event]:
         told: list[Event] = []
         if text:
-            if event.type == "response.output_text.delta":
+            if event.type == _TEXT:
                 self._said.append(text)
             if self._tokens:
                 told.append(Event(event.type, {**event.data, "delta": text, "logprobs": self._left(hold)}))
@@ -199,18 +222,22 @@ class Shield:
                 left += tokens
         return left
 
-    def _flush(self) -> list[Event]:
-        """The texts that were open are complete."""
+    def _flush(self, after: str = "") -> list[Event]:
+        """The texts that were open are complete; `after` is how the answer goes on."""
         told: list[Event] = []
         for hold, event in self._holds.values():
-            told += self._told(event, hold, hold.end())
+            if event.type == _TEXT:
+                self._before = hold.tail
+                told += self._told(event, hold, hold.end(after))
+            else:
+                told += self._told(event, hold, hold.end())
         told += [Event(event.type, self._moved(event.data, hold.found)) for hold, _, event in self._waiting]
         self._holds.clear()
         self._waiting.clear()
         return told
 
-    def _new(self) -> Hold:
-        hold = Hold(self.rules)
+    def _new(self, before: str = "") -> Hold:
+        hold = Hold(self.rules, before)
         self._texts.append(hold)
         return hold
 
@@ -254,7 +281,7 @@ class Shield:
 
     def _found_in(self, text: str) -> list[Finding]:
         """What is forbidden in a text, which may be one that has left in pieces already."""
-        for hold in self._texts:
+        for hold in reversed(self._texts):
             if hold.arrived == len(text) and hold.gone == hold.arrived and hold.text == text:
                 return hold.found
         return self.rules.find(text)
@@ -318,6 +345,8 @@ class Shield:
     def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same for a text with its annotations."""
         found = self._found_in(part["text"])
+        if across := self._across.get(id(part)):
+            found = distinct([*found, *across])
         if found and (refused := self.rules.blocking(found)):
             raise refused
         made = {key: self._guarded(item) for key, item in part.items() if item and key not in _OF_TEXT}
@@ -335,6 +364,7 @@ class Shield:
         if not isinstance(body, OBJECT) or (body.get("object") != "response" and "output" not in body):
             return self._guarded(body)
         made: dict[str, Any] = {}
+        self._across = pieces.across(body.get("output") or (), self.rules.find)
         for key in _GENERATED:
             item = body.get(key)
             if item and (looked := self._guarded(item)) is not item:

@@ -6,7 +6,7 @@ in the piece where it begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from governance.guardrails.pii import Finding
@@ -33,6 +33,21 @@ def masked(values: Sequence[Any], find: Callable[[str], Sequence[Finding]]) -> l
             changed[position, place] = _cut(text, begin, found)
             begin += len(text)
     return [_with(value, position, (), changed) for position, value in enumerate(values)] if changed else list(values)
+
+
+def across(output: Sequence[Any], find: Callable[[str], Sequence[Finding]]) -> dict[int, list[Finding]]:
+    """What lies across the texts of a response's items, which are read one after the other: by each part's id, what is in it."""
+    items = [item["content"] for item in output if isinstance(item, Mapping) and isinstance(item.get("content"), list)]
+    parts = [part for item in items for part in item if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    found = find("".join(part["text"] for part in parts)) if len(parts) > 1 else ()
+    made: dict[int, list[Finding]] = {}
+    begin = 0
+    for part in parts if found else ():
+        end = begin + len(part["text"])
+        within = [each for each in found if each.start < end and begin < each.end and (each.start < begin or end < each.end)]
+        made[id(part)] = [Finding(max(each.start, begin) - begin, min(each.end, end) - begin, each.kind) for each in within]
+        begin = end
+    return made
 
 
 def _cut(text: str, begin: int, found: Sequence[Finding]) -> str:

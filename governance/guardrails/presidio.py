@@ -1,7 +1,8 @@
 """Tier 2: names, places and other things without a form, found by Presidio with a spaCy model (extra `presidio`).
 
-It runs in a thread and takes milliseconds a text, so it is asked for by `pii.presidio` only. Nothing is downloaded: the model is
-one that is installed, or a folder. What it finds in one text of a call is forbidden in every text of that call.
+It runs in a thread, one call's texts at a time, and takes milliseconds a text, so it is asked for by `pii.presidio` only. Nothing
+is downloaded: the model is one that is installed, or a folder. What it finds in one text of a call is forbidden in every text of
+that call.
 Source: https://microsoft.github.io/presidio/analyzer/
 """
 
@@ -12,6 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +38,23 @@ class Presidio:
         if unknown := set(options.entities) - known:
             there = ", ".join(sorted(known))
             raise GuardrailError(f"pii.presidio.entities: {', '.join(sorted(unknown))} cannot be found; known: {there}")
-        self._turn = threading.Lock()
+        self._work: Future[Mapping[str, str]] | None = None
 
     async def learn(self, texts: Sequence[str]) -> Mapping[str, str]:
         """What is forbidden, word for word, and its kind."""
-        return await asyncio.to_thread(self._learn, sorted({text for text in texts if not text.isspace()}))
+        while self._work is not None and not self._work.done():  # one that hangs keeps the others waiting as long as they will
+            await asyncio.wait([asyncio.wrap_future(self._work)])
+        self._work = work = Future[Mapping[str, str]]()
+        work.set_running_or_notify_cancel()  # it goes on to its end, whoever leaves
+        given = sorted({text for text in texts if not text.isspace()})
+        threading.Thread(target=self._look, args=(work, given), daemon=True).start()  # a thread that hangs holds up no exit
+        return await asyncio.wrap_future(work)
+
+    def _look(self, work: Future[Mapping[str, str]], texts: Sequence[str]) -> None:
+        try:
+            work.set_result(self._learn(texts))
+        except BaseException as error:
+            work.set_exception(error)
 
     def _learn(self, texts: Sequence[str]) -> Mapping[str, str]:
         found: dict[str, str] = {}
@@ -48,10 +62,9 @@ class Presidio:
         for text in texts:
             for start in range(0, max(1, len(text)), _LONGEST - _OVERLAP):
                 piece = text[start : start + _LONGEST]
-                with self._turn:
-                    results = self._analyzer.analyze(
-                        text=piece, language=options.language, entities=list(options.entities), score_threshold=options.score
-                    )
+                results = self._analyzer.analyze(
+                    text=piece, language=options.language, entities=list(options.entities), score_threshold=options.score
+                )
                 for each in results:
                     word = piece[each.start : each.end].strip()
                     if len(word) > 1:

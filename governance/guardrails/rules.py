@@ -164,9 +164,12 @@ def summary(found: Sequence[Finding]) -> str:
 
 
 class Hold:
-    """One text on its way out, in pieces. Raises `Blocked` when it may not go on."""
+    """One text on its way out, in pieces. Raises `Blocked` when it may not go on.
 
-    def __init__(self, rules: Rules) -> None:
+    `before` is what was said just before it, with which it may be one text to whoever reads both.
+    """
+
+    def __init__(self, rules: Rules, before: str = "") -> None:
         self.rules = rules
         self.found: list[Finding] = []
         """Findings so far, at their places in the original text."""
@@ -175,7 +178,7 @@ class Hold:
         self.gone = 0
         """Characters of the original text that were let go of, or replaced."""
         self._pieces: list[str] = []
-        self._context = ""
+        self._context = before
         self._buffer = ""
         self._open = False  # all that is held is one unfinished word
 
@@ -201,14 +204,25 @@ class Hold:
         self._open = cut == begun and not overlong
         return self._release(text, cut) if cut > begun else ""
 
-    def end(self) -> str:
-        """The text is complete; gives the rest."""
-        text = self._context + self._buffer
-        return self._release(text, len(text), final=True) if self._buffer else ""
+    @property
+    def tail(self) -> str:
+        """The end of the text, for what comes after it."""
+        return (self._context + self._buffer)[-_CONTEXT:]
 
-    def _release(self, text: str, cut: int, *, final: bool = False) -> str:
+    def goes_on(self, after: str) -> bool:
+        """Whether what comes after the text may still belong to its last word."""
+        text = self._context + self._buffer
+        whole = text + after
+        return bool(self._buffer) and len(whole) < MAX_TOKEN and self.rules.open_from(whole) < len(text)
+
+    def end(self, after: str = "") -> str:
+        """The text is complete; gives the rest. `after` is what was said after it."""
+        text = self._context + self._buffer
+        return self._release(text, len(text), after, final=True) if self._buffer else ""
+
+    def _release(self, text: str, cut: int, after: str = "", *, final: bool = False) -> str:
         begun = len(self._context)
-        found = self.rules.find(text)
+        found = self.rules.find(text + after if after else text)
         if not found:  # as most texts are
             self.gone += cut - begun
             self._context, self._buffer = text[max(0, cut - _CONTEXT) : cut], text[cut:]
@@ -218,7 +232,8 @@ class Hold:
             if not final and (each.start < cut < each.end or (each.kind == "PRIVATE_KEY" and each.end == len(text))):
                 cut = max(each.start, begun)  # it goes on, or may
                 break
-        found = [Finding(max(each.start, begun), each.end, each.kind) for each in found if each.start < cut]
+        last = len(text)
+        found = [Finding(max(each.start, begun), min(each.end, last), each.kind) for each in found if each.start < cut]
         if refused := self.rules.blocking(found):
             raise refused
         offset = self.gone - begun

@@ -103,6 +103,8 @@ def walk(
         if depth > 60:
             raise ValueError("nested too deeply to be looked at")
         made: dict[Any, Any] = {}
+        if numbers and (table := _table(value, each)) is not None:
+            value = {**value, "data": table}
         for name, item in value.items():  # every call comes by here: what is plain is not asked a second time
             if name not in PROTOCOL and telling(name, item):
                 item = told(lead(name), item, each)
@@ -138,11 +140,20 @@ def named(value: str) -> bool:
 
 def telling(name: Any, value: Any) -> bool:
     """Whether the name of a value says what it is, and the value is plain."""
-    return type(name) is str and lead(name) != "" and isinstance(value, (str, int)) and str(value)[:1] not in _OPENS
+    return type(name) is str and lead(name) != "" and _says(value)
 
 
-def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
-    """A value whose name says what it is, looked at with that said before it."""
+def _says(value: Any) -> bool:
+    """Whether a value, or one of a column of them, is plain."""
+    if type(value) is list:
+        return any(map(_says, value))
+    return isinstance(value, (str, int)) and str(value)[:1] not in _OPENS
+
+
+def told(said: str, value: Any, each: Callable[[str], str]) -> Any:
+    """A value whose name says what it is, or a column of them, looked at with that said before it."""
+    if isinstance(value, list):
+        return [told(said, item, each) if _says(item) else walk(item, each, _NONE, 1, numbers=True) for item in value]
     if isinstance(value, bool):
         return value
     text = str(value)
@@ -150,6 +161,26 @@ def told(said: str, value: str | int, each: Callable[[str], str]) -> Any:
     if looked == f"{said}{text}":
         return value
     return looked[len(said) :] if looked.startswith(said) else each(text)
+
+
+def _table(value: Mapping[str, Any], each: Callable[[str], str]) -> list[Any] | None:
+    """The rows of a table whose columns stand beside them (`dataframe_split`), the cells of those that say what they hold looked
+    at with that said before them; None where no column says anything."""
+    columns, data = value.get("columns"), value.get("data")
+    if not isinstance(columns, list) or not isinstance(data, list):
+        return None
+    leads = {place: said for place, name in enumerate(columns) if isinstance(name, str) and (said := lead(name))}
+    return [_row(row, leads, each) for row in data] if leads else None
+
+
+def _row(row: Any, leads: Mapping[int, str], each: Callable[[str], str]) -> Any:
+    if not isinstance(row, list):
+        return row
+    saying = [(place, said) for place, said in leads.items() if place < len(row) and _says(row[place])]
+    made = row.copy() if saying else row
+    for place, said in saying:
+        made[place] = told(said, row[place], each)
+    return made
 
 
 def vector(value: Sequence[Any]) -> bool:

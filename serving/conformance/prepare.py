@@ -18,6 +18,7 @@ from governance.oauth import OAuth
 from retrieval.rows.tables import SourceTables
 from serving.engines import skops
 from serving.registry import Models, Registry
+from serving.tracking.authors import LOCAL, MADE_BY
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -91,6 +92,8 @@ def _register(home: Path, makers: dict[str, Callable[[str], Any]], uri: str) -> 
             mlflow.set_experiment(experiment_id=number)
             for name, make in makers.items():
                 make(name)
+                client.set_registered_model_tag(name, MADE_BY, LOCAL)
+                client.set_model_version_tag(name, "1", MADE_BY, LOCAL)
         finally:
             mlflow.set_tracking_uri(before)
 

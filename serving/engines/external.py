@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from governance.call import Call, CallError, Event, misconfigured, unavailable
 from serving.engines import anthropic
 from serving.engines.answer import Answer
+from serving.engines.choices import several
 from serving.engines.chunks import Chunks, chat_body, prompt_body
 from serving.engines.pool import Answer as Response
 from serving.engines.transport import BREAKS, MAX_VECTORS, Timeouts, Transport
@@ -50,13 +51,17 @@ class ExternalChat:
         self._http = Transport(upstream, timeouts=timeouts, max_connections=max_connections)
         self._model = upstream.model
         self._usage_option = True
+        self._several = several(self._one, prompt_once=own)
         self._path, self._reader = _WIRES.get(upstream.provider) or _TASKS[upstream.task]
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def run(self, call: Call) -> AsyncIterator[Event]:
+    def run(self, call: Call) -> AsyncIterator[Event]:
         """Answer a call; the first event comes once the upstream has accepted it. Raises `CallError`."""
+        return self._several(call)
+
+    async def _one(self, call: Call) -> AsyncIterator[Event]:
         model = self._model or await self._first_model()
         if self.upstream.task == "llm/v1/embeddings":
             yield await self._embed(call, model)

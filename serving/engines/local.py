@@ -11,11 +11,14 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from governance import choices
 from governance.call import Call, CallError, Event, bad_request
 from serving.engines.answer import Answer
+from serving.engines.choices import several
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import text_of
 from serving.engines.process import ModelProcess
@@ -127,7 +130,7 @@ class LocalModel(Entrusted[ModelProcess]):
             **options,
         )
         super().__init__(process)
-        self._spec = self.process.spec
+        self._spec, self._most = self.process.spec, max_batch + max_queue
 
     @property
     def adapters(self) -> list[str]:
@@ -150,8 +153,13 @@ class LocalModel(Entrusted[ModelProcess]):
     def engine(self, call: Call) -> AsyncIterator[Event]:
         return self.answer(call)
 
-    async def answer(self, call: Call, adapter: str | None = None) -> AsyncIterator[Event]:
-        """Answer a call with this adapter, or with none."""
+    def answer(self, call: Call, adapter: str | None = None) -> AsyncIterator[Event]:
+        """Answer a call with this adapter, or with none. Raises `CallError`."""
+        if (count := choices.asked(call)) > self._most:
+            raise bad_request(f"Field 'n' is {count}; this model writes or keeps waiting {self._most} answers at most.", "n")
+        return several(partial(self._answer, adapter=adapter), prompt_once=True)(call)
+
+    async def _answer(self, call: Call, adapter: str | None) -> AsyncIterator[Event]:
         body = request_of(call) | present({"adapter": adapter})
         answer = Answer(call)
         chunks = Chunks(answer, lambda: 0)

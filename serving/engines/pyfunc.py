@@ -17,6 +17,7 @@ import orjson
 
 from governance.call import CHUNK, Call, CallError, Engine, Event, Single, bad_request
 from serving.engines.answer import Answer
+from serving.engines.choices import several
 from serving.engines.chunks import Chunks, chat_body
 from serving.engines.messages import items_to_chat
 from serving.engines.process import ModelProcess
@@ -76,7 +77,7 @@ def _chat(model: Served) -> Engine:
         for event in chunks.end():
             yield event
 
-    return run
+    return several(run, prompt_once=True)
 
 
 def _as_chunk(given: Any) -> Mapping[str, Any]:

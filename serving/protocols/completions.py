@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from governance import choices
 from governance.call import Call, CallError, Event, bad_request
 from serving.protocols import chat, sse
 from serving.protocols.errors import openai_error, response_error
@@ -24,8 +25,9 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise bad_request(f"Field 'prompt' must be one string, not {describe(prompt)}.", "prompt")
-    if body.get("best_of") not in (None, 1):
-        raise bad_request("Field 'best_of' must be 1: one choice is written per request.", "best_of")
+    count = number(body, "n", 1, chat.MAX_CHOICES, kind=int) or 1
+    if body.get("best_of") not in (None, count):
+        raise bad_request(f"Field 'best_of' must be as many as 'n' ({count}): every choice that is written is given.", "best_of")
     if body.get("echo") not in (None, False):
         raise bad_request("Field 'echo' must be false: the answer holds what follows the prompt.", "echo")
     given = {**body, "messages": [{"role": "user", "content": prompt}]}
@@ -41,30 +43,31 @@ class Encoder:
     def __init__(self, call: Call, *, include_usage: bool = False, databricks: bool = False) -> None:
         self._call, self._include_usage, self._databricks = call, include_usage, databricks
 
-    def _answer(
-        self, response: Mapping[str, Any], text: str, finish: str | None, told: Sequence[Any] = (), **more: Any
-    ) -> dict[str, Any]:
+    def _answer(self, response: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
         return {
             "id": f"cmpl-{self._call.request_id}",
             "object": "text_completion",
             "created": int(response.get("created_at") or 0),
             "model": response.get("model") or self._call.endpoint,
-            "choices": [{"index": 0, "text": text, "logprobs": _logprobs(told), "finish_reason": finish}],
+            "choices": chosen,
             **more,
         }
 
     def event(self, event: Event) -> bytes:
         match event.type:
             case "response.output_text.delta":
-                return sse.data(self._answer({}, event.data["delta"], None, event.data.get("logprobs") or ()))
+                told, place = event.data.get("logprobs") or (), event.data.get("choice", 0)
+                return sse.data(self._answer({}, [_choice(place, event.data["delta"], None, told)]))
             case "response.completed" | "response.incomplete":
                 response = event.data["response"]
                 counts = {"usage": chat.usage(response)}
-                more: dict[str, Any] = counts if self._databricks else {}
-                end = sse.data(self._answer(response, "", chat.finish_reason(response)) | more)
-                if self._include_usage and not self._databricks:
-                    end += sse.data({**self._answer(response, "", None), "choices": []} | counts)
-                return end + sse.DONE
+                given = [_choice(place, "", chat.finish_reason(each)) for place, each in enumerate(choices.parts(response))]
+                ends = [self._answer(response, [each]) for each in given]
+                if self._databricks:
+                    ends[-1] |= counts
+                elif self._include_usage:
+                    ends.append(self._answer(response, (), **counts))
+                return b"".join(map(sse.data, ends)) + sse.DONE
             case "response.failed":
                 return self.failure(response_error(event.data["response"]))
         return b""
@@ -73,10 +76,17 @@ class Encoder:
         return sse.data(openai_error(error, self._call.request_id)) + sse.DONE
 
     def body(self, result: Mapping[str, Any]) -> bytes:
-        parts = [part for item in result.get("output") or () if item["type"] == "message" for part in item["content"]]
-        text = "".join(part.get("text") or "" for part in parts)
-        told = [each for part in parts for each in part.get("logprobs") or ()]
-        return orjson.dumps(self._answer(result, text, chat.finish_reason(result), told, usage=chat.usage(result)))
+        given = []
+        for place, each in enumerate(choices.parts(result)):
+            parts = [part for item in each.get("output") or () if item["type"] == "message" for part in item["content"]]
+            text = "".join(part.get("text") or "" for part in parts)
+            told = [each for part in parts for each in part.get("logprobs") or ()]
+            given.append(_choice(place, text, chat.finish_reason(each), told))
+        return orjson.dumps(self._answer(result, given, usage=chat.usage(result)))
+
+
+def _choice(place: int, text: str, finish: str | None, told: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    return {"index": place, "text": text, "logprobs": _logprobs(told), "finish_reason": finish}
 
 
 def _logprobs(told: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -11,6 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from serving.tables import model_authors as table
 from serving.tracking.access import Change
 
+MADE_BY = "smalti.created_by"
+"""Tag in which training runs, and what else writes to the registry itself, name who began them; no client sets it."""
+LOCAL = "local"
+"""Who that is of commands on this machine."""
 _OF_MODEL = {"create", "update", "rename", "set-tag", "delete-tag", "alias"}
 _OF_VERSION = {"create", "begin", "finish", "update", "set-tag", "delete-tag", "transition-stage"}
 
@@ -64,5 +68,10 @@ class Authors:
         told = []
         for row in found:
             author = known.get((str(row["name"]), str(row.get("version") or "")))
-            told.append({**row, "created_by": author and author.created_by, "updated_by": author and author.updated_by})
+            made = (author and author.created_by) or _tagged(row)
+            told.append({**row, "created_by": made, "updated_by": (author and author.updated_by) or made})
         return told
+
+
+def _tagged(row: Mapping[str, Any]) -> str | None:
+    return next((tag.get("value") for tag in row.get("tags") or () if tag.get("key") == MADE_BY), None)

@@ -55,7 +55,7 @@ def recipe(**more: Any) -> AutoRecipe:
 
 def test_columns(tmp_path: Path) -> None:
     data = {"train": str(table(tmp_path / "train.csv", 400, 1)), "eval": str(table(tmp_path / "eval.parquet", 150, 2))}
-    run = trained(recipe(data=data, register_to="main.default.churn"), tmp_path / "home")
+    run = trained(recipe(data=data, register_to="main.default.churn"), tmp_path / "home", created_by="user:ann")
     result = run.state()["result"]
     assert result["metrics"]["macro_recall"] > result["baseline"]["macro_recall"] + 0.2
     assert result["estimator"] == "lgbm"
@@ -71,6 +71,8 @@ def test_columns(tmp_path: Path) -> None:
     version = mlflow.MlflowClient().get_model_version_by_alias("main.default.churn", "champion")
     assert version.tags["estimator"] == "lgbm"
     assert len(version.tags["data_sha256"]) == 64
+    tags = mlflow.MlflowClient().get_registered_model("main.default.churn").tags
+    assert version.tags["smalti.created_by"] == tags["smalti.created_by"] == "ann"
     assert "logistic" in version.description
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from tests.programs import Programs
 from tests.serving.upstream import KEY, Upstream
 
 MODEL = "main.default.doubler"
+TRAINED = ("main.default.trained",)
 
 TRACKED = """
 import pathlib, sys
@@ -343,7 +346,7 @@ def test_the_winner_of_an_experiment_becomes_the_registrys_alias(
             assert client.delete(f"/api/2.0/serving-endpoints/{name}").status_code == 200
 
 
-def test_models_through_the_sdk(workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]) -> None:
+def test_models_through_the_sdk(live: Live, workspace: WorkspaceClient, ann: WorkspaceClient, model: list[str]) -> None:
     info = workspace.registered_models.get(MODEL)
     assert (info.full_name, info.catalog_name, info.name) == (MODEL, "main", "doubler")
     assert MODEL in [each.full_name for each in workspace.registered_models.list(catalog_name="main", schema_name="default")]
@@ -363,6 +366,11 @@ def test_models_through_the_sdk(workspace: WorkspaceClient, ann: WorkspaceClient
     first = workspace.model_versions.get(MODEL, 1)  # of MLflow's client under the registry URI of Unity Catalog
     assert (first.created_by, first.updated_by) == ("admin", "admin")
     assert {each.created_by for each in versions if each.version == 1} == {"admin"}
+    with contextlib.closing(sqlite3.connect(live.home / "mlflow.db")) as database, database:  # as a training run writes it
+        database.execute("INSERT INTO registered_models (name, creation_time) VALUES ('main.default.trained', 1)")
+        database.execute("INSERT INTO registered_model_tags (name, key, value) VALUES (?, 'smalti.created_by', 'tim')", TRAINED)
+    info = workspace.registered_models.get(*TRAINED)
+    assert (info.created_by, info.owner, info.updated_by) == ("tim", "tim", "tim")
     changes = [PermissionsChange(add=[Privilege.MANAGE], principal="ann")]
     workspace.grants.update("FUNCTION", MODEL, changes=changes)
     ann.model_versions.update(MODEL, 1, comment="by another")

@@ -19,7 +19,7 @@ from serving.endpoint import Endpoint
 from serving.engines.external import ExternalChat, Timeouts
 from serving.engines.upstream import Upstream as Address
 from tests.live import wait_until
-from tests.serving.upstream import KEY, House, Upstream, house, serving
+from tests.serving.upstream import KEY, TEXT, House, Upstream, house, serving
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +315,51 @@ def test_an_upstream_that_fails(client: openai.OpenAI, made: House, model: str, 
             assert [event.type for event in client.responses.create(model="outside", input="x", stream=True)][
                 -1
             ] == "response.failed"
+    finally:
+        made.endpoints.remove("outside")
+        upstream.close()
+
+
+def test_several_choices_are_one_call(client: openai.OpenAI, made: House) -> None:
+    """Each from the upstream by a request of its own, whichever wire it speaks; one row has them all."""
+    upstream = Upstream()
+    engine = ExternalChat(Address(upstream.url, "echo", KEY))
+    made.opened.append(engine)
+    made.endpoints.register(Endpoint("outside", "llm/v1/chat", engine.run))
+    try:
+        whole = client.chat.completions.with_raw_response.create(model="outside", messages=ASK, n=3, seed=7)
+        body: Any = whole.parse()
+        assert [each.index for each in body.choices] == [0, 1, 2]
+        assert {each.message.content for each in body.choices} == {TEXT}
+        assert (body.usage.prompt_tokens, body.usage.completion_tokens, body.usage.total_tokens) == (33, 21, 54)
+        assert sorted(each["seed"] for each in upstream.requests) == [7, 8, 9]
+        assert not any("n" in each for each in upstream.requests)
+        (row,) = made.rows(request_id=whole.headers["x-request-id"])
+        assert row["response"].count(TEXT) == 3
+        assert row["total_tokens"] == 54
+
+        options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = list(client.chat.completions.create(model="outside", messages=ASK, n=2, tools=[TOOL], **options))
+        calls: dict[tuple[int, int], str] = {}
+        for choice in (each for chunk in chunks for each in chunk.choices):
+            for call in choice.delta.tool_calls or ():
+                assert call.function is not None
+                calls[choice.index, call.index] = calls.get((choice.index, call.index), "") + (call.function.arguments or "")
+        assert calls == {(n, k): f'{{"city": "{city}"}}' for n in (0, 1) for k, city in enumerate(("Rome", "Oslo"))}
+        ends = [(each.index, each.finish_reason) for chunk in chunks for each in chunk.choices if each.finish_reason]
+        assert ends == [(0, "tool_calls"), (1, "tool_calls")]
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.total_tokens == 36
+
+        parts = list(client.completions.create(model="outside", prompt="hi", n=2, best_of=2, stream=True))
+        said = {n: "".join(each.choices[0].text for each in parts if each.choices[0].index == n) for n in (0, 1)}
+        assert said == {0: TEXT, 1: TEXT}
+        assert len(client.completions.create(model="outside", prompt="hi", n=2).choices) == 2
+        with pytest.raises(openai.BadRequestError, match="is an agent, which gives one answer") as caught:
+            client.chat.completions.create(model="agent", messages=ASK, n=2)
+        assert caught.value.param == "n"
+        with pytest.raises(openai.BadRequestError, match="between 1 and 32"):
+            client.chat.completions.create(model="outside", messages=ASK, n=33)
     finally:
         made.endpoints.remove("outside")
         upstream.close()

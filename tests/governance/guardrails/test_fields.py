@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from governance.call import Call, Event
 from governance.guardrails.guard import _screen
 from governance.guardrails.output import Shield
-from governance.guardrails.rules import Rules
+from governance.guardrails.rules import Blocked, Rules
 
 from .test_rules import CUTS, in_pieces
 
@@ -93,6 +93,40 @@ def test_the_name_of_a_value_says_what_it_is(given: dict[str, Any], kind: str) -
     assert json.loads(told.data["response"]["output"][0]["arguments"]) == {name: masked}
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"dataframe_split": {"index": [0, 1], "columns": ["user", "Password", "n"], "data": [["ann", "hunter2x", 1], ["bo"]]}},
+        {"dataframe_records": [{"user": "ann", "password": "hunter2x"}, {"user": "bo", "password": None}]},
+        {"instances": [{"user": "ann", "password": "hunter2x"}]},
+        {"instances": [{"user": "ann", "password": [["hunter2x"], None]}]},
+        {"inputs": {"user": ["ann", "bo"], "password": ["hunter2x", None]}},
+        {"inputs": {"user": "ann", "password": "hunter2x"}},
+    ],
+)
+def test_the_name_of_a_column_says_what_its_cells_are(table: dict[str, Any]) -> None:
+    """In requests and in a model's predictions, which may be a table too."""
+    made = json.dumps(screened(table, "predict"))
+    assert "hunter2x" not in made
+    assert made.replace("[PASSWORD]", "hunter2x") == json.dumps(table)
+    (predictions,) = table.values()
+    for task in ("predict", "http"):
+        shield = Shield(Rules("MASK"), Call("e", task, {}))
+        (told,) = shield.feed(Event("result", {"result": {"predictions": predictions}}))
+        assert json.dumps(told.data).replace("[PASSWORD]", "hunter2x") == json.dumps({"result": {"predictions": predictions}})
+        assert "hunter2x" not in json.dumps(told.data)
+    shield = Shield(Rules("MASK"), Call("e", "predict", {}))
+    shield.feed(Event("predictions.delta", {"delta": predictions}))
+    assert "hunter2x" not in json.dumps(
+        [event.data for event in shield.feed(Event("result", {"result": {"predictions": [predictions]}}))]
+    )
+
+
+def test_columns_that_say_nothing_leave_their_cells() -> None:
+    table = {"dataframe_split": {"columns": ["word", "token_count", 3], "data": [["hunter2x", 12, None], "odd", [{"a": 1}]]}}
+    assert screened(table, "predict") == table
+
+
 def test_names_that_say_nothing_leave_their_values() -> None:
     payload = {"input": "x", "custom_inputs": {"password_reset": True, "max_tokens": 100, "phone_required": False, "order_id": 1}}
     assert screened(payload) == payload
@@ -109,6 +143,41 @@ def test_what_lies_across_the_parts_of_a_message_is_one_text(cuts: list[int]) ->
     parts = [{"type": "input_text", "text": piece} for piece in in_pieces("night fall nightfall", cuts)]
     _, _, blocked = _screen(Call("e", "agent", {"input": [{"role": "user", "content": parts}]}), RULES)
     assert blocked is not None
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.booleans(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_what_lies_across_the_texts_of_an_answer_is_one_text(cuts: list[int], streamed: bool, calls: bool) -> None:
+    """Whether they are parts of one message or messages with a tool's call between them; of none of it a part leaves."""
+    whole = f"so {SSN}, and more"
+    texts = in_pieces(whole, cuts)
+    shield, told = Shield(RULES, Call("e", "agent", {})), list[Event]()
+    for number, text in enumerate(texts):
+        place = {"output_index": 2 * number, "content_index": 0}
+        part = {"type": "output_text", "text": text, "annotations": []}
+        events = [
+            *(Event("response.output_text.delta", {**place, "delta": piece}) for piece in in_pieces(text, [2])),
+            Event("response.output_text.done", {**place, "text": text}),
+            Event("response.content_part.done", {**place, "part": part}),
+            Event("response.output_item.done", {"item": {"type": "message", "content": [part]}}),
+            *([Event("response.function_call_arguments.done", {"output_index": 2 * number + 1, "arguments": "{}"})] * calls),
+        ]
+        told += [each for event in events for each in shield.feed(event)] if streamed else []
+    parts = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    output = [{"type": "message", "content": [part]} for part in parts] if calls else [{"type": "message", "content": parts}]
+    told += shield.feed(Event("response.completed", {"response": {"object": "response", "output": output}}))
+    said = ["".join(event.data["delta"] for event in told if event.type == "response.output_text.delta")] * streamed
+    said += ["".join(event.data["text"] for event in told if event.type == "response.output_text.done")] * streamed
+    last = told[-1].data["response"]["output"]
+    for text in [*said, "".join(part["text"] for item in last for part in item["content"])]:
+        assert not any(char.isdecimal() for char in text)
+        assert text.replace("[US_SSN]", "") == "so , and more"
+    kinds = [event.type for event in told if event.type.endswith("done")]
+    assert len(kinds) == streamed * len(texts) * (3 + calls)  # nothing was lost, and the end came last
+    assert [event.terminal for event in told] == [False] * (len(told) - 1) + [True]
+    blocking = Shield(Rules("BLOCK"), Call("e", "agent", {}))
+    with pytest.raises(Blocked):
+        blocking.feed(Event("response.completed", {"response": {"object": "response", "output": output}}))
 
 
 def tokens(pieces: list[str]) -> list[dict[str, Any]]:

@@ -45,6 +45,41 @@ async def test_without_it_nothing_passes_and_the_reason_says_what_to_install(hou
     assert caught.value.status == 503
 
 
+@pytest.mark.anyio
+async def test_an_analyzer_that_hangs_lets_nothing_pass_and_is_asked_again_when_it_is_done(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, looked = threading.Event(), list[str]()
+
+    class Analyzer:
+        """What of Presidio's is used; it hangs on one text."""
+
+        def get_supported_entities(self, language: str) -> list[str]:
+            return ["PERSON"]
+
+        def analyze(self, text: str, **_: Any) -> list[Any]:
+            looked.append(text)
+            if text == "hang":
+                go_on.wait(20)
+            return []
+
+    monkeypatch.setattr("governance.guardrails.presidio._analyzer", lambda model, language: Analyzer())
+    monkeypatch.setattr("governance.guardrails.guard.PATIENCE", 0.1)
+    options = {"behavior": "MASK", "presidio": {"entities": ["PERSON"]}}
+    house.policies.declare({"assistant": {"guardrails": {"input": {"pii": options}}}})
+    for said in ("hang", "hello"):  # the second waits for the first, and in no thread
+        call = house.call(payload={"input": said})
+        with pytest.raises(CallError, match="could not decide, so nothing passes") as caught:
+            await ask(house, call, answering)
+        assert caught.value.status == 503
+        assert house.row(call)["status_code"] == 503
+    assert looked == ["hang"]
+    go_on.set()
+    monkeypatch.setattr("governance.guardrails.guard.PATIENCE", 10)
+    assert (await ask(house, house.call(payload={"input": "hello"}), answering))[-1].type == "response.completed"
+    assert looked == ["hang", "hello"]
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A spaCy model on disk that knows one name and one place."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from governance import choices
 from governance.call import Call, CallError, Event
 from serving.engines.local import LocalModel, Weights, weights_of
 from serving.engines.supervised import LoadFailed
@@ -85,6 +86,22 @@ def test_callers_share_batches_and_get_what_they_get_alone(model: LocalModel, ru
     assert list(map(text, single)) == list(map(text, batched))
     assert [each["usage"]["output_tokens"] for each in batched] == [5 + at for at in range(len(prompts))]
     assert {each["incomplete_details"]["reason"] for each in batched} == {"max_output_tokens"}
+
+
+def test_choices_are_distinct_and_the_same_again(model: LocalModel, runner: asyncio.Runner) -> None:
+    asked: dict[str, Any] = {"temperature": 1, "seed": 5, "max_output_tokens": 8, "raw": True}
+    first, again = (runner.run(answer(model, call(**asked, n=4))) for _ in range(2))
+    said = [text(dict(each)) for each in choices.parts(first)]
+    assert said == [text(dict(each)) for each in choices.parts(again)]
+    assert len(set(said)) == 4
+    single = [runner.run(answer(model, call(**{**asked, "seed": seed}))) for seed in (5, 6, 7, 8)]
+    assert said == [text(each) for each in single]  # the first is what the seed gives alone
+    assert first["usage"]["input_tokens"] == single[0]["usage"]["input_tokens"]  # the prompt counts once
+    assert first["usage"]["output_tokens"] == sum(each["usage"]["output_tokens"] for each in single)
+    with pytest.raises(CallError, match="'n' is 9; this model writes or keeps waiting 8") as caught:
+        runner.run(answer(model, call(n=9)))
+    assert caught.value.status == 400
+    assert runner.run(answer(model, call(n=2)))["status"] == "incomplete"  # nothing of what was refused is left
 
 
 def test_usage_counts_the_tokens_of_the_template(model: LocalModel, runner: asyncio.Runner) -> None:

@@ -16,9 +16,10 @@ def test_a_prompt_is_one_user_message() -> None:
     assert (request.payload["max_output_tokens"], request.payload["stop"]) == (3, ["x"])
 
 
-@pytest.mark.parametrize(("field", "value"), [("best_of", 2), ("echo", True), ("n", 2)])
+@pytest.mark.parametrize(("field", "value"), [("best_of", 2), ("echo", True), ("n", 33)])
 def test_what_one_answer_cannot_give_is_refused(field: str, value: Any) -> None:
     assert completions.decode({"model": "m", "prompt": "hi", "best_of": 1, "echo": False}).payload["raw"]
+    assert completions.decode({"model": "m", "prompt": "hi", "best_of": 2, "n": 2}).payload["n"] == 2  # all are given
     with pytest.raises(CallError) as caught:
         completions.decode({"model": "m", "prompt": "hi", field: value})
     assert caught.value.param == field

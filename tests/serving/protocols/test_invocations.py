@@ -11,10 +11,10 @@ from serving.protocols import invocations
 @pytest.mark.parametrize(
     ("body", "task", "kind"),
     [
-        ({"messages": [{"role": "user", "content": "x"}]}, "llm/v1/chat", "chat"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "llm/v1/chat", "chat_answer"),
         ({"input": "x"}, "llm/v1/embeddings", "embeddings"),
         ({"input": "x"}, "agent/v1/responses", "responses"),
-        ({"input": "x"}, None, "chat"),  # there is no such endpoint, whatever the body
+        ({"input": "x"}, None, "chat_answer"),  # there is no such endpoint, whatever the body
         ({"prompt": "x", "extra_params": {"seed": "3", "user": "ann"}}, "llm/v1/chat", "completions"),
     ],
 )
