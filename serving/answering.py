@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from governance.call import Call, CallError
 from serving import outgoing
+from serving.conversation_turns import Turn
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, answered_by
 from serving.protocols import sse
@@ -33,7 +34,7 @@ class Answering:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Dispatcher | Turn,
         call: Call,
         encoder: Encoder,
         *,

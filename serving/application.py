@@ -28,6 +28,7 @@ from serving import conversations, databricks, errors, feedback, indexes, manage
 from serving.compress import Compressed
 from serving.connections import routes as connection_routes
 from serving.conversation_items import BeginningItems, Beginnings
+from serving.conversation_turns import Turns
 from serving.direct import Direct
 from serving.engines.index import refused
 from serving.experiments import routes as experiment_routes
@@ -67,7 +68,9 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     begun = BeginningItems(platform.engine)
     platform.runtime.on_delete.append(begun.forget)
     before = Beginnings(begun, platform.runtime).before
-    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, journal=kept, runs=platform.runs, before=before)
+    turns = Turns(begun, platform.runtime, platform.dispatcher)
+    kinds = {"journal": kept, "runs": platform.runs, "before": before, "turns": turns}
+    face = routes.Face(platform.dispatcher, platform.identity, platform.grants, **kinds)
     calls = routes.router(face)
     warned = platform.gateway.warnings
     trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn has it, but not around calls, which it would cost

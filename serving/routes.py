@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,13 +16,14 @@ from typing import Any, Protocol
 
 import orjson
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
 from governance.call import Call, Caller, CallError, bad_request
 from serving.answering import Answering
+from serving.body import MAX_BODY, bearer, read_body, token_of
+from serving.conversation_turns import Turn, Turns
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint
 from serving.errors import request_id
@@ -33,18 +33,13 @@ from serving.protocols.request import Encoder, Request, parse
 from serving.runs import Runs, missing
 from serving.stored import StoredResponses
 
-MAX_BODY = 16 * 1024 * 1024
-"""Bytes of a request body, unpacked."""
+__all__ = ["Face", "Grants", "Identity", "bearer", "read_body", "router"]
 
 Decoded = tuple[Request, Callable[[Call], Encoder]]
 Decode = Callable[[dict[str, Any], str | None], Decoded]
 
 Before = Callable[[str, Caller], Awaitable[list[dict[str, Any]]]]
 """`before(conversation_id, caller)`: what goes before the input."""
-
-_MEMBERS = 64  # of gzip in one body
-
-_BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
 
 
 class Identity(Protocol):
@@ -63,72 +58,12 @@ class Grants(Protocol):
     def level(self, caller: Caller, securable: str) -> str | None: ...
 
 
-def bearer(headers: Any) -> str | None:
-    """The bearer token of an `Authorization` header, None where there is none."""
-    match = _BEARER.fullmatch(headers.get("authorization", ""))
-    return match[1] if match else None
-
-
 def _presented(scope: Scope) -> str | None:
     """What `bearer` gives, read where it stands."""
     for name, value in scope["headers"]:
         if name == b"authorization":
-            match = _BEARER.fullmatch(value.decode("latin-1"))
-            return match[1] if match else None
+            return token_of(value.decode("latin-1"))
     return None
-
-
-def _unpacked(packed: bytes, most: int) -> bytes:
-    """What gzip packed, in one member or several (RFC 1952), or the first `most` bytes of it. Raises `zlib.error`."""
-    parts: list[bytes] = []
-    while packed and most > 0:
-        if len(parts) == _MEMBERS:
-            raise zlib.error("too many members")
-        unpacker = zlib.decompressobj(31)
-        parts.append(unpacker.decompress(packed, most))
-        most -= len(parts[-1])
-        if not unpacker.eof and most > 0:
-            raise zlib.error("cut short")
-        packed = unpacker.unused_data.lstrip(b"\0")  # as padding
-    return b"".join(parts)
-
-
-async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
-    """The whole body; raises `CallError` (413) past `limit` bytes and (415) for an encoding that is not read."""
-
-    def too_large() -> CallError:
-        message = f"The body is larger than {limit / 1024 / 1024:g} MB. Send less at a time: fewer rows, or less text."
-        return CallError(message, status=413, code="REQUEST_TOO_LARGE")
-
-    length, encoding = b"", "identity"
-    for name, value in request.scope["headers"]:
-        if name == b"content-length":
-            length = value
-        elif name == b"content-encoding":
-            encoding = value.decode("latin-1").lower()
-    if length.isdigit() and int(length) > limit:
-        raise too_large()
-    chunks, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise too_large()
-        more = message.get("more_body", False)
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    if encoding == "gzip":
-        try:
-            body = _unpacked(body, limit + 1)
-        except zlib.error:
-            raise bad_request("The body is not valid gzip, or is cut short.") from None
-        if len(body) > limit:
-            raise too_large()
-    elif encoding != "identity":
-        raise CallError(f"Content-Encoding {encoding[:40]!r} is not read; send gzip or none.", status=415, code="BAD_REQUEST")
-    return body
 
 
 class Face:
@@ -141,7 +76,8 @@ class Face:
     grants: which endpoints a caller may query.
     journal: where the response that a request continues is found; None where requests must bring their history.
     runs: runs in the background; None where there are none.
-    before: the items that go before the input of a conversation's first response.
+    before: the items that go before the input of a conversation's first response by an agent.
+    turns: keeps conversations with models that are no agents; None where these must bring their history.
     max_body: bytes of a request body.
     """
 
@@ -154,10 +90,12 @@ class Face:
         journal: Journal | None = None,
         runs: Runs | None = None,
         before: Before | None = None,
+        turns: Turns | None = None,
         max_body: int = MAX_BODY,
     ) -> None:
         self.dispatcher, self._identity, self._grants = dispatcher, identity, grants
         self._journal, self._runs, self._before, self._max_body = journal, runs, before, max_body
+        self._turns = turns
         self._stored = journal if isinstance(journal, StoredResponses) else None
 
     async def answer(self, http: HttpRequest, decode: Decode) -> Any:
@@ -168,15 +106,19 @@ class Face:
         if credential is None:  # refused by the gateway, which records it; the body is not worth reading
             call = Call(name or "", "chat", {}, request_id=identifier)
             return Answering(self.dispatcher, call, chat.Encoder(call))
+        by: Dispatcher | Turn = self.dispatcher
         try:
             request, encoder = decode(parse(await read_body(http, self._max_body)), name)
+            endpoint = self.dispatcher.endpoints.find(request.model)
+            agent = endpoint is not None and endpoint.call_task == "agent" and request.task == "chat"
             if request.previous or request.thread_id:
-                request = await self._continued(request, credential)
+                if not agent and endpoint is not None and "conversation" in request.payload and self._turns is not None:
+                    request, by = await self._turn(self._turns, request, credential)
+                else:
+                    request = await self._continued(request, credential)
         except CallError:
             await self.caller(http)  # who has no valid key learns that first
             raise
-        endpoint = self.dispatcher.endpoints.find(request.model)
-        agent = endpoint is not None and endpoint.call_task == "agent" and request.task == "chat"
         call = Call(
             endpoint=request.model,
             task="agent" if agent else request.task,
@@ -189,17 +131,24 @@ class Face:
             usage_context=request.usage_context,
         )
         if request.payload.get("background") and request.task == "chat":
-            return await self._background(http, call)
+            return await self._background(http, call, by)
         if endpoint is not None:
-            return Answering(self.dispatcher, call, encoder(call), endpoint=endpoint)
+            return Answering(by, call, encoder(call), endpoint=endpoint)
         return Answering(self.dispatcher, call, encoder(call), explain=partial(self._explain, credential, request.model))
 
-    async def _background(self, http: HttpRequest, call: Call) -> Response:
+    async def _turn(self, turns: Turns, request: Request, credential: str) -> tuple[Request, Dispatcher | Turn]:
+        """The next turn of a conversation with a model; of whom the endpoint refuses, nothing is kept."""
+        caller = await asyncio.to_thread(self._identity.authenticate, credential)
+        if not await asyncio.to_thread(self._grants.allowed, caller, f"endpoint:{request.model}"):
+            return request, self.dispatcher
+        return await turns.begin(request, caller)
+
+    async def _background(self, http: HttpRequest, call: Call, by: Dispatcher | Turn) -> Response:
         """Begin a run that outlives this connection; its Response so far, or its stream."""
         if self._runs is None:
             raise bad_request("Field 'background' must be false: answers are given here on the connection.", "background")
         caller = await self.caller(http)
-        begun = await self._runs.start(replace(call, stream=True), caller)
+        begun = await self._runs.start(replace(call, stream=True), caller, by)
         if call.stream:
             return self._followed(call.request_id, caller, -1)
         return Response(orjson.dumps(begun), media_type="application/json")

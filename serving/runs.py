@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -68,6 +68,12 @@ class _Live:
         self.changed = asyncio.Event()
 
 
+class Streams(Protocol):
+    """What runs calls: a dispatcher."""
+
+    def stream(self, call: Call) -> AsyncIterator[Event]: ...
+
+
 class Runs:
     """The runs of this server.
 
@@ -90,10 +96,14 @@ class Runs:
             await self.log.append(record.id, len(rows), [_entry(last)], status="failed")
         await asyncio.to_thread(self.log.forget, time.time() - KEEP)
 
-    async def start(self, call: Call, caller: Caller) -> dict[str, Any]:
-        """Begin a run; its Response as far as it has come. Raises `CallError` where it is refused."""
+    async def start(self, call: Call, caller: Caller, by: Streams | None = None) -> dict[str, Any]:
+        """Begin a run, `by` the dispatcher or what stands for it; its Response as far as it has come.
+
+        Raises `CallError` where it is refused.
+        """
         live = self._live[call.request_id] = _Live(call)
-        live.task = asyncio.create_task(self._host(live, caller.principal), name=f"run {call.request_id}")
+        host = self._host(live, caller.principal, by or self._dispatcher)
+        live.task = asyncio.create_task(host, name=f"run {call.request_id}")
         await live.noted.wait()
         changed = live.changed
         if not live.events and not live.done:
@@ -186,7 +196,7 @@ class Runs:
     async def _read(self, run_id: str) -> list[Event]:
         return [Event(kind, orjson.loads(data)) for _, kind, data in await asyncio.to_thread(self.log.read, run_id)]
 
-    async def _host(self, live: _Live, owner: str) -> None:
+    async def _host(self, live: _Live, owner: str, by: Streams) -> None:
         call = live.call
         try:
             await asyncio.to_thread(self.log.begin, call.request_id, owner=owner, agent=call.endpoint, thread_id=call.thread_id)
@@ -203,7 +213,7 @@ class Runs:
         try:
             if live.cut:
                 raise asyncio.CancelledError
-            events: Any = self._dispatcher.stream(call)
+            events: Any = by.stream(call)
             async with aclosing(events):
                 async for event in events:
                     live.coming.append(event)

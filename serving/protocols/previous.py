@@ -63,7 +63,7 @@ def find(journal: Journal, caller: Caller, response_id: str, *, param: str | Non
     if request.get("store") is False or response.get("object") != "response" or response.get("id") != response_id:
         raise missing
     given = request.get("input") or []
-    items = [*given, *(item for each in response.get("output") or () if (item := _item(each)))]
+    items = [*given, *(item for each in response.get("output") or () if (item := as_input(each)))]
     return Previous(response, items, row["thread_id"], len(given))
 
 
@@ -72,7 +72,8 @@ def _json(text: str | None) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _item(output: Mapping[str, Any]) -> dict[str, Any] | None:
+def as_input(output: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An item of an answer as an item of what is asked next; None for what is not said again."""
     if output.get("type") == "message":
         text = "".join(part.get("text") or part.get("refusal") or "" for part in output.get("content") or ())
         return {"type": "message", "role": "assistant", "content": text}

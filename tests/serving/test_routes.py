@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -154,6 +155,85 @@ def test_responses_conversation_names_a_thread(client: openai.OpenAI, made: Hous
     assert len(made.ran[-1].payload["input"]) == 1
     client.responses.create(model="agent", input="three")
     assert made.ran[-1].thread_id is None
+
+
+def said(given: Any) -> list[tuple[str, str]]:
+    return [(item["role"], item["content"]) for item in given]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_with_a_model_is_kept(client: openai.OpenAI, made: House, stream: bool) -> None:
+    """One that is no agent: its turns go before the next request, and are the conversation's items."""
+
+    def ask(text: str, who: openai.OpenAI = client, **more: Any) -> Any:
+        answer: Any = who.responses.create(model="echo", input=text, stream=stream, **more)
+        return list(answer)[-1].response if stream else answer
+
+    talk = client.conversations.create(items=[{"type": "message", "role": "developer", "content": "Be brief."}])
+    first = ask("one", conversation=talk.id)
+    assert (first.conversation.id, first.output_text) == (talk.id, "one")
+    ask("!long", conversation=talk.id)
+    with pytest.raises(openai.RateLimitError):
+        ask("!refuse", conversation=talk.id)
+    with contextlib.nullcontext() if stream else pytest.raises(openai.InternalServerError):
+        assert ask("!break", conversation=talk.id).status == "failed"
+    assert ask("not kept", conversation=talk.id, store=False).output_text == "not kept"
+    ask("two", conversation=talk.id)
+    history = [("developer", "Be brief."), ("user", "one"), ("assistant", "one"), ("user", "!long"), ("assistant", "!long")]
+    assert said(made.ran[-1].payload["input"]) == [*history, ("user", "two")]
+    assert said(made.ran[-2].payload["input"]) == [*history, ("user", "not kept")]
+    items: list[Any] = list(client.conversations.items.list(talk.id, order="asc"))
+    assert [(item.role, item.content[0].text) for item in items] == [*history, ("user", "two"), ("assistant", "two")]
+
+    ask("three", previous_response_id=first.id)  # from there, and not on the conversation
+    assert said(made.ran[-1].payload["input"]) == [*history[:3], ("user", "three")]
+    other = made.key("mallory", "endpoint:echo")
+    with openai.OpenAI(base_url=str(client.base_url), api_key=other, max_retries=0) as stranger:
+        with pytest.raises(openai.NotFoundError, match="no conversation"):
+            ask("mine?", stranger, conversation=talk.id)
+        assert said(made.ran[-1].payload["input"])[-1] == ("user", "three")
+        ask("mine?", stranger, conversation=talk.id, store=False)
+        assert said(made.ran[-1].payload["input"]) == [("user", "mine?")]
+    barred = made.key("barred")
+    with openai.OpenAI(base_url=str(client.base_url), api_key=barred, max_retries=0) as stranger:
+        with pytest.raises(openai.PermissionDeniedError):
+            ask("hi", stranger, conversation="conv-of-the-barred")
+        with pytest.raises(openai.NotFoundError):
+            stranger.conversations.retrieve("conv-of-the-barred")
+
+    assert client.conversations.items.delete(items[1].id, conversation_id=talk.id).id == talk.id
+    ask("four", conversation=talk.id)
+    assert ("user", "one") not in said(made.ran[-1].payload["input"])
+    image: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": "https://x.test/a.png"}]}]
+    with pytest.raises(openai.BadRequestError, match="Conversations keep text"):
+        client.responses.create(model="echo", input=image, conversation=talk.id)
+    assert client.conversations.delete(talk.id).deleted
+    ask("anew", conversation=talk.id)
+    assert said(made.ran[-1].payload["input"]) == [("user", "anew")]
+
+
+def test_a_conversation_keeps_what_guardrails_let_pass(client: openai.OpenAI, made: House) -> None:
+    made.gateway.limits.policies.set(
+        "echo", {"guardrails": {side: {"pii": {"behavior": "MASK"}} for side in ("input", "output")}}
+    )
+    try:
+        name, tools = f"conv-{time.time_ns()}", cast(Any, [{"type": "function", **TOOL["function"]}])
+        begun = client.responses.create(model="echo", input="I am ann@example.org", conversation=name, background=True)
+        wait_until(lambda: client.responses.retrieve(begun.id).status == "completed", 10)
+        client.responses.create(model="echo", input="and?", conversation=name, tools=tools)
+        items: list[Any] = list(client.conversations.items.list(name, order="asc"))
+        assert [item.content[0].text for item in items[:2]] == ["I am [EMAIL]"] * 2
+        assert (items[3].type, items[3].name) == ("function_call", "weather")
+        answered: Any = [{"type": "function_call_output", "call_id": items[3].call_id, "output": "rain"}]
+        client.responses.create(model="echo", input=answered, conversation=name)
+        assert [item["type"] for item in made.ran[-1].payload["input"]][-3:] == [
+            "message",
+            "function_call",
+            "function_call_output",
+        ]
+        assert "ann@" not in str(made.ran[-1].payload)
+    finally:
+        made.gateway.limits.policies.set("echo", {})
 
 
 def test_embeddings_float_and_base64(client: openai.OpenAI, http: httpx.Client) -> None:
@@ -472,6 +552,7 @@ def test_no_route_reaches_an_engine_past_the_gateway(tmp_path: Path) -> None:
         bodies: list[Any] = [
             {"model": name, "messages": ASK, "input": "x", "prompt": "x"} for name in ("echo", "agent", "vectors")
         ]
+        bodies.append({"model": "echo", "messages": ASK, "input": "x", "prompt": "x", "conversation": "c"})
         tried = 0
         with TestClient(closed.app, raise_server_exceptions=True) as client:
             for path in paths(closed.app.router.routes):
@@ -482,7 +563,9 @@ def test_no_route_reaches_an_engine_past_the_gateway(tmp_path: Path) -> None:
                         answer = client.request(method, filled, json=body, headers={"authorization": f"Bearer {closed.admin}"})
                         tried += 1
                         assert answer.headers["x-request-id"]
-                        if method == "POST" and not path.endswith("/input_tokens"):  # which asks no engine
+                        if (
+                            method == "POST" and not path.endswith("/input_tokens") and "/conversations" not in path
+                        ):  # which ask none
                             assert answer.status_code in (403, 404, 405), (method, filled, answer.text)
         assert tried > 100
         assert Deny.calls >= 3 * 18

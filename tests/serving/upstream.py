@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from sqlalchemy import create_engine
 
+from agents import Runtime
 from agents.log import RunLog
-from governance.call import STEP, Call, Event, limit_exceeded, unavailable
+from governance.call import STEP, Call, Caller, Event, limit_exceeded, unavailable
 from governance.gateway import Gateway
 from governance.grants import Grants
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
-from serving import databricks, errors, routes
+from serving import conversations, databricks, errors, routes
+from serving.conversation_items import BeginningItems
+from serving.conversation_turns import Turns
 from serving.dispatch import Dispatcher
 from serving.endpoint import Endpoint, Endpoints
 from serving.engines.answer import Answer
@@ -400,7 +403,15 @@ def house(folder: Path, *, indexes: Any = None, **options: Any) -> Iterator[Hous
     endpoints.register(Endpoint("vectors", "llm/v1/embeddings", vectors))
     runs = Runs(dispatcher, RunLog(engine))
     kept = StoredResponses(journal, engine)
-    app.include_router(routes.router(routes.Face(dispatcher, identity, grants, journal=kept, runs=runs, **options)))
+    runtime, begun = Runtime(engine, folder / "threads.db"), BeginningItems(engine)
+    runtime.on_delete.append(begun.forget)
+    turns = Turns(begun, runtime, dispatcher)
+
+    async def caller(http: Request) -> Caller:
+        return identity.authenticate(routes.bearer(http.headers))
+
+    app.include_router(routes.router(routes.Face(dispatcher, identity, grants, journal=kept, runs=runs, turns=turns, **options)))
+    app.include_router(conversations.router(runtime, begun, dispatcher, caller))
     app.include_router(databricks.router(dispatcher, identity, grants))
     app.include_router(databricks.fallback())
     errors.install(app)
