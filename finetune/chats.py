@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from finetune.packing import IGNORED, Tokens
-from finetune.rows import blank
+from finetune.rows import alike, blank
 
 ROLES = ("system", "user", "assistant", "tool")
 FILL = "Fill it, or delete the row."
@@ -48,15 +48,22 @@ def read_messages(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         fix = f'Write "messages": [{{"role": …, "content": …}}], or data.columns.messages=NAME; there are {", ".join(row)}.'
-        tell("missing_key" if messages is None else "wrong_type", "messages", "There are no messages.", fix)
+        if messages is None or isinstance(messages, list):
+            tell("missing_key" if messages is None else "wrong_type", "messages", "There are no messages.", fix)
+        else:
+            kind = "text" if isinstance(messages, str) else type(messages).__name__
+            tell("wrong_type", "messages", f"It is a {kind}, and no list of messages.", 'Write [{"role": …, "content": …}].')
         return None
     parts = []
     for number, message in enumerate(messages):
         part = _message(message, f"messages[{number}]", tell)
         if part is None:
             return None
-        parts.append(part)
         _order(messages, number, tell)
+        if parts and learnt(message) and not learnt(messages[number - 1]) and alike(parts[-1], part):
+            told = "It is the message before it, which teaches to repeat."
+            tell("same_text", f"messages[{number}].content", told, "Delete the row, or write an answer.", "warning")
+        parts.append(part)
     if not any(map(learnt, messages)):
         told = "The assistant says nothing" + (" that has a weight" if any(m["role"] == "assistant" for m in messages) else "")
         tell("all_masked", "messages", f"{told}, so nothing is learnt.", "Add a message of the assistant.")

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune.problems import DataError, Problem
-from finetune.rows import blank, normal, rows_of
+from finetune.rows import blank, gone, normal, rows_of
 
 T = TypeVar("T")
 SKEW = 20
 """How many times larger than the smallest class the largest may be without a warning."""
-GONE = frozenset(("nan", "null", "<na>", "#n/a"))
-"""What programs write for a value that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ def scan_labelled(
             continue
         spelled.look(row[label], number)
         for column in (text, label):
-            if str(row[column]).strip().casefold() in GONE and not (column == label and labels):
+            if gone(str(row[column])) and not (column == label and labels):
                 told = (f"{row[column]!r} is what programs write for a value that is missing.", "Fill it, or delete the row.")
                 problems.append(Problem("missing_value", str(path), number, column, *told, "warning"))
         first = seen.setdefault(normal(found.text), found)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data import DataError, Problem
-from finetune.rows import blank, normal, rows_of
-from finetune.texts import Tell, leak, repeated, teller
+from finetune.rows import blank, gone, normal, rows_of
+from finetune.texts import MISSING, Tell, leak, repeated, teller
 
 if TYPE_CHECKING:
     from finetune.schema import RowsRecipe
@@ -86,7 +86,32 @@ def scan(task: str, path: Path, problems: list[Problem], data: RowsRecipe | None
     if not rows and len(problems) == before:
         told = ("There are no rows.", 'Write lines of {"query": …, "positive": …}.' if make is _pair else "Write questions.")
         problems.append(Problem("empty_file", str(path), None, None, *told))
+    _contradictions(rows, path, problems)
     return rows
+
+
+def _contradictions(rows: Sequence[Any], path: Path, problems: list[Problem]) -> None:
+    """Warn of a text that is right for a question in one row and wrong in another, and of a text that has an answer and none."""
+    keep = "Keep the right one."
+    if rows and isinstance(rows[0], Question):
+        has: dict[Any, Question] = {}
+        for row in rows:
+            other = has.setdefault(_asked(row), row)
+            if bool(other.answer) != bool(row.answer):
+                here, there = ("an", "none") if row.answer else ("no", "one")
+                told = f"It has {here} answer here, and {there} in line {other.line}."
+                problems.append(Problem("conflicting_label", str(path), row.line, "answer", told, keep, "warning"))
+        if not any(row.answer for row in rows):
+            told = ("No row has an answer.", "Give questions that their texts answer.")
+            problems.append(Problem("one_class", str(path), rows[0].line, "answer", *told, "warning"))
+        return
+    wrong = [row for row in rows if row.negatives]
+    right = {(normal(row.query), normal(row.positive)): row.line for row in rows} if wrong else {}
+    for row in wrong:
+        where = next((at for text in row.negatives if (at := right.get((normal(row.query), normal(text))))), None)
+        if where is not None:
+            told = f"One of them is the positive of this query in line {where}."
+            problems.append(Problem("conflicting_label", str(path), row.line, "negative", told, keep, "warning"))
 
 
 def leaks(train: Sequence[Row], train_file: Path, evaluation: Sequence[Row], eval_file: Path) -> list[Problem]:
@@ -173,6 +198,8 @@ def _known(row: Mapping[str, Any], needed: Sequence[str], more: Sequence[str], t
         elif blank(row[key]):
             tell(f"empty_{key}", key, "It is empty.", "Fill it, or delete the row.")
         else:
+            if gone(row[key]):
+                tell("missing_value", key, f"{row[key]!r} {MISSING}", "Fill it, or delete the row.", "warning")
             continue
         good = False
     for key in unknown:

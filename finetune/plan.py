@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,9 +23,9 @@ from finetune.memory import Memory, memory_of
 from finetune.recipe import Recipe, RecipeError
 from finetune.schema import AutoRecipe, EncoderRecipe, LanguageRecipe, ReadingRecipe, TrainedRecipe
 
-WARM, MEASURED = 2, 4
+WARM, MEASURED = 2, 5
 """Steps that are not timed, and those after them that are, of which there are as many rounds as `ENOUGH` seconds hold."""
-ENOUGH, ROUNDS = 3.0, 10
+ENOUGH, ROUNDS = 4.0, 10
 Clock = Callable[[], float]
 
 
@@ -56,7 +58,7 @@ class Plan:
     seconds_between: tuple[float, float] | None
     """The same by the quickest and by the slowest round of measured steps; far apart where others use the machine."""
     evaluation_seconds: float | None
-    """Of all evaluations, from one that was made."""
+    """Of all evaluations, with what is written for people to look at, from one that was made."""
     tokens_per_second: float | None
     cost: float | None
     knobs: tuple[Knob, ...] = field(default=())
@@ -145,12 +147,11 @@ def plan(
         return replace(made, knobs=tuple(_knobs(recipe, job, base, device, available)))
     if not measure:
         return made
-    first, rounds, seen, evaluation = _timed(recipe, job.task(base, device), device, checkpointing, clock)
-    share = tokens / seen
-    whole = sum(rounds) / len(rounds) * share + first
-    judged = evaluation * (1 + (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps))
+    runs, evaluation = _timed(recipe, job.task(base, device), schedule.steps, device, checkpointing, clock)
+    whole = sum(runs) / len(runs)
+    judged = evaluation * _evaluations(recipe, schedule)
     cost = price_per_hour * (whole + judged) / 3600 if price_per_hour else None
-    between = (round(min(rounds) * share + first, 2), round(max(rounds) * share + first, 2)) if len(rounds) > 1 else None
+    between = (round(min(runs), 2), round(max(runs), 2)) if len(runs) > 1 else None
     told: dict[str, Any] = {"seconds": round(whole, 2), "seconds_between": between, "evaluation_seconds": round(judged, 2)}
     return replace(made, **told, tokens_per_second=round(tokens / whole, 1), cost=cost)
 
@@ -192,41 +193,69 @@ def _size(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: i
 
 
 def _timed(
-    recipe: TrainedRecipe, task: Any, device: str, checkpointing: bool, clock: Clock
-) -> tuple[float, list[float], int, float]:
-    """Seconds that a run's first step takes more than others; of rounds of a few steps, from the shortest batches to the longest;
-    a round's tokens; an evaluation's seconds."""
+    recipe: TrainedRecipe, task: Any, steps: int, device: str, checkpointing: bool, clock: Clock
+) -> tuple[list[float], float]:
+    """Seconds of all of a run's steps, by each of some rounds of a few; and those of an evaluation."""
     import torch
 
     torch.set_num_threads(recipe.threads or threads.free())
     batches = epoch_batches(task.lengths, recipe.batch_size, recipe.seed, 0)
-    by_size = sorted(batches, key=lambda batch: sum(task.lengths[example] for example in batch))
-    chosen: Sequence[list[int]] = [by_size[(2 * i + 1) * len(by_size) // (2 * MEASURED)] for i in range(MEASURED)]
-    rounds: list[float] = []
+    sizes = [_places(task.lengths, batch, recipe.micro_batch_size or recipe.batch_size) for batch in batches]
+    chosen = picked(sizes)
+    counts = [steps // len(batches) + (number < steps % len(batches)) for number in range(len(batches))]
+    runs: list[float] = []
     with TemporaryDirectory() as folder:
         loop = Loop(task, recipe, Path(folder), device=device, checkpointing=checkpointing)
         task.model.train()
-        warming: list[float] = []
-        for _ in range(WARM):
+
+        def seconds(number: int) -> float:
             began = clock()
-            loop._step(by_size[-1])
-            warming.append(clock() - began)
-        while not rounds or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH):
-            began = clock()
-            for batch in chosen:
-                loop._step(batch)
-            rounds.append(clock() - began)
+            loop._step(batches[number])
+            return clock() - began
+
+        warming = [seconds(chosen[-1]) for _ in range(WARM)]
+        first, taken = max(0.0, warming[0] - warming[-1]), 0.0
+        while not runs or (len(runs) < ROUNDS and taken < ENOUGH):
+            times = [seconds(number) for number in chosen]
+            taken += sum(times)
+            runs.append(first + expected(sizes, counts, chosen, times))
         task.model.eval()
         began = clock()
         with torch.no_grad():
             task.evaluate()
-        evaluation = clock() - began
-    return (
-        max(0.0, warming[0] - warming[-1]),
-        rounds,
-        sum(task.lengths[example] for batch in chosen for example in batch),
-        evaluation,
-    )
+            task.samples()
+        return runs, clock() - began
+
+
+def _places(lengths: Sequence[int], batch: Sequence[int], size: int) -> int:
+    """The tokens that a batch is computed on, with those that pad its micro-batches of `size`."""
+    parts = [[lengths[example] for example in batch[at : at + size]] for at in range(0, len(batch), size)]
+    return sum(len(part) * max(part) for part in parts)
+
+
+def picked(sizes: Sequence[int]) -> list[int]:
+    """The batches to time, by number, the smallest first: it, the largest, and between them those at equal shares of all tokens,
+    so that a few large ones, which may take most of the time, are among them."""
+    order = sorted(range(len(sizes)), key=lambda number: sizes[number])
+    upto, total = list(accumulate(sizes[number] for number in order)), sum(sizes)
+    places = (bisect_left(upto, total * share / (MEASURED - 1)) for share in range(MEASURED))
+    return [order[place] for place in sorted(set(places))]
+
+
+def expected(sizes: Sequence[int], counts: Sequence[int], chosen: Sequence[int], times: Sequence[float]) -> float:
+    """Seconds of batches of those sizes, each computed so many times, from the times of the chosen ones: between two of them on
+    the line that joins them, as a step takes some time whatever its size, and more than its share where it is large."""
+    import numpy as np
+
+    known, which = np.unique([sizes[number] for number in chosen], return_inverse=True)
+    means = np.bincount(which, times) / np.bincount(which)
+    return float(np.dot(np.interp(sizes, known, means), counts))
+
+
+def _evaluations(recipe: TrainedRecipe, schedule: Schedule) -> int:
+    """How often a run evaluates: while it trains, at its end, what it keeps, and but for classifiers what it began with."""
+    within = (schedule.steps - 1) // (schedule.evaluate_every or schedule.steps)
+    return within + 2 + (not isinstance(recipe, EncoderRecipe))
 
 
 def _knobs(recipe: TrainedRecipe, job: Any, base: Path, device: str, available: int) -> list[Knob]:

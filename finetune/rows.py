@@ -24,6 +24,8 @@ _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 """Marks without a width."""
 _NESTED = (dict, list)
+GONE = frozenset(("nan", "null", "<na>", "#n/a"))
+"""What programs write for a value that is missing."""
 Found = Iterator[tuple[int, Mapping[str, Any]]]
 
 
@@ -69,6 +71,16 @@ def blank(text: str) -> bool:
     return not any(character.isprintable() and not character.isspace() for character in text)
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether a reader takes two texts for the same, as `normal` does; quickly, where they are not nearly as long."""
+    return abs(len(one) - len(other)) < 9 and normal(one) == normal(other)
+
+
+def gone(text: str) -> bool:
+    """Whether a text is but what a program wrote for a value that is missing."""
+    return len(text) < 9 and text.strip().casefold() in GONE
+
+
 def _text(path: Path, content: bytes, problems: list[Problem], optional: Collection[str]) -> Found:
     if content.startswith(_BOM):
         content = content[3:]
@@ -82,19 +94,36 @@ def _text(path: Path, content: bytes, problems: list[Problem], optional: Collect
             return _array(path, content, problems)
     if path.suffix.lower() in SEPARATED and not line.lstrip().startswith(b"{"):
         return _separated(path, content, problems, optional)
-    return _json_lines(path, content.split(b"\n"), problems)
+    lines = content.split(b"\n")
+    if not line.startswith(b"{") and not _objects(lines):
+        fix = "Write one JSON object a line; where it is a table, let its name end in .csv or .tsv."
+        problems.append(Problem("bad_json", str(path), 1, None, "Its lines are no JSON objects.", fix))
+        return iter(())
+    return _json_lines(path, lines, problems)
+
+
+def _objects(lines: list[bytes]) -> bool:
+    """Whether any of the first lines, if there are some, begins as JSON does: told once, and not for each line."""
+    first = [each for each in lines[:20] if each.strip()]
+    return len(first) < 2 or any(each.lstrip().startswith((b"{", b"[")) for each in first)
+
+
+def no_text(line: bytes) -> tuple[str, str, str] | None:
+    """Code, message and fix where a file's first line shows that it is no text in UTF-8."""
+    if line.startswith(b"%PDF-"):
+        return "bad_json", "The file is a PDF.", "Save its text as a file of text, in UTF-8."
+    if line.startswith(_PACKED):
+        told = "The file is compressed (or a document or workbook), not text, JSON lines, CSV or Parquet."
+        return "bad_json", told, "Unpack it, or save it as text or CSV."
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
+        return "encoding", "The file is UTF-16.", "Save it as UTF-8."
+    return None
 
 
 def _unreadable(line: bytes) -> tuple[str, str, str] | None:
-    """Code, message and fix where a file's first line shows that it has no rows for us: told once, and not for each line."""
-    if line.startswith(_PACKED):
-        return (
-            "bad_json",
-            "The file is compressed (or a workbook), not JSON lines, CSV or Parquet.",
-            "Unpack it, or save it as CSV.",
-        )
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
-        return "encoding", "The file is UTF-16.", "Save it as UTF-8."
+    """The same where it shows that there are no rows for us: told once, and not for each line."""
+    if (told := no_text(line)) is not None:
+        return told
     if line.strip() == b"{":
         return "bad_json", "An object takes several lines, not one.", "Write each object on one line."
     if b"\r" in line.strip():

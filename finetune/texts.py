@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from finetune.chats import FILL, Tell, encode_chat, learnt, plainly, read_messages, rendered
 from finetune.packing import IGNORED, Tokens
 from finetune.problems import DataError, Problem
-from finetune.rows import blank, normal, rows_of
+from finetune.rows import alike, blank, gone, no_text, normal, rows_of
 
 if TYPE_CHECKING:
     from finetune.schema import RowsRecipe
 
+MISSING = "is what programs write for a value that is missing."
 _SUFFIXES = (".txt", ".md", ".rst")
 _ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _KEYS = {
@@ -91,6 +92,9 @@ def scan(
             keys = ("text",) if task == "cpt" else ("prompt", "response")
             given = [_string(row, key, tell) for key in keys]
             found = None if None in given else tuple(text for text in given if text is not None)
+            if found is not None and task == "sft-instruct" and alike(*found):
+                told = ("It is the prompt itself, which teaches to repeat.", "Delete the row, or write an answer.")
+                tell("same_text", "response", *told, "warning")
         if found is not None:
             for key in row.keys() - known:  # once, as files of others have columns of their own
                 known.add(key)
@@ -159,16 +163,27 @@ def _plain(path: Path, problems: list[Problem], data: RowsRecipe | None) -> Iter
     """Files of text, each one text; JSON lines of `text`, each one."""
     files = [path]
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.suffix in (*_SUFFIXES, ".jsonl") and each.is_file())
+        found = sorted(each for each in path.rglob("*") if each.is_file() or each.is_symlink())
+        files = [each for each in found if each.suffix.lower() in (*_SUFFIXES, ".jsonl") and each.is_file()]
+        others = [each for each in found if each not in files and not each.name.startswith(".")]
+        named = f"{', '.join(_SUFFIXES)} or .jsonl"
         if not files:
-            told = ("No file of texts is in the folder.", f"Put files there that end in {', '.join(_SUFFIXES)} or .jsonl.")
+            told = ("No file of texts is in the folder.", f"Put files there that end in {named}.")
             problems.append(Problem("empty_file", str(path), None, None, *told))
+        elif others:
+            told = f"Of the folder {len(others)} files or links are not read, of which this is the first."
+            fix = f"Take it away, or make it a file that ends in {named}."
+            problems.append(Problem("not_read", str(others[0]), None, None, told, fix, "warning"))
     for file in files:
         if file.suffix.lower() in _ROWS:
             yield from _rows(file, problems, data)
             continue
         try:
-            yield str(file), 1, {"text": file.read_text(encoding="utf-8")}
+            with file.open("rb") as opened:
+                if (told := no_text(opened.readline(100))) is not None:
+                    problems.append(Problem("encoding", str(file), 1, None, *told[1:]))
+                    continue
+            yield str(file), 1, {"text": file.read_text(encoding="utf-8-sig")}
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             told = (f"Byte {error.start + 1} is not UTF-8.", "Save the file as UTF-8.")
@@ -193,6 +208,8 @@ def _string(row: Mapping[str, Any], key: str, tell: Tell) -> str | None:
     elif blank(row[key]):
         tell(f"empty_{key}", key, "It is empty.", FILL)
     else:
+        if gone(row[key]):
+            tell("missing_value", key, f"{row[key]!r} {MISSING}", FILL, "warning")
         return row[key]
     return None
 
@@ -230,6 +247,12 @@ def _preference(row: Mapping[str, Any], tell: Tell) -> tuple[str, ...] | None:
     if answers[0].strip() == answers[1].strip():
         tell("same_answers", "rejected", "It is the same as the chosen one.", "Delete the row, or give two different answers.")
         return None
+    if alike(answers[0], answers[1]):
+        told = "It differs from the chosen one in case, spaces or forms of characters alone."
+        tell("same_answers", "rejected", told, "Delete the row, unless that is what is to be learnt.", "warning")
+    if alike(before[-1], answers[0]):
+        told = ("It is the prompt itself, which teaches to repeat.", "Delete the row, or write an answer.")
+        tell("same_text", "chosen", *told, "warning")
     return (*before, answers[0], answers[1])
 
 
@@ -284,7 +307,7 @@ def read_preferences(
 def turned(seen: Mapping[int, tuple[str, int]], normals: Sequence[str], tell: Tell) -> None:
     """Warn where another row prefers the answers the other way round."""
     *asked, chosen, rejected = normals
-    if (where := seen.get(hash((*asked, rejected, chosen)))) is not None:
+    if chosen != rejected and (where := seen.get(hash((*asked, rejected, chosen)))) is not None:
         told = f"{where[0]}:{where[1]} prefers the other of these two answers."
         tell("conflicting_label", "chosen", told, "Keep the right one.", "warning")
 

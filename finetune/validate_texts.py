@@ -74,9 +74,6 @@ def _file(
     for file, line, row, parts in texts.scan(task, path, problems, recipe.data):
         rows += 1
         looks.add(file, line, parts, partial(_column, task, row, len(parts)))
-        if task == "sft-instruct" and parts[0].strip() == parts[1].strip():
-            told = ("It is the prompt itself, which teaches to repeat.", "Delete the row, or write an answer.")
-            problems.append(Problem("same_text", file, line, "response", *told, "warning"))
         if (key := hash(plain := texts.normals(parts))) in seen:
             texts.repeated(problems, file, line, *seen[key])
             continue

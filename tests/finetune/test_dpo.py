@@ -110,3 +110,12 @@ def test_rows_at_fault_are_named(base: Path, tmp_path: Path, row: Any, code: str
     assert [(p.code, p.column, p.line) for p in caught.value.problems if p.severity == "error"] == [(code, column, 1)]
     found = validate(recipe(base, file)).problems
     assert [(p.code, p.column, p.line) for p in found if p.severity == "error"] == [(code, column, 1)]
+
+
+def test_answers_that_are_nearly_the_same_are_told(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a b", "chosen": "Yes", "rejected": "yes "}, {"prompt": "a c", "chosen": "A  C", "rejected": "no"}]
+    _, problems = read_preferences(write(tmp_path / "d.jsonl", rows), load_tokenizer(base), 64)
+    assert [(each.code, each.column, each.line) for each in problems] == [
+        ("same_answers", "rejected", 1),
+        ("same_text", "chosen", 2),
+    ]

@@ -53,6 +53,24 @@ def test_rows_at_fault_are_named(tmp_path: Path, task: str, row: Any, code: str,
     assert {(p.code, p.line) for p in found.problems} == {(code, 2), ("duplicate_row", 3)}
 
 
+@pytest.mark.parametrize(
+    ("task", "rows", "told"),
+    [
+        ("embed", [PAIR, PAIR | {"query": "A", "positive": "c", "negative": "B"}], {("conflicting_label", "negative", 2)}),
+        ("rerank", [PAIR, PAIR | {"query": "d", "negative": "nan", "positive": "null"}], {("missing_value", "positive", 2)}),
+        ("reader", [QUESTION, QUESTION | {"answer": ""}], {("conflicting_label", "answer", 2)}),
+        ("reader", [QUESTION | {"answer": ""}], {("one_class", "answer", 1)}),
+    ],
+)
+def test_rows_that_contradict_each_other_are_told(tmp_path: Path, task: str, rows: list[Any], told: set[Any]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, problems = read(task, file)
+    assert len(kept) == len(rows)
+    assert {(p.code, p.column, p.line) for p in problems} == told
+    assert {p.severity for p in problems} == {"warning"}
+
+
 def test_a_loss_asks_for_its_columns_and_an_evaluation_for_other_questions(tmp_path: Path) -> None:
     file, held_out = tmp_path / "rows.jsonl", tmp_path / "held.jsonl"
     file.write_text(json.dumps(PAIR))

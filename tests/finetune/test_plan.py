@@ -12,7 +12,7 @@ from finetune import plan as planning
 from finetune.plan import Plan, plan
 from finetune.recipe import RecipeError, load_recipe
 from tests.bench.finetune import peak
-from tests.finetune.tiny import bert, llama, reviews
+from tests.finetune.tiny import bert, llama, reviews, trained
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,47 @@ def test_an_encoder_with_its_time_and_cost(made: Path, monkeypatch: pytest.Monke
     assert json.loads(json.dumps(made_plan.as_dict()))["fits"] is True
     frozen = plan(recipe.model_copy(update={"train_embeddings": False}), measure=False)
     assert frozen.memory.gradients < made_plan.memory.gradients
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [max(8, round(4000 / (1 + i))) for i in range(60)],  # most of the work is in a few
+        [40] * 90 + [4000] * 10,
+        [128] * 59 + [20],
+        [300 + i % 7 for i in range(50)],
+        [64],
+    ],
+)
+def test_time_is_told_of_steps_of_all_sizes(sizes: list[int]) -> None:
+    def seconds(size: int) -> float:  # some time whatever the size, and attention's, which grows with the square
+        return 0.05 + 1e-4 * size + 1e-8 * size**2
+
+    chosen, counts = planning.picked(sizes), [1 + i % 2 for i in range(len(sizes))]
+    told = planning.expected(sizes, counts, chosen, [seconds(sizes[number]) for number in chosen])
+    assert len(chosen) <= planning.MEASURED
+    assert told == pytest.approx(sum(seconds(size) * count for size, count in zip(sizes, counts, strict=True)), rel=0.05)
+
+
+def test_what_a_run_evaluates_and_writes_is_in_its_time(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.tasks.language import LanguageTask
+
+    (made / "held.txt").write_text("The dog runs over the hills. " * 20)
+    data = {"train": str(made / "a.txt"), "eval": str(made / "held.txt")}
+    calls, clock = [0], [0.0]
+
+    def evaluate(task: LanguageTask, real: Any = LanguageTask.evaluate) -> Any:
+        calls[0] += 1
+        return real(task)
+
+    recipe: Any = cpt(made, data=data, training_duration="6ba", eval_interval="2ba", eval_prompts=["The fox"], sample_tokens=4)
+    monkeypatch.setattr(LanguageTask, "evaluate", evaluate)
+    monkeypatch.setattr(LanguageTask, "samples", lambda task: clock.append(clock.pop() + 10) or ["x"])
+    planned = plan(recipe, clock=lambda: clock.append(clock.pop() + 1e-6) or clock[0])  # only what is written takes time
+    calls[0] = 0
+    run = trained(recipe, made / "home")
+    assert planned.evaluation_seconds == pytest.approx(10 * calls[0], rel=0.01)
+    assert run.state()["status"] == "COMPLETED"
 
 
 def test_what_needs_no_plan(made: Path) -> None:

@@ -61,7 +61,8 @@ INSTRUCT: tuple[Defect, ...] = (
     ("empty_response", lambda row: row | {"response": " \t\u200b"}),
     ("duplicate_key", lambda row: json.dumps(row).replace("{", '{"response": "no", ', 1).encode()),
     ("special_token", lambda row: row | {"response": row["response"] + "</s>"}),
-    ("same_text", lambda row: row | {"response": row["prompt"]}),
+    ("same_text", lambda row: row | {"response": f" {row['prompt'].upper()}"}),
+    ("missing_value", lambda row: row | {"prompt": "NaN"}),
     ("pii", lambda row: row | {"response": "ask jo.doe@example.com"}),
 )
 
@@ -104,6 +105,8 @@ CHAT: tuple[Defect, ...] = (
     ("special_token", lambda row: message(row, 0, content="<s>" + row["messages"][0]["content"])),
     ("all_masked", lambda row: {"messages": row["messages"][:1]}),
     ("all_masked", lambda row: message(row, 0, content="why " * 40)),
+    ("wrong_type", lambda row: {"messages": json.dumps(row["messages"])}),
+    ("same_text", lambda row: message(row, 1, content=row["messages"][0]["content"].title())),
     ("pii", lambda row: message(row, 0, content=row["messages"][0]["content"] + " 4111 1111 1111 1111")),
 )
 
@@ -174,6 +177,8 @@ def test_defects_in_what_language_models_learn(tmp_path: Path, task: str, defect
         ('{"text": "a", "label": "x"}'.encode("utf-16-be"), "encoding", 1),
         (b" \n\n", "empty_file", None),
         (b"", "empty_file", None),
+        (b"text,label\na,x\nb,y\n", "bad_json", 1),
+        (b"%PDF-1.7\n1 0 obj\n", "bad_json", 1),
     ],
 )
 def test_a_file_at_fault_is_told_once(tmp_path: Path, content: bytes, code: str, line: int | None) -> None:
@@ -181,6 +186,26 @@ def test_a_file_at_fault_is_told_once(tmp_path: Path, content: bytes, code: str,
     file.write_bytes(content)
     report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
     assert [(problem.code, problem.line) for problem in report.problems] == [(code, line)]
+
+
+def test_a_folder_of_texts_tells_what_of_it_is_not_read(tmp_path: Path) -> None:
+    base, folder = llama(tmp_path / "base"), tmp_path / "texts"
+    folder.mkdir()
+    given = {"task": "cpt", "name": "x", "base_model": str(base), "data": {"train": str(folder)}}
+    (folder / "A.TXT").write_bytes(b"\xef\xbb\xbfthe fox\r\n")
+    (folder / "b.md").write_text("nan")
+    (folder / "page.html").write_text("<p>a dog")
+    (folder / "round").symlink_to(folder)
+    recipe = load_recipe(given)
+    told = {(Path(each.file).name, each.code, each.severity) for each in validate(recipe).problems}
+    assert told == {("page.html", "not_read", "warning"), ("b.md", "missing_value", "warning")}
+    read = LanguageJob(cast(LanguageRecipe, recipe))
+    assert read._tokenizer.decode(read._texts[0].ids, skip_special_tokens=True) == "the fox\n"
+    others = {"c.txt": b"PK\x03\x04 a workbook", "d.txt": "a dog".encode("utf-16-le"), "e.txt": b"%PDF-1.4\n"}
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
+    wrong = {Path(each.file).name for each in validate(recipe).problems if each.severity == "error"}
+    assert wrong == set(others)
 
 
 def test_labels_that_are_nearly_others(tmp_path: Path) -> None:
@@ -244,7 +269,7 @@ def test_what_a_tokenizer_lacks(tmp_path: Path) -> None:
 
 def test_each_kind_is_spelled_out_a_few_times_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text("nonsense\n" * 3000)
+    file.write_text('{"nonsense"\n' * 3000)
     report = validate(load_recipe({"name": "x", "data": {"train": str(file)}}))
     assert (report.errors, len(report.problems)) == (3000, 1000)
     assert "and 2,995 more of [bad_json]" in report.summary()
