@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from governance.call import Call, Engine, Event, Task, bad_request, current_call
+from governance.call import Call, CallError, Engine, Event, Task, bad_request, current_call
 from retrieval.gather import fused
 from retrieval.types import Passage, Retriever
-from serving.endpoint import Endpoint, Endpoints
+from serving.endpoint import Endpoint, Endpoints, not_served
 from serving.engines.index import Searchable, index_engine
 
 _FACES = {
@@ -90,6 +90,10 @@ class Dispatcher:
         endpoint = self.endpoints.find(call.endpoint)
         if endpoint is None:
             return None
+        if call.served_entity is not None:
+            served = [each["name"] for each in (endpoint.to_api()["config"] or {}).get("served_entities", ())]
+            if served and call.served_entity not in served:
+                return _raising(not_served(call, served))
         asked = "chat" if call.task == "agent" else call.task
         given = "chat" if endpoint.call_task == "agent" else endpoint.call_task
         return endpoint.engine if asked == given else _refusing(endpoint)
@@ -142,11 +146,16 @@ def _full(index: str) -> str:
 
 
 def _refusing(endpoint: Endpoint) -> Engine:
-    """An engine that says which protocol reaches the endpoint; within the gateway, so that the call is recorded."""
+    """An engine that says which protocol reaches the endpoint."""
+    face = _FACES[endpoint.call_task]
+    return _raising(bad_request(f"Endpoint {endpoint.name!r} has task {endpoint.task}: call it by {face}.", "model"))
+
+
+def _raising(error: CallError) -> Engine:
+    """An engine that refuses within the gateway, so that the call is recorded."""
 
     async def refuse(call: Call) -> AsyncIterator[Event]:
-        face = _FACES[endpoint.call_task]
-        raise bad_request(f"Endpoint {endpoint.name!r} has task {endpoint.task}: call it by {face}.", "model")
+        raise error
         yield  # makes this an async generator
 
     return refuse

@@ -6,6 +6,7 @@ Bodies are read raw and parsed once.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import re
 import zlib
@@ -45,6 +46,7 @@ Before = Callable[[str, Caller], Awaitable[list[dict[str, Any]]]]
 _MEMBERS = 64  # of gzip in one body
 
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
+_BASIC = re.compile(r"basic\s+(\S+)\s*", re.IGNORECASE)
 
 
 class Identity(Protocol):
@@ -64,17 +66,29 @@ class Grants(Protocol):
 
 
 def bearer(headers: Any) -> str | None:
-    """The bearer token of an `Authorization` header, None where there is none."""
-    match = _BEARER.fullmatch(headers.get("authorization", ""))
-    return match[1] if match else None
+    """The key of an `Authorization` header, None where there is none."""
+    return _key(headers.get("authorization", ""))
+
+
+def _key(authorization: str) -> str | None:
+    """A bearer token, or the password of the user `token`, as `curl -u token:KEY` sends it.
+
+    Source: https://docs.databricks.com/aws/en/machine-learning/model-serving/score-custom-model-endpoints
+    """
+    if match := _BEARER.fullmatch(authorization):
+        return match[1]
+    if match := _BASIC.fullmatch(authorization):
+        with contextlib.suppress(ValueError):
+            user, _, password = base64.b64decode(match[1], validate=True).decode().partition(":")
+            return password or None if user == "token" else None
+    return None
 
 
 def _presented(scope: Scope) -> str | None:
     """What `bearer` gives, read where it stands."""
     for name, value in scope["headers"]:
         if name == b"authorization":
-            match = _BEARER.fullmatch(value.decode("latin-1"))
-            return match[1] if match else None
+            return _key(value.decode("latin-1"))
     return None
 
 
@@ -187,6 +201,7 @@ class Face:
             thread_id=request.thread_id if agent else None,
             stream=request.stream,
             usage_context=request.usage_context,
+            served_entity=http.path_params.get("entity"),
         )
         if request.payload.get("background") and request.task == "chat":
             return await self._background(http, call)
@@ -397,4 +412,5 @@ def router(face: Face) -> APIRouter:
 
     for prefix in ("/serving-endpoints", "/api/2.0/serving-endpoints"):
         post(prefix + "/{name}/invocations", invoked)
+        post(prefix + "/{name}/served-models/{entity}/invocations", invoked)
     return routes
