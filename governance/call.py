@@ -83,6 +83,7 @@ class Call:
     parent_id: request id of the call this one was made for.
     thread_id: conversation the call belongs to.
     usage_context: the client's own tags, kept in the journal row.
+    served_entity: the one entity of the endpoint that is to answer, whatever the traffic; None for the traffic's choice.
     """
 
     endpoint: str
@@ -96,6 +97,7 @@ class Call:
     thread_id: str | None = None
     stream: bool = False
     usage_context: Mapping[str, str] = field(default_factory=dict)
+    served_entity: str | None = None
 
 
 @_value

@@ -378,6 +378,7 @@ def _of(call: Call, caller: Caller | None) -> Call:
         call.thread_id,
         call.stream,
         call.usage_context,
+        call.served_entity,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 import zlib
 from typing import Any
@@ -17,16 +19,25 @@ MAX_BODY = 16 * 1024 * 1024
 _MEMBERS = 64  # of gzip in one body
 
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
+_BASIC = re.compile(r"basic\s+(\S+)\s*", re.IGNORECASE)
 
 
 def token_of(header: str) -> str | None:
-    """The bearer token in the value of an `Authorization` header."""
-    match = _BEARER.fullmatch(header)
-    return match[1] if match else None
+    """The bearer token in the value of an `Authorization` header, or the password of the user `token`, as `curl -u token:KEY` sends it.
+
+    Source: https://docs.databricks.com/aws/en/machine-learning/model-serving/score-custom-model-endpoints
+    """
+    if match := _BEARER.fullmatch(header):
+        return match[1]
+    if match := _BASIC.fullmatch(header):
+        with contextlib.suppress(ValueError):
+            user, _, password = base64.b64decode(match[1], validate=True).decode().partition(":")
+            return password or None if user == "token" else None
+    return None
 
 
 def bearer(headers: Any) -> str | None:
-    """The bearer token of an `Authorization` header, None where there is none."""
+    """The key of an `Authorization` header, None where there is none."""
     return token_of(headers.get("authorization", ""))
 
 

@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from governance import choices
-from governance.call import Call, Engine, Event, Task, bad_request, current_call
+from governance.call import Call, CallError, Engine, Event, Task, bad_request, current_call
 from retrieval.gather import fused
 from retrieval.types import Passage, Retriever
-from serving.endpoint import Endpoint, Endpoints
+from serving.endpoint import Endpoint, Endpoints, not_served
 from serving.engines.index import Searchable, index_engine
 
 _FACES = {
@@ -92,7 +92,12 @@ class Dispatcher:
         if endpoint is None:
             return None
         if endpoint.call_task == "agent" and choices.asked(call) > 1:
-            return _one_answer(endpoint)
+            said = f"Field 'n' must be 1: {endpoint.name!r} is an agent, which gives one answer to a request."
+            return _raising(bad_request(said, "n"))
+        if call.served_entity is not None:
+            served = [each["name"] for each in (endpoint.to_api()["config"] or {}).get("served_entities", ())]
+            if served and call.served_entity not in served:
+                return _raising(not_served(call, served))
         asked = "chat" if call.task == "agent" else call.task
         given = "chat" if endpoint.call_task == "agent" else endpoint.call_task
         return endpoint.engine if asked == given else _refusing(endpoint)
@@ -144,22 +149,17 @@ def _full(index: str) -> str:
     return index if "." in index else f"main.default.{index}"
 
 
-def _one_answer(endpoint: Endpoint) -> Engine:
-    """An engine that says that an agent gives no choices; within the gateway, as `_refusing`."""
-
-    async def refuse(call: Call) -> AsyncIterator[Event]:
-        raise bad_request(f"Field 'n' must be 1: {endpoint.name!r} is an agent, which gives one answer to a request.", "n")
-        yield  # makes this an async generator
-
-    return refuse
-
-
 def _refusing(endpoint: Endpoint) -> Engine:
-    """An engine that says which protocol reaches the endpoint; within the gateway, so that the call is recorded."""
+    """An engine that says which protocol reaches the endpoint."""
+    face = _FACES[endpoint.call_task]
+    return _raising(bad_request(f"Endpoint {endpoint.name!r} has task {endpoint.task}: call it by {face}.", "model"))
+
+
+def _raising(error: CallError) -> Engine:
+    """An engine that refuses within the gateway, so that the call is recorded."""
 
     async def refuse(call: Call) -> AsyncIterator[Event]:
-        face = _FACES[endpoint.call_task]
-        raise bad_request(f"Endpoint {endpoint.name!r} has task {endpoint.task}: call it by {face}.", "model")
+        raise error
         yield  # makes this an async generator
 
     return refuse

@@ -9,12 +9,12 @@ import difflib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from governance.call import CallError, Engine, Task, not_found
+from governance.call import Call, CallError, Engine, Task, not_found
 
 EndpointTask = Literal[
     "agent/v1/responses", "agent/v1/chat", "agent/v2/chat", "llm/v1/chat", "llm/v1/completions", "llm/v1/embeddings", "predict"
@@ -113,6 +113,11 @@ class Endpoint:
             "permission_level": permission_level,
             **(self.live() if self.live else {}),
         }
+
+
+def not_served(call: Call, served: Iterable[str]) -> CallError:
+    """The error for a call that asks for an entity which its endpoint does not serve; `served` are those that it does."""
+    return not_found(f"Endpoint {call.endpoint!r} serves no entity {call.served_entity!r}; it serves {', '.join(served)}.")
 
 
 class Endpoints:

@@ -129,6 +129,7 @@ class Face:
             thread_id=request.thread_id if agent else None,
             stream=request.stream,
             usage_context=request.usage_context,
+            served_entity=http.path_params.get("entity"),
         )
         if request.payload.get("background") and request.task == "chat":
             return await self._background(http, call, by)
@@ -346,4 +347,5 @@ def router(face: Face) -> APIRouter:
 
     for prefix in ("/serving-endpoints", "/api/2.0/serving-endpoints"):
         post(prefix + "/{name}/invocations", invoked)
+        post(prefix + "/{name}/served-models/{entity}/invocations", invoked)
     return routes

@@ -15,7 +15,7 @@ from typing import Any
 
 from governance.call import TERMINAL, Call, CallError, Engine, Event, Single
 from governance.resilience import Candidate, first_to_answer
-from serving.endpoint import answered_by
+from serving.endpoint import answered_by, not_served
 
 UNITS = ("thread", "user", "request")
 Mirror = Callable[[Call, Engine], None]
@@ -116,7 +116,14 @@ class Arms:
         return self.traffic.at(self._turn)
 
     def answer(self, call: Call) -> AsyncIterator[Event]:
-        """Answer by the picked entity or what stands in for it; copies go to the shadows."""
+        """Answer by the picked entity or what stands in for it; copies go to the shadows.
+
+        An entity that the call asks for answers alone, outside of experiments. Raises `CallError` (404) where there is none.
+        """
+        if call.served_entity is not None:
+            if call.served_entity not in self.candidates:
+                raise not_served(call, self.candidates)
+            return self.candidates[call.served_entity].engine(call)
         picked = self.pick(call)
         self._note(call.request_id, call, picked)
         if self.traffic.shadow and self._mirror is not None:

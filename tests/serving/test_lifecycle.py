@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.config import Config
@@ -93,6 +94,11 @@ def _chat(w: WorkspaceClient) -> None:
     )
 
 
+def _of_one(w: WorkspaceClient, name: str) -> httpx.Response:
+    at = f"{w.config.host}/serving-endpoints/rows/served-models/{name}/invocations"
+    return httpx.post(at, json={"dataframe_split": ROW.as_dict()}, headers=w.config.authenticate(), trust_env=False)
+
+
 def test_traffic_is_split_and_an_update_that_fails_leaves_what_served(rows: WorkspaceClient) -> None:
     se = rows.serving_endpoints
     both = [entity("tiny_tabular"), entity("tiny_tabular", "b")]
@@ -103,6 +109,12 @@ def test_traffic_is_split_and_an_update_that_fails_leaves_what_served(rows: Work
     assert updated.config.config_version == 2
     served = [se.query("rows", dataframe_split=ROW).served_model_name for _ in range(50)]
     assert 8 <= served.count("b") <= 12
+    alone = [_of_one(rows, "b").headers["served-model-name"] for _ in range(4)]
+    assert alone == ["b"] * 4
+    assert (_of_one(rows, "z").status_code, _of_one(rows, "z").json()["message"]) == (
+        404,
+        "Endpoint 'rows' serves no entity 'z'; it serves a, b.",
+    )
     with pytest.raises(BadRequest, match="config"):  # databricks-sdk sends this one's config within the body
         rows.api_client.do("PUT", "/api/2.0/serving-endpoints/pt/rows/config", body={"served_entities": []})
     unit = s.PtServedModel(entity_name="main.default.none", provisioned_model_units=50, entity_version="1")

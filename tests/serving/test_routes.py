@@ -317,6 +317,10 @@ def test_invocations_by_body(http: httpx.Client) -> None:
     assert wrong.status_code == 400
     assert "messages" in wrong.json()["message"]
     assert http.post(path.format("none"), json={"dataframe_split": {}}).status_code == 404
+    one = path.format("echo/served-models/{}")
+    assert http.post(one.format("echo-1"), json={"messages": ASK}).status_code == 200
+    other = http.post(one.format("other"), json={"messages": ASK})
+    assert (other.status_code, other.json()["message"]) == (404, "Endpoint 'echo' serves no entity 'other'; it serves echo-1.")
 
 
 def test_journal_keeps_the_clients_own_tags(http: httpx.Client, made: House) -> None:
@@ -502,6 +506,12 @@ def test_keys_missing_wrong_and_without_grant(made: House, url: str) -> None:
             assert [each["status_code"] for each in row] == [401]
             assert client.post("/serving-endpoints/echo/invocations", json=body, headers=headers).status_code == databricks_status
             assert client.post("/v1/chat/completions", content=b"{", headers=headers).status_code == 401
+        for path in ("/serving-endpoints/echo/invocations", "/v1/chat/completions"):  # as Databricks' curl lines sign in
+            assert client.post(path, json=body, auth=("token", made.admin)).status_code == 200
+            assert client.post(path, json=body, auth=("token", "nope")).status_code in (401, 403)
+            assert client.post(path, json=body, auth=("alice", made.admin)).status_code in (401, 403)
+        assert client.get("/v1/models", auth=("token", made.admin)).status_code == 200
+        assert client.get("/v1/models", headers={"authorization": "Basic ="}).status_code == 401
         bob = {"authorization": f"Bearer {made.key('bob')}"}
         forbidden = client.post("/v1/chat/completions", json=body, headers=bob)
         assert forbidden.status_code == 403

@@ -95,6 +95,28 @@ async def test_a_thread_is_known_by_what_each_protocol_calls_it() -> None:
     assert len({split.pick(ask("carol")) for _ in range(20)}) == 1  # without one it is the caller's
 
 
+async def test_an_entity_that_is_asked_for_answers_alone() -> None:
+    a, b, c = Says("a"), Says("b", failures=1), Says("c")
+    exposed: list[str] = []
+    given = config(shadow={"c": 100}, a=100, b=0)
+    given["traffic_config"]["experiment"] = "x"
+    split = made(
+        given,
+        a,
+        b,
+        c,
+        fallback=lambda: True,
+        mirror=lambda call, engine: exposed.append("copy"),
+        expose=lambda *_: exposed.append("row"),
+    )
+    with pytest.raises(CallError, match="b is down"):  # nothing stands in for it
+        await answered(split, ask(served_entity="b"))
+    assert [await answered(split, ask(served_entity=name)) for name in "bc"] == ["b", "c"]
+    assert (len(a.calls), exposed) == (0, [])
+    with pytest.raises(CallError, match="serves no entity 'z'; it serves a, b, c"):
+        split.answer(ask(served_entity="z"))
+
+
 async def test_people_behind_one_caller_are_dealt_one_by_one() -> None:
     split = made(config("user", a=50, b=50), Says("a"), Says("b"))
     people = [ask("app", payload={"user": f"u{n}"}) for n in range(40)]
