@@ -116,7 +116,8 @@ def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
     from governance.call import Caller
 
     platform = app.state.platform
-    url, secret = platform.url, platform.admin_secret
+    url = platform.url
+    secret = None if work.settings.admin_key else platform.identity.ensure_admin()  # here, for a start that fails shows none
     work.home.announce(f"http://{_reachable(work.settings.host)}:{work.settings.port}")
     sign_in = f"{url}/signin?code={platform.codes.issue(Caller('admin', admin=True))}"
     key = secret or platform.identity.create_key("admin", admin=True, ttl=DAY, label="curl line")[1]
