@@ -42,6 +42,9 @@ Decode = Callable[[dict[str, Any], str | None], Decoded]
 Before = Callable[[str, Caller], Awaitable[list[dict[str, Any]]]]
 """`before(conversation_id, caller)`: what goes before the input."""
 
+BODY_SECONDS = 300.0
+"""How long a request's body may take to come."""
+
 _MEMBERS = 64  # of gzip in one body
 
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
@@ -109,15 +112,20 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     if length.isdigit() and int(length) > limit:
         raise too_large()
     chunks, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise too_large()
-        more = message.get("more_body", False)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > limit:
+                    raise too_large()
+                more = message.get("more_body", False)
+    except TimeoutError:
+        message = f"The body did not come whole within {BODY_SECONDS:g} s. Send it again."
+        raise CallError(message, status=408, code="REQUEST_TIMEOUT") from None
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "gzip":
         try:
