@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import re
@@ -16,6 +17,9 @@ from governance.call import CallError, bad_request
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of a request body, unpacked."""
 
+BODY_SECONDS = 300.0
+"""How long a request's body may take to come."""
+
 _MEMBERS = 64  # of gzip in one body
 
 _BEARER = re.compile(r"bearer\s+(\S+)\s*", re.IGNORECASE)
@@ -23,7 +27,7 @@ _BASIC = re.compile(r"basic\s+(\S+)\s*", re.IGNORECASE)
 
 
 def token_of(header: str) -> str | None:
-    """The bearer token in the value of an `Authorization` header, or the password of the user `token`, as `curl -u token:KEY` sends it.
+    """A bearer token, or the password of the user `token`, as `curl -u token:KEY` sends it.
 
     Source: https://docs.databricks.com/aws/en/machine-learning/model-serving/score-custom-model-endpoints
     """
@@ -72,15 +76,20 @@ async def read_body(request: HttpRequest, limit: int = MAX_BODY) -> bytes:
     if length.isdigit() and int(length) > limit:
         raise too_large()
     chunks, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            raise too_large()
-        more = message.get("more_body", False)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > limit:
+                    raise too_large()
+                more = message.get("more_body", False)
+    except TimeoutError:
+        message = f"The body did not come whole within {BODY_SECONDS:g} s. Send it again."
+        raise CallError(message, status=408, code="REQUEST_TIMEOUT") from None
     body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if encoding == "gzip":
         try:

@@ -97,7 +97,8 @@ class Platform:
         self.engine = open_state(home, settings.database_url)
 
         self.identity = Identity(self.engine, home.pepper)
-        self.admin_secret = self.identity.ensure_admin(settings.admin_key)
+        if settings.admin_key:
+            self.identity.ensure_admin(settings.admin_key)
         self.oauth = OAuth(self.engine, self.identity)
         self.grants = Grants(self.engine, needs(settings, self.engine))
         declared = {e.name: e.ai_gateway for e in settings.endpoints if e.ai_gateway is not None}

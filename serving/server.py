@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrieval.commands import summary
 from retrieval.progress import progress_bar
@@ -22,6 +22,7 @@ from serving.cli import CommandError, Workspace
 from serving.state import owned
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
     from serving.settings import Settings
@@ -32,6 +33,8 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from the one that answers calls, which gives it up whenever it writes or reads."""
 DRAIN_SECONDS = 20
 """How long running answers may take to end once the server was told to stop."""
+HEAD_SECONDS = 30.0
+"""How long a connection may stand open before the head of a request has come whole."""
 
 
 def run(work: Workspace, build: Callable[[Settings, Home], FastAPI], *, as_json: bool) -> None:
@@ -99,8 +102,32 @@ async def _serve(app: FastAPI, listener: socket.socket) -> None:
     )
     server = uvicorn.Server(config)
     app.state.stop = lambda: setattr(server, "should_exit", True)
+    sweeping = asyncio.create_task(sweep(server))
     with contextlib.suppress(asyncio.CancelledError):
         await server.serve(sockets=[listener])
+    sweeping.cancel()
+
+
+async def sweep(server: uvicorn.Server, seconds: float = HEAD_SECONDS) -> None:
+    """Close connections that send no whole head of a request, or send it ever so slowly, as nothing else does.
+
+    Looks at all of them from time to time, so that it costs requests nothing; ends when it is cancelled.
+    """
+    seen: dict[Any, tuple[Any, int]] = {}
+    while True:
+        await asyncio.sleep(seconds / 3)
+        silent: dict[Any, tuple[Any, int]] = {}
+        connections: list[Any] = list(server.server_state.connections)
+        for connection in connections:
+            if not hasattr(connection, "timeout_keep_alive_task"):  # no longer one of HTTP
+                continue
+            last = connection.cycle  # the request before
+            if connection.timeout_keep_alive_task is None and (last is None or last.response_complete):
+                before, times = seen.get(connection, (last, 0))
+                silent[connection] = (last, times + 1 if before is last else 1)
+                if silent[connection][1] > 3:
+                    connection.transport.close()
+        seen = silent
 
 
 def _keep() -> None:
@@ -116,7 +143,8 @@ def _announce(work: Workspace, app: FastAPI, as_json: bool) -> None:
     from governance.call import Caller
 
     platform = app.state.platform
-    url, secret = platform.url, platform.admin_secret
+    url = platform.url
+    secret = None if work.settings.admin_key else platform.identity.ensure_admin()  # here, for a start that fails shows none
     work.home.announce(f"http://{_reachable(work.settings.host)}:{work.settings.port}")
     sign_in = f"{url}/signin?code={platform.codes.issue(Caller('admin', admin=True))}"
     key = secret or platform.identity.create_key("admin", admin=True, ttl=DAY, label="curl line")[1]

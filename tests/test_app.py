@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,10 +221,13 @@ def test_a_folder_without_documents_is_refused(case: str, tmp_path: Path) -> Non
         folder.mkdir()
     if case == "unreadable":
         (folder / "noise.md").write_bytes(bytes(range(256)) * 10)
-    refused = smalti("serve", "--docs", str(folder), "--port", "0", home=tmp_path / "home")
+    refused = smalti("serve", "--docs", str(folder), "--port", "0", home=tmp_path / "home", SMALTI_ADMIN_KEY="")
     assert refused.returncode == 2
     assert str(folder) in refused.stderr
     assert "Traceback" not in refused.stderr
+    if case == "empty":  # the admin's key is made by the start that shows it
+        with contextlib.closing(sqlite3.connect(tmp_path / "home" / "smalti.db")) as state:
+            assert state.execute("SELECT count(*) FROM api_keys").fetchone() == (0,)
 
 
 def test_commands_work_without_a_server(handbook: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import urllib.parse
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -54,10 +55,21 @@ _OVERLAYS = "\u0305\u0320-\u0322\u0332-\u0338\u033f\u0346-\u034a\u035c-\u0362\u0
 _INVISIBLE = re.compile(f"[{_UNSEEN}\u0300-\u036f{_OVERLAYS}]")
 _INVISIBLE_IN_WORDS = re.compile(f"[{_UNSEEN}{_OVERLAYS}]")
 
-_ESCAPED = re.compile(
-    r"\\u00([2-7][0-9A-Fa-f])|%([2-7][0-9A-Fa-f])|&#[xX]0{0,4}([2-7][0-9A-Fa-f]);|&#0{0,4}(3[2-9]|[4-9]\d|1[01]\d|12[0-7]);"
+_ENTITIES = {
+    "nbsp": "\u00a0", "ensp": " ", "emsp": " ", "thinsp": " ", "shy": "\u00ad", "zwj": "\u200d", "zwnj": "\u200c",
+    "ZeroWidthSpace": "\u200b", "commat": "@", "period": ".", "plus": "+", "hyphen": "-", "dash": "-", "lowbar": "_", "lpar": "(",
+    "rpar": ")", "colon": ":", "sol": "/", "num": "#", "equals": "=",
+}  # fmt: skip
+_BACK, _PER, _AND, _HEX = r"\\{1,8}", "%(?:25){0,3}", "&(?:amp;){0,3}", "[0-9A-Fa-f]"
+_ESCAPED = re.compile(  # an escape's own sign may be escaped itself
+    rf"{_BACK}u(?P<high>[dD][89abAB]{_HEX}{{2}}){_BACK}u(?P<low>[dD][c-fC-F]{_HEX}{{2}})"
+    rf"|{_BACK}u(?P<four>{_HEX}{{4}})|{_BACK}u\{{(?P<braced>{_HEX}{{2,5}})\}}|{_BACK}x(?P<two>{_HEX}{{2}})"
+    rf"|(?P<bytes>{_PER}[2-7]{_HEX}|{_PER}[c-fC-F]{_HEX}(?:{_PER}[89abAB]{_HEX}){{1,3}})"
+    rf"|{_AND}#(?:[xX]0{{0,6}}(?P<hex>{_HEX}{{2,5}})|0{{0,6}}(?P<decimal>\d{{2,6}}));?|{_AND}(?P<named>{'|'.join(_ENTITIES)});"
 )
-_PERCENT = re.compile("%[2-7][0-9A-Fa-f]")
+_BEGUN = re.compile(rf"(?:\\+[ux]?\{{?{_HEX}{{0,5}}(?:\\+u?{_HEX}{{0,3}})?|(?:%{_HEX}{{0,2}}){{1,16}}|&[#;0-9A-Za-z]{{0,32}})\Z")
+_PERCENT = re.compile(rf"%[2-7c-fC-F]{_HEX}")
+_ENTITY = re.compile(r"&(?:#|[A-Za-z]{2,14};)")
 _RUN_OF_SPACES = re.compile(r"\s\s+|[^\S ]")
 _SPACES = frozenset("\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f")
 _MIXED = re.compile(r"[A-Za-z0-9][^\WA-Za-z0-9]|[^\WA-Za-z0-9][A-Za-z0-9]")
@@ -88,9 +100,11 @@ def fold(text: str, *, words: bool = False) -> tuple[str, Sequence[int] | None]:
     steps: list[Callable[[], _Spans]] = []
     changed = {char: form for char in odd if (form := _form(char, words)) != char}
     if escaped or any(len(form) != 1 for form in changed.values()):
-        steps.append(partial(_spans, text, changed))
+        steps.append(partial(_spans, text, changed, words))
     if escaped:
-        text = _unescaped(text, changed)
+        stood = [_stood(m[0], words) for m in _ESCAPED.finditer(text)]
+        odd = odd.union(*stood)
+        text = _unescaped(text, changed, words)
     elif changed:
         text = _replaced(text, changed)
     if words:
@@ -137,9 +151,9 @@ def _begins(spans: _Spans) -> tuple[list[int], _Spans]:
     return begins, spans
 
 
-def _spans(text: str, changed: Mapping[str, str]) -> _Spans:
+def _spans(text: str, changed: Mapping[str, str], words: bool) -> _Spans:
     found = [(place, place + 1, len(form)) for place, char in enumerate(text) if len(form := changed.get(char, char)) != 1]
-    return sorted([*found, *((m.start(), m.end(), 1) for m in _ESCAPED.finditer(text))])
+    return sorted([*found, *((m.start(), m.end(), len(_stood(m[0], words))) for m in _ESCAPED.finditer(text))])
 
 
 def _runs_of_spaces(text: str) -> _Spans:
@@ -155,15 +169,34 @@ def _replaced(text: str, changed: Mapping[str, str]) -> str:
     return text
 
 
-def _unescaped(text: str, changed: Mapping[str, str]) -> str:
-    """As `_replaced`, and with what JSON's escapes stand for; these are not read again."""
+def _unescaped(text: str, changed: Mapping[str, str], words: bool) -> str:
+    """As `_replaced`, and with what escapes stand for; these are not read again."""
     parts, last = [], 0
     for escape in _ESCAPED.finditer(text):
-        hexadecimal = escape[1] or escape[2] or escape[3]
-        char = chr(int(hexadecimal, 16) if hexadecimal else int(escape[4]))
-        parts += [_replaced(text[last : escape.start()], changed), char]
+        parts += [_replaced(text[last : escape.start()], changed), _stood(escape[0], words)]
         last = escape.end()
     return "".join([*parts, _replaced(text[last:], changed)])
+
+
+@lru_cache(maxsize=4096)
+def _stood(escape: str, words: bool) -> str:
+    """What an escape is compared as."""
+    forms = [_form(_plain(char), words) if char > "\x7f" else char for char in stands_for(escape)]
+    return "".join(" " if words and form.isspace() else form for form in forms)
+
+
+def stands_for(escape: str) -> str:
+    """The characters that an escape is written for; a question mark for what is none, such as a half of one."""
+    m = _ESCAPED.fullmatch(escape)
+    assert m is not None
+    if m["bytes"]:
+        return urllib.parse.unquote(m["bytes"].replace("%25", "%").replace("%25", "%"), errors="replace").replace("\ufffd", "?")
+    if m["named"]:
+        return _ENTITIES[m["named"]]
+    if m["high"]:
+        return bytes.fromhex(m["high"] + m["low"]).decode("utf-16-be")
+    code = int(m["decimal"]) if m["decimal"] else int(m["four"] or m["braced"] or m["two"] or m["hex"], 16)
+    return "?" if 0xD800 <= code < 0xE000 else chr(code)
 
 
 @lru_cache(maxsize=4096)
@@ -190,10 +223,20 @@ def _form(char: str, words: bool) -> str:
 def escapes(text: str) -> bool:
     """Whether there may be escapes in a text. The first looks are many times as quick as the others."""
     return (
-        ("\\" in text and "\\u00" in text)
+        ("\\" in text and ("\\u" in text or "\\x" in text))
         or ("%" in text and _PERCENT.search(text) is not None)
-        or ("&" in text and "&#" in text)
+        or ("&" in text and _ENTITY.search(text) is not None)
     )
+
+
+def escaping(text: str) -> int:
+    """Where an escape at the end of a text begins that more text could complete, or change; its length where none does."""
+    tail = text[-64:]
+    if "\\" in tail or "%" in tail or "&" in tail:
+        m = _BEGUN.search(tail)
+        if m:
+            return len(text) - len(tail) + m.start()
+    return len(text)
 
 
 def passing(folded: str) -> str | None:

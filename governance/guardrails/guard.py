@@ -72,9 +72,29 @@ class Side:
                     await judge([text for text in looked if text], where, call)
             except Blocked:
                 raise
-            except Exception:
+            except (Exception, SystemExit):  # as code of an operator's may raise
                 logger.exception("a guardrail failed")
                 raise Blocked("guardrail", FAILED) from None
+
+    async def told(self, error: CallError, call: Call, verdicts: Verdicts) -> CallError:
+        """A failure as it may be told: its message may be what a model said, or what it was sent."""
+        said, message = error.message, f"{call.endpoint} failed, and its guardrails keep back what it said"
+        try:
+            rules = await self.learned([said])
+            found = rules.find(said)
+            await self.judge((), "output", call, [said])
+            message = mask(said, found)
+            if found:
+                stop = rules.blocking(found)
+                name, reason = (stop.guardrail, stop.reason) if stop else ("pii", summary(found))
+                verdicts.append(verdict(name, "output", "MASK", reason))
+        except Blocked as blocked:
+            verdicts.append(verdict(blocked.guardrail, "output", "BLOCK", blocked.reason))
+        except Exception:
+            logger.exception("a guardrail failed")
+            verdicts.append(verdict("guardrail", "output", "BLOCK", FAILED))
+        error.message, error.args = message, (message,)
+        return error
 
 
 class Refused(CallError):
@@ -168,6 +188,8 @@ class Guarded:
                     self._verdicts.append(verdict("pii", "output", "MASK", summary(self._shield.found)))
             except Blocked as blocked:
                 return self._stopped(blocked)
+            except CallError as error:
+                raise await self._side.told(error, self._call, self._verdicts) from None
             if told:
                 if len(told) > 1:  # few events let go of others
                     self._ready = iter(told[1:])

@@ -17,6 +17,8 @@ _WORDS = (
     "전화",
 )  # fmt: skip
 _MOBILE = re.compile(r"(?:0[67]\d{8}|07\d{9}|01[567]\d{8,9})\Z")  # France; United Kingdom; Germany
+_CHINA, _RUSSIA = re.compile(r"1[3-9]\d-"), re.compile(r"8(?: ?\(| |-)[489]")
+_AFTER_AREA = ((")-", "-"), (").", "."), (") ", " "), (") ", "."))
 _ISBN = re.compile(r"ISBN(?:-1[03])?:? {0,2}\Z")
 _DATES = ([4, 2, 2], [2, 2, 4])
 
@@ -25,7 +27,8 @@ def phone(text: str, groups: list[tuple[int, int]], number: int) -> tuple[int, i
     """Where a telephone number lies that begins with that group of digits, if one does.
 
     International with + or 00; national with a leading 0 in groups, or as mobile numbers are; North American in groups of 3, 3
-    and 4; a code in parentheses before 8 or 9 digits in two groups; anything that is said to be one.
+    and 4; a code in parentheses before 8 or 9 digits in two groups; Chinese mobile ones and Russian ones, in their groups;
+    anything that is said to be one.
     """
     at, stop = groups[number]
     start = at
@@ -44,7 +47,7 @@ def phone(text: str, groups: list[tuple[int, int]], number: int) -> tuple[int, i
         if right > left:
             if right - left > 12 or (plus and count + right - left > 15):
                 break
-            if "_" in text[last:left] or len(text[last:left]) > 2:
+            if "_" in text[last:left] or (len(text[last:left]) > 2 and not (start < at and text[last:left] in (" - ", " / "))):
                 break
             seps.append(text[last:left])
             count, last = count + right - left, right
@@ -59,13 +62,16 @@ def phone(text: str, groups: list[tuple[int, int]], number: int) -> tuple[int, i
             ok = ok and "." not in set(seps) - ({"."} if set(seps) == {"."} and len(lengths) == 5 else set())
             ok = ok or (not seps and bool(_MOBILE.match(text[at:stop])) and not _ISBN.search(text, max(0, at - 12), at))
         elif start < at:
-            ok = lengths in ([3, 3, 4], [2, 4, 4], [2, 5, 4]) and seps[0] in (")", ") ") and seps[1] == "-"
+            ok = lengths in ([3, 3, 4], [2, 4, 4], [2, 5, 4]) and seps[0] in (")", ") ") and seps[1] in ("-", " - ")
+            ok = ok or (lengths == [3, 3, 4] and (seps[0], seps[1]) in _AFTER_AREA)
         else:
             ok = (
                 lengths in ([3, 3, 4], [1, 3, 3, 4])
                 and len({*seps[-1:], *seps[-2:-1]} - {") ", ")"}) == 1
                 and text[at] in "123456789"
             )
+            ok = ok or (lengths == [3, 4, 4] and len({*seps}) == 1 and _CHINA.match(text, at) is not None)
+            ok = ok or (lengths == [1, 3, 3, 2, 2] and _RUSSIA.match(text, at) is not None)
         if ok or (number == 0 and 7 <= count <= 13 and start and lengths not in _DATES and _said(text, start)):
             best = last
     return (start if plus or best > stop else at, best) if best else None

@@ -297,32 +297,37 @@ def _lettered(text: str, groups: list[tuple[int, int]]) -> Iterator[Finding]:
         back = at
         while back > 0 and at - back < 7 and text[back - 1].isalpha() and text[back - 1].isascii():
             back -= 1
-        letters, free = at - back, back == 0 or not text[back - 1].isalnum()
+        letters, free = at - back, back == 0 or not _stuck(text[back - 1])
         if letters == 2 and free:
             yield from _iban(text, back)
             yield from _pattern(_NINO, text, back, "UK_NINO")
             if text[back:at].islower() and (m := _LOWER_NINO.match(text, back)):
                 yield Finding(m.start(), m.end(), "UK_NINO")
         elif letters == 0 and at >= 3 and text[at - 1] in " -" and text[at - 3 : at - 1].isalpha():
-            if at == 3 or not text[at - 4].isalnum():
+            if at == 3 or not _stuck(text[at - 4]):
                 yield from _pattern(_NINO, text, at - 3, "UK_NINO")
         elif letters == 6 and free:
             for m in _pattern(_FISCAL, text, back, "IT_FISCAL_CODE"):
                 if fiscal(text[m.start : m.end].upper()):
                     yield m
-        if letters < 2 and (back == 0 or not text[back - 1].isalnum()):
+        if letters < 2 and free:
             if (
                 letters == 0
                 and at >= 2
                 and text[at - 1] in " -"
                 and text[at - 2] in "XYZxyz"
-                and not text[at - 3 : at - 2].isalnum()
+                and not (at > 2 and _stuck(text[at - 3]))
             ):
                 back = at - 2
             if (m := _DNI.match(text, back)) and dni(m[1].upper(), m[2].upper()):
                 yield Finding(m.start(), m.end(), "ES_DNI")
             if letters == 0 and (m := _NIR.match(text, at)) and nir("".join(m.groups())):
                 yield Finding(m.start(), m.end(), "FR_NIR")
+
+
+def _stuck(char: str) -> bool:
+    """Whether a word goes on after this character, as it does after letters of scripts that put spaces between words."""
+    return char.isalnum() and char < "\u2e80"
 
 
 def _pattern(pattern: re.Pattern[str], text: str, at: int, kind: str) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from governance.guardrails.fold import end_of, escapes, fold, passes, passing
+from governance.guardrails.fold import end_of, escapes, escaping, fold, passes, passing
 from governance.guardrails.pii import MAX_SPAN, Finding, distinct, find, has_digit
 from governance.guardrails.said import born_from
 from governance.guardrails.spelled import open_from as spelled_from
@@ -132,7 +132,7 @@ class Rules:
         """Where in `text` begins what more text could make forbidden, or change; its length where nothing is open."""
         folded, origin = fold(text)
         start = _open(folded) if self.pii != "NONE" else _token(folded)
-        held = start if origin is None else (origin[start] if start < len(origin) else len(text))
+        held = min(escaping(text), start if origin is None else (origin[start] if start < len(origin) else len(text)))
         if self._beginnings and self._first:
             folded, origin = fold(text, words=True)
             for looked in filter(None, (folded, passing(folded))):

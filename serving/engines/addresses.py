@@ -15,6 +15,14 @@ from urllib.parse import SplitResult, urlsplit
 from serving.engines.upstream import Reach
 
 _KEPT = 30.0  # seconds that a looked-up address is used again
+_CLOUDS = frozenset(
+    map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
+)
+"""Where clouds keep their instances' credentials beside link-local addresses: Alibaba, Azure, Oracle, Amazon, Google."""
+_WITHIN = tuple(  # not routed by the internet, which not every version of Python knows
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20"))
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Unreachable(ValueError):
@@ -32,16 +40,16 @@ def permitted(address: str, reach: Reach) -> bool:
     clouds keep their instances' credentials), multicast and reserved ones belong to `any` alone.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    if mapped is not None:
-        ip = mapped
+    if isinstance(ip, ipaddress.IPv6Address):
+        within = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or within or ip
     if reach == "any":
         return True
     if ip.is_loopback:
         return reach != "public"
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved or ip in _CLOUDS:
         return False
-    return ip.is_global or reach == "private"
+    return reach == "private" or (ip.is_global and not any(ip in network for network in _WITHIN))
 
 
 def lookup(host: str, port: int, reach: Reach) -> list[str]:

@@ -138,6 +138,16 @@ def test_cards_as_people_write_them(said: str) -> None:
         ("card=4111%201111%201111%201111", "CREDIT_CARD"),
         ("536%2D22%2D1234", "US_SSN"),
         ("tel=%2B49301234567", "PHONE"),
+        ("anna&commat;example&period;org", "EMAIL"),
+        ("anna&#65312;example.org", "EMAIL"),
+        ("anna&#64example.org", "EMAIL"),
+        ("anna&amp;#8203;&amp;#x40;example.org", "EMAIL"),
+        ("anna%2540example%25252Eorg", "EMAIL"),
+        ("anna%EF%BC%A0example.org", "EMAIL"),
+        ("an\\u200bna\\\\u0040example\\x2eorg", "EMAIL"),
+        ("4111&nbsp;1111&nbsp;1111&nbsp;1111", "CREDIT_CARD"),
+        ("4111%C2%A01111%c2%a01111 1111", "CREDIT_CARD"),
+        ("\\u{1d7d2}111-1111-1111-\\ud835\\udfcf111", "CREDIT_CARD"),
     ],
 )
 def test_what_urls_and_pages_escape_is_found_and_never_leaves_however_it_is_cut(said: str, kind: str) -> None:
@@ -147,4 +157,5 @@ def test_what_urls_and_pages_escape_is_found_and_never_leaves_however_it_is_cut(
     for cut in range(1, len(text)):
         assert through(Hold(rules), [text[:cut], text[cut:]]) == masked
     assert through(Hold(rules), list(text)) == masked
-    assert Rules(keywords=["project nightfall"]).find("about?q=project%20nightfall")
+    for escaped in ("about?q=project%20nightfall", "project&nbsp;ni&shy;ghtfall", "pr\\u043eject\\x09\\x0anightfall"):
+        assert Rules(keywords=["project nightfall"]).find(escaped)

@@ -272,7 +272,7 @@ async def test_a_guardrail_that_hangs_lets_nothing_pass_and_keeps_nobody(
 async def test_a_guardrail_of_ones_own(house: House, tmp_path: Path) -> None:
     (tmp_path / "rails.py").write_text(
         "def no_shouting(text, where):\n    return f'shouting in the {where}' if text.isupper() else None\n"
-        "async def slow(text, where):\n    assert 'crash' not in text\n"
+        "async def slow(text, where):\n    assert 'crash' not in text\n    if 'quit' in text:\n        raise SystemExit\n"
     )
     house.gateway.toolkit = Toolkit(folder=tmp_path)
     sides = {"input": {"custom": ["./rails.py:no_shouting", "./rails.py:slow"]}}
@@ -282,12 +282,43 @@ async def test_a_guardrail_of_ones_own(house: House, tmp_path: Path) -> None:
     assert await ask(house, house.call(), answering)
     with pytest.raises(CallError, match="no_shouting guardrail of assistant refuses this request: shouting in the input"):
         await ask(house, house.call(payload={"input": "HELLO"}), answering)
-    with pytest.raises(CallError) as caught:
-        await ask(house, house.call(payload={"input": "crash"}), answering)
-    assert caught.value.status == 503
+    for said in ("crash", "quit"):
+        call = house.call(payload={"input": said})
+        with pytest.raises(CallError) as caught:
+            await ask(house, call, answering)
+        assert caught.value.status == house.row(call)["status_code"] == 503
     house.policies.declare({"assistant": {"guardrails": {"input": {"custom": ["./rails.py:missing"]}}}})
     with pytest.raises(CallError, match="cannot be loaded"):
         await ask(house, house.call(), answering)
+
+
+async def test_what_a_model_fails_with_is_guarded_as_what_it_says(house: House, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text("def no_names(text, where):\n    return 'a name' if 'Anna' in text else None\n")
+    house.gateway.toolkit = Toolkit(folder=tmp_path)
+
+    async def engine(call: Call) -> AsyncIterator[Event]:
+        yield Event("response.output_text.delta", {"delta": "Once upon a time, ", "output_index": 0, "content_index": 0})
+        raise CallError(f"The model refuses the request: {call.payload['input']}", status=400, code="BAD_REQUEST")
+
+    for output, said, told, verdict in [
+        ({"pii": {"behavior": "MASK"}}, f"{MAIL} is none", "The model refuses the request: [EMAIL] is none", "EMAIL"),
+        ({"pii": {"behavior": "BLOCK"}}, f"{MAIL} is none", "The model refuses the request: [EMAIL] is none", "EMAIL"),
+        ({"invalid_keywords": ["tessera"]}, "no Tessera", "The model refuses the request: no [KEYWORD]", "1 forbidden keyword"),
+        ({"custom": ["./failing.py:no_names"]}, "Anna", "assistant failed, and its guardrails keep back what it said", "a name"),
+    ]:
+        house.policies.declare({"assistant": {"guardrails": {"output": output}}})
+        for stream in (False, True):
+            call = house.call(stream=stream, payload={"input": said})
+            if stream and "custom" not in output:
+                events = await ask(house, call, engine)
+                assert events[-1].type == "response.failed"
+                assert events[-1].data["response"]["error"]["message"] == told
+            else:
+                with pytest.raises(CallError) as caught:
+                    await ask(house, call, engine)
+                assert (caught.value.message, caught.value.status) == (told, 400)
+            assert MAIL not in str(house.row(call)["response"])
+            assert [each["reason"] for each in house.row(call)["guardrail_verdicts"]] == [verdict]
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -51,11 +51,18 @@ FOUND = [
     ("API_KEY", "SG.abcdefghijklmnopqrstuv.abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"),
     ("API_KEY", "ya29.a0AfH6SMBx-abcdefghijklmnopqrstuvwxyz0123456789"),
     ("API_KEY", "shpat_0123456789abcdef0123456789abcdef"),
+    ("PHONE", "(415)-555-2671"),
+    ("PHONE", "(415) 555 2671"),
+    ("PHONE", "(415).555.2671"),
+    ("PHONE", "(415) 555 - 2671"),
+    ("PHONE", "+49 (0) 170 / 1234567"),
+    ("PHONE", "8 (912) 345-67-89"),
+    ("PHONE", "138-0013-8000"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "text"), FOUND)
-@pytest.mark.parametrize("around", ["{}", "It is {} today.", "({}),", "Name: {}\nnext", "„{}“"])
+@pytest.mark.parametrize("around", ["{}", "It is {} today.", "({}),", "Name: {}\nnext", "„{}“", "我的{}谢谢"])
 def test_each_kind_is_found_whole(kind: str, text: str, around: str) -> None:
     said = around.format(text)
     (found,) = find(said)
