@@ -18,12 +18,15 @@ from retrieval.convert import Part
 from retrieval.errors import BadRequest
 from retrieval.load import FRONT_MATTER, PLAIN, plain
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the same text may now give other chunks."""
 TARGET = 200
 """Word pieces of a chunk's text; with the headings above it, it stays within the 256 that the encoder sees."""
 CONTEXT = 48
 """Word pieces of title and headings that are embedded in front of a chunk."""
+
+LONGEST = 4000
+"""Characters of a chunk, at most: a picture in base64 is one word piece, whatever its length."""
 
 STRATEGIES = ("structure", "sentences")
 SMALLEST = 8
@@ -106,7 +109,7 @@ def chunk(
     pages: offset at which each page begins; a chunk never spans two.
     headings: (offset, level, title), where the format knows them and Markdown does not apply.
     parts: texts of files that were in the file, each cut as what it is; their names are headings.
-    plan: how; a single word of more than its tokens is a chunk all the same.
+    plan: how; a single word of more than its tokens is a chunk all the same, and cut where it is `LONGEST`.
     """
     ends = [part.start for part in parts] + [len(text)]
     chunks = _chunk(text[: ends[0]], starts, media_type, pages, headings, plan)
@@ -130,7 +133,8 @@ def _chunk(
     offsets = starts(text)
 
     def size(start: int, end: int) -> int:
-        return int(np.searchsorted(offsets, end) - np.searchsorted(offsets, start))
+        pieces = int(np.searchsorted(offsets, end) - np.searchsorted(offsets, start))
+        return pieces if end - start <= LONGEST else max(pieces, plan.tokens + 1)
 
     sections = _plain(text, pages, headings) if media_type in PLAIN else _markdown(text)
     chunks: list[Chunk] = []
@@ -188,7 +192,8 @@ def _split_by(
     target: int,
 ) -> Iterator[tuple[int, int]]:
     if not steps:  # one word, longer than a chunk
-        yield start, end
+        for cut in range(start, end, LONGEST):
+            yield cut, min(cut + LONGEST, end)
         return
     cuts = [start, *steps[0](text, start, end), end]
     at: tuple[int, int] | None = None

@@ -59,26 +59,34 @@ def pdf(data: bytes) -> Converted:
         locked = "password" in str(error).lower()
         raise Unreadable("PDF is protected by a password" if locked else "broken PDF") from error
     with document:
-        parts, starts, at, empty = [], [], 0, []
+        parts, starts, at, empty, broken = [], [], 0, [], []
         for number in range(len(document)):
-            page = document[number]
-            textpage = page.get_textpage()
-            text = re.sub(r"[ \t]+\n", "\n", textpage.get_text_bounded().replace("\r\n", "\n")).replace("\ufffe", "-").strip()
-            textpage.close()
-            page.close()
+            try:
+                page = document[number]
+                textpage = page.get_textpage()
+            except pdfium.PdfiumError:
+                text = ""
+                broken.append(number + 1)
+            else:
+                read = textpage.get_text_bounded().replace("\r\n", "\n")
+                text = re.sub(r"[ \t]+\n", "\n", read).replace("\ufffe", "-").strip()
+                textpage.close()
+                page.close()
+                if not text:
+                    empty.append(number + 1)
             starts.append(at)
-            if not text:
-                empty.append(number + 1)
             parts.append(text)
             at += len(text) + 2
             if at > MAX_TEXT:
                 raise Unreadable(f"holds more than {MAX_TEXT:,} characters")
-        if len(empty) == len(parts):
-            raise Unreadable("PDF has no text (scanned pages need OCR first)" if parts else "PDF has no pages")
-        note = ""
-        if empty:
-            shown = ", ".join(map(str, empty[:10])) + (", …" if len(empty) > 10 else "")
-            note = f"no text on page {shown} (scanned pages need OCR first); the rest is indexed"
+        if not any(parts):
+            none = "PDF has no text (scanned pages need OCR first)" if empty else "broken PDF (no page can be read)"
+            raise Unreadable(none if parts else "PDF has no pages")
+        notes = []
+        for numbers, what in ((empty, "no text on page {} (scanned pages need OCR first)"), (broken, "page {} is damaged")):
+            shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+            notes += [what.format(shown)] if numbers else []
+        note = "; ".join([*notes, "the rest is indexed"]) if notes else ""
         title = (document.get_metadata_value("Title") or "").strip()
     # Word's and LaTeX's leftovers are worse than the file's name.
     if re.search(r"^(untitled|\(anonymous\)|microsoft word|\S+\.(docx?|tex|dvi|indd))", title, re.I):
@@ -97,9 +105,22 @@ def html(data: bytes) -> Converted:
     if tree is None:
         tree = lxml_html.fromstring(decoded(data) or "<p></p>")
     title = " ".join("".join(tree.xpath("(//head/title)[1]//text()")).split())
+    for block in tree.xpath("//pre[not(.//code)]"):  # which trafilatura takes for prose
+        content, tail = block.text_content(), block.tail
+        block.clear()
+        block.tail = tail
+        block.append(lxml_html.Element("code"))
+        block[0].text = content
     text = trafilatura.extract(
-        tree, output_format="markdown", include_comments=False, include_tables=True, include_formatting=True, favor_recall=True
+        tree,
+        output_format="markdown",
+        include_comments=False,
+        include_tables=True,
+        include_formatting=True,
+        favor_recall=True,
+        prune_xpath=ANCHORS,
     )
+    text = unescaped(text or "")
     if not text or not text.strip():
         text = markdown(tree)
     if not text.strip():
@@ -108,6 +129,31 @@ def html(data: bytes) -> Converted:
         deep = any("depth" in entry.message for entry in parser.error_log)
         raise Unreadable("HTML is nested too deeply, all its text lies below 256 levels" if deep else "HTML has no text")
     return Converted(text.strip() + "\n", title)
+
+
+ANCHORS = ["//a[contains(@class, 'headerlink')]", "//span[contains(@class, 'mw-editsection')]"]
+"""What documentation generators and wikis put beside headings for the mouse."""
+
+VERBATIM = re.compile(r"(^ *```.*?^ *```|(?<![\\\\`])(`+)(?!`).+?(?<!`)\2(?!`))", re.S | re.M)
+ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\([*_`~\[\]<])")
+OPENS_BLOCK = re.compile(r"\s*(?:```|~~~|\[[^\]]+\]:|<|([*_])[ \t]*(?:\1[ \t]*){2,}$)")
+
+
+def unescaped(text: str) -> str:
+    """Markdown with `max_retries` where it says `max\\_retries`: passages are quoted and their words counted as they are written.
+
+    What escaping keeps from beginning a block stays as it is, and so does code.
+    """
+
+    def plain(line: str) -> str:
+        made = ESCAPED.sub(lambda found: found[1][::2] + found[2], line)
+        return line if OPENS_BLOCK.match(made) and line.lstrip().startswith("\\") else made
+
+    parts, at = [], 0
+    for code in VERBATIM.finditer(text):
+        parts += ["\n".join(map(plain, text[at : code.start()].split("\n"))), code[0]]
+        at = code.end()
+    return "".join([*parts, "\n".join(map(plain, text[at:].split("\n")))])
 
 
 def docx(data: bytes) -> Converted:
@@ -120,7 +166,11 @@ def docx(data: bytes) -> Converted:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(item.file_size for item in archive.infolist()) > MAX_UNPACKED:
                 raise Unreadable(f"unpacks to more than {MAX_UNPACKED // 1_000_000} MB")
-        result = mammoth.convert_to_html(io.BytesIO(data), convert_image=mammoth.images.img_element(lambda _: {"src": ""}))
+        result = mammoth.convert_to_html(
+            io.BytesIO(data),
+            convert_image=mammoth.images.img_element(lambda _: {"src": ""}),
+            style_map="p[style-name='Title'] => h1:fresh",
+        )
     except (Unreadable, MemoryError):
         raise
     except Exception as error:

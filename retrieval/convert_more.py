@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded
@@ -138,14 +138,23 @@ def _uncomputed(data: bytes) -> bool:
     return False
 
 
-def table(data: bytes) -> Converted:
-    text = decoded(data)
+def csv_rows(text: str) -> Iterator[list[str]]:
+    """Rows of comma-separated values, whatever separates them. Raises csv.Error while reading."""
+    csv.field_size_limit(MAX_TEXT)  # Python's is 131,072: a cell may hold a document
+    if named := re.match(r"sep=(.)\n", text):  # Excel's own way to say it
+        return csv.reader(io.StringIO(text[named.end() :], newline=""), delimiter=named[1])
     try:
         dialect: Any = csv.Sniffer().sniff(text[:20_000], delimiters=",;\t|")
     except csv.Error:
         dialect = csv.excel
+    dialect.doublequote = True  # a sample without quotes would deny them to the rest
+    return csv.reader(io.StringIO(text, newline=""), dialect)
+
+
+def table(data: bytes) -> Converted:
+    text = decoded(data)
     try:
-        lines = table_rows(csv.reader(io.StringIO(text), dialect))
+        lines = table_rows(csv_rows(text))
     except csv.Error as error:
         raise Unreadable(f"broken CSV ({error})") from error
     if not lines:
@@ -188,7 +197,8 @@ def notebook(data: bytes) -> Converted:
         value = json.loads(decoded(data))
         # Until version 4 there were worksheets, and what was run was called input.
         cells = value["cells"] if "cells" in value else [cell for sheet in value["worksheets"] for cell in sheet["cells"]]
-        language = value.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+        told = value.get("metadata") or {}
+        language = (told.get("kernelspec") or {}).get("language") or (told.get("language_info") or {}).get("name") or "python"
         parts = []
         for cell in cells:
             source = cell.get("source", cell.get("input", ""))

@@ -1,6 +1,6 @@
 """Filters over the columns of a snapshot, as masks: Databricks' `filters_json` and SQL-like `filter_string`.
 
-Source: https://docs.databricks.com/aws/en/vector-search/query-vector-search (standard and storage-optimized endpoints).
+Source: https://docs.databricks.com/aws/en/vector-search/vector-search-filtering-guide (standard and storage-optimized endpoints).
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ _MOST = 1024
 
 
 def parse(filters_json: str) -> dict[str, Any]:
-    """The filter as a mapping. Raises BadRequest where it is none."""
+    """The filter as a mapping; of a list of filters, all of which are to be met, as one. Raises BadRequest where it is none."""
+    wrong = BadRequest("field 'filters_json' must be a JSON object, or a list of such, as a string, as '{\"id <\": 5}'")
     try:
         value = json.loads(filters_json)
     except (ValueError, RecursionError):
-        raise BadRequest("field 'filters_json' must be a JSON object as a string, as '{\"id <\": 5}'") from None
-    if not isinstance(value, dict):
-        raise BadRequest("field 'filters_json' must be a JSON object as a string, as '{\"id <\": 5}'")
-    return value
+        raise wrong from None
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, dict) for each in given) or sum(map(len, given)) > _MOST:
+        raise wrong
+    joined: dict[str, Any] = {}
+    for key, wanted in (pair for each in given for pair in each.items()):
+        while key in joined:
+            key += " "  # which means nothing, and keeps apart what is asked twice of a column
+        joined[key] = wanted
+    return joined
 
 
 def of(rows: Snapshot, filters: Mapping[str, Any] | str, columns: Sequence[str]) -> np.ndarray:
@@ -43,7 +50,8 @@ def mask(rows: Snapshot, filters: Mapping[str, Any], columns: Sequence[str]) -> 
     """Which rows meet all conditions.
 
     A key is a column, then an operator: none (equal, or one of a list), `NOT`, `<`, `<=`, `>`, `>=`, `LIKE` (holds the whole
-    token). `"a OR b": [x, y]` is met where a is x or b is y. A row without a value meets no condition but `NOT`.
+    token; between two `%` as SQL has it). `"a OR b": [x, y]` is met where a is x or b is y. A row without a value meets no
+    condition but `NOT`.
 
     Raises
     ------
@@ -86,7 +94,8 @@ def _condition(rows: Snapshot, key: str, value: Any, columns: Sequence[str]) -> 
     if operator.endswith("LIKE"):
         like = np.zeros(rows.size, bool)
         for each in values:
-            like |= data.holding(str(each))
+            text = str(each)
+            like |= data.like(text) if len(text) > 1 and text[0] == text[-1] == "%" else data.holding(text)
         return like if operator == "LIKE" else ~like & data.present()
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadRequest(f"filter {key!r} must compare with one number or string")
@@ -162,6 +171,9 @@ class _Column:
 
     def compared(self, operator: str, value: Any) -> np.ndarray:
         test = _ORDER[operator]
+        if isinstance(value, int) and abs(value) >= _EXACT:
+            known = [isinstance(mine, int | float) and not isinstance(mine, bool) for mine in self._distinct]
+            return self._of([code for code, mine in enumerate(self._distinct) if known[code] and test(mine, value)])
         if isinstance(value, int | float):
             if self._numeric is None:
                 numbers = [isinstance(mine, int | float) and not isinstance(mine, bool) for mine in self._distinct]
@@ -220,16 +232,20 @@ def _plain(value: Any) -> Any:
 
 
 _SQL = re.compile(
-    r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)|(?P<op><=|>=|<>|!=|=|<|>)"
+    r"\s*(?:(?P<string>'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+    r"|(?P<op><=|>=|<>|!=|==?|<|>)"
     r"|(?P<mark>[(),])|(?P<quoted>`[^`]+`)|(?P<word>[A-Za-z_]\w*))"
 )
+_EXACT = 1 << 53
+"""Whole numbers below are told apart by floats, those of 64 bits are not."""
 _DEEPEST = 50
 _DIGITS = 300
 """Of a whole number that is taken as it is written."""
 
 
 def sql_mask(rows: Snapshot, text: str, columns: Sequence[str]) -> np.ndarray:
-    """Which rows meet a `filter_string`: comparisons, IN, BETWEEN, LIKE (`%`, `_`), IS NULL, with AND, OR, NOT and parentheses.
+    """Which rows meet a `filter_string`: comparisons, IN, BETWEEN, LIKE (`%`, `_`), IS NULL, ARRAY_CONTAINS, with AND, OR, NOT
+    and parentheses; strings in single or double quotes, as Spark has them.
 
     As in SQL, a row without a value meets neither a condition nor its negation.
 
@@ -314,11 +330,19 @@ class _Sql:
         kind, name = self._next()
         if kind not in ("word", "quoted"):
             raise self._wrong(f"at {name!r}")
-        column = name.strip("`")
-        if column not in self._columns:
-            raise BadRequest(f"filter names column {column!r}, which the index does not have: it has {', '.join(self._columns)}")
-        data = _column(self._rows, column)
+        if name.upper() == "ARRAY_CONTAINS" and self._take("("):
+            _, name = self._next()
+            if not self._take(","):
+                raise self._wrong("where ARRAY_CONTAINS takes a column and a value")
+            data, wanted = self._data(name), self._value()
+            if not self._take(")"):
+                raise self._wrong("where ')' is missing")
+            met = data.equal([wanted])
+            return met, data.present() & ~met
+        data = self._data(name)
         present = data.present()
+        if self._word() in ("", ")", "AND", "OR"):  # a column of truths stands for itself
+            return data.equal([True]), data.equal([False])
         if self._take("IS"):
             negated = self._take("NOT")
             if not self._take("NULL"):
@@ -354,14 +378,29 @@ class _Sql:
                 raise self._wrong(f"at {operator!r}")
             value = self._value()
             negated = operator in ("!=", "<>")
-            met = data.equal([value]) if negated or operator == "=" else data.compared(operator, value)
+            met = data.equal([value]) if negated or operator in ("=", "==") else data.compared(operator, value)
         failed = present & ~met
         return (failed, met) if negated else (met, failed)
 
+    def _data(self, name: str) -> _Column:
+        """A column; as in SQL its name may be written in another case."""
+        column = name.strip("`")
+        if column not in self._columns:
+            alike = [each for each in self._columns if each.lower() == column.lower()]
+            if len(alike) != 1:
+                had = ", ".join(self._columns)
+                raise BadRequest(f"filter names column {column!r}, which the index does not have: it has {had}")
+            column = alike[0]
+        return _column(self._rows, column)
+
     def _value(self) -> Any:
         kind, token = self._next()
+        if kind == "word" and token.upper() in ("DATE", "TIMESTAMP") and self._tokens[self._at : self._at + 1]:
+            kind, token = self._next()
+            if kind != "string":
+                raise self._wrong(f"at {token!r}")
         if kind == "string":
-            return token[1:-1].replace("''", "'")
+            return token[1:-1].replace(token[0] * 2, token[0])
         if kind == "number":
             return float(token) if re.search(r"[.eE]", token) or len(token) > _DIGITS else int(token)
         if kind == "word" and token.upper() in ("TRUE", "FALSE"):

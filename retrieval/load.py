@@ -16,7 +16,7 @@ from retrieval.errors import SourceError
 from retrieval.outline import outline
 from retrieval.worker import Workers
 
-VERSION = "5"
+VERSION = "6"
 """Raised when the same file may now give another text; documents of another version are read again."""
 MAX_BYTES = 50_000_000
 

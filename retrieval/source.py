@@ -6,7 +6,9 @@ import base64
 import csv
 import glob
 import json
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +23,8 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
     """The rows of `place`: a file's path, a pattern of files as `shop/*.parquet`, a Delta table's folder, or
     `DATABASE_URL#TABLE` as SQLAlchemy writes URLs.
 
-    Values are JSON's: decimals are numbers, times ISO 8601, bytes base64.
+    Values are JSON's: decimals are numbers, times ISO 8601, bytes base64, numbers that are not finite none. In CSV what reads as
+    a number or a truth in every row of its column is one, and what is empty is none.
 
     Raises
     ------
@@ -32,8 +35,10 @@ def read_table(place: str) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, str | bool | int):
         return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
         return float(value) if value.is_finite() else None
     if isinstance(value, date | time):  # a datetime is a date
@@ -91,7 +96,8 @@ def stamp(place: str) -> Any:
     path = Path(place).expanduser()
     try:
         if (log := path / "_delta_log").is_dir():
-            files = [max(log.iterdir(), key=lambda each: each.name)]
+            # The last commit: beside it are checkpoints and `_last_checkpoint`, whose names sort after it.
+            files = [max((each for each in log.iterdir() if COMMIT.fullmatch(each.name)), key=lambda each: each.name)]
         else:
             files = [path] if path.exists() or not glob.has_magic(place) else matching(place)
         found = [each.stat() for each in files]
@@ -100,30 +106,59 @@ def stamp(place: str) -> Any:
     return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
 
 
+COMMIT = re.compile(r"\d{20}\.json")
+
+
 def _delta(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        from deltalake import DeltaTable
+        import pyarrow
+        from deltalake import DeltaTable, QueryBuilder
         from deltalake.exceptions import DeltaError
     except ImportError:
         raise SourceError("a Delta table is read by the package deltalake: install smalti[delta]") from None
     try:
-        for file in DeltaTable(str(path)).to_pyarrow_dataset().to_batches(batch_size=2000):
-            yield from file.to_pylist()
+        # By a query: the other way to read a table knows no deletion vectors.
+        found: Any = QueryBuilder().register("t", DeltaTable(str(path))).execute("SELECT * FROM t")
+        for batch in pyarrow.RecordBatchReader.from_stream(found):
+            yield from batch.to_pylist()
     except (DeltaError, OSError, ValueError, ImportError) as error:
         raise SourceError(f"Delta table {path} cannot be read: {str(error)[:200]}") from error
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         yield from (json.loads(line) for line in file if line.strip())
 
 
 def _json(path: Path) -> Iterator[Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
     yield from value if isinstance(value, list) else [value]
 
 
+CELL = 20_000_000
+"""Characters of a cell of a CSV file, at most; Python's own limit is 131,072."""
+# What begins with a zero, or has more digits than numbers tell apart, is a code.
+_TYPES: Mapping[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    "whole": (re.compile(r"-?(?:0|[1-9]\d{0,17})"), int),
+    "number": (re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?:[eE][+-]?\d{1,2})?"), float),
+    "truth": (re.compile(r"true|false", re.I), lambda text: text.lower() == "true"),
+}
+
+
 def _csv(path: Path) -> Iterator[Any]:
+    kinds: dict[str, set[str]] = {}
+    for row in _csv_texts(path):
+        for name, text in row.items():
+            left = kinds.setdefault(name, set(_TYPES))
+            if left and text:
+                left &= {kind for kind in left if isinstance(text, str) and _TYPES[kind][0].fullmatch(text)}
+    read = {name: next((_TYPES[kind][1] for kind in _TYPES if kind in left), str) for name, left in kinds.items()}
+    for row in _csv_texts(path):
+        yield {name: (read[name](text) if isinstance(text, str) else text) if text else None for name, text in row.items()}
+
+
+def _csv_texts(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)

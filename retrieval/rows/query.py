@@ -78,8 +78,9 @@ async def question(index: RowIndex, asked: Mapping[str, Any], mode: str, text: s
     if given is not None:
         with np.errstate(over="ignore"):
             vector = np.asarray(given, np.float32)
-        if not np.isfinite(vector).all():
-            raise BadRequest("field 'query_vector' must hold numbers that 32 bits can hold")
+            squared = vector @ vector
+        if not np.isfinite(squared):
+            raise BadRequest("field 'query_vector' must hold numbers whose squares 32 bits can hold")
         if spec.dimension and vector.shape != (spec.dimension,):
             raise BadRequest(f"field 'query_vector' must hold {spec.dimension} numbers, not {len(given)}")
         return vector

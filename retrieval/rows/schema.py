@@ -210,7 +210,9 @@ def checked(spec: Spec, row: Any) -> tuple[str, dict[str, Any], np.ndarray | Non
             vector = np.asarray(row.get(spec.vector), np.float32)
         except (TypeError, ValueError, OverflowError):
             vector = np.empty(0, np.float32)
-        if vector.shape != (spec.dimension,) or not np.isfinite(vector).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            usable = vector.shape == (spec.dimension,) and np.isfinite(vector @ vector)  # a distance is of squares
+        if not usable:
             raise ValueError(f"needs {spec.dimension} finite numbers in {spec.vector!r}")
     return key, body, vector
 

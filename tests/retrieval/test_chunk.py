@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import BadRequest, Encoder
-from retrieval.chunk import CONTEXT, STRATEGIES, TARGET, Chunking, chunk, context, embedded_text, sentences
+from retrieval.chunk import CONTEXT, LONGEST, STRATEGIES, TARGET, Chunking, chunk, context, embedded_text, sentences
 from retrieval.load import plain
 
 
@@ -124,6 +124,14 @@ def test_no_chunk_exceeds_what_the_encoder_sees(encoder: Encoder) -> None:
     sizes = [encoder.count_tokens(c.text) for c in chunks if len(c.text.split()) > 1]
     assert max(sizes) <= TARGET
     assert sum(size > TARGET * 0.8 for size in sizes) > 10, "chunks are filled, not cut small"
+
+
+def test_a_picture_in_base64_is_cut_though_it_is_one_word(encoder: Encoder) -> None:
+    text = f"# Logo\n\nThe logo is blue.\n\n![logo](data:image/png;base64,{'iVBORw0KGgo' * 20_000})\n\nIt is old.\n"
+    chunks = chunk(text, encoder.token_starts)
+    assert max(len(c.text) for c in chunks) == LONGEST
+    assert all(text[c.start : c.end] == c.text for c in chunks)
+    assert "".join("".join(c.text.split()) for c in chunks) == "".join(text.removeprefix("# Logo").split())
 
 
 def test_pages_and_given_headings_part_a_text() -> None:

@@ -138,6 +138,20 @@ def test_what_programs_write_in_odd_ways_is_read_too() -> None:
     assert MORE["notebook"](json.dumps(old).encode()).text == "```python\nmelt(1)\n```\n"
 
 
+def test_csv_is_read_to_its_end() -> None:
+    plain = "id,note\n" + "".join(f"{i},no quotes in the first rows\n" for i in range(1000))
+    said = MORE["table"]((plain + '9,"Zed, the ""great"", king"\n').encode()).text
+    assert said.endswith('- id: 9; note: Zed, the "great", king\n')
+    assert len(MORE["table"](f'id,note\n1,"{"word " * 40_000}"\n'.encode()).text) > 190_000, "a cell may hold a document"
+    assert MORE["table"](b"sep=;\r\nName;Ort\r\nAnn;Ulm\r\n").text == "- Name: Ann; Ort: Ulm\n"
+
+
+def test_a_notebook_that_names_no_kernel_is_read() -> None:
+    cells = [{"cell_type": "code", "source": "x <- 1"}]
+    made = {"cells": cells, "metadata": {"kernelspec": None, "language_info": {"name": "R"}}}
+    assert MORE["notebook"](json.dumps(made).encode()).text == "```R\nx <- 1\n```\n"
+
+
 def test_cells_stay_in_their_columns() -> None:
     document = docx.Document()
     table = document.add_table(3, 3)

@@ -135,3 +135,56 @@ def test_another_escape_may_be_named() -> None:
     assert filters.sql_mask(memory, "s LIKE '50\\%'", ["s"]).tolist() == [True, False, False]
     with pytest.raises(BadRequest, match="one character"):
         filters.sql_mask(memory, "s LIKE 'x' ESCAPE '!!'", ["s"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("N < .5", [0]),
+        ("n == +2.", [2]),
+        ("ok", [0]),
+        ("NOT ok AND (ok OR n > 0)", [1]),
+        ('s = "it\'s" or s = "say ""hi"""', [0, 1]),
+        ("ARRAY_CONTAINS(l, 'b')", [1]),
+        ("not array_contains(l, 'b')", [0]),
+        ("d >= DATE '2024-02-01' AND d < TIMESTAMP '2024-03-01'", [1]),
+    ],
+)
+def test_sql_as_spark_writes_it(text: str, wanted: list[int]) -> None:
+    memory = table(
+        [
+            {"s": "it's", "n": 0.25, "ok": True, "l": ["a"], "d": "2024-01-31"},
+            {"s": 'say "hi"', "n": 1, "ok": False, "l": ["a", "b"], "d": "2024-02-01T10:00:00"},
+            {"s": None, "n": 2, "ok": None, "l": None, "d": None},
+        ]
+    )
+    assert np.flatnonzero(filters.sql_mask(memory, text, ["s", "n", "ok", "l", "d"])).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["array_contains(l 'b')", "array_contains(l, 'b'", "array_contains(zz, 1)", "d = DATE 5", "ok ok"]
+)
+def test_sql_that_is_wrong_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        filters.sql_mask(table([{"l": ["b"], "ok": True, "d": ""}]), text, ["l", "ok", "d"])
+
+
+def test_a_list_of_filters_is_met_where_all_are() -> None:
+    memory = table(
+        [
+            {"specs": '{"drive":"AWD"}', "l": ["a", "b"]},
+            {"specs": '{"drive":"AWD"}', "l": ["a"]},
+            {"specs": "AWD drive", "l": "b"},
+        ]
+    )
+    asked = filters.parse('[{"specs LIKE": "%\\"drive\\":\\"AWD\\"%", "l": "a"}, {"l": "b"}]')
+    assert filters.mask(memory, asked, ["specs", "l"]).tolist() == [True, False, False]
+    with pytest.raises(BadRequest, match="a JSON object, or a list of such"):
+        filters.parse('[{"l": 1}, 5]')
+
+
+def test_numbers_of_64_bits_are_told_apart() -> None:
+    first = 9_007_199_254_740_993
+    memory = table([{"n": first + i} for i in range(4)])
+    assert filters.mask(memory, {"n <": first + 1}, ["n"]).tolist() == [True, False, False, False]
+    assert filters.sql_mask(memory, f"n >= {first + 2}", ["n"]).tolist() == [False, False, True, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -100,6 +101,17 @@ def test_docx_keeps_headings_lists_and_tables(tmp_path: Path, workers: Workers) 
     assert "| City | Limit |\n| --- | --- |\n| Paris | 180 \\| night |" in loaded.text
 
 
+def test_a_word_document_is_called_by_its_title(tmp_path: Path, workers: Workers) -> None:
+    document = docx.Document()
+    document.add_heading("The Laying of Tiles", 0)
+    document.add_heading("Scope", 1)
+    document.add_paragraph("Floors and walls.")
+    document.save(str(tmp_path / "v3 final.docx"))
+    loaded = read(tmp_path / "v3 final.docx", workers)
+    assert loaded.title == "The Laying of Tiles"
+    assert "# Scope" in loaded.text
+
+
 def test_broken_docx_and_a_bomb(tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "broken.docx"
     path.write_bytes(b"PK\x03\x04 no zip")
@@ -138,6 +150,36 @@ def test_a_tiny_or_deeply_nested_page_is_read_or_refused(tmp_path: Path, workers
         read(path, workers)
     path.write_text("<h1>Note</h1><p>Still alive.</p>")
     assert "Still alive." in read(path, workers).text
+
+
+def test_html_is_quoted_as_it_is_written() -> None:
+    """Escaped as Markdown, `max_retries` is neither what the page says nor a word that a search finds."""
+    told = "<p>" + "How often a call is tried again, and when it is given up, is set here. " * 6 + "</p>"
+    page = f"""<body><h1>The config_file<a class="headerlink" href="#c">¶</a></h1>{told}
+      <p>Set max_retries, **kwargs or 2*3 in C:\\_x; <code>a\\_b</code> is code.</p><pre>x_y = 1\n  z_y = [2]</pre>
+      <p># no heading</p><p>```</p><p>[x]: y</p>{told}</body>"""
+    text = convert.html(page.encode()).text
+    assert "# The config_file\n" in text
+    assert "Set max_retries, **kwargs or 2*3 in C:\\_x; `a\\_b` is code." in text
+    assert "```\nx_y = 1\n  z_y = [2]\n```" in text
+    for block in ("# no heading", "```\n\nx", "[x]: y"):
+        assert f"\n{block}" not in text, "what would begin a block stays escaped"
+
+
+def test_a_damaged_page_of_a_pdf_is_named_and_the_rest_is_read(tmp_path: Path, workers: Workers) -> None:
+    path = tmp_path / "three.pdf"
+    canvas = Canvas(str(path), pageCompression=0)
+    for line in ("Tiles are cut by hand.", "The kiln is cold.", "Grout dries in a day."):
+        canvas.drawString(72, 700, line)
+        canvas.showPage()
+    canvas.save()
+    data = path.read_bytes()
+    second = [m.start() for m in re.finditer(rb"/Type /Page\b(?!s)", data)][1]
+    path.write_bytes(data[:second] + b"/Type /Pale" + data[second + 11 :])
+    loaded = read(path, workers)
+    assert "Tiles" in loaded.text
+    assert "Grout" in loaded.text
+    assert loaded.note == "page 2 is damaged; the rest is indexed"
 
 
 def test_rst_sections_come_from_docutils(tmp_path: Path, workers: Workers) -> None:

@@ -285,3 +285,11 @@ async def test_what_no_database_stores_is_refused_by_the_row(api: Any) -> None:
     assert gone.json()["result"]["success_row_count"] == 1
     for path, body in (("query", {"query_vector": [1e39, 0, 0, 0]}), ("scan", {"last_primary_key": ["1"]})):
         assert (await api.post(f"{ROOT}/indexes/{NAME}/{path}", json=body)).json()["error_code"] == "INVALID_PARAMETER_VALUE"
+
+
+async def test_vectors_whose_distance_is_no_number_are_refused(api: Any) -> None:
+    await direct(api)
+    huge = [1e38, 1e38, 0, 0]
+    assert (await upsert(api, [{**thing(1), "vec": huge}, thing(2)]))["result"]["failed_primary_keys"] == ["1"]
+    asked = await api.post(f"{ROOT}/indexes/{NAME}/query", json={"columns": ["id"], "query_vector": huge})
+    assert (asked.status_code, asked.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,42 @@ async def test_a_delta_table_is_followed_by_its_log(indexes: Indexes, tmp_path: 
     assert (report["added"], report["deleted"], report["unchanged"], report["embedded"]) == (1, 1, 1, 1)
 
 
+def test_a_delta_table_after_a_checkpoint_is_followed_still(tmp_path: Path) -> None:
+    deltalake, pyarrow = pytest.importorskip("deltalake"), pytest.importorskip("pyarrow")
+    where, rows = str(tmp_path / "t"), pyarrow.Table.from_pylist(ROWS)
+    deltalake.write_deltalake(where, rows)
+    deltalake.DeltaTable(where).create_checkpoint()
+    before = stamp(where)
+    deltalake.write_deltalake(where, rows, mode="append")
+    assert stamp(where) != before
+
+
+def test_rows_that_a_deletion_vector_hides_are_gone(tmp_path: Path) -> None:
+    """As Databricks deletes by default: the file stays, and beside it stands which of its rows do not count."""
+    deltalake, pyarrow = pytest.importorskip("deltalake"), pytest.importorskip("pyarrow")
+    where = tmp_path / "t"
+    deltalake.write_deltalake(str(where), pyarrow.Table.from_pylist([{"id": i, "price": math.nan} for i in range(3)]))
+    log = where / "_delta_log"
+    actions = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    add = next(action["add"] for action in actions if "add" in action)
+    bitmap = struct.pack("<IQI", 1681511377, 1, 0) + struct.pack("<IIHHIH", 12346, 1, 0, 0, 16, 1)  # holds row 1
+    vector = {"storageType": "i", "pathOrInlineDv": _z85(bitmap), "sizeInBytes": len(bitmap), "cardinality": 1}
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    commit = [
+        {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}},
+        {"remove": {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}},
+        {"add": {**add, "deletionVector": vector}},
+    ]
+    (log / f"{1:020}.json").write_text("\n".join(map(json.dumps, commit)))
+    assert list(read_table(str(where))) == [{"id": 0, "price": None}, {"id": 2, "price": None}]
+
+
+def _z85(data: bytes) -> str:
+    letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    numbers = struct.iter_unpack(">I", data + bytes(-len(data) % 4))
+    return "".join(letters[number // 85**power % 85] for (number,) in numbers for power in (4, 3, 2, 1, 0))
+
+
 async def test_a_row_at_fault_is_left_out_alone_and_named(api: Any, indexes: Indexes, tmp_path: Path) -> None:
     table = tmp_path / "t.jsonl"
     rows = [*ROWS, {"id": None, "text": "no key"}, {"id": 2, "text": "twice"}, {"id": "x" * 1001, "text": "long"}]
@@ -213,8 +251,18 @@ def test_csv_as_programs_write_it(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id;text\n1;tin, oxide\n")
     (tmp_path / "b.tsv").write_text("id\ttext\n1\ttin\n")
     (tmp_path / "c.csv").write_bytes("id,text\n1,grün\n".encode("cp1252"))
-    assert list(read_table(str(tmp_path / "a.csv"))) == [{"id": "1", "text": "tin, oxide"}]
-    assert list(read_table(str(tmp_path / "b.tsv"))) == [{"id": "1", "text": "tin"}]
+    assert list(read_table(str(tmp_path / "a.csv"))) == [{"id": 1, "text": "tin, oxide"}]
+    assert list(read_table(str(tmp_path / "b.tsv"))) == [{"id": 1, "text": "tin"}]
+    (tmp_path / "d.csv").write_text(
+        "id,price,zip,sold,text\n1,2.50,01234,TRUE,a\n2,,99999,false,7\n3,1e3,1,true," + "x" * 140_000
+    )
+    rows = list(read_table(str(tmp_path / "d.csv")))
+    assert [list(row.values())[:4] for row in rows] == [
+        [1, 2.5, "01234", True],
+        [2, None, "99999", False],
+        [3, 1000.0, "1", True],
+    ]
+    assert [len(row["text"]) for row in rows] == [1, 1, 140_000]
     with pytest.raises(SourceError, match="not UTF-8"):
         list(read_table(str(tmp_path / "c.csv")))
 
