@@ -53,8 +53,9 @@ class ChunkReads:
         if db is not None:
             yield db
             return
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            yield connection
+        with self.engine.connect() as connection:
+            sqlite = self.engine.dialect.name == "sqlite"  # its driver begins no transaction for what only reads
+            yield connection if sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def known(self, contents: Iterable[str]) -> dict[str, Embedded]:
         """Vectors and word pieces of texts that any index holds already, by content hash."""
@@ -79,15 +80,19 @@ class ChunkReads:
 
     def pieces(self, seqs: Sequence[int], db: Connection | None = None) -> list[bytes] | None:
         """Word pieces of some chunks; None where one has none: it was embedded without, or is gone."""
-        found = self._picked(pieces.c.pieces, seqs, db)
+        found = self.picked_pieces(seqs, db)
         return [found[seq] for seq in seqs] if len(found) == len(seqs) else None
 
+    def picked_pieces(self, seqs: Sequence[int], db: Connection | None = None) -> dict[int, bytes]:
+        """Word pieces of those chunks that have any, by number."""
+        return self._picked(pieces.c.pieces, seqs, db)
+
     def _picked(self, column: sa.Column[Any], seqs: Sequence[int], db: Connection | None) -> dict[int, Any]:
-        # Plain SQL: making the statement would take longer than reading the rows.
-        numbers = ",".join(str(int(seq)) for seq in seqs)
-        statement = f"SELECT seq, {column.name} FROM {column.table.name} WHERE seq IN ({numbers})"
+        if not seqs:
+            return {}
+        statement = f"SELECT seq, {column.name} FROM {column.table.name} WHERE seq IN ({{}})"
         with self.reading(db) as db:
-            return dict(db.exec_driver_sql(statement).fetchall()) if numbers else {}  # type: ignore[arg-type]
+            return dict(plainly(db, statement, seqs))
 
     def rows(self, index_id: int, index: str) -> Iterator[Passage]:
         """All chunks by source and place. Pages through, so that a long read holds nothing open."""
@@ -138,6 +143,14 @@ class ChunkReads:
                 return
             yield rows
             after = rows[-1].seq
+
+
+def plainly(db: Connection, statement: str, values: Sequence[int | str]) -> list[Any]:
+    """What a statement gives that has `{}` where values belong. By the driver alone, which keeps it prepared: for the few rows
+    that a search reads, SQLAlchemy takes as long as the database. Its errors are the driver's."""
+    mark = "?" if db.dialect.name == "sqlite" else "%s"
+    driver: Any = db.connection.driver_connection
+    return driver.execute(statement.format(",".join([mark] * len(values))), values).fetchall()
 
 
 def numbers(db: Connection, table: sa.Table, index_id: int) -> np.ndarray:

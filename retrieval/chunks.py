@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sqlalchemy.engine import Connection
@@ -67,6 +67,12 @@ class ChunkFields(Fields):
         own = {name: values[slot] for name, values in self._own.items()}
         return own | dict(zip(_SHARED, self._documents[slot], strict=True))
 
+    def place(self, slot: int) -> tuple[Any, ...]:
+        """A row's id, document, source, title, headings, start, end and page."""
+        own = self._own
+        shown = own["heading"][slot], own["start"][slot], own["end"][slot], own["page"][slot]
+        return own["id"][slot], *self._documents[slot][:3], *shown
+
     def column(self, name: str) -> Sequence[Any]:
         if name in _SHARED:
             place = _SHARED.index(name)
@@ -117,6 +123,7 @@ def _headings(stored: str) -> tuple[str, ...]:
 
 def passage(index: str, rows: Snapshot, hit: Hit, text: str) -> Passage:
     """A chunk that was found; its text is what searches do not hold."""
-    at, found = rows.fields[hit.slot], (hit.score, hit.similarity, hit.lexical)
-    heading, place = _headings(at["heading"]), (at["start"], at["end"])
-    return Passage(at["id"], at["document_id"], index, at["source"], at["title"], heading, text, *place, *found, at["page"])
+    fields = cast(ChunkFields, rows.fields)
+    id_, document, source, title, heading, start, end, page = fields.place(hit.slot)
+    scores = hit.score, hit.similarity, hit.lexical
+    return Passage(id_, document, index, source, title, _headings(heading), text, start, end, *scores, page)

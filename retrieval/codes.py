@@ -22,6 +22,8 @@ SAMPLE = 16_384
 SIGNED, SHORT = 32_768, 14
 """Rows from which the signs of their vectors may choose whose codes are compared, and how many they choose: this many times the
 root of the number of rows. Of 10,000 to 50,000 sentences they held 99.8 to 100 % of the ten nearest, 97 to 99 of the hundred."""
+UNPACKED = 1280
+"""Rows of bits unpacked at once: they stay in the processor's cache."""
 TRIES, GROWN = 32, 1.5
 """Rows whose ten nearest the signs must find, and the growth after which that is tried again."""
 
@@ -108,12 +110,15 @@ def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.asarray(simsimd.cdist(left, right, "dot", out_dtype="float32"))
 
 
-def products(bits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`bits @ wanted.T` of rows of 0 and 1 (uint8) and rows of signed bytes, exact, in 32 bits; on the caller's thread alone.
+def products(packed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Dot products of rows of bits, packed in bytes (uint8), with rows of signed bytes, exact, in 32 bits; on the caller's thread
+    alone.
 
     For thousands of rows with a handful: multiplied as matrices they take a quarter of the time of their dot products.
     """
-    return np.asarray(_product().run(None, {"a": bits, "b": np.ascontiguousarray(wanted.T)})[0])
+    run, right = _product().run, np.ascontiguousarray(wanted.T)
+    parts = (np.unpackbits(packed[at : at + UNPACKED], axis=1) for at in range(0, len(packed), UNPACKED))
+    return np.concatenate([np.asarray(run(None, {"a": bits, "b": right})[0]) for bits in parts])
 
 
 PRODUCT = bytes.fromhex(

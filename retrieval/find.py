@@ -17,6 +17,7 @@ from retrieval import snapshots, words
 from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.gather import merged
 from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.held_pieces import HeldPieces
 from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
 from retrieval.revisions import CHUNKS, Revisions
@@ -42,6 +43,7 @@ class Finder:
         self._snapshots, self._revisions = snapshots, revisions
         self._lock = threading.Lock()
         self._memories: dict[int, Memory] = {}
+        self._pieces = HeldPieces(store)
 
     def find(
         self,
@@ -58,7 +60,7 @@ class Finder:
         if not query:
             return []
         memory = self.memory(row.id)
-        rows, hits, found = memory.snapshot(), [], {}
+        rows, hits, seqs, found = memory.snapshot(), [], [], {}
         for _ in range(3):
             rows = memory.snapshot()
             with self._store.reading() as db:
@@ -72,16 +74,16 @@ class Finder:
                     nearest=lambda v, n: self._vectors.query(row.id, v, n),
                     diversity=diversity,
                     asked=asked,
-                    pieces=lambda slots, rows=rows, db=db: self._store.pieces(rows.seqs[slots].tolist(), db),
+                    pieces=lambda slots, rows=rows, db=db: self._pieces.of(row.id, rows.seqs[slots].tolist(), db),
                 )
                 worded = search("lexical") if mode == "hybrid" and words.foreign(query, _commonest(rows)) else []
                 hits = [replace(hit, score=hit.score / worded[0].score) for hit in worded] or search(mode)
-                found = self._store.texts([int(rows.seqs[hit.slot]) for hit in hits], db)
+                seqs = rows.seqs[[hit.slot for hit in hits]].tolist()
+                found = self._store.texts(seqs, db)
             if len(found) == len(hits):
                 break
             memory.refresh()  # a document changed between the search and the reading of its passages
-        read = [(hit, found.get(int(rows.seqs[hit.slot]))) for hit in hits]
-        return [passage(row.name, rows, hit, text) for hit, text in read if text is not None]
+        return [passage(row.name, rows, hit, found[seq]) for hit, seq in zip(hits, seqs, strict=True) if seq in found]
 
     def warning(self, row: Row[Any], query: str, dense: bool) -> str:
         """Why vectors do not help to find it, "" where they do; `dense` is whether the index has this encoder's."""
@@ -119,9 +121,8 @@ class Finder:
             found = self._memories.get(index_id)
             if found is None:
                 source = ChunkSource(self._store, index_id)
-                found = self._memories[index_id] = Memory(
-                    source, self._dimension, fields=ChunkFields, kept=self._snapshots.of(CHUNKS, index_id)
-                )
+                kept, follow = self._snapshots.of(CHUNKS, index_id), partial(self._pieces.follow, index_id)
+                found = self._memories[index_id] = Memory(source, self._dimension, fields=ChunkFields, kept=kept, follow=follow)
             return found
 
     def forget(self, index_id: int) -> None:
@@ -129,6 +130,7 @@ class Finder:
         self._snapshots.remove(CHUNKS, index_id)
         with self._lock:
             self._memories.pop(index_id, None)
+        self._pieces.forget(index_id)
 
     def changed(self, index_id: int) -> None:
         """Takes over what was written, where searches read the index already or a file may hold what is gone now."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from retrieval import filters
+from retrieval.chunk_reads import plainly
 from retrieval.memory import Snapshot
 from retrieval.tables import row_guards
 
@@ -23,7 +24,7 @@ Groups = frozenset[str] | None
 
 NOBODY: frozenset[str] = frozenset()
 
-_COLUMN = sa.select(row_guards.c.column).where(row_guards.c.index == sa.bindparam("name"))
+_COLUMN = f'SELECT "column" FROM {row_guards.name} WHERE "index" = {{}}'
 
 
 class Guards:
@@ -35,7 +36,8 @@ class Guards:
     def column(self, index: str, db: Connection | None = None) -> str | None:
         """The column that names who may see a row; None where the index has no rule. Read over `db` where it is given."""
         with self._engine.connect() if db is None else nullcontext(db) as db:
-            return db.execute(_COLUMN, {"name": index}).scalar()
+            found = plainly(db, _COLUMN, [index])
+        return found[0][0] if found else None
 
     def set(self, index: str, column: str | None) -> None:
         """Sets an index's rule; None takes it away."""

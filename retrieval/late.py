@@ -46,7 +46,7 @@ def scores(asked: Asked, weights: np.ndarray, stored: Sequence[bytes]) -> np.nda
     if not weights.sum() > 0:
         weights = np.ones(len(weights))
     meant = weights > 0
-    bits = np.unpackbits(np.frombuffer(b"".join(stored), np.uint8)).reshape(-1, dimension)
+    bits = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, dimension // 8)
     scale = np.abs(asked.pieces).max() / 127
     wanted = np.rint(asked.pieces[meant] / scale).astype(np.int8)
     filled = np.flatnonzero(counts)

@@ -19,7 +19,7 @@ import numpy as np
 from retrieval import words
 from retrieval.codes import Codes, dots
 from retrieval.fields import Bodies, Fields
-from retrieval.postings import K1, Gathered, Postings
+from retrieval.postings import K1, Columns, Gathered, Places, Postings
 
 ABOVE = 0.6
 """Weight of a term in the title and headings, a term in the text being 1."""
@@ -29,6 +29,8 @@ CODED = 4096
 """Rows from which the nearest are looked for among 8-bit codes; fewer vectors are compared at once."""
 MANY = 1
 """Postings for each row from which it is asked whether the commoner terms can matter: adding a posting takes 2 ns."""
+CHEAP = 1 << 19
+"""Postings that are added sooner than this is asked, whatever the number of rows."""
 FEW = 2048
 """Rows for which what the commoner terms add may always be looked up."""
 _NO_SLOTS = np.empty(0, np.int32)
@@ -75,7 +77,7 @@ class Kept(Protocol):
         ...
 
 
-Spans = Sequence[tuple[float, Sequence[tuple[Postings, int, int]]]]
+Spans = Sequence[tuple[float, Places]]
 """Terms: how rare each is, and where its postings are."""
 
 
@@ -99,7 +101,7 @@ class Snapshot:
     codes: Codes | None = None
     """The vectors in 8 bits, where they are many."""
     cache: dict[Any, Any] = field(default_factory=dict)
-    """What filters derived from the columns; lives as long as the snapshot."""
+    """What searches derived from it; lives as long as the snapshot."""
 
     @property
     def whole(self) -> bool:
@@ -156,9 +158,12 @@ class Snapshot:
         """BM25 of every row."""
         scores = np.zeros(self.size, np.float32)
         for idf, parts in spans:
-            for part, a, b in parts:
-                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
+            self.columns.add(scores, idf, parts)
         return scores
+
+    @property
+    def columns(self) -> Columns:
+        return self.cache.get("columns") or self.cache.setdefault("columns", Columns(self.size))
 
     def lexical_of(self, spans: Spans, slots: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray:
         """BM25 of a few rows, or what these terms add to their scores."""
@@ -168,6 +173,10 @@ class Snapshot:
         if order is not None:
             slots, scores = slots[order], scores[order]
         for idf, parts in spans:
+            column = self.columns.of(parts)
+            if column is not None:
+                scores += np.float32(idf) * column[slots]
+                continue
             for part, a, b in parts:
                 held, some = part.slots[a:b], slice(None)
                 if order is not None:
@@ -196,7 +205,7 @@ class Snapshot:
         to_add = np.cumsum([sum(b - a for _, a, b in parts) for _, parts in reversed(spans)])[::-1]
         done, found = 0, None
         for idf, parts in spans:
-            if done and to_add[done] > MANY * self.size:
+            if done and to_add[done] > max(MANY * self.size, CHEAP):
                 held = scores if allowed is None else scores * allowed
                 least = reached(held, count) - left[done]
                 if least > 0:
@@ -204,18 +213,18 @@ class Snapshot:
                     if len(found) <= max(FEW, self.size // 64):
                         break
                     found = None
-            for part, a, b in parts:
-                np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
+            self.columns.add(scores, idf, parts)
             done += 1
-        further = self.lexical_of(spans[done:], others, scores[others])
         if found is None:
+            further = self.lexical_of(spans[done:], others, scores[others])
             held = scores if allowed is None else scores * allowed
             top = best(held, count)
             top = top[held[top] > 0].astype(np.int32)
             return top, scores[top], further
-        fitting = self.lexical_of(spans[done:], found, scores[found])
+        either = np.concatenate((found.astype(np.int32), others))
+        fitting, further = np.split(self.lexical_of(spans[done:], either, scores[either]), [len(found)])
         top = best(fitting, count)
-        return found[top].astype(np.int32), fitting[top], further
+        return either[top], fitting[top], further
 
     def slot_of(self) -> dict[str, int]:
         """Slots of the live rows by key."""
@@ -271,6 +280,7 @@ class Memory:
     distance: compare by distance instead of cosine: the vectors need not have unit length.
     fields: how the rows' columns are held.
     kept: where a snapshot outlives the process.
+    follow: told of each state that searches see.
     """
 
     def __init__(
@@ -281,8 +291,10 @@ class Memory:
         distance: bool = False,
         fields: Callable[[], Fields] = Bodies,
         kept: Kept | None = None,
+        follow: Callable[[Snapshot], None] = lambda rows: None,
     ) -> None:
         self._source, self._dimension, self._distance, self._fields, self._kept = source, dimension, distance, fields, kept
+        self._follow = follow
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
@@ -304,9 +316,11 @@ class Memory:
             if not whole:  # little is left to be read now, so that a state is held for a moment only
                 with self._source.frozen() as source:
                     found, _ = self._next(found, source)
-            self._snapshot = found
+            seen, self._snapshot = self._snapshot, found
             if self._kept is not None:
                 self._kept.follow(before, found)
+            if found is not seen:
+                self._follow(found)
             return found
 
     def _next(self, now: Snapshot | None, source: Source) -> tuple[Snapshot, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ PART = 1 << 24
 """Postings from which a part is left as it is: putting it in order again would hold up what has just been written."""
 BLOCK = 1 << 20
 """Postings weighed at once, so that what is needed for it stays small."""
+COMMON, COLUMNS = 4, 32
+"""Of how many rows one holds a common term at least, and of how many such terms columns are held."""
 _NONE = np.empty(0, np.float32)
 
 
@@ -64,6 +67,44 @@ class Postings:
         at = np.minimum(self.terms.searchsorted(wanted), len(self.terms) - 1)
         last = at + (self.terms[at] == wanted)
         return list(zip(self.starts[at].tolist(), self.starts[last].tolist(), strict=True))
+
+
+Places = Sequence[tuple[Postings, int, int]]
+"""Where a term's postings are, and where they begin and end there."""
+
+
+class Columns:
+    """What the commonest terms weigh in each row, row by row: added and looked up in a fraction of the time that postings take.
+    Of one state of an index, with so many rows. Thread-safe.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._held: dict[Any, np.ndarray] = {}
+
+    def add(self, scores: np.ndarray, idf: float, places: Places) -> None:
+        """Adds what a term weighs to the scores of all rows."""
+        column = self.of(places)
+        if column is not None:
+            scores += np.float32(idf) * column
+            return
+        for part, a, b in places:
+            np.add.at(scores, part.slots[a:b], np.float32(idf) * part.impacts[a:b])
+
+    def of(self, places: Places) -> np.ndarray | None:
+        """The column of a term; None where it is not common."""
+        if sum(b - a for _, a, b in places) * COMMON < self._rows:
+            return None
+        key = tuple((id(part), a) for part, a, _ in places)
+        found = self._held.get(key)
+        if found is None:
+            found = np.zeros(self._rows, np.float32)
+            for part, a, b in places:
+                found[part.slots[a:b]] = part.impacts[a:b]
+            for oldest in list(self._held)[: max(len(self._held) + 1 - COLUMNS, 0)]:
+                self._held.pop(oldest, None)
+            self._held[key] = found
+        return found
 
 
 def weights(counts: np.ndarray, lengths: np.ndarray, average: float) -> np.ndarray:

@@ -180,7 +180,8 @@ def _fuse(
     fusion: str,
 ) -> Ranked:
     """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
-    new = ~np.isin(worded[0], nearest[0])
+    known = np.sort(nearest[0])
+    new = known.take(known.searchsorted(worded[0]), mode="clip") != worded[0]
     extra = worded[0][new]
     chosen = np.concatenate((nearest[0], extra))
     similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
@@ -227,10 +228,12 @@ def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:
     """Positions of rows that are not all but equal to one before them."""
     if len(slots) < 2 or not rows.matrix.shape[1]:
         return np.arange(len(slots))
-    block, lengths = rows.matrix[slots], rows.lengths[slots]
-    twins = np.triu((dots(block, block) >= TWIN) & (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0), 1)
-    if not twins.any():
+    block, lengths = rows.matrix.take(slots, axis=0), rows.lengths[slots]
+    alike = dots(block, block) >= TWIN
+    np.fill_diagonal(alike, False)
+    if not alike.any():
         return np.arange(len(slots))
+    twins = np.triu(alike & (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0), 1)
     kept: list[int] = []
     for i in range(len(slots)):
         if not (0 < len(kept) < k and twins[kept, i].any()):

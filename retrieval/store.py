@@ -95,7 +95,7 @@ class Store(ChunkReads):
 
     def index(self, name: str) -> Row[Any] | None:
         with self.reading() as db:
-            return db.execute(sa.select(indexes).where(indexes.c.name == name)).first()
+            return db.execute(_NAMED, {"name": name}).first()
 
     def indexes(self) -> Sequence[Row[Any]]:
         with self.reading() as db:
@@ -298,6 +298,10 @@ class Store(ChunkReads):
     def copy_gone(self, epoch: str) -> None:
         with self.engine.begin() as db:
             db.execute(sa.delete(copies).where(copies.c.epoch == epoch))
+
+
+_NAMED = sa.select(indexes).where(indexes.c.name == sa.bindparam("name"))
+"""Made once: each search asks for its index."""
 
 
 def _tell(db: Connection, index_id: int, ids: Sequence[str]) -> None:

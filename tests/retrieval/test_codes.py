@@ -87,10 +87,10 @@ def test_rows_that_are_all_the_same_are_chosen_in_order() -> None:
 
 
 def test_products_of_bits_are_exact() -> None:
-    bits, wanted = RNG.integers(0, 2, (300, 384)).astype(np.uint8), RNG.integers(-127, 128, (9, 384)).astype(np.int8)
-    assert (codes.products(bits, wanted) == bits.astype(int) @ wanted.T.astype(int)).all()
+    bits, wanted = RNG.integers(0, 2, (3000, 384)).astype(np.uint8), RNG.integers(-127, 128, (9, 384)).astype(np.int8)
+    assert (codes.products(np.packbits(bits, axis=1), wanted) == bits.astype(int) @ wanted.T.astype(int)).all()
     extremes = np.full((2, 384), 127, np.int8) * np.array([[1], [-1]], np.int8)
-    assert codes.products(np.ones((1, 384), np.uint8), extremes).tolist() == [[127 * 384, -127 * 384]]
+    assert codes.products(np.full((1, 48), 255, np.uint8), extremes).tolist() == [[127 * 384, -127 * 384]]
 
 
 def test_a_vector_of_zeros_is_no_trouble() -> None:

@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sqlalchemy as sa
 
-from retrieval import Encoder, Indexes
+from retrieval import Encoder, Indexes, held_pieces
 from retrieval.late import Asked, packed, scores
 from retrieval.search import rarity
 from retrieval.tables import pieces
@@ -74,3 +75,45 @@ def test_pieces_come_and_go_with_their_chunks(indexes: Indexes, folder: Path, en
     assert indexes.search("docs", "how long is bread baked?", k=1)[0].source == "guides/bread.md"
     indexes.drop("docs")
     assert held() == 0
+
+
+def test_pieces_are_held_as_long_as_their_rows_are_there(indexes: Indexes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexes.add("docs", folder)
+    indexes.sync("docs")
+    held, number = indexes._finder._pieces, indexes._row("docs").id
+    picked, reads = indexes._store.picked_pieces, []
+    monkeypatch.setattr(indexes._store, "picked_pieces", lambda seqs, db=None: reads.extend(seqs) or picked(seqs, db))
+
+    def numbers() -> list[int]:
+        there = indexes._store.seqs(number).tolist()
+        assert held._size == sum(map(len, held._held[number].values())) == sum(map(len, picked(there).values()))
+        return there
+
+    asked = "who cuts tiles by hand?", "how long is bread baked?"
+    first = [indexes.search("docs", question) for question in asked]
+    assert reads == numbers(), "each once, by the first search"
+    assert [indexes.search("docs", question) for question in asked] == first
+    (folder / "glass.md").write_text("# Glass\n\nTiles are cut by a machine now.\n")
+    (folder / "guides" / "bread.md").unlink()
+    indexes.sync("docs")
+    assert sorted(held._held[number]) == numbers(), "what is gone is not held, what is new is"
+    indexes.search("docs", asked[0])
+    assert len(reads) == len(set(reads)), "what stayed was not read again"
+    indexes.drop("docs")
+    assert not held._held
+    assert held._size == 0
+
+
+@pytest.mark.parametrize(("large", "most", "few"), [(3, 1 << 29, 0), (100, 1, 2)])
+def test_pieces_that_are_too_many_are_read_from_the_database(
+    indexes: Indexes, folder: Path, monkeypatch: pytest.MonkeyPatch, large: int, most: int, few: int
+) -> None:
+    indexes.add("docs", folder)
+    indexes.sync("docs")
+    right = indexes.search("docs", "who cuts tiles by hand?")
+    indexes._finder.forget(indexes._row("docs").id)
+    monkeypatch.setattr(held_pieces, "LARGE", large)
+    monkeypatch.setattr(held_pieces, "MOST", most)
+    monkeypatch.setattr(held_pieces, "BATCH", 2)
+    assert indexes.search("docs", "who cuts tiles by hand?") == right
+    assert len(indexes._finder._pieces._held[indexes._row("docs").id]) == few

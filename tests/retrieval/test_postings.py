@@ -34,10 +34,13 @@ class Texts:
             yield Page([i + 1 for i in part], [str(i) for i in part], [None] * len(part), held, [{}] * len(part))
 
 
-@pytest.fixture(params=[0, 1])
+@pytest.fixture(params=[(0, 32), (0, 2), (0, 0), (1, 32)])
 def texts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Texts:
     monkeypatch.setattr(postings, "PART", 5000)
-    monkeypatch.setattr(memory, "MANY", request.param)
+    many, columns = request.param
+    monkeypatch.setattr(memory, "MANY", many)
+    monkeypatch.setattr(memory, "CHEAP", 0)
+    monkeypatch.setattr(postings, "COLUMNS", columns)
     return Texts(3000)
 
 
