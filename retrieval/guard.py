@@ -23,6 +23,9 @@ Groups = frozenset[str] | None
 
 NOBODY: frozenset[str] = frozenset()
 
+FAILED = "the last sync failed: an administrator is told why"
+"""The error of an index for who may not see all its rows: what failed may be one of the others."""
+
 _COLUMN = sa.select(row_guards.c.column).where(row_guards.c.index == sa.bindparam("name"))
 
 
@@ -36,6 +39,10 @@ class Guards:
         """The column that names who may see a row; None where the index has no rule. Read over `db` where it is given."""
         with self._engine.connect() if db is None else nullcontext(db) as db:
             return db.execute(_COLUMN, {"name": index}).scalar()
+
+    def open(self, index: str, groups: Groups) -> bool:
+        """Whether the groups may see every row, whichever those are."""
+        return groups is None or self.column(index) is None
 
     def set(self, index: str, column: str | None) -> None:
         """Sets an index's rule; None takes it away."""
