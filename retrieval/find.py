@@ -16,14 +16,14 @@ from retrieval import search as searching
 from retrieval import snapshots, words
 from retrieval.chunks import ChunkFields, ChunkSource, passage
 from retrieval.gather import merged
-from retrieval.guard import NOBODY, Groups, Guards, both
+from retrieval.guard import FAILED, NOBODY, Groups, Guards, both
 from retrieval.held_pieces import HeldPieces
 from retrieval.late import Asked
 from retrieval.memory import Memory, Snapshot
 from retrieval.revisions import CHUNKS, Revisions
 from retrieval.snapshots import Snapshots
 from retrieval.store import Store
-from retrieval.types import Passage
+from retrieval.types import IndexInfo, Passage
 from retrieval.vectors import Nearest
 
 FILTERED = ("id", "document_id", "source", "folder", "title", "heading", "page", "start", "end")
@@ -70,7 +70,8 @@ class Finder:
                     query,
                     asked.vector if asked else None,
                     k,
-                    mask=self.seen(row.name, rows, filters, groups, db),
+                    mask=filtering.of(rows, filters, FILTERED) if filters else None,
+                    seen=self._guards.mask(row.name, rows, groups, db),
                     nearest=lambda v, n: self._vectors.query(row.id, v, n),
                     diversity=diversity,
                     asked=asked,
@@ -114,6 +115,15 @@ class Finder:
     ) -> np.ndarray | None:
         """Rows that meet a filter and that the groups may see; None for all."""
         return both(filtering.of(rows, given, FILTERED) if given else None, self._guards.mask(index, rows, groups, db))
+
+    def told(self, row: Row[Any], info: IndexInfo, groups: Groups) -> IndexInfo:
+        """An index as it is told of to who may not see all its rows: how many they may, and nothing of the others."""
+        rows = self.memory(row.id).snapshot()
+        seen = self.seen(info.name, rows, None, groups)
+        slots = np.flatnonzero(rows.alive if seen is None else rows.alive & seen).tolist()
+        of = rows.fields.column("document_id")
+        counts = {"documents": len({of[slot] for slot in slots}), "chunks": len(slots)}
+        return replace(info, **counts, error=FAILED if info.error else "", skipped=(), report=None, revision="")
 
     def memory(self, index_id: int) -> Memory:
         """The index's rows; read when they are first asked for."""

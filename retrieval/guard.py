@@ -24,6 +24,9 @@ Groups = frozenset[str] | None
 
 NOBODY: frozenset[str] = frozenset()
 
+FAILED = "the last sync failed: an administrator is told why"
+"""The error of an index for who may not see all its rows: what failed may be one of the others."""
+
 _COLUMN = f'SELECT "column" FROM {row_guards.name} WHERE "index" = {{}}'
 
 
@@ -38,6 +41,10 @@ class Guards:
         with self._engine.connect() if db is None else nullcontext(db) as db:
             found = plainly(db, _COLUMN, [index])
         return found[0][0] if found else None
+
+    def open(self, index: str, groups: Groups) -> bool:
+        """Whether the groups may see every row, whichever those are."""
+        return groups is None or self.column(index) is None
 
     def set(self, index: str, column: str | None) -> None:
         """Sets an index's rule; None takes it away."""

@@ -303,6 +303,10 @@ class Indexes:
         syncing = self._locks.held(SYNC)
         return [self._info(row, syncing) for row in self._store.indexes()]
 
+    def told(self, info: IndexInfo, groups: Groups) -> IndexInfo:
+        """An index as it is told of to `groups`, who may see some of its rows alone where it has a rule (`guards`)."""
+        return info if self.guards.open(info.name, groups) else self._finder.told(self._row(info.name), info, groups)
+
     def trouble(self) -> str:
         """What is wrong with the vector store, of the first index that is searched without it; "" where nothing is."""
         return next((said for row in self._store.indexes() if (said := self._vectors.trouble(row.id))), "")

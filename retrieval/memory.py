@@ -141,18 +141,32 @@ class Snapshot:
         top = highest(rough, count)
         return top.astype(np.int32) if picked is None else picked[top]
 
-    def spans(self, terms: Sequence[int]) -> Spans:
-        """Inverse document frequency and postings of each term that occurs, the rarest first."""
+    def spans(self, terms: Sequence[int], seen: np.ndarray | None = None) -> Spans:
+        """Inverse document frequency and postings of each term that occurs, the rarest first; among all rows or those `seen`.
+
+        Of rows that may not be seen nothing is in a score: neither how many hold a term nor how long they are.
+        """
         held = [[(part, *span) for span in part.spans(terms)] for part in self.postings]
         found = [[each for each in parts if each[1] < each[2]] for parts in zip(*held, strict=True)]
-        rare = [(_rarity(self.size, sum(b - a for _, a, b in parts)), parts) for parts in found if parts]
+        size = self.size
+        if seen is not None:
+            seen = seen[: self.size] & self.alive
+            size, average = int(seen.sum()), float(self.lengths[: self.size][seen].mean()) if seen.any() else 0.0
+            within = [[part.within(a, b, seen, self.lengths, average) for part, a, b in parts] for parts in found]
+            found = [[(part, 0, len(part.slots)) for part in parts if len(part.slots)] for parts in within]
+        rare = [(_rarity(size, sum(b - a for _, a, b in parts)), parts) for parts in found if parts]
         return sorted(rare, key=lambda each: -each[0])
 
-    def rarities(self, terms: Sequence[int]) -> list[float]:
-        """Inverse document frequencies of terms, which need not occur."""
+    def rarities(self, terms: Sequence[int], seen: np.ndarray | None = None) -> list[float]:
+        """Inverse document frequencies of terms, which need not occur, among all rows or those `seen`."""
         held = [part.spans(terms) for part in self.postings]
-        counts = [sum(b - a for a, b in spans) for spans in zip(*held, strict=True)] or [0] * len(terms)
-        return [_rarity(self.size, count) for count in counts]
+        counted = [
+            [b - a if seen is None else int((seen & self.alive)[part.slots[a:b]].sum()) for a, b in spans]
+            for part, spans in zip(self.postings, held, strict=True)
+        ]
+        counts = [sum(of) for of in zip(*counted, strict=True)] or [0] * len(terms)
+        size = self.size if seen is None else int((seen & self.alive).sum())
+        return [_rarity(size, count) for count in counts]
 
     def lexical(self, spans: Spans) -> np.ndarray:
         """BM25 of every row."""

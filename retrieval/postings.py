@@ -53,6 +53,13 @@ class Postings:
             impacts[some] = weights(self.counts[some], lengths[self.slots[some]], average)
         return replace(self, impacts=impacts)
 
+    def within(self, begin: int, end: int, seen: np.ndarray, lengths: np.ndarray, average: float) -> Postings:
+        """One term's postings, from `begin` to `end`, of the rows seen alone, weighed as if there were no others."""
+        slots = self.slots[begin:end]
+        kept = seen[slots]
+        slots, counts = slots[kept], self.counts[begin:end][kept]
+        return Postings(self.terms[:0], self.starts[:0], slots, counts, weights(counts, lengths[slots], average))
+
     def joined(self, after: Postings) -> Postings:
         """Both as one, without weights; the other's rows come after these."""
         ids = np.concatenate([np.repeat(each.terms, np.diff(each.starts)) for each in (self, after)])

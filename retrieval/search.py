@@ -11,8 +11,9 @@ import numpy as np
 
 from retrieval import late, words
 from retrieval.codes import dots
-from retrieval.memory import Snapshot
-from retrieval.rank import convex
+from retrieval.guard import both
+from retrieval.memory import Snapshot, Spans
+from retrieval.rank import WEIGHT, convex, reach
 
 MODES = ("hybrid", "dense", "lexical")
 
@@ -54,23 +55,27 @@ def tidy(query: str) -> str:
     return query[:MAX_QUERY].replace("\x00", " ").encode("utf-8", "replace").decode().strip()
 
 
-def terms(query: str, languages: Sequence[int]) -> list[int]:
-    """What a question asks for, stemmed as the rows' languages are; words without meaning only where there is nothing else."""
+def terms(query: str, languages: Sequence[int], *, naming: bool = False) -> list[int]:
+    """What a question asks for, stemmed as the rows' languages are; words without meaning only where there is nothing else.
+
+    With `naming` the terms of its codes and identifiers alone.
+    """
     found = words.WORD.findall(query)
     kept = [word for word in found if word.lower() not in words.STOPWORDS] or found
+    kept = [word for word in kept if words.naming(word)] if naming else kept
     spoken = words.language(query)
     # In the language it is asked in where rows are, else in the index's commonest.
     among = [spoken] if spoken in languages else list(languages[:2]) or [0]
     return list(dict.fromkeys(term for word in kept for number in among for term in words.terms(word, number)))[:MAX_TERMS]
 
 
-def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]], seen: np.ndarray | None = None) -> np.ndarray:
     """What each word piece of a question weighs: how rare its word is among the rows, 0 for what is no word."""
     spoken = words.language(query)
     number = spoken if spoken in rows.languages else next(iter(rows.languages), 0)
     weights = np.zeros(len(spans))
     asked = [(word, words.terms(word[0], number)) for word in words.WORD.finditer(query)]
-    worth = iter(rows.rarities([term for _, found in asked for term in found]))
+    worth = iter(rows.rarities([term for _, found in asked for term in found], seen))
     at = 0
     for word, found in asked:
         mean = sum(islice(worth, len(found))) / max(len(found), 1)
@@ -81,6 +86,23 @@ def rarity(rows: Snapshot, query: str, spans: Sequence[tuple[int, int]]) -> np.n
     return weights
 
 
+def meaning(rows: Snapshot, query: str, spans: Spans, near: np.ndarray, worded: np.ndarray, seen: np.ndarray | None) -> float:
+    """How much of its usual weight what a question means has beside its words, 0 to 1.
+
+    Less where no row stands out by similarity (`near`, best first), and where the question is made of codes and identifiers that
+    the best row by words (`worded`, best first) holds and most of the others do not.
+    """
+    if not len(worded):
+        return 1.0
+    behind, lead = min(10, len(near) // 10), 0.0
+    compared = worded[[0, behind]] if behind < len(worded) else worded[:1]
+    for span in rows.spans(terms(query, rows.languages, naming=True), seen) if behind else ():
+        held = rows.lexical_of([span], compared) > 0
+        lead += span[0] * (float(held[0]) - float(held[1:].any()))
+    share = min(max(lead, 0.0) / sum(rare for rare, _ in spans), 1.0)
+    return reach(near, distances=rows.squares is not None) * (1 - share)
+
+
 def search(
     rows: Snapshot,
     query: str,
@@ -89,6 +111,7 @@ def search(
     mode: str = "hybrid",
     *,
     mask: np.ndarray | None = None,
+    seen: np.ndarray | None = None,
     nearest: Nearest | None = None,
     fusion: str = "convex",
     collapse: bool = True,
@@ -103,6 +126,7 @@ def search(
     query: searched by its words; "" to search by `vector` alone.
     vector: the question's, of unit length where similarity is a cosine; None to search words alone.
     mask: which rows may be found; None for all.
+    seen: which rows there are for who asks, see `retrieval.guard`: how rare a word is depends on no other; None for all.
     nearest: the vector store, asked where the index is large and nothing is filtered.
     fusion: `convex` or `rrf`.
     collapse: whether of rows that are all but equal only the first is given.
@@ -111,10 +135,11 @@ def search(
     """
     if rows.live == 0:
         return []
+    mask = both(mask, seen)
     allowed = None if rows.whole and mask is None else rows.alive if mask is None else rows.alive & mask
     # Where nothing is fused only what is given is needed, and what may be given in the place of a twin.
     depth = max(DEPTH, 2 * k) if mode != "dense" else (5 if diversity else 2) * k + 20
-    spans = rows.spans(terms(query, rows.languages)) if query and mode != "dense" else []
+    spans = rows.spans(terms(query, rows.languages), seen) if query and mode != "dense" else []
     similar = vector if mode != "lexical" else None
     near, cosines = _dense(rows, similar, allowed, mask is None, depth, nearest) if similar is not None else _NOTHING
     worded, fitting, further = rows.worded(spans, depth, allowed, near)
@@ -123,11 +148,12 @@ def search(
     elif mode == "lexical" or similar is None or not len(near):
         found = Ranked(worded, fitting, None, fitting)
     else:
-        found = _fuse(rows, (near, cosines, further), (worded, fitting), similar, fusion)
+        meant = meaning(rows, query, spans, cosines, worded, seen)
+        found = _fuse(rows, (near, cosines, further), (worded, fitting), similar, None if fusion == "rrf" else meant)
         if len(worded):
             found = found.at(np.argsort(-found.score, kind="stable"))
         if len(worded) and asked is not None and pieces is not None and fusion == "convex":
-            found = _compared(rows, query, asked, pieces, found)
+            found = _compared(rows, query, asked, pieces, found, seen, late.SHARE * meant)
     if collapse:
         found = found.at(_distinct(rows, found.slots[: 2 * k + 20], k))
     if diversity and len(found.slots) > 1 and rows.matrix.shape[1]:
@@ -136,7 +162,7 @@ def search(
     if cosine is None:
         cosine = rows.similarities(vector, slots) if vector is not None else np.zeros(len(slots))
     if lexical is None:
-        lexical = rows.lexical_of(rows.spans(terms(query, rows.languages)), slots)
+        lexical = rows.lexical_of(rows.spans(terms(query, rows.languages), seen), slots)
     at_dense, at_lexical = ({slot: i for i, slot in enumerate(ranking.tolist(), 1)} for ranking in (near, worded))
     return [
         Hit(slot, fused, similarity, bm25, at_dense.get(slot, 0), at_lexical.get(slot, 0))
@@ -177,35 +203,40 @@ def _fuse(
     nearest: tuple[np.ndarray, np.ndarray, np.ndarray],
     worded: tuple[np.ndarray, np.ndarray],
     vector: np.ndarray,
-    fusion: str,
+    meant: float | None,
 ) -> Ranked:
-    """Every row of either ranking with its fused score. Both scores are exact, whichever ranking a row is from."""
+    """Every row of either ranking with its fused score, by reciprocal ranks where `meant` is None, see `meaning`.
+
+    Both scores are exact, whichever ranking a row is from.
+    """
     known = np.sort(nearest[0])
     new = known.take(known.searchsorted(worded[0]), mode="clip") != worded[0]
     extra = worded[0][new]
     chosen = np.concatenate((nearest[0], extra))
     similar = np.concatenate((nearest[1], rows.similarities(vector, extra)))
     lexical = np.concatenate((nearest[2], worded[1][new]))
-    if fusion == "rrf":
+    if meant is None:
         score = np.zeros(len(chosen))
         place = {int(slot): i for i, slot in enumerate(chosen)}
         for ranking in (nearest[0], worded[0]):
             for rank, slot in enumerate(ranking, 1):
                 score[place[int(slot)]] += 1 / (RRF + rank)
         return Ranked(chosen, score, similar, lexical)
-    return Ranked(chosen, convex(similar, lexical), similar, lexical)
+    return Ranked(chosen, convex(similar, lexical, WEIGHT * meant), similar, lexical)
 
 
-def _compared(rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, found: Ranked) -> Ranked:
-    """The first rows in a new order, by their score and by how their word pieces fit; the others stay behind them."""
+def _compared(
+    rows: Snapshot, query: str, asked: late.Asked, pieces: Pieces, found: Ranked, seen: np.ndarray | None, share: float
+) -> Ranked:
+    """The first rows in a new order, by their score and to a `share` by their word pieces; the others stay behind them."""
     top = found.slots[: late.DEPTH].tolist()
     stored = pieces(top)
     if stored is None:
         return found
-    fit = late.scores(asked, rarity(rows, query, asked.spans), stored)
+    fit = late.scores(asked, rarity(rows, query, asked.spans, seen), stored)
     low, high = float(fit.min()), float(fit.max())
-    better = (1 - late.SHARE) * found.score
-    better[: len(top)] += late.SHARE * ((fit - low) / (high - low) if high > low else np.ones(len(top)))
+    better = (1 - share) * found.score
+    better[: len(top)] += share * ((fit - low) / (high - low) if high > low else np.ones(len(top)))
     return found._replace(score=better).at(np.argsort(-better, kind="stable"))
 
 

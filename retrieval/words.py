@@ -83,6 +83,11 @@ def language(text: str) -> int:
     return max(range(len(votes)), key=lambda number: (votes[number], -number))
 
 
+def naming(word: str) -> bool:
+    """Whether a written word names one thing, as a code, a path or an identifier does: by a digit, or by its several parts."""
+    return len(_PART.findall(word)) > 1 or _CAMEL.search(word) is not None or any(letter.isdigit() for letter in word)
+
+
 def foreign(question: str, commonest: int) -> bool:
     """Whether a question is in another language than English: by its script, by two of its commonest words, or by less where it
     is asked of rows whose `commonest` language is that one.

@@ -133,8 +133,10 @@ class Console:
         return found
 
     async def indexes(self, who: Caller) -> Sequence[Row]:
-        found = await asyncio.to_thread(self._platform.indexes.list)
-        return [_index_row(each) for each in found if self._platform.grants.allowed(who, f"index:{each.name}", "CAN_VIEW")]
+        platform, groups = self._platform, None if who.admin else who.groups
+        found = await asyncio.to_thread(platform.indexes.list)
+        mine = [each for each in found if platform.grants.allowed(who, f"index:{each.name}", "CAN_VIEW")]
+        return [_index_row(await asyncio.to_thread(platform.indexes.told, each, groups)) for each in mine]
 
     # --- endpoints
 

@@ -16,7 +16,9 @@ from starlette.responses import StreamingResponse
 from governance.call import Caller, bad_request, forbidden
 from governance.grants import Grants
 from retrieval.chunk import Chunking
+from retrieval.guard import FAILED
 from retrieval.index import Indexes, IndexInfo, full_name
+from retrieval.types import SyncReport
 
 PREFIX = "/api/2.0/smalti/indexes"
 
@@ -41,9 +43,7 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
     def shown(info: IndexInfo, who: Caller) -> dict[str, Any]:
         if info.warning and not who.admin:  # it names a server of the house
             info = replace(info, warning="vectors are searched in memory, not by the vector store")
-        hidden = not who.admin and indexes.guards.column(info.name) is not None
-        # What was skipped are names of files, which not all who may view the index may see.
-        return asdict(replace(info, skipped=(), report=None) if hidden else info)
+        return asdict(indexes.told(info, None if who.admin else who.groups))
 
     @routes.get("")
     async def list_all(who: Caller = Depends(caller)) -> dict[str, Any]:
@@ -77,7 +77,8 @@ def router(indexes: Indexes, grants: Grants, *, caller: Callable[..., Any]) -> A
             name = full_name(body.name)
             grants.check(who, f"index:{name}", "CAN_MANAGE")
             await asyncio.to_thread(indexes.get, name)
-        return StreamingResponse(_lines(indexes, name), media_type="application/x-ndjson")
+        whole = await asyncio.to_thread(indexes.guards.open, name, None if who.admin else who.groups)
+        return StreamingResponse(_lines(indexes, name, whole), media_type="application/x-ndjson")
 
     @routes.get("/tables/all")
     async def tables(who: Caller = Depends(caller)) -> dict[str, Any]:
@@ -108,12 +109,14 @@ async def _read(request: Request) -> SyncRequest:
         raise bad_request(f"Field {field!r}: {problem['msg']}. Send {{'name': NAME, 'path': FOLDER}}.", field) from None
 
 
-async def _lines(indexes: Indexes, name: str) -> AsyncIterator[bytes]:
+async def _lines(indexes: Indexes, name: str, whole: bool) -> AsyncIterator[bytes]:
+    """A sync's progress and report; of an index that the caller may not see as a `whole` neither files nor counts are told."""
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def progress(step: Any) -> None:
-        loop.call_soon_threadsafe(told.put_nowait, asdict(step))
+        if whole:
+            loop.call_soon_threadsafe(told.put_nowait, asdict(step))
 
     work = asyncio.create_task(asyncio.to_thread(indexes.sync, name, progress))
     while not work.done() or not told.empty():
@@ -124,6 +127,7 @@ async def _lines(indexes: Indexes, name: str) -> AsyncIterator[bytes]:
         else:
             next_told.cancel()
     try:
-        yield orjson.dumps({"report": asdict(work.result())}) + b"\n"
+        report = work.result()
+        yield orjson.dumps({"report": asdict(report if whole else SyncReport(name, seconds=report.seconds))}) + b"\n"
     except Exception as error:
-        yield orjson.dumps({"error": str(error) or type(error).__name__}) + b"\n"
+        yield orjson.dumps({"error": (str(error) or type(error).__name__) if whole else FAILED}) + b"\n"

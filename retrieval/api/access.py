@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request
 
 from retrieval.errors import BadRequest, NotFound, RetrievalError
+from retrieval.guard import Groups
 from retrieval.index import Indexes, IndexInfo, full_name
 from retrieval.rows.endpoints import SearchEndpoint
 from retrieval.rows.store import RowIndex
@@ -83,6 +84,11 @@ class Access:
         if info.status != "SYNCING":
             name = f"smalti-sync-{info.name}"
             threading.Thread(target=self.indexes.sync_quietly, args=(info.name,), name=name, daemon=True).start()
+
+
+def groups_of(asking: Any) -> Groups:
+    """The groups whose rows the caller may see."""
+    return None if asking.admin else asking.groups
 
 
 def administrator(asking: Any, what: str) -> None:

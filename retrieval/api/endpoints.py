@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def router(access: Access) -> APIRouter:
         await asyncio.to_thread(access.endpoint, asking, name)
         stamp = {"updated_ms": time.time_ns() // 1_000_000, "updated_by": asking.name}
         await asyncio.to_thread(lambda: over.endpoints.change(name, **details, **stamp))
-        return await asyncio.to_thread(show, access, name)
+        return await asyncio.to_thread(show, access, asking, name)
 
     @routes.post(PREFIX + "/endpoints")
     async def create_endpoint(request: Request, asking: Any = who) -> dict[str, Any]:
@@ -35,11 +36,11 @@ def router(access: Access) -> APIRouter:
 
     @routes.get(PREFIX + "/endpoints")
     def list_endpoints(asking: Any = who) -> dict[str, Any]:
-        return {"endpoints": everything(access)}
+        return {"endpoints": everything(access, asking)}
 
     @routes.get(PREFIX + "/endpoints/{endpoint}")
     def get_endpoint(endpoint: str, asking: Any = who) -> dict[str, Any]:
-        return show(access, endpoint)
+        return show(access, asking, endpoint)
 
     @routes.delete(PREFIX + "/endpoints/{endpoint}")
     def delete_endpoint(endpoint: str, asking: Any = who) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def create(access: Access, asking: Any, name: Any, body: Mapping[str, Any]) -> d
     if name == BUILT_IN:
         raise AlreadyExists(f"vector search endpoint {name!r} exists already")
     access.indexes.over_rows.endpoints.create(name, kind, asking.name, settings(body))
-    return show(access, name)
+    return show(access, asking, name)
 
 
 def settings(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,19 +108,23 @@ def settings(body: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def show(access: Access, name: str) -> dict[str, Any]:
-    """One endpoint. Raises NotFound. Blocking."""
+def show(access: Access, asking: Any, name: str) -> dict[str, Any]:
+    """One endpoint, with how many indexes the caller may see on it. Raises NotFound. Blocking."""
     over = access.indexes.over_rows
     if name == BUILT_IN:
-        return shapes.built_in(len(access.indexes.list()))
-    return shapes.endpoint(over.endpoints.get(name), sum(index.endpoint == name for index in over.list()))
+        return shapes.built_in(_seen(access, asking)[BUILT_IN])
+    return shapes.endpoint(over.endpoints.get(name), _seen(access, asking)[name])
 
 
-def everything(access: Access) -> list[dict[str, Any]]:
+def everything(access: Access, asking: Any) -> list[dict[str, Any]]:
     """All endpoints. Blocking."""
-    over = access.indexes.over_rows
-    counts: dict[str, int] = {}
-    for index in over.list():
-        counts[index.endpoint] = counts.get(index.endpoint, 0) + 1
-    shown = [shapes.endpoint(found, counts.get(found.name, 0)) for found in over.endpoints.list()]
-    return [*shown, shapes.built_in(len(access.indexes.list()))]
+    counts = _seen(access, asking)
+    shown = [shapes.endpoint(found, counts[found.name]) for found in access.indexes.over_rows.endpoints.list()]
+    return [*shown, shapes.built_in(counts[BUILT_IN])]
+
+
+def _seen(access: Access, asking: Any) -> Counter[str]:
+    """How many indexes that the caller may see each endpoint has."""
+    rows = [(index.endpoint, index.name) for index in access.indexes.over_rows.list()]
+    folders = [(BUILT_IN, index.name) for index in access.indexes.list()]
+    return Counter(endpoint for endpoint, name in (*rows, *folders) if access.may_see(asking, name))

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request
 
 from retrieval import ask
 from retrieval.api import shapes
-from retrieval.api.access import MAX_UPSERT, Access, administrator, body_of, direct
+from retrieval.api.access import MAX_UPSERT, Access, administrator, body_of, direct, groups_of
 from retrieval.api.shapes import BUILT_IN, PREFIX
 from retrieval.errors import BadRequest, NotFound
 from retrieval.index import IndexInfo, full_name
@@ -40,13 +40,13 @@ def router(access: Access) -> APIRouter:
     async def create_index(request: Request, endpoint: str | None = None, asking: Any = who) -> dict[str, Any]:
         body = await body_of(request)
         made = await create(access, asking, body.get("name"), endpoint or body.get("endpoint_name"), body)
-        return await described(access, made.name, request)
+        return await described(access, asking, made.name, request)
 
     @routes.get(PREFIX + "/indexes/{name}")
     @routes.get(PREFIX + "/endpoints/{endpoint}/indexes/{name}")
     async def get_index(request: Request, name: str, endpoint: str | None = None, asking: Any = who) -> dict[str, Any]:
         found = await asyncio.to_thread(on, access, asking, name, endpoint)
-        return await described(access, found.name, request)
+        return await described(access, asking, found.name, request)
 
     @routes.delete(PREFIX + "/indexes/{name}")
     @routes.delete(PREFIX + "/endpoints/{endpoint}/indexes/{name}")
@@ -61,7 +61,7 @@ def router(access: Access) -> APIRouter:
         found = await asyncio.to_thread(access.managed, asking, name)
         if (await body_of(request)).get("payload_logging_enabled") is False:
             raise BadRequest("field 'payload_logging_enabled' cannot be false: the journal has every query")
-        return await described(access, found.name, request)
+        return await described(access, asking, found.name, request)
 
     @routes.patch(PREFIX + "/indexes/{name}/usage-policy")
     async def usage_policy(request: Request, name: str, asking: Any = who) -> dict[str, Any]:
@@ -136,23 +136,30 @@ def on(access: Access, asking: Any, name: str, endpoint: str | None) -> RowIndex
     return found
 
 
-async def described(access: Access, name: str, request: Request) -> dict[str, Any]:
+async def described(access: Access, asking: Any, name: str, request: Request) -> dict[str, Any]:
+    """An index as it is told of to who asks: of rows that they may not see nothing, not even how many there are."""
+
     def read() -> dict[str, Any]:
-        over = access.indexes.over_rows
-        index = over.standing(name) or access.indexes.get(name)
-        count = over.store.count(index.id) if isinstance(index, RowIndex) else index.chunks
-        shown = shapes.described(index, count, str(request.base_url))
-        if isinstance(index, RowIndex) and index.spec.source:
-            report = over.store.report(index.id) or {}
-            report.pop("stamp", None)
-            lag = over.tables.behind(index.spec.source, report.get("read_ms"))
-            shown["status"] |= {
-                "skipped": report.pop("skipped", []),
-                **({"last_sync": report} if report else {}),
-                **({"lag_seconds": round(lag, 1)} if lag is not None else {}),
-            }
-        if access.indexes.guards.column(name) is not None:
-            shown["status"].pop("skipped", None)  # names of files that not all who may query the index may see
+        over, groups, base = access.indexes.over_rows, groups_of(asking), str(request.base_url)
+        index = over.standing(name)
+        if index is None:
+            info = access.indexes.told(access.indexes.get(name), groups)
+            shown = shapes.described(info, info.chunks, base)
+        else:
+            index, count = over.told(index, groups)
+            shown = shapes.described(index, count, base)
+            if index.spec.source:
+                report = over.store.report(index.id) or {}
+                report.pop("stamp", None)
+                lag = over.tables.behind(index.spec.source, report.get("read_ms"))
+                shown["status"] |= {
+                    "skipped": report.pop("skipped", []),
+                    **({"last_sync": report} if report else {}),
+                    **({"lag_seconds": round(lag, 1)} if lag is not None else {}),
+                }
+        if not access.indexes.guards.open(name, groups):
+            for counted in ("skipped", "last_sync"):
+                shown["status"].pop(counted, None)
         return shown
 
     return await asyncio.to_thread(read)

@@ -38,11 +38,11 @@ def router(access: Access) -> APIRouter:
 
     @routes.get(ROOT)
     def list_endpoints(workspace: str, asking: Any = who) -> dict[str, Any]:
-        return {"endpoints": [_endpoint(workspace, each) for each in endpoints.everything(access)]}
+        return {"endpoints": [_endpoint(workspace, each) for each in endpoints.everything(access, asking)]}
 
     @routes.get(ROOT + "/{endpoint}")
     def get_endpoint(workspace: str, endpoint: str, asking: Any = who) -> dict[str, Any]:
-        return _endpoint(workspace, endpoints.show(access, endpoint))
+        return _endpoint(workspace, endpoints.show(access, asking, endpoint))
 
     @routes.patch(ROOT + "/{endpoint}")
     async def update_endpoint(
@@ -54,7 +54,7 @@ def router(access: Access) -> APIRouter:
         stamp = {"updated_ms": time.time_ns() // 1_000_000, "updated_by": asking.name}
         await asyncio.to_thread(access.endpoint, asking, endpoint)
         await asyncio.to_thread(lambda: over.endpoints.change(endpoint, **wanted, **stamp))
-        return _endpoint(workspace, await asyncio.to_thread(endpoints.show, access, endpoint))
+        return _endpoint(workspace, await asyncio.to_thread(endpoints.show, access, asking, endpoint))
 
     @routes.delete(ROOT + "/{endpoint}")
     def delete_endpoint(endpoint: str, asking: Any = who) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def router(access: Access) -> APIRouter:
 
     # Indexes
 
-    async def shown(request: Request, workspace: str, name: str) -> dict[str, Any]:
-        return _index(workspace, await indexes.described(access, full_name(name), request))
+    async def shown(request: Request, asking: Any, workspace: str, name: str) -> dict[str, Any]:
+        return _index(workspace, await indexes.described(access, asking, full_name(name), request))
 
     @routes.post(ROOT + "/{endpoint}/indexes")
     async def create_index(
@@ -74,12 +74,12 @@ def router(access: Access) -> APIRouter:
         body = await body_of(request)
         name = index_id or str(body.get("name") or "").rpartition("/")[2]
         made = await indexes.create(access, asking, name, endpoint, _older(body))
-        return await shown(request, workspace, made.name)
+        return await shown(request, asking, workspace, made.name)
 
     @routes.get(ROOT + "/{endpoint}/indexes")
     async def list_indexes(request: Request, workspace: str, endpoint: str, asking: Any = who) -> dict[str, Any]:
         found = await asyncio.to_thread(indexes.visible, access, asking, None if endpoint == "-" else endpoint)
-        return {"indexes": [await shown(request, workspace, index.name) for index in found]}
+        return {"indexes": [await shown(request, asking, workspace, index.name) for index in found]}
 
     @routes.post(ONE + ":query")
     async def query_index(request: Request, name: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def router(access: Access) -> APIRouter:
     @routes.get(ONE)
     async def get_index(request: Request, workspace: str, endpoint: str, name: str, asking: Any = who) -> dict[str, Any]:
         found = await asyncio.to_thread(indexes.on, access, asking, name, endpoint)
-        return await shown(request, workspace, found.name)
+        return await shown(request, asking, workspace, found.name)
 
     @routes.delete(ONE)
     def delete_index(endpoint: str, name: str, asking: Any = who) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _folder(info: IndexInfo) -> tuple[dict[str, Any], str, str, bool]:
         state, message = "PROVISIONING", "The index has not been synced yet: POST to its /sync."
     else:
         state = "ONLINE_NO_PENDING_UPDATE"
-        message = f"{info.documents:,} documents in {info.chunks:,} passages; {len(info.skipped):,} files skipped."
+        skipped = f"; {len(info.skipped):,} files skipped" if info.skipped else ""
+        message = f"{info.documents:,} documents in {info.chunks:,} passages{skipped}."
     spec = {
         "source_table": info.path,
         "pipeline_type": "TRIGGERED",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sqlalchemy.engine import Engine
 
 from retrieval.errors import AlreadyExists, BadRequest, RetrievalError
-from retrieval.guard import NOBODY, Groups, Guards
+from retrieval.guard import FAILED, NOBODY, Groups, Guards
 from retrieval.locks import Locks
 from retrieval.memory import Snapshot
 from retrieval.revisions import Revisions
@@ -93,6 +94,15 @@ class RowIndexes:
 
     def list(self) -> list[RowIndex]:
         return self.store.list()
+
+    def told(self, index: RowIndex, groups: Groups) -> tuple[RowIndex, int]:
+        """An index and how many rows it has, as they are told to `groups`, who may see some of the rows alone."""
+        if self.guards.open(index.name, groups):
+            return index, self.store.count(index.id)
+        rows = self.store.snapshot(index)
+        seen = self.guards.mask(index.name, rows, groups)
+        count = int((rows.alive if seen is None else rows.alive & seen).sum())
+        return replace(index, error=FAILED if index.error else "", told=""), count
 
     def drop(self, name: str) -> None:
         """Raises NotFound."""

@@ -113,7 +113,8 @@ class Found:
 
     def _look(self, rows: Snapshot, index: RowIndex, vector: np.ndarray | None, seen: Seen) -> list[int]:
         self.rows, asked, mode = rows, self._asked, self._mode
-        self._mask = both(filters.of(rows, asked["filters"], index.spec.shown) if asked.get("filters") else None, seen(rows))
+        self._mask = filters.of(rows, asked["filters"], index.spec.shown) if asked.get("filters") else None
+        self._seen = seen(rows)
         self._vector = vector if index.spec.dimension else None
         self._words = _within(rows, index, asked["query_columns"]) if asked.get("query_columns") else rows
         least = asked.get("score_threshold")
@@ -124,6 +125,7 @@ class Found:
             self._depth(),
             mode,
             mask=self._mask,
+            seen=self._seen,
             collapse=False,
             diversity=asked.get("diversity", 0.0),
         )
@@ -153,7 +155,8 @@ class Found:
 
     def facets(self) -> list[list[Any]]:
         """Counts over all rows that match: that meet the filter and, where only words are searched, hold one of them."""
-        matched = self.rows.alive if self._mask is None else self.rows.alive & self._mask
+        mask = both(self._mask, self._seen)
+        matched = self.rows.alive if mask is None else self.rows.alive & mask
         if self._mode == "lexical":
             spans = self._words.spans(searching.terms(self._query, self._words.languages))
             matched = matched & (self._words.lexical(spans) > 0)

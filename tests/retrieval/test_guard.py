@@ -17,6 +17,7 @@ from governance.call import Call, CallError
 from retrieval import Indexes, RetrievalError, router
 from serving import errors
 from serving.engines.index import refused
+from serving.indexes import router as managing
 from serving.routes import bearer
 from tests.serving.upstream import House, house
 
@@ -61,6 +62,7 @@ def made(tmp_path: Path, indexes: Indexes, shared: Path) -> Iterator[House]:
             return made.grants.allowed(who, f"index:{name}", "CAN_VIEW")
 
         made.app.include_router(router(indexes, caller=caller, invoke=invoke, visible=visible))
+        made.app.include_router(managing(indexes, made.grants, caller=caller))
         yield made
 
 
@@ -164,6 +166,55 @@ async def test_counts_scans_and_pages_hold_to_it(client: httpx.AsyncClient, made
     token = base64.urlsafe_b64encode(json.dumps({"query": query, "offset": 1}).encode()).decode()
     paged = await client.post(f"{ROOT}/indexes/{ROWS}/query-next-page", json={"page_token": token}, headers=ann)
     assert SECRET not in json.dumps(paged.json()["result"]), "an administrator's page token grants nothing"
+
+
+async def test_what_is_hidden_moves_no_score(client: httpx.AsyncClient, made: House, indexes: Indexes, shared: Path) -> None:
+    ann = as_(key(made, "ann", "sales"))
+
+    async def scores() -> list[Any]:
+        given = []
+        for index, column in ((ROWS, "id"), (DOCS, "source")):
+            for kind in ("FULL_TEXT", "HYBRID"):
+                asked = {"columns": [column], "query_text": "price of glass tiles", "query_type": kind, "num_results": 9}
+                answer = await client.post(f"{ROOT}/indexes/{index}/query", json=asked, headers=ann)
+                given.append(answer.json()["result"]["data_array"])
+        passages = await made.dispatcher.invoke(Call(DOCS, "search", {"query": "glass tiles"}, ann["authorization"][7:]))
+        return [*given, [(each["source"], each["score"], each["lexical"]) for each in passages["passages"]]]
+
+    before = await scores()
+    assert all(len(found) == 1 for found in before)
+    more = [{"id": f"h{i}", "text": "glass tiles at a price " * (i + 1), "team": ["hr"], "n": 9} for i in range(5)]
+    await client.post(f"{ROOT}/indexes/{ROWS}/upsert-data", json={"inputs_json": json.dumps(more)})
+    (shared / "hr" / "glass.md").write_text("# Glass\n\nThe price of glass tiles, long before it rose.\n")
+    await asyncio.to_thread(indexes.sync, DOCS)
+    assert await scores() == before, "how often a word occurs in rows of others is theirs to know"
+
+
+async def test_nobody_is_told_how_many_rows_are_hidden(
+    client: httpx.AsyncClient, made: House, indexes: Indexes, shared: Path
+) -> None:
+    (shared / "hr" / f"{SECRET}.md").write_text(" ")
+    await asyncio.to_thread(indexes.sync, DOCS)
+    secret = key(made, "ann", "sales")
+    made.grants.grant("user:ann", f"index:{DOCS}", "CAN_MANAGE")
+    ann = as_(secret)
+    one, other = f"{ROOT}/indexes/{DOCS}", f"{ROOT}/indexes/{ROWS}"
+    newer = f"/api/2.0/ai-search/workspaces/w/endpoints/e/indexes/{ROWS}"
+    managed = f"/api/2.0/smalti/indexes/{DOCS}"
+    for path, mine, all_of_them in ((one, 1, 3), (other, 1, 4), (newer, 1, 4)):
+        told = [(await client.get(path, headers=headers)).json()["status"] for headers in (ann, as_(made.admin))]
+        assert [status["indexed_row_count"] for status in told] == [mine, all_of_them]
+        assert told[0]["message"].startswith("1 ")
+        assert SECRET not in json.dumps(told[0])
+    assert SECRET in (await client.get(one)).text, "an administrator is told what was skipped"
+    mine = (await client.get(managed, headers=ann)).json()
+    assert (mine["documents"], mine["chunks"], mine["skipped"], mine["revision"]) == (1, 1, [], "")
+    synced = (await client.post("/api/2.0/smalti/indexes", json={"name": "docs"}, headers=ann)).text
+    assert (SECRET in synced, '"unchanged":0' in synced) == (False, True), "who may sync learns nothing more by it"
+    assert '"unchanged":3' in (await client.post("/api/2.0/smalti/indexes", json={"name": "docs"})).text
+    stranger = as_(made.key("eve"))
+    counts = [(await client.get(f"{ROOT}/endpoints/e", headers=who)).json()["num_indexes"] for who in (ann, stranger)]
+    assert counts == [1, 0], "nor how many indexes there are that one may not see"
 
 
 async def test_documents_and_agents_hold_to_it(client: httpx.AsyncClient, made: House, indexes: Indexes) -> None:
