@@ -6,40 +6,17 @@ asked. Sums over bands are exact; percentiles are read from the bands, each a qu
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from operator import add as add_up
 from typing import Any
 
-import orjson
-from sqlalchemy import Connection, Engine, Executable, bindparam, case, func, literal, select, union_all, update
+from sqlalchemy import Connection, Engine, bindparam, case, func, literal, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from governance.call import DEPENDENCY_FAILED, is_failure
+from governance.call import DEPENDENCY_FAILED
+from governance.counts import BANDS, COUNTS, EVERYONE, KEYS, LIMITED, NO_BAND, NO_REFUSAL, band_of
 from governance.tables import hourly, inference_table
 
-BANDS = tuple(round(1.25**power, 3) for power in range(-4, 56))
-"""Upper ends of the latency bands in milliseconds: 0.4 ms to about 3.5 minutes; the last band has no end."""
-
-COUNTS = ("requests", "refused", "limited", "errors", "input_tokens", "output_tokens", "cost")
-"""Of those refused, `limited` ran into a limit or a budget."""
-EVERYONE = ""
-_KEYS = ("requester", "hour", "endpoint", "inner_call", "band")
-_READ = (
-    "databricks_request_id", "request_time", "endpoint_name", "requester", "status_code", "execution_duration_ms", "input_tokens",
-    "output_tokens", "cost", "parent_request_id",
-)  # fmt: skip
-_KNOWN = f"SELECT {', '.join(_READ)} FROM inference_table WHERE databricks_request_id IN (SELECT value FROM json_each(?))"
-_AT_ONCE = 400
-LIMITED = 429
-_NO_REFUSAL = (DEPENDENCY_FAILED, 499)  # that a model elsewhere or the client is the reason of
-NO_BAND = -1
-"""The band of calls that were refused or failed: how long that took is no latency of an answer."""
-
-
-def band_of(milliseconds: float) -> int:
-    return bisect.bisect_left(BANDS, milliseconds)
+__all__ = ["BANDS", "COUNTS", "band_of", "fill", "fill_limited", "percentile", "read"]
 
 
 def percentile(bands: Mapping[int, int], share: float) -> float | None:
@@ -52,66 +29,6 @@ def percentile(bands: Mapping[int, int], share: float) -> float | None:
             return low + (high - low) * (wanted - seen) / count
         seen += count
     return None
-
-
-def add(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Count rows that are about to be merged into the inference table, in the same transaction; what was counted of them goes."""
-    known = _known(connection, [row["databricks_request_id"] for row in rows])
-    changes: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        old = known.get(row["databricks_request_id"])
-        new = row if old is None else {name: old[name] if row.get(name) is None else row[name] for name in _READ}
-        if old is not None:
-            _count(changes, old, -1)
-        _count(changes, new, 1)
-    _write(connection, changes)
-
-
-def _known(connection: Connection, identifiers: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """What the table has of these calls already."""
-    if connection.dialect.name == "sqlite":  # one short statement, however many they are
-        found = connection.exec_driver_sql(_KNOWN, (orjson.dumps(identifiers).decode(),))
-        return {row[0]: dict(zip(_READ, row, strict=True)) for row in found}
-    table, known = inference_table.c, {}
-    for start in range(0, len(identifiers), _AT_ONCE):
-        some = identifiers[start : start + _AT_ONCE]
-        query = select(*(table[name] for name in _READ)).where(table.databricks_request_id.in_(some))
-        known |= {row["databricks_request_id"]: row for row in connection.execute(query).mappings()}
-    return known
-
-
-def _count(changes: dict[tuple[Any, ...], list[float]], row: Mapping[str, Any], sign: int) -> None:
-    status, time = row.get("status_code"), row.get("request_time")
-    if status is None or time is None:  # it is still going on
-        return
-    answered, duration = status < 400, row.get("execution_duration_ms")
-    band = band_of(duration) if answered and duration is not None else NO_BAND
-    refused = 400 <= status < 500 and status not in _NO_REFUSAL
-    numbers = [
-        sign, sign * refused, sign * (status == LIMITED), sign * is_failure(status), sign * (row.get("input_tokens") or 0),
-        sign * (row.get("output_tokens") or 0), sign * (row.get("cost") or 0.0),
-    ]  # fmt: skip
-    for who in {EVERYONE, row.get("requester") or EVERYONE}:
-        key = (who, time[:13], row["endpoint_name"], int(row.get("parent_request_id") is not None), band)
-        held = changes.get(key)
-        changes[key] = numbers if held is None else list(map(add_up, held, numbers))
-
-
-def _write(connection: Connection, changes: Mapping[tuple[Any, ...], Sequence[float]]) -> None:
-    values: list[dict[str, Any]] = [
-        dict(zip((*_KEYS, *COUNTS), (*key, *counts), strict=True)) for key, counts in sorted(changes.items()) if any(counts)
-    ]
-    if values:
-        connection.execute(_adding(connection.dialect.name), values)
-
-
-@lru_cache(maxsize=2)
-def _adding(dialect: str) -> Executable:
-    """The statement that adds counts to those that are there."""
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    statement = insert(hourly)
-    summed = {name: hourly.c[name] + statement.excluded[name] for name in COUNTS}
-    return statement.on_conflict_do_update(index_elements=list(_KEYS), set_=summed)
 
 
 def fill(engine: Engine) -> None:
@@ -127,7 +44,7 @@ def fill(engine: Engine) -> None:
     ladder = [(table.execution_duration_ms <= end, band) for band, end in enumerate(BANDS)]
     band = case((~answered, NO_BAND), *ladder, else_=len(BANDS))
     inner = case((table.parent_request_id.is_(None), 0), else_=1)
-    refused = (table.status_code >= 400) & (table.status_code < 500) & table.status_code.not_in(_NO_REFUSAL)
+    refused = (table.status_code >= 400) & (table.status_code < 500) & table.status_code.not_in(NO_REFUSAL)
     numbers = (
         func.count(),
         func.sum(case((refused, 1), else_=0)),
@@ -148,7 +65,7 @@ def fill(engine: Engine) -> None:
     insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
     rows = select(union_all(everyone, each).subquery()).where(literal(value=True))
     with engine.begin() as connection:
-        connection.execute(insert(hourly).from_select([*_KEYS, *COUNTS], rows).on_conflict_do_nothing())
+        connection.execute(insert(hourly).from_select([*KEYS, *COUNTS], rows).on_conflict_do_nothing())
 
 
 def fill_limited(connection: Connection) -> None:

@@ -12,6 +12,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 ROOT = Path(__file__).resolve().parent.parent
 _PATIENCE = 30.0  # seconds that its last round may take
@@ -22,7 +26,7 @@ class Ingester:
 
     Parameters
     ----------
-    url: of the state database, password included; it crosses in a pipe and stands in no command line.
+    url: of the state database; its password crosses in a pipe and stands in no command line.
     folder, interval, fsync: as the journal's.
 
     Raises
@@ -30,7 +34,7 @@ class Ingester:
     OSError: it cannot be started.
     """
 
-    def __init__(self, url: str, folder: Path, *, interval: float, fsync: bool) -> None:
+    def __init__(self, url: URL, folder: Path, *, interval: float, fsync: bool) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "governance.ingester_process"],
@@ -40,7 +44,9 @@ class Ingester:
             start_new_session=True,  # a terminal's Ctrl-C is for the server, which ends it
         )
         assert self._process.stdin is not None
-        told = {"url": url, "folder": str(folder.resolve()), "interval": interval, "fsync": fsync}
+        file = url.database if url.get_backend_name() == "sqlite" else None
+        where = {"url": url.render_as_string(hide_password=False), "file": file}
+        told = {**where, "folder": str(folder.resolve()), "interval": interval, "fsync": fsync}
         try:
             self._process.stdin.write(json.dumps(told).encode() + b"\n")
             self._process.stdin.flush()

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,26 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Engine, and_, delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, and_, or_, select
 
 from governance import hourly, intake
 from governance.commit import GroupCommit
-from governance.frames import encode, iso, moment, scan
+from governance.frames import encode, iso, moment
 from governance.ingester import Ingester
-from governance.tables import create, inference_table, segments
-
-try:
-    import fcntl
-except ImportError:  # without file locks, segments of ended processes are read but kept
-    fcntl = None
+from governance.ingestion import Ingestion, lock, same_file
+from governance.intake_sql import SqlStore
+from governance.tables import create, inference_table
 
 logger = logging.getLogger("smalti.journal")
 
 _BUSY = 100  # frames between two rounds from which on a process of its own takes them in
 _ALONE = 60.0  # seconds for which a thread does without a process that ended
 _OLDEST = 3_600 * 10**9  # nanoseconds after which a segment is let go of, however small
-_BATCH = 512 << 10  # bytes of a segment that one transaction takes in
 
 
 _process = [os.getpid()]
@@ -82,19 +78,17 @@ class Journal:
         self._engine = engine
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._segment_bytes, self._pause = segment_bytes, pause
+        self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
-        self._ingesting = threading.Lock()
         self._fd: int | None = None
         self._name = ""
         self._size = 0
         self._written = 0  # frames since the last round of the background
         self._pid = _process[0]
-        self._seen: dict[str, int] = {}
         self._closed = False
         self.fsync = fsync
         self._commit = GroupCommit(self._flush) if fsync else None
-        self._troubled = False
+        self._ingestion = Ingestion(_store(engine, pause), self._folder, pause=pause, fsync=fsync, own=lambda: self._name)
         self._helper: Ingester | None = None
         self._alone_until = 0.0
         self._stop = threading.Event()
@@ -157,8 +151,8 @@ class Journal:
             name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}.seg"
             path = self._folder / name
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-            _lock(fd, wait=True)
-            if _same_file(fd, path):  # an ingester may have found it empty and unlocked, and removed it
+            lock(fd, wait=True)
+            if same_file(fd, path):  # an ingester may have found it empty and unlocked, and removed it
                 break
             os.close(fd)
         self._fd, self._name, self._size, self._pid = fd, name, 0, _process[0]
@@ -192,90 +186,7 @@ class Journal:
 
     def ingest(self) -> int:
         """Bring every whole frame into the inference table; gives the number of frames. Safe while others do the same."""
-        count = 0
-        with self._ingesting:
-            try:
-                names = sorted(name for name in os.listdir(self._folder) if name.endswith(".seg"))
-            except FileNotFoundError:
-                return 0
-            for name in names:
-                count += self._ingest_segment(name)
-            for gone in self._seen.keys() - set(names):
-                del self._seen[gone]
-        return count
-
-    def _ingest_segment(self, name: str) -> int:
-        path, own, count = self._folder / name, name == self._name, 0
-        try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except FileNotFoundError:
-            return 0
-        try:
-            ended = not own and _lock(fd, wait=False)
-            if ended and not _same_file(fd, path):
-                return 0
-            size = os.fstat(fd).st_size
-            if ended and size == 0:  # its writer may be waiting for the lock; it sees that the file is gone and makes another
-                os.unlink(path)
-                return 0
-            if not ended and self._seen.get(name, 0) == size:
-                return 0
-            position, window = self._position(name), _BATCH
-            while position < size:
-                os.lseek(fd, position, os.SEEK_SET)
-                data = os.read(fd, min(window, size - position))
-                bodies, consumed, skipped = scan(data, final=ended and position + len(data) >= size)
-                if consumed == 0:
-                    if position + len(data) >= size or not data:
-                        break
-                    window *= 2  # a frame longer than what was read
-                    continue
-                if skipped:
-                    logger.warning("journal segment %s: passed over %d damaged or torn stretches", name, skipped)
-                if self._store(name, position, position + consumed, bodies, skipped):
-                    position += consumed
-                    count += len(bodies)
-                    continue
-                if not _same_file(fd, path):
-                    return count  # another process took all of it
-                position = self._position(name)  # another took this stretch; what follows it is read here
-            self._seen[name] = position
-            if ended and position >= size and self._settled():
-                os.unlink(path)
-                with self._engine.begin() as connection:
-                    connection.execute(delete(segments).where(segments.c.name == name))
-        finally:
-            os.close(fd)
-        return count
-
-    def _settled(self) -> bool:
-        """Whether the rows survive what the segment would have survived, so that it may go."""
-        if not self.fsync or self._engine.dialect.name != "sqlite":
-            return True
-        with self._engine.connect() as connection:
-            busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(FULL)").scalar()
-        return not busy  # somebody reads: the next round tries again
-
-    def _position(self, name: str) -> int:
-        with self._engine.connect() as connection:
-            return connection.execute(select(segments.c.position).where(segments.c.name == name)).scalar() or 0
-
-    def _store(self, name: str, old: int, new: int, bodies: Sequence[bytes], skipped: int) -> bool:
-        """Rows and position in one transaction; False when the position had moved already."""
-        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        rows = intake.read(bodies, self._pause)  # before the database is locked
-        with self._engine.begin() as connection:
-            # a write comes first, so that the transaction never has to grow from reading to writing
-            connection.execute(insert(segments).values(name=name, position=0, skipped=0).on_conflict_do_nothing())
-            moved = connection.execute(
-                update(segments)
-                .where(segments.c.name == name, segments.c.position == old)
-                .values(position=new, skipped=segments.c.skipped + skipped)
-            )
-            if moved.rowcount != 1:
-                return False
-            intake.take_in(connection, rows, self._pause)
-        return True
+        return self._ingestion.run()
 
     def _run(self, interval: float) -> None:
         while True:
@@ -286,33 +197,23 @@ class Journal:
                 self._helper, self._alone_until = None, time.monotonic() + _ALONE  # it would end again for the same reason
                 logger.warning("the journal's process ended; a thread goes on with it for a while")
             helped = self._helper is not None or (written >= _BUSY and self._help(interval))
-            if not helped and self.ingest_quietly() >= _BUSY:
+            if not helped and self._ingestion.run_quietly() >= _BUSY:
                 self._help(interval)
             if self._stop.wait(interval):
                 return
 
     def _help(self, interval: float) -> bool:
         """Have a process take over, where one can: reading frames beside the calls would slow each of them."""
-        if self._engine.url.database in (None, "", ":memory:") or time.monotonic() < self._alone_until:
+        url = self._engine.url
+        if url.database in (None, "", ":memory:") or "uri" in url.query or time.monotonic() < self._alone_until:
             return False
         try:
-            url = self._engine.url.render_as_string(hide_password=False)
             self._helper = Ingester(url, self._folder, interval=interval, fsync=self.fsync)
         except OSError:
             logger.warning("no process can be started for the journal; a thread goes on with it", exc_info=True)
             self._alone_until = time.monotonic() + _ALONE
             return False
         return True
-
-    def ingest_quietly(self) -> int:
-        """What `ingest` gives; 0 where it fails, and that is logged: the frames are safe in their segments."""
-        try:
-            count, self._troubled = self.ingest(), False
-        except Exception:  # the next round tries again
-            if not self._troubled:
-                logger.warning("the journal could not be brought into the inference table yet; trying on", exc_info=True)
-            count, self._troubled = 0, True
-        return count
 
     # --- reading ---
 
@@ -394,18 +295,16 @@ def _flush_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _lock(fd: int, *, wait: bool) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _store(engine: Engine, pause: int) -> intake.Store:
+    if engine.dialect.name == "postgresql":
+        return SqlStore(engine)
 
+    @contextlib.contextmanager
+    def connect() -> Iterator[sqlite3.Connection]:
+        held: Any = engine.raw_connection()
+        try:
+            yield held.driver_connection
+        finally:
+            held.close()  # back to the pool
 
-def _same_file(fd: int, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        held, found = os.fstat(fd), os.stat(path)
-        return (held.st_ino, held.st_dev) == (found.st_ino, found.st_dev)
-    return False
+    return intake.SqliteStore(connect, pause)

@@ -6,23 +6,43 @@ Names follow https://prometheus.io/docs/practices/naming/; an endpoint's label i
 
 from __future__ import annotations
 
+import threading
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from governance.call import CallRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _ENDPOINTS = 256
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_ENDS = (*map(str, _SECONDS), "+Inf")
 _GUARDRAILS = ("pii", "invalid_keywords", "valid_topics", "safety", "guardrail")
 
 
-class Metrics:
-    """An observer of calls.
+class _Durations:
+    """How many calls of one endpoint took how long."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(_ENDS)
+        self.total = 0.0
+
+    def add(self, nanoseconds: int) -> None:
+        seconds = nanoseconds / 1e9
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total += seconds
+
+
+class Metrics(Collector):
+    """An observer of calls: it counts in plain numbers, which cost a call little, and makes metrics of them for who scrapes.
 
     Parameters
     ----------
@@ -32,40 +52,68 @@ class Metrics:
 
     def __init__(self, in_flight: Callable[[], int] = lambda: 0, queued: Callable[[], int] = lambda: 0) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(self)
         made: dict[str, Any] = {"registry": self.registry, "namespace": "smalti"}
-        at = ["endpoint"]
-        self._requests = Counter("requests", "Calls that ended, by status.", [*at, "task", "status"], **made)
-        self._tokens = Counter("tokens", "Tokens read and written.", [*at, "kind"], **made)
-        self._cost = Counter("cost_dollars", "What tokens cost, in US dollars.", at, **made)
-        timed = {"buckets": _SECONDS, **made}
-        self._latency = Histogram("request_seconds", "From the request to the end of its answer.", at, **timed)
-        self._first = Histogram("first_byte_seconds", "From the request to the first of its answer.", at, **timed)
-        self._limited = Counter("limits_hit", "Calls refused by a limit or a budget.", at, **made)
-        self._verdicts = Counter("guardrail_verdicts", "What guardrails did.", [*at, "guardrail", "where", "action"], **made)
         Gauge("in_flight", "Calls being answered now.", **made).set_function(in_flight)
         Gauge("queued", "Calls that wait for their turn.", **made).set_function(queued)
+        self._lock = threading.Lock()
         self._endpoints: set[str] = set()
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._requests: dict[tuple[Any, ...], int] = defaultdict(int)
+        self._tokens: dict[tuple[Any, ...], int] = defaultdict(int)
+        self._cost: dict[tuple[Any, ...], float] = defaultdict(float)
+        self._limited: dict[tuple[Any, ...], int] = defaultdict(int)
+        self._verdicts: dict[tuple[Any, ...], int] = defaultdict(int)
+        self._latency: dict[str, _Durations] = defaultdict(_Durations)
+        self._first: dict[str, _Durations] = defaultdict(_Durations)
 
     def __call__(self, record: CallRecord) -> None:
         """Count a finished call."""
-        call = record.call
-        endpoint = self._endpoint(call.endpoint, record.status_code)
-        self._child(self._requests, endpoint, call.task, str(record.status_code)).inc()
-        for verdict in record.verdicts:
-            name = verdict["guardrail"] if verdict["guardrail"] in _GUARDRAILS else "custom"
-            self._child(self._verdicts, endpoint, name, verdict["where"], verdict["action"]).inc()
-        if record.status_code == 429:
-            self._child(self._limited, endpoint).inc()
-        if record.first_event_ns is None:
-            return
-        self._child(self._latency, endpoint).observe((record.end_ns - record.start_ns) / 1e9)
-        self._child(self._first, endpoint).observe((record.first_event_ns - record.start_ns) / 1e9)
-        for kind in ("input", "output"):
-            if count := record.usage.get(f"{kind}_tokens"):
-                self._child(self._tokens, endpoint, kind).inc(count)
-        if record.cost:
-            self._child(self._cost, endpoint).inc(record.cost)
+        call, status, usage = record.call, record.status_code, record.usage
+        with self._lock:
+            endpoint = self._endpoint(call.endpoint, status)
+            self._requests[endpoint, call.task, status] += 1
+            for verdict in record.verdicts:
+                name = verdict["guardrail"] if verdict["guardrail"] in _GUARDRAILS else "custom"
+                self._verdicts[endpoint, name, verdict["where"], verdict["action"]] += 1
+            if status == 429:
+                self._limited[(endpoint,)] += 1
+            if record.first_event_ns is None:
+                return
+            self._latency[endpoint].add(record.end_ns - record.start_ns)
+            self._first[endpoint].add(record.first_event_ns - record.start_ns)
+            if count := usage.get("input_tokens"):
+                self._tokens[endpoint, "input"] += count
+            if count := usage.get("output_tokens"):
+                self._tokens[endpoint, "output"] += count
+            if record.cost:
+                self._cost[(endpoint,)] += record.cost
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they stand."""
+        counted: tuple[tuple[str, str, list[str], dict[tuple[Any, ...], Any]], ...] = (
+            ("requests", "Calls that ended, by status.", ["task", "status"], self._requests),
+            ("tokens", "Tokens read and written.", ["kind"], self._tokens),
+            ("cost_dollars", "What tokens cost, in US dollars.", [], self._cost),
+            ("limits_hit", "Calls refused by a limit or a budget.", [], self._limited),
+            ("guardrail_verdicts", "What guardrails did.", ["guardrail", "where", "action"], self._verdicts),
+        )
+        timed = (
+            ("request_seconds", "From the request to the end of its answer.", self._latency),
+            ("first_byte_seconds", "From the request to the first of its answer.", self._first),
+        )
+        with self._lock:
+            counts = [list(held.items()) for *_, held in counted]
+            times = [[(endpoint, list(each.counts), each.total) for endpoint, each in held.items()] for *_, held in timed]
+        for (name, told, labels, _), held in zip(counted, counts, strict=True):
+            family = CounterMetricFamily(f"smalti_{name}", told, labels=["endpoint", *labels])
+            for key, count in held:
+                family.add_metric([str(label) for label in key], count)
+            yield family
+        for (name, told, _), held in zip(timed, times, strict=True):
+            family = HistogramMetricFamily(f"smalti_{name}", told, labels=["endpoint"])
+            for endpoint, bands, total in held:
+                family.add_metric([endpoint], list(zip(_ENDS, accumulate(bands), strict=True)), total)
+            yield family
 
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
@@ -84,13 +132,6 @@ class Metrics:
             return "other"
         self._endpoints.add(name)
         return name
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        key = (metric._name, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
 
 
 class _Only(Collector):

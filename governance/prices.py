@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Prices:
         """The price of what an endpoint answers with: the model's it names, else the endpoint's own; None without one."""
         for name in (model, endpoint, self._served.get(endpoint)):
             if name is not None:
-                price = self._models.get(name) or self._models.get(_DATED.sub("", name))
+                price = self._models.get(name) or self._models.get(_undated(name))
                 if price is not None:
                     return price
         return None
@@ -79,6 +80,12 @@ class Prices:
         if price is None:
             return None
         return (usage.get("input_tokens", 0) * price.input + usage.get("output_tokens", 0) * price.output) / 1e6
+
+
+@lru_cache(1_024)
+def _undated(name: str) -> str:
+    """A model's name without the date at its end."""
+    return _DATED.sub("", name)
 
 
 def _read(path: Path) -> _Table:

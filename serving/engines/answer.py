@@ -11,16 +11,10 @@ from typing import Any
 
 from governance.call import Call, Event
 
-_ECHOED = (
-    "instructions",
-    "max_output_tokens",
-    "previous_response_id",
-    "conversation",
-    "temperature",
-    "top_p",
-    "user",
-    "reasoning",
+_UNASKED: Mapping[str, Any] = dict.fromkeys(
+    ("instructions", "max_output_tokens", "previous_response_id", "conversation", "temperature", "top_p", "user", "reasoning")
 )
+"""Fields of the request that its response says again, as they are where it has none."""
 
 _PIECE = 1_000  # characters of a text that are told at a time where nobody follows it
 
@@ -68,7 +62,8 @@ class Answer:
             "metadata": payload.get("metadata") or {},
             "usage": None,
             "store": payload.get("store", True),
-            **{key: payload.get(key) for key in _ECHOED},
+            **_UNASKED,
+            **{key: value for key, value in payload.items() if key in _UNASKED},
         }
 
     @property

@@ -17,15 +17,15 @@ from serving.engines.messages import items_to_chat, text_of
 from serving.protocols.request import LOGPROBS, present
 
 _MOST_TOKENS = 10**9
-_COPIED = (
+_COPIED = frozenset((
     "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop", "parallel_tool_calls",
-)  # fmt: skip
+))  # fmt: skip
 
 
 def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[str, Any]:
     """A Responses request as a Chat Completions request without `model` and `stream`; `limit` names the field for
     `max_output_tokens`."""
-    body = {key: payload.get(key) for key in _COPIED} | {
+    body = {key: payload[key] for key in payload if key in _COPIED} | {
         "messages": items_to_chat(payload),
         limit: payload.get("max_output_tokens"),
         "tools": [_tool(tool) for tool in payload.get("tools") or ()] or None,
@@ -41,7 +41,7 @@ def chat_body(payload: Mapping[str, Any], *, limit: str = "max_tokens") -> dict[
 def prompt_body(payload: Mapping[str, Any]) -> dict[str, Any]:
     """A Responses request as a request of the older text completions, whose prompt is all that was said."""
     said = [text_of(item["content"]) for item in payload.get("input") or () if item.get("type", "message") == "message"]
-    copied = {key: payload.get(key) for key in _COPIED if key != "parallel_tool_calls"}
+    copied = {key: payload[key] for key in payload if key in _COPIED and key != "parallel_tool_calls"}
     logprobs = (payload.get("top_logprobs") or 0) if LOGPROBS in (payload.get("include") or ()) else None
     return present(copied | {"prompt": "\n".join(said), "max_tokens": payload.get("max_output_tokens"), "logprobs": logprobs})
 
@@ -67,25 +67,31 @@ class Chunks:
             message = error.get("message") if isinstance(error, dict) else str(error)
             raise unavailable(f"The model failed: {' '.join(str(message).split())[:300]}", status=502)
         if usage := chunk.get("usage"):
-            details = usage.get("completion_tokens_details") or {}
-            counts = {
-                "input_tokens": usage.get("prompt_tokens") or 0,
-                "output_tokens": usage.get("completion_tokens") or 0,
-                "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-                "reasoning_tokens": details.get("reasoning_tokens") or 0,
-            }
-            if any(counts.values()) and all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts.values()):
-                self._usage = counts  # any others are estimated
+            self._count(usage)
+        if not (choices := chunk.get("choices")):
+            return []
         events: list[Event] = []
-        for choice in (chunk.get("choices") or ())[:1]:
-            delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            logprobs = _logprobs(choice.get("logprobs") or {})
-            if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
-                events += [*self._ended(), *self._answer.write(text or "", logprobs)]
-            for position, call in enumerate(delta.get("tool_calls") or ()):
+        choice = choices[0]
+        delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        logprobs = _logprobs(told) if (told := choice.get("logprobs")) else None
+        if (text := _content(delta.get("content")) or delta.get("refusal")) or logprobs:
+            events = [*self._ended(), *self._answer.write(text or "", logprobs)]
+        if calls := delta.get("tool_calls"):
+            for position, call in enumerate(calls):
                 events += self._tool_call(call, position)
-            self.finish = self.finish or choice.get("finish_reason")
+        self.finish = self.finish or choice.get("finish_reason")
         return events
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        details = usage.get("completion_tokens_details") or {}
+        counts = {
+            "input_tokens": usage.get("prompt_tokens") or 0,
+            "output_tokens": usage.get("completion_tokens") or 0,
+            "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            "reasoning_tokens": details.get("reasoning_tokens") or 0,
+        }
+        if any(counts.values()) and all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts.values()):
+            self._usage = counts  # any others are estimated
 
     def _tool_call(self, call: Mapping[str, Any], position: int) -> list[Event]:
         """A piece of a tool call. Calls whose pieces come by turns are told one after the other: the others wait."""
@@ -112,6 +118,8 @@ class Chunks:
 
     def _ended(self) -> list[Event]:
         """No more pieces come: the calls that waited."""
+        if not self._calls:
+            return []
         events = [event for call in self._calls if not call.told for event in self._begun(call)]
         self._tool = None
         return events

@@ -68,7 +68,7 @@ class ExternalChat:
             return
         response = await self._send(self._request(call, model))
         answer = Answer(call, model=None if self._own else model, whole=not call.stream)
-        reader, host = self._reader(answer, lambda: _length(call.payload)), self.upstream.host
+        reader = self._reader(answer, lambda: _length(call.payload))
         failure: CallError | None = None
         chunks = self._http.chunks(response)
         try:
@@ -81,13 +81,13 @@ class ExternalChat:
                     for event in reader.read(chunk):
                         yield event
             if reader.finish is None:
-                failure = unavailable(f"The model at {host} ended its answer in the middle. Send the request again.", status=502)
+                failure = self._wrong("ended its answer in the middle. Send the request again.")
         except TimeoutError:
-            failure = unavailable(f"The model at {host} stopped sending. Send the request again.", status=504)
+            failure = self._wrong("stopped sending. Send the request again.", 504)
         except BREAKS as error:
             failure = self._http.broken(error)
         except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
-            failure = unavailable(f"The model at {host} sent what cannot be read. Look at its log.", status=502)
+            failure = self._wrong("sent what cannot be read. Look at its log.")
         except CallError as error:
             failure = error
         finally:
@@ -151,6 +151,9 @@ class ExternalChat:
         usage = {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens}
         result = {"embeddings": vectors, "model": body.get("model") or model, "usage": usage}
         return Event("result", {"result": result, "usage": usage})
+
+    def _wrong(self, what: str, status: int = 502) -> CallError:
+        return unavailable(f"The model at {self.upstream.host} {what}", status=status)
 
     def _failed(self, error: Any) -> CallError:
         """An error that an upstream tells within its answer."""

@@ -149,9 +149,8 @@ class Transport:
                 raise sse.TooLong("a stream that does not end")
             if not (events := parser.feed(data)):
                 continue
-            done = b"[DONE]" in (event.strip() for event in events if len(event) < 16)
-            if done:
-                end = next(place for place, event in enumerate(events) if event.strip() == b"[DONE]")
+            end = next((place for place, event in enumerate(events) if len(event) < 16 and event.strip() == b"[DONE]"), None)
+            if end is not None:
                 # a reason is given, for one that never gave any
                 yield [*map(_json, events[:end]), {"choices": [{"finish_reason": "stop"}]}]
                 break

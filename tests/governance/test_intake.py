@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import sqlalchemy
 
@@ -24,6 +26,11 @@ def body(name, **columns):
     return scan(encode({"databricks_request_id": name, **CALL, **columns}), final=True)[0][0]
 
 
+def merge(engine, bodies, pause=intake.PAUSE):
+    with closing(engine.raw_connection()) as held, held.driver_connection as connection:
+        intake.merge(connection, intake.read(bodies, inference_table.columns.keys(), pause), pause)
+
+
 def rows(engine):
     with engine.connect() as connection:
         order = inference_table.c.databricks_request_id
@@ -36,8 +43,7 @@ def test_what_comes_later_is_laid_over_what_came_before(engine, pause):
         [body("a", request={"input": "ü\0"}), body("b", error="one\0two")],
         [body("a", status_code=200), body("a", cost=1.5)],
     ):
-        with engine.begin() as connection:
-            intake.take_in(connection, intake.read(bodies, pause), pause)
+        merge(engine, bodies, pause)
     a, b = rows(engine)
     assert a["request"] == '{"input":"ü\\u0000"}'
     assert (a["status_code"], a["cost"], a["request_time"]) == (200, 1.5, "2026-09-21T14:13:20.123456Z")
@@ -46,7 +52,6 @@ def test_what_comes_later_is_laid_over_what_came_before(engine, pause):
 
 @pytest.mark.parametrize("strange", [b'{"cut', b'{"no": "id"}', b"[]", b"\xff"])
 def test_what_cannot_be_read_costs_no_other_row(engine, strange, caplog):
-    with engine.begin() as connection:
-        intake.take_in(connection, intake.read([body("a"), strange, body("b")]))
+    merge(engine, [body("a"), strange, body("b")])
     assert [row["databricks_request_id"] for row in rows(engine)] == ["a", "b"]
     assert "passed over" in caplog.text

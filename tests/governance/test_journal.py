@@ -371,6 +371,12 @@ def test_a_process_whose_server_is_gone_ends_without_a_word() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_the_journals_process_is_small() -> None:
+    code = "import sys, governance.ingester_process; print({'asyncio', 'sqlalchemy', 'pydantic'} & sys.modules.keys())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert told.stdout == "set()\n"  # which would make it two and a half times as large
+
+
 def taken_in(database: Engine, name: str, **columns: object) -> bool:
     with database.connect() as connection:
         query = select(inference_table).where(inference_table.c.databricks_request_id == name)
