@@ -206,7 +206,7 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             files.router(platform.artifacts, server, access, platform.volumes, caller, pepper=platform.home.pepper)
         )
         app.include_router(volumes.router(platform.volumes, caller))
-        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
+        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes), caller))
         models = platform.catalog
         app.include_router(catalog.router(models, caller))
         app.include_router(prompts.router(models, caller))

@@ -141,8 +141,9 @@ class Platform:
         self.endpoints = Endpoints()
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = tracked.artifacts
-        self.volumes = Volumes(home.path, self.grants)
+        self.volumes = Volumes(settings.volumes_path or home.path, self.grants)
         self.artifacts.tidy()
+        self.volumes.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.webhooks = Webhooks(
             self.engine, home.pepper, self.model_access, hosts=settings.upstream_hosts, holder=self.on_behalf
