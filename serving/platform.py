@@ -368,27 +368,6 @@ class Platform:
         kind = good[-1].kind
         return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
 
-    def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME`, `index:NAME`, `model:NAME` or `connection:NAME` is there."""
-        kind, _, name = securable.partition(":")
-        if kind == "endpoint":
-            return name in self.endpoints
-        if kind == "search_endpoint":
-            return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
-        if kind == "model":
-            return self.registry.known(name)
-        if kind == "volume":
-            return self.volumes.known(name)
-        if kind == "connection":
-            return self.connections.find(name) is not None
-        return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
-
-    def named(self, kind: str, identifier: str) -> str:
-        """The name of the endpoint with this id, or what was given."""
-        kinds = {"endpoint": self.endpoints, "search_endpoint": self.indexes.over_rows.endpoints.list()}
-        found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
-        return found[0] if found else identifier
-
     # ---- life
 
     async def warm(self) -> None:
