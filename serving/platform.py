@@ -160,7 +160,7 @@ class Platform:
         )
         self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=lambda: self.memory)
         self.runtime.on_delete.append(self.thread_files.forget)
-        self.runs = Runs(self.dispatcher, RunLog(self.engine))
+        self.runs = Runs(self.dispatcher, RunLog(self.engine, home.identity))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
         self._functions: dict[str, FunctionDeclaration] = {}
