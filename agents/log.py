@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine, delete, func, insert, select, update
 
-from agents.tables import metadata, run_events, runs
+from agents.tables import metadata, run_events, run_hosts, runs
 
 KEEP = 30 * 86_400.0
 """Seconds for which the events of a run are kept."""
@@ -44,10 +44,13 @@ Entry = tuple[str, bytes]
 
 
 class RunLog:
-    """The log in the database. Blocking, but for `append`."""
+    """The log in the database. Blocking, but for `append`.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    `host` is this server among those that share the database.
+    """
+
+    def __init__(self, engine: Engine, host: str = "") -> None:
+        self._engine, self._host = engine, host
         metadata.create_all(engine)
         self._pending: list[tuple[list[dict[str, Any]], dict[str, Any] | None, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
@@ -60,6 +63,7 @@ class RunLog:
         fields = {"id": run_id, "owner": owner, "agent": agent, "thread_id": thread_id, "status": RUNNING}
         with self._engine.begin() as connection:
             connection.execute(insert(runs).values(**fields, created=now, updated=now))
+            connection.execute(insert(run_hosts).values(run_id=run_id, host=self._host))
         return record
 
     async def append(self, run_id: str, seq: int, entries: Sequence[Entry], *, status: str | None = None) -> None:
@@ -101,6 +105,7 @@ class RunLog:
                 connection.execute(insert(run_events), rows)
             for end in ends:
                 connection.execute(update(runs).where(runs.c.id == end["id"]).values(status=end["status"], updated=time.time()))
+                connection.execute(delete(run_hosts).where(run_hosts.c.run_id == end["id"]))
 
     def find(self, run_id: str, owner: str) -> RunRecord | None:
         """The owner's run."""
@@ -122,9 +127,11 @@ class RunLog:
             return [(row.seq, row.type, row.data) for row in connection.execute(query)]
 
     def unfinished(self) -> list[RunRecord]:
-        """Runs that are noted as going on; at a start, those that were killed."""
+        """Runs that are noted as going on here; at a start, those that were killed."""
+        elsewhere = select(run_hosts.c.run_id).where(run_hosts.c.host != self._host)
         with self._engine.connect() as connection:
-            return [RunRecord(*row) for row in connection.execute(select(runs).where(runs.c.status == RUNNING))]
+            going_on = select(runs).where(runs.c.status == RUNNING, runs.c.id.not_in(elsewhere))
+            return [RunRecord(*row) for row in connection.execute(going_on)]
 
     def next_seq(self, run_id: str) -> int:
         with self._engine.connect() as connection:
@@ -134,6 +141,7 @@ class RunLog:
     def delete(self, run_id: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(delete(run_events).where(run_events.c.run_id == run_id))
+            connection.execute(delete(run_hosts).where(run_hosts.c.run_id == run_id))
             connection.execute(delete(runs).where(runs.c.id == run_id))
 
     def forget(self, before: float) -> int:

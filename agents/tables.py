@@ -60,6 +60,14 @@ runs = Table(
     Index("runs_by_thread", "thread_id", "created"),
 )
 
+run_hosts = Table(
+    "run_hosts",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("host", String(64), nullable=False, index=True),
+)
+"""On which of several servers a run that goes on was begun."""
+
 run_events = Table(
     "run_events",
     metadata,

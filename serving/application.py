@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -39,6 +39,7 @@ from serving.locals import router as locals_router
 from serving.platform import Platform
 from serving.routes import bearer
 from serving.secrets import routes as secret_routes
+from serving.securables import exists, named
 from serving.services import authorize, page_services
 from serving.stored import StoredResponses
 from serving.ui.api import Api
@@ -48,7 +49,14 @@ from serving.unity_catalog import models as catalog_models
 from serving.unity_catalog import names, prompts
 from serving.unity_catalog import registered as catalog
 
+if TYPE_CHECKING:
+    from serving.tracking.server import TrackingServer as Mlflow
+    from serving.unity_catalog.registered import Catalog
+
 log = logging.getLogger("smalti")
+
+Authorize = Callable[[Request], Awaitable[Caller]]
+"""Tells who asks; raises `CallError`."""
 
 
 def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any], APIRouter]] = ()) -> FastAPI:
@@ -87,10 +95,26 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     async def caller(request: Request) -> Caller:
         return await asyncio.to_thread(platform.identity.authenticate, bearer(request.headers))
 
-    async def invoke(request: Request, index: str, task: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        asked: Task = "document" if task == "document" else "search"
-        call = Call(index, asked, payload, credential=bearer(request.headers), request_id=errors.request_id(request.scope))
-        return await platform.dispatcher.invoke(call)
+    _health(app, platform)
+    app.include_router(calls)
+    app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
+    app.include_router(conversations.router(platform.runtime, begun, platform.dispatcher, caller))
+    app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
+    _governing(app, platform, caller)
+    _serving(app, platform, caller)
+    _searching(app, platform, caller)
+    if platform.mlflow and platform.catalog:
+        _tracking(app, platform, caller, platform.mlflow, platform.catalog)
+    for room in rooms:
+        app.include_router(room(platform, caller))
+    openapi.add(app, caller)
+    app.include_router(databricks.fallback())
+    app.state.pages = mount(app, page_services(platform, Api(app)))
+    return app
+
+
+def _health(app: FastAPI, platform: Platform) -> None:
+    """Whether it runs, and whether the first question can be answered."""
 
     @app.get("/health", include_in_schema=False)
     async def health() -> Response:
@@ -105,10 +129,10 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         reason = str(app.state.failure or "the documents are being indexed")
         return JSONResponse({"ready": False, "reason": reason}, status_code=503, headers={"retry-after": "1"})
 
-    app.include_router(calls)
-    app.include_router(langgraph_routes.router(face, platform.runtime, platform.runs, lambda: platform.memory))
-    app.include_router(conversations.router(platform.runtime, begun, platform.dispatcher, caller))
-    app.include_router(databricks.router(platform.dispatcher, platform.identity, platform.grants, gateway_policy=platform.policy))
+
+def _governing(app: FastAPI, platform: Platform, caller: Authorize) -> None:
+    """Who may do what: keys, grants, policies, tokens, and the names of what grants are on."""
+    there = partial(exists, platform)
     app.include_router(
         governance_routes.router(
             platform.identity,
@@ -116,34 +140,19 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
             platform.policies,
             platform.journal,
             caller=caller,
-            exists=platform.exists,
-            named=platform.named,
+            exists=there,
+            named=partial(named, platform),
         )
     )
-
     app.include_router(token_routes.router(platform.identity, caller=caller))
     app.include_router(scim.router(platform.identity, caller=caller))
     app.include_router(connection_routes.router(platform.connections, platform.dispatcher, platform.policies, caller))
-    app.include_router(catalog_grants.router(platform.grants, caller, platform.identity.principal, platform.exists))
+    app.include_router(catalog_grants.router(platform.grants, caller, platform.identity.principal, there))
     app.include_router(names.router(names.visible(platform), caller, partial(names.taken, platform)))
 
-    async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
-        import numpy as np
 
-        asked = {"input": list(texts)}
-        inner = platform.dispatcher.inner_call(endpoint, "embeddings", asked) if who is None else None
-        found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
-        return np.asarray(found["embeddings"], np.float32)
-
-    async def rerank_with(endpoint: str, query: str, texts: Sequence[str]) -> Any:
-        """Scores of a classical model that takes the columns `query` and `document`."""
-        import numpy as np
-
-        asked = {"dataframe_split": {"columns": ["query", "document"], "data": [[query, text] for text in texts]}}
-        found = await platform.dispatcher.inner(endpoint, "predict", asked)
-        return np.asarray(found["predictions"], float).reshape(len(texts))
-
-    platform.indexes.embed_with, platform.indexes.rerank_with = embed_with, rerank_with
+def _serving(app: FastAPI, platform: Platform, caller: Authorize) -> None:
+    """Endpoints, what they did, and what else is reached through them."""
     app.include_router(
         reports.router(
             platform.engine,
@@ -179,6 +188,33 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
     app.include_router(feedback.router(caller, platform.feedback))
     app.include_router(experiment_routes.router(platform.experiments, platform.grants, caller))
     app.include_router(secret_routes.router(platform.secrets, caller, platform.identity.principal))
+
+
+def _searching(app: FastAPI, platform: Platform, caller: Authorize) -> None:
+    """Indexes, and the endpoints by which they embed and rerank."""
+
+    async def invoke(request: Request, index: str, task: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked: Task = "document" if task == "document" else "search"
+        call = Call(index, asked, payload, credential=bearer(request.headers), request_id=errors.request_id(request.scope))
+        return await platform.dispatcher.invoke(call)
+
+    async def embed_with(endpoint: str, texts: Sequence[str], who: Any) -> Any:
+        import numpy as np
+
+        asked = {"input": list(texts)}
+        inner = platform.dispatcher.inner_call(endpoint, "embeddings", asked) if who is None else None
+        found = await platform.dispatcher.invoke(inner or Call(endpoint, "embeddings", asked, caller=who))
+        return np.asarray(found["embeddings"], np.float32)
+
+    async def rerank_with(endpoint: str, query: str, texts: Sequence[str]) -> Any:
+        """Scores of a classical model that takes the columns `query` and `document`."""
+        import numpy as np
+
+        asked = {"dataframe_split": {"columns": ["query", "document"], "data": [[query, text] for text in texts]}}
+        found = await platform.dispatcher.inner(endpoint, "predict", asked)
+        return np.asarray(found["predictions"], float).reshape(len(texts))
+
+    platform.indexes.embed_with, platform.indexes.rerank_with = embed_with, rerank_with
     app.include_router(
         retrieval_routes.router(
             platform.indexes,
@@ -194,39 +230,33 @@ def application(platform: Platform, *, rooms: Sequence[Callable[[Platform, Any],
         )
     )
     app.include_router(indexes.router(platform.indexes, platform.grants, caller=caller))
-    if platform.mlflow and platform.catalog:
-        from serving.tracking import databricks as tracking_databricks
-        from serving.tracking import reviews as model_reviews
-        from serving.tracking import routes as tracking
-        from serving.tracking import webhook_routes
 
-        server, access = platform.mlflow, platform.model_access
-        # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
-        app.include_router(
-            files.router(platform.artifacts, server, access, platform.volumes, caller, pepper=platform.home.pepper)
-        )
-        app.include_router(volumes.router(platform.volumes, caller))
-        app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes, platform.artifacts.incoming), caller))
-        models = platform.catalog
-        app.include_router(catalog.router(models, caller))
-        app.include_router(prompts.router(models, caller))
-        app.include_router(catalog_models.router(models, caller))
-        signed_in = authorize(platform.identity)
-        app.include_router(tracking_databricks.router(server, access, caller))
-        reviews = model_reviews.Reviews(platform.engine)
-        access.followers.append(reviews.follow)
-        hooks = platform.webhooks
-        access.followers.append(hooks.follow)
-        access.observers.append(hooks)
-        app.include_router(webhook_routes.router(hooks, caller))
-        app.include_router(model_reviews.router(reviews, server, access, caller))
-        app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
-    for room in rooms:
-        app.include_router(room(platform, caller))
-    openapi.add(app, caller)
-    app.include_router(databricks.fallback())
-    app.state.pages = mount(app, page_services(platform, Api(app)))
-    return app
+
+def _tracking(app: FastAPI, platform: Platform, caller: Authorize, server: Mlflow, models: Catalog) -> None:
+    """MLflow's tracking and registry, Unity Catalog's models, and files."""
+    from serving.tracking import databricks as tracking_databricks
+    from serving.tracking import reviews as model_reviews
+    from serving.tracking import routes as tracking
+    from serving.tracking import webhook_routes
+
+    access = platform.model_access
+    # before the tracking server's own paths, which take what is left of `/api/2.0/mlflow`
+    app.include_router(files.router(platform.artifacts, server, access, platform.volumes, caller, pepper=platform.home.pepper))
+    app.include_router(volumes.router(platform.volumes, caller))
+    app.include_router(dbfs.router(dbfs.Dbfs(platform.volumes), caller))
+    app.include_router(catalog.router(models, caller))
+    app.include_router(prompts.router(models, caller))
+    app.include_router(catalog_models.router(models, caller))
+    signed_in = authorize(platform.identity)
+    app.include_router(tracking_databricks.router(server, access, caller))
+    reviews = model_reviews.Reviews(platform.engine)
+    access.followers.append(reviews.follow)
+    hooks = platform.webhooks
+    access.followers.append(hooks.follow)
+    access.observers.append(hooks)
+    app.include_router(webhook_routes.router(hooks, caller))
+    app.include_router(model_reviews.router(reviews, server, access, caller))
+    app.include_router(tracking.router(server, signed_in, access, sign_in="/login"))
 
 
 class _App(FastAPI):

@@ -14,6 +14,7 @@ from governance.call import Caller, bad_request, forbidden, not_found
 from governance.policies import AiGatewayConfig
 from governance.tables import inference_table
 from serving.feedback import source_of
+from serving.securables import exists
 from serving.thread_files import PREFIX
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Console:
 
     async def grant(self, who: Caller, principal: str, securable: str, level: str) -> None:
         _owner(who)
-        if not await asyncio.to_thread(self._platform.exists, securable):
+        if not await asyncio.to_thread(exists, self._platform, securable):
             raise not_found(f"There is no {securable!r} here; write endpoint:NAME or index:CATALOG.SCHEMA.NAME.")
         try:
             await asyncio.to_thread(self._platform.grants.grant, principal, securable, level, by=who)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions
@@ -41,6 +42,7 @@ def examine(work: Workspace) -> list[Finding]:
         "encoder": _encoder,
         "state": _state,
         "vectors": _vectors,
+        "shared": _shared,
         "documents": _documents,
         "mlflow": _mlflow,
         "port": _port,
@@ -96,6 +98,25 @@ def _vectors(work: Workspace) -> str:
 
     server = ChromaServer(settings.chroma_url, settings.chroma_token)
     return f"Chroma {server.check()} at {server.url}"
+
+
+def _shared(work: Workspace) -> str:
+    """What other servers on the same database have of this one, and what not."""
+    settings = work.settings
+    if settings.volumes_path is not None:
+        settings.volumes_path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.volumes_path):
+            pass  # or it says why not
+    if not (settings.database_url or "").startswith("postgres"):
+        return "nothing: this state folder is one server's"
+    settled = {
+        "limits of a minute (redis_url)": settings.redis_url,
+        "MLflow's runs and registered models (mlflow_url)": settings.mlflow_url or not settings.mlflow,
+        "volumes and DBFS (volumes_path)": settings.volumes_path,
+    }
+    own = [name for name, there in settled.items() if not there]
+    more = "documents of conversations, training runs, evaluations and logs"
+    return f"the database; each server's own are {', '.join([*own, more])}"
 
 
 def _documents(work: Workspace) -> str:

@@ -142,8 +142,9 @@ class Platform:
         self.endpoints = Endpoints()
         self.secrets = Scopes(self.engine, home.pepper)
         self.artifacts = tracked.artifacts
-        self.volumes = Volumes(home.path, self.grants)
+        self.volumes = Volumes(settings.volumes_path or home.path, self.grants)
         self.artifacts.tidy()
+        self.volumes.tidy()
         self.model_access = ModelAccess(self.grants, self.registry, lambda: list(self.endpoints))
         self.webhooks = Webhooks(
             self.engine, home.pepper, self.model_access, hosts=settings.upstream_hosts, holder=self.on_behalf
@@ -160,7 +161,7 @@ class Platform:
         )
         self.runtime = Runtime(self.engine, checkpoints(home, settings.database_url), store=lambda: self.memory)
         self.runtime.on_delete.append(self.thread_files.forget)
-        self.runs = Runs(self.dispatcher, RunLog(self.engine))
+        self.runs = Runs(self.dispatcher, RunLog(self.engine, home.identity))
         self.codes = OneTimeCodes()
         self._models: list[ExternalChat] = []
         self._functions: dict[str, FunctionDeclaration] = {}
@@ -367,27 +368,6 @@ class Platform:
             return None
         kind = good[-1].kind
         return Caller(name, kind, self.identity.groups_of(name, kind), any(key.admin for key in good if key.kind == kind))
-
-    def exists(self, securable: str) -> bool:
-        """Whether `endpoint:NAME`, `index:NAME`, `model:NAME` or `connection:NAME` is there."""
-        kind, _, name = securable.partition(":")
-        if kind == "endpoint":
-            return name in self.endpoints
-        if kind == "search_endpoint":
-            return any(name == each.name for each in self.indexes.over_rows.endpoints.list())
-        if kind == "model":
-            return self.registry.known(name)
-        if kind == "volume":
-            return self.volumes.known(name)
-        if kind == "connection":
-            return self.connections.find(name) is not None
-        return self.indexes.over_rows.find(name) is not None or any(name == info.name for info in self.indexes.list())
-
-    def named(self, kind: str, identifier: str) -> str:
-        """The name of the endpoint with this id, or what was given."""
-        kinds = {"endpoint": self.endpoints, "search_endpoint": self.indexes.over_rows.endpoints.list()}
-        found = [each.name for each in kinds.get(kind, ()) if each.id == identifier]
-        return found[0] if found else identifier
 
     # ---- life
 

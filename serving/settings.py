@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     """A Chroma server in place of the folder's Chroma, such as `http://chroma:8000`, with `?tenant=…&database=…` for others."""
     chroma_token: str | None = Field(default=None, repr=False)
     """What the Chroma server, or a proxy before it, knows this server by."""
+    volumes_path: Path | None = None
+    """A folder in place of the state folder's `volumes/` and `dbfs/`, which several servers mount."""
     mlflow: bool = True
     mlflow_url: str | None = Field(default=None, repr=False)
     """An MLflow server in place of the one that is started here, such as `http://mlflow:5000`, that several servers share."""
@@ -159,12 +161,12 @@ class Settings(BaseSettings):
                 return [*agent.searched, *([f"endpoint:{model}"] if model else []), *tools, *agent.classical]
         return []
 
-    @field_validator("docs", "router", mode="after")
+    @field_validator("docs", "router", "volumes_path", mode="after")
     @classmethod
     def _home_folder(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else value
 
-    @field_validator("admin_key", "chat_model", "chat_base_url", "chat_api_key", "docs", mode="before")
+    @field_validator("admin_key", "chat_model", "chat_base_url", "chat_api_key", "docs", "volumes_path", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -59,6 +60,16 @@ class Home:
         self.pepper = self.path / "pepper"
         self._address = self.path / "server.json"
         self._lock = FileLock(self.path / "lock", timeout=0)
+
+    @property
+    def identity(self) -> str:
+        """What tells this folder's server from others on the same database."""
+        file = self.path / "identity"
+        if not file.exists():
+            partial = file.with_name(f".identity.{os.getpid()}")
+            partial.write_text(secrets.token_hex(16))
+            partial.replace(file)
+        return file.read_text().strip()
 
     def own(self) -> None:
         """Take the folder for this process until it ends, however it ends.

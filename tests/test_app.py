@@ -238,6 +238,8 @@ def test_commands_work_without_a_server(handbook: Path, tmp_path: Path) -> None:
     assert "28 days" in asked.stdout
     checked = smalti("doctor", "--json", home=home)
     assert json.loads(checked.stdout)["ok"] is True, checked.stdout
+    (shared,) = [each for each in json.loads(checked.stdout)["checks"] if each["name"] == "shared"]
+    assert shared["detail"].startswith("nothing")
 
 
 @pytest.mark.parametrize(

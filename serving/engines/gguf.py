@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 from governance.call import bad_request
 from serving.engines.cores import free_cores
+from serving.engines.held import held
 from serving.engines.http_process import HttpProcess
 from serving.engines.launch import worker_root
 from serving.engines.llm import PLAIN_TEMPLATE
-from serving.engines.process import held
 from serving.engines.supervised import LoadFailed
 
 CONTEXT = 8192

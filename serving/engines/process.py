@@ -23,6 +23,7 @@ import orjson
 from governance.call import MODEL_FAILED, CallError, limit_exceeded, unavailable
 from serving.engines.ended import how
 from serving.engines.forks import Forked, ForkServer, Unforked
+from serving.engines.held import held
 from serving.engines.launch import launch, surroundings
 from serving.engines.supervised import LoadFailed, Supervised, opened_log, tail
 from serving.engines.wire import Wire
@@ -386,17 +387,3 @@ def _kill_group(pid: int) -> None:
     """End a process that leads its own group, and what it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def held(pid: int | None, *, children: bool = True) -> int:
-    """Bytes of memory that a process and its children hold. Blocking."""
-    import psutil
-
-    held = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        held = process.memory_info().rss
-        for child in process.children(recursive=True) if children else ():
-            with contextlib.suppress(psutil.Error):
-                held += child.memory_info().rss
-    return held

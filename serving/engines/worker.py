@@ -30,6 +30,7 @@ from typing import Any
 import orjson
 
 from serving.engines import skops
+from serving.engines.arrays import joined, stacked, takes_arrays
 from serving.engines.frames import Frames
 from serving.engines.lacking import lacking
 from serving.engines.replies import plain, told
@@ -40,7 +41,6 @@ MAX_ROWS = 4096
 """Rows that are predicted at once, of however many requests."""
 THREADS = 32
 """Conversations that a chat model or an agent answers at the same time."""
-_BY_NAME = {"ColumnTransformer", "FunctionTransformer", "TransformedTargetRegressor"}
 ROWWISE = {"mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm", "mlflow.catboost", "mlflow.onnx"}
 """Loaders of models that look at each row by itself: requests may share a batch, and be sent again after a crash."""
 
@@ -154,9 +154,9 @@ class Model:
             except Exception as error:
                 results[position] = error
         if plain:
-            self._together(plain, _stacked, results)
+            self._together(plain, stacked, results)
         for group in tables.values():
-            self._together(group, _joined, results)
+            self._together(group, joined, results)
         return results
 
     def chunks(self, body: Mapping[str, Any]) -> Iterator[Any]:
@@ -260,41 +260,6 @@ class Model:
             if extra:
                 body["custom_inputs"] = {**(body.get("custom_inputs") or {}), **extra}
         return body
-
-
-def _stacked(requests: list[list[list[Any]]]) -> Any:
-    """Rows of numbers as one array."""
-    import numpy as np
-
-    rows = requests[0] if len(requests) == 1 else [row for data in requests for row in data]
-    return np.array(rows, dtype=np.float64)
-
-
-def _joined(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of several requests as one table's."""
-    import numpy as np
-
-    if len(requests) == 1:
-        return requests[0]
-    return {name: np.concatenate([columns[name] for columns in requests]) for name in requests[0]}
-
-
-def takes_arrays(pyfunc: Any, names: list[str]) -> bool:
-    """Whether a scikit-learn model sees nothing of a DataFrame of doubles but its values, so that an array does as well: it and
-    all that it is made of are scikit-learn's own, nothing picks columns by name, and the order is the one it was fitted with."""
-    model = pyfunc.get_raw_model()
-    fitted = getattr(model, "feature_names_in_", None)
-    if not hasattr(model, "get_params") or (fitted is not None and list(fitted) != names):
-        return False
-    parts = [model, *(value for value in model.get_params(deep=True).values())]
-    for part in parts:
-        if isinstance(part, list | tuple):
-            continue  # steps: their estimators are parameters as well
-        if callable(part) or hasattr(part, "fit"):
-            kind = type(part)
-            if not kind.__module__.startswith("sklearn.") or kind.__name__ in _BY_NAME:
-                return False
-    return True
 
 
 class Server:

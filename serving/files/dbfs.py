@@ -49,11 +49,10 @@ class Dbfs:
     Parameters
     ----------
     volumes: where the files are, and who may.
-    incoming: folder for files that are not whole yet, in the same file system.
     """
 
-    def __init__(self, volumes: Volumes, incoming: Path) -> None:
-        self._volumes, self._incoming = volumes, incoming
+    def __init__(self, volumes: Volumes) -> None:
+        self._volumes, self._incoming = volumes, volumes.incoming
         self._open: dict[int, _Open] = {}
 
     def create(self, who: Caller, body: Mapping[str, Any]) -> dict[str, Any]:

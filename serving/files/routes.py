@@ -89,9 +89,10 @@ def router(
 
     async def upload(http: Request) -> Response:
         path, given = await place(http, write=True)
+        incoming = volumes.incoming if given.startswith("/Volumes/") else artifacts.incoming
         if http.query_params.get("overwrite", "true").lower() != "true" and await _there(path):
             raise CallError(f"There is a file {given!r} already; send overwrite=true.", status=409, code="ALREADY_EXISTS")
-        await _receive(http, path, artifacts.incoming)
+        await _receive(http, path, incoming)
         return Response(status_code=204)
 
     async def download(http: Request) -> Response:

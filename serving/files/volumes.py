@@ -10,6 +10,7 @@ Source: https://docs.databricks.com/api/workspace/volumes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ from serving.routes import read_body
 
 EVERY = "volume:*"
 _NAME = re.compile(r"[^./\\\x00-\x1f ]{1,255}")
+_LEFT = 86_400.0  # seconds after which nothing more comes of an upload
 _LONGEST = 220
 """Bytes of a name: a file beside the volume has a longer one."""
 _AT = "/api/2.1/unity-catalog/volumes"
@@ -41,12 +43,21 @@ class Volumes:
 
     Parameters
     ----------
-    home: the state folder; volumes lie in its `volumes/`, DBFS in its `dbfs/`.
+    home: the state folder, or one that several servers mount; volumes lie in its `volumes/`, DBFS in its `dbfs/`.
     grants: who may.
     """
 
     def __init__(self, home: Path, grants: Grants) -> None:
         self.root, self._dbfs, self._grants = home.resolve() / "volumes", home.resolve() / "dbfs", grants
+        self.incoming = home.resolve() / ".incoming"
+        """Files until they are whole; in the same file system as where they go."""
+
+    def tidy(self) -> None:
+        """Remove what uploads left that a killed server was receiving a day ago or earlier; for the start."""
+        for each in self.incoming.glob("*"):
+            with contextlib.suppress(OSError):  # another server was sooner
+                if each.stat().st_mtime < time.time() - _LEFT:
+                    each.unlink()
 
     def place(self, who: Caller, path: str, *, write: bool = False) -> Path:
         """The file or folder at `/Volumes/…`, once the caller may be there."""
@@ -160,7 +171,7 @@ class Volumes:
         changed, known = int(folder.stat().st_mtime * 1000), _read(_about(folder))
         return {
             "catalog_name": catalog, "schema_name": schema, "name": name, "full_name": f"{catalog}.{schema}.{name}",
-            "volume_type": "MANAGED", "volume_id": hashlib.sha256(str(folder).encode()).hexdigest()[:32],
+            "volume_type": "MANAGED", "volume_id": hashlib.sha256(f"{catalog}.{schema}.{name}".encode()).hexdigest()[:32],
             **({"comment": _comment(folder).read_text()} if _comment(folder).exists() else {}),
             "storage_location": f"dbfs:/Volumes/{catalog}/{schema}/{name}", "created_at": changed, "updated_at": changed,
             **known, **({"owner": known["created_by"]} if "created_by" in known else {}),

@@ -229,6 +229,18 @@ async def test_killed_at_any_event_no_reader_loses_or_repeats_one(tmp_path: Path
     engine.dispose()
 
 
+@pytest.mark.anyio
+async def test_a_start_leaves_the_runs_of_other_servers_alone(tmp_path: Path) -> None:
+    engine, runs = service(tmp_path, 6)
+    for host in ("one", "two"):
+        await asyncio.to_thread(RunLog(engine, host).begin, host, owner="user:admin", agent="agent", thread_id=None)
+    runs.log = RunLog(engine, "two")
+    await runs.recover()
+    found = {each: RunLog(engine).find(each, "user:admin") for each in ("one", "two")}
+    assert {name: record and record.status for name, record in found.items()} == {"one": "in_progress", "two": "failed"}
+    engine.dispose()
+
+
 async def followed(runs: Runs) -> list[Event]:
     return [event async for _, event in runs.follow("r1", ADMIN)]
 

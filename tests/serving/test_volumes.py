@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,13 @@ AT = "/Volumes/main/default/letters"
 
 
 class Site:
-    """A server with files alone."""
+    """A server with files alone. `shared` holds what it has in common with others: the database and the volumes."""
 
-    def __init__(self, home: Path) -> None:
-        engine = create_engine(f"sqlite:///{home}/smalti.db")
-        self.identity, self.grants = Identity(engine, home / "pepper"), Grants(engine)
+    def __init__(self, home: Path, shared: Path | None = None) -> None:
+        engine = create_engine(f"sqlite:///{shared or home}/smalti.db")
+        self.identity, self.grants = Identity(engine, (shared or home) / "pepper"), Grants(engine)
         self.home, self.key = home, self.identity.ensure_admin() or ""
-        registry, kept = Registry(home), volumes.Volumes(home, self.grants)
+        registry, kept = Registry(home), volumes.Volumes(shared or home, self.grants)
         artifacts = Artifacts(home, registry)
 
         async def caller(request: Request) -> Caller:
@@ -48,7 +50,7 @@ class Site:
         mlflow: Any = None  # files of runs are not asked for
         self.app.include_router(files.router(artifacts, mlflow, ModelAccess(self.grants, registry), kept, caller))
         self.app.include_router(volumes.router(kept, caller))
-        self.app.include_router(dbfs.router(dbfs.Dbfs(kept, artifacts.incoming), caller))
+        self.app.include_router(dbfs.router(dbfs.Dbfs(kept), caller))
         self.app.include_router(databricks.fallback())
         errors.install(self.app)
         self.engine, self.url = engine, ""
@@ -120,7 +122,7 @@ def test_files_of_dbfs(w: WorkspaceClient, site: Site) -> None:
         w.api_client.do("POST", "/api/2.0/dbfs/delete", body={"path": "/tmp/deep"})
     w.dbfs.delete("/tmp", recursive=True)
     assert not w.dbfs.exists("/tmp")
-    assert list((site.home / "mlartifacts" / ".incoming").iterdir()) == []
+    assert list((site.home / ".incoming").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -199,3 +201,39 @@ def test_a_volume_is_renamed_with_its_files_its_comment_and_its_grants(site: Sit
     with pytest.raises(PermissionDenied):
         bob.volumes.read("main.default.new")
     w.volumes.delete("main.default.new")
+
+
+def test_servers_share_volumes_in_a_folder_that_both_mount(tmp_path: Path) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    sites = [Site(tmp_path / name, shared) for name in ("one", "two")]
+    sites[1].key = sites[0].key
+    with serving(sites[0].app) as sites[0].url, serving(sites[1].app) as sites[1].url:
+        one, two = (site.client() for site in sites)
+        made = one.volumes.create("main", "default", "both", VolumeType.MANAGED, comment="of one")
+        told = two.volumes.read("main.default.both")
+        assert (told.volume_id, told.comment, told.owner) == (made.volume_id, "of one", "admin")
+        two.files.upload("/Volumes/main/default/both/a/b.txt", io.BytesIO(b"by two"))
+        found = one.files.download("/Volumes/main/default/both/a/b.txt").contents
+        assert found is not None
+        assert found.read() == b"by two"
+        two.dbfs.put("/tmp/c", contents="aGVsbG8=")
+        assert one.dbfs.download("/tmp/c").read() == b"hello"
+        one.volumes.delete("main.default.both")
+        with pytest.raises(NotFound):
+            two.files.download("/Volumes/main/default/both/a/b.txt")
+        for client in (one, two):
+            client.api_client._api_client._session.close()
+    assert list((shared / ".incoming").iterdir()) == []
+    for site in sites:
+        assert not (site.home / "volumes").exists()
+        site.engine.dispose()
+
+
+def test_a_start_removes_what_uploads_left_and_none_that_may_go_on(tmp_path: Path) -> None:
+    kept = volumes.Volumes(tmp_path, Grants(create_engine("sqlite://")))
+    kept.incoming.mkdir()
+    for name, age in (("old", 90_000), ("new", 60)):
+        (kept.incoming / name).write_text("half")
+        os.utime(kept.incoming / name, (time.time() - age, time.time() - age))
+    kept.tidy()
+    assert [each.name for each in kept.incoming.iterdir()] == ["new"]
