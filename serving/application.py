@@ -24,7 +24,19 @@ from governance.usage import durations
 from retrieval import routes as retrieval_routes
 from retrieval.errors import RetrievalError
 from retrieval.rows.follow import Follower
-from serving import conversations, databricks, errors, feedback, indexes, management, mcp, oidc, openapi, routes
+from serving import (
+    agent_deployments,
+    conversations,
+    databricks,
+    errors,
+    feedback,
+    indexes,
+    management,
+    mcp,
+    oidc,
+    openapi,
+    routes,
+)
 from serving.compress import Compressed
 from serving.connections import routes as connection_routes
 from serving.conversation_items import BeginningItems, Beginnings
@@ -176,6 +188,7 @@ def _serving(app: FastAPI, platform: Platform, caller: Authorize) -> None:
             signed=platform.signature,
         )
     )
+    app.include_router(agent_deployments.router(platform.endpoints, platform.identity, platform.grants))
     app.include_router(locals_router(platform.locals, caller=caller))
     offers = mcp.Offers(
         platform.dispatcher,

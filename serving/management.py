@@ -119,6 +119,13 @@ def router(
         await lifecycle.change(endpoint.name, who.name, email_notifications=wanted)
         return _json({"name": endpoint.name, "email_notifications": wanted})
 
+    async def description(http: Request) -> Response:
+        who, endpoint = await known(http)
+        lifecycle.get(endpoint.name)
+        told = take(await body(http), "description", str) or ""
+        await lifecycle.change(endpoint.name, who.name, description=told)
+        return shown(endpoint)
+
     async def telemetry(http: Request) -> Response:
         who, endpoint = await known(http)
         await lifecycle.change(endpoint.name, who.name, telemetry_config=take(await body(http), "telemetry_config", dict))
@@ -178,6 +185,7 @@ def router(
         ("DELETE", "/{name}", delete),
         ("PATCH", "/{name}/tags", tags),
         ("PATCH", "/{name}/notifications", notifications),
+        ("PATCH", "/{name}/description", description),
         ("PATCH", "/{name}/telemetry-config", telemetry),
         ("PUT", "/{name}/rate-limits", rate_limits),
         ("GET", "/{name}/served-models/{entity}/logs", logs),

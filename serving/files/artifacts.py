@@ -18,8 +18,8 @@ _FIELD = (
     rb'("(?:artifact_uri|artifact_location|root_uri|source|storage_location|mlflow\.artifactLocation)"\s*:\s*"'
     rb'|"key"\s*:\s*"mlflow\.artifactLocation"\s*,\s*"value"\s*:\s*")'
 )
-_OWN = re.compile(_FIELD + rb'mlflow-artifacts:/(\d+)(/models(?=/)|/traces(?=/tr-))?(?=[/"])')
-_DBFS = re.compile(_FIELD + rb'dbfs:/databricks/mlflow-tracking/(\d+)(/logged_models(?=/)|(?=/tr-))?(?=[/"])')
+_OWN = re.compile(_FIELD + rb'mlflow-artifacts:/(\d+)(/models(?=/)|/traces(?=/(?:tr-|[0-9a-f]{32}/)))?(?=[/"])')
+_DBFS = re.compile(_FIELD + rb'dbfs:/databricks/mlflow-tracking/(\d+)(?:(/logged_models)(?=/)|(?=/(tr-|[0-9a-f]{32}/)))?(?=[/"])')
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -37,7 +37,9 @@ def from_databricks(body: bytes) -> bytes:
     """The reverse of `for_databricks`, for requests."""
 
     def renamed(found: re.Match[bytes]) -> bytes:
-        folder = {b"/logged_models": b"/models", b"": b"/traces"}.get(found[3], b"")
+        # a trace of MLflow 2 is named as runs are, but only traces have this tag
+        trace = found[4] == b"tr-" or (found[4] and b"artifactLocation" in found[1])
+        folder = b"/models" if found[3] else b"/traces" if trace else b""
         return found[1] + b"mlflow-artifacts:/" + found[2] + folder
 
     return _DBFS.sub(renamed, body)

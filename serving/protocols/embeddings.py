@@ -32,6 +32,9 @@ def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     if len(texts) > MAX_INPUTS:
         raise bad_request(f"Field 'input' has {len(texts)} texts; at most {MAX_INPUTS} are embedded per request.", "input")
     for position, text in enumerate(texts):
+        if isinstance(text, int | list):
+            told = "a string, not tokens: LangChain's OpenAIEmbeddings sends text with check_embedding_ctx_length=False"
+            raise bad_request(f"Field 'input[{position}]' must be {told}.", f"input[{position}]")
         if not isinstance(text, str):
             raise bad_request(f"Field 'input[{position}]' must be a string, not {describe(text)}.", f"input[{position}]")
     payload = {"input": texts, "dimensions": number(body, "dimensions", 1, 65536, kind=int), "user": take(body, "user", str)}

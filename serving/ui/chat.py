@@ -390,6 +390,8 @@ def register() -> None:
             agents = await services.agents(caller)
         except CallError:
             agents = ()
+        wanted = request.query_params.get("agent")
+        agents = sorted(agents, key=lambda name: name != wanted)  # the one that a link names is first
         page = ChatPage(services, caller, credential, client, agents)
         page.build()
         thread = request.query_params.get("thread")

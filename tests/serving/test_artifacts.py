@@ -37,6 +37,16 @@ def test_other_text_stays_as_it_is(body: dict[str, str]) -> None:
     assert for_databricks(raw) == raw
 
 
+def test_a_trace_of_mlflow_2_is_told_from_a_run() -> None:
+    named = "0123456789abcdef" * 2
+    tag = b'{"tags": [{"key": "mlflow.artifactLocation", "value": "%s"}]}'
+    own, theirs = f"mlflow-artifacts:/7/traces/{named}/artifacts", f"dbfs:/databricks/mlflow-tracking/7/{named}/artifacts"
+    assert for_databricks(tag % own.encode()) == tag % theirs.encode()
+    assert from_databricks(tag % theirs.encode()) == tag % own.encode()
+    run = b'{"artifact_uri": "%s"}'
+    assert from_databricks(run % theirs.encode()) == run % f"mlflow-artifacts:/7/{named}/artifacts".encode()
+
+
 def test_places_are_below_the_store(tmp_path: Path) -> None:
     artifacts = Artifacts(tmp_path, Registry(tmp_path))
     run = "/WorkspaceInternal/Mlflow/Artifacts/7/Runs/abc/artifacts"

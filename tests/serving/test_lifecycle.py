@@ -181,11 +181,38 @@ def test_chat_and_agents_from_mlflow(live: Live) -> None:
     assert "".join(event.delta for event in streamed if event.type == "response.output_text.delta") == "you said"
     assert streamed[-1].type == "response.completed"
     assert client.responses.create(model="my-chatagent", input="a word").output_text == "heard a word"
+    _deployed(w, live)
     assert not list((live.home / "logs").rglob("*.db"))  # MLflow would keep traces beside each log
     for name in ("chat", "agent", "chatagent"):
         w.serving_endpoints.delete(f"my-{name}")
     with pytest.raises(NotFound):
         w.serving_endpoints.get("my-chat")
+
+
+def _deployed(w: WorkspaceClient, live: Live) -> None:
+    """What `databricks.agents.deploy` says after it made an endpoint, and asks afterwards."""
+    at, shown = "/api/2.0/agents/deployments", w.serving_endpoints.get("my-agent").config
+    assert shown is not None
+    served = (shown.served_entities or [])[0]
+    body = {"endpoint_name": "my-agent", "model_name": served.entity_name, "model_version": "1"}
+    made: Any = w.api_client.do("POST", at, body=body)
+    chain = made["deployed_chain"]
+    assert (chain["model_name"], chain["model_version"], chain["served_entity_name"]) == (served.entity_name, "1", served.name)
+    listed: Any = w.api_client.do("GET", at)
+    assert {each["endpoint_name"] for each in listed["chain_deployments"]} == {"my-agent", "my-chat", "my-chatagent"}
+    for path, found in ((f"{at}/{served.entity_name}/versions/1", [chain]), (f"{at}/{served.entity_name}/versions/2", [])):
+        one: Any = w.api_client.do("GET", path)
+        assert one["chain_deployments"] == found
+    with pytest.raises(NotFound, match="serves no version 7"):
+        w.api_client.do("POST", at, body=body | {"model_version": "7"})
+    asked = httpx.post(chain["query_endpoint"], json={"input": "a word"}, auth=("token", live.key), trust_env=False)
+    assert asked.json()["output"][0]["content"][0]["text"] == "you said a word"
+    review = httpx.get(chain["review_app_url"], trust_env=False)
+    assert review.headers["location"] == "/?agent=my-agent"
+    settings = httpx.get(f"{live.url}/ml/endpoints/my-agent/?o=1", trust_env=False)
+    assert settings.headers["location"] == "/console/endpoints?name=my-agent"
+    w.api_client.do("PATCH", "/api/2.0/serving-endpoints/my-agent/description", body={"description": "says it again"})
+    assert w.serving_endpoints.get("my-agent").description == "says it again"
 
 
 def test_a_model_that_dies_takes_nobody_along_and_comes_back(live: Live) -> None:

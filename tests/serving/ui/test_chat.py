@@ -252,6 +252,8 @@ def test_a_thread_of_another_caller_is_not_there(world, sign_in):
     assert world.engine.calls[-1].endpoint == "researcher"
     page.reload()  # the conversation goes on with the agent that answered it
     expect(page.get_by_label("Agent")).to_have_value("researcher")
+    page.goto(f"{world.url}/?agent=researcher")  # the link that `databricks.agents.deploy` gives ends here
+    expect(page.get_by_label("Agent")).to_have_value("researcher")
 
 
 def test_who_may_ask_no_agent_is_told_what_to_do(world, sign_in):
