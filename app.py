@@ -235,7 +235,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if os.environ.get("SMALTI_TRACEBACK") or not _expected(error):
+        if os.environ.get("SMALTI_TRACEBACK") or not (_expected(error) or _database(error)):
             raise
         _say(error)
         sys.exit(2)
@@ -255,8 +255,22 @@ def _expected(error: Exception) -> bool:
     return type(error) in (ValueError, KeyError) and raised_in.split(".")[0] in ROOMS
 
 
+def _database(error: Exception) -> str:
+    """What a database that fails wants done, without its statement and values; "" where it is no database."""
+    if not type(error).__module__.startswith("sqlalchemy.") or not (cause := getattr(error, "orig", None)):
+        return ""
+    told = str(cause).strip().split("\n")[0]
+    if "malformed" in told or "not a database" in told:
+        mend = "It is damaged: stop Smalti and restore the state folder from a copy."
+    elif "full" in told or "I/O error" in told or "readonly" in told:
+        mend = "Make room on the disk, or let this user write there, and try again: what was confirmed is kept."
+    else:
+        mend = "Check that it runs and that no other program holds it, and try again."
+    return f"the database failed ({told}). {mend}"
+
+
 def _say(error: Exception) -> None:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    message = error.args[0] if isinstance(error, KeyError) and error.args else _database(error) or error
     if isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}."
     print(f"smalti: {message}", file=sys.stderr)

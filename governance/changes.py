@@ -33,11 +33,11 @@ class Changes:
     """Change counters of one database. Get it with `Changes.of(engine)`, which makes one per engine. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
+        self._connection: sqlite3.Connection | None = None  # first: it is closed though the database fails below
         tables.create(engine)
         self._engine = weakref.ref(engine)
         self._lock = threading.Lock()
         self._file = _database_file(engine)
-        self._connection: sqlite3.Connection | None = None
         self._data_version = -1
         self._versions: dict[str, int] = {}
         self._checked = 0.0

@@ -8,6 +8,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, time
 from typing import Any
 
 from retrieval.convert import MAX_TEXT, MAX_UNPACKED, Converted, Unreadable, decoded
@@ -107,7 +108,7 @@ def xlsx(data: bytes) -> Converted:
         parts = []
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # rows as long as they are: one stray cell far out made each of a million as wide
-            lines = table_rows(sheet.iter_rows(values_only=True))
+            lines = table_rows([_as_seen(value) for value in row] for row in sheet.iter_rows(values_only=True))
             if lines:
                 parts.append(f"## {sheet.title}\n\n" + "\n".join(lines))
         book.close()
@@ -119,6 +120,13 @@ def xlsx(data: bytes) -> Converted:
         raise Unreadable("Excel workbook has no values")
     note = "formulas without stored values are left out: save it in a spreadsheet program" if _uncomputed(data) else ""
     return Converted("\n\n".join(parts) + "\n", note=note)
+
+
+def _as_seen(value: Any) -> Any:
+    """A cell's value as a spreadsheet program shows it: numbers of 15 digits, and days without their midnight."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return value.date() if isinstance(value, datetime) and value.time() == time() else value
 
 
 _UNCOMPUTED = re.compile(rb"</f>\s*(?:<v\s*/>|<v>\s*</v>|</c>)")

@@ -157,6 +157,8 @@ def walk(root: Path) -> Iterator[Found]:
         if stat.S_ISREG(root.stat().st_mode):
             yield _found(root, root.name)
             return
+        if not root.is_dir():
+            raise SourceError(f"{root} is neither a folder nor a file: give the folder or file that holds the documents")
         top = _listed(root)
     except FileNotFoundError:
         raise SourceError(f"{root} does not exist: give the folder or file that holds the documents") from None

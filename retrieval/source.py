@@ -21,7 +21,7 @@ MAX_ROWS = 5_000_000
 
 def read_table(place: str) -> Iterator[dict[str, Any]]:
     """The rows of `place`: a file's path, a pattern of files as `shop/*.parquet`, a Delta table's folder, or
-    `DATABASE_URL#TABLE` as SQLAlchemy writes URLs.
+    `DATABASE_URL#TABLE` as SQLAlchemy writes URLs, `#SCHEMA.TABLE` of another schema.
 
     Values are JSON's: decimals are numbers, times ISO 8601, bytes base64, numbers that are not finite none. In CSV what reads as
     a number or a truth in every row of its column is one, and what is empty is none.
@@ -185,7 +185,7 @@ def _database(place: str) -> Iterator[dict[str, Any]]:
         engine = sa.create_engine(url)
         try:
             with engine.connect() as db:
-                found = sa.Table(table, sa.MetaData(), autoload_with=db)
+                found = _reflected(db, table)
                 for row in db.execute(sa.select(found)).mappings():
                     yield dict(row)
         finally:
@@ -194,6 +194,20 @@ def _database(place: str) -> Iterator[dict[str, Any]]:
         raise SourceError(f"{_where(url)} has no table {table!r}") from None
     except (SQLAlchemyError, ImportError, ValueError) as error:  # without its message, which may hold the password
         raise SourceError(f"table {table!r} of {_where(url)} cannot be read ({type(error).__name__})") from error
+
+
+def _reflected(db: Any, name: str) -> Any:
+    """A table or view by its name, or by its schema's and its own as `shop.items`. Raises NoSuchTableError."""
+    import sqlalchemy as sa
+    from sqlalchemy.exc import NoSuchTableError
+
+    try:
+        return sa.Table(name, sa.MetaData(), autoload_with=db)
+    except NoSuchTableError:
+        schema, _, table = name.partition(".")
+        if not table:
+            raise
+        return sa.Table(table, sa.MetaData(), schema=schema, autoload_with=db)
 
 
 def _where(url: str) -> str:

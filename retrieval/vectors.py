@@ -219,6 +219,8 @@ class Vectors:
         # A client that failed to start stays registered under its path and would be handed out again.
         SharedSystemClient._identifier_to_system.pop(str(self._folder), None)
         shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._folder.is_dir():  # a file or a broken link is in its place
+            self._folder.unlink(missing_ok=True)
 
 
 def build(

@@ -279,6 +279,19 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], said: s
     assert "Traceback" not in done.stderr
 
 
+def test_a_damaged_database_is_named_with_what_to_do(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert smalti("index", "list", home=home).returncode == 0
+    with (home / "smalti.db").open("r+b") as database:
+        database.seek(8192)
+        database.write(b"\xa5" * 81_920)
+    for name in ("smalti.db-wal", "smalti.db-shm"):
+        (home / name).unlink(missing_ok=True)
+    done = smalti("index", "list", home=home)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "It is damaged: stop Smalti and restore the state folder from a copy." in done.stderr
+
+
 def test_an_admin_key_that_is_too_short_is_refused(handbook: Path, tmp_path: Path) -> None:
     refused = smalti("serve", "--docs", str(handbook), "--port", "0", home=tmp_path / "home", SMALTI_ADMIN_KEY="short")
     assert refused.returncode == 2

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -92,7 +93,13 @@ async def _sync(store: RowStore, tables: SourceTables, index: RowIndex, embed: E
     found = await asyncio.to_thread(lambda: list(tables.rows(spec.source)))
     keep = {*spec.chosen, spec.primary_key, spec.text, spec.vector} if spec.chosen else None
     found = [{name: value for name, value in row.items() if keep is None or name in keep} for row in found]
+    for row in found:
+        if isinstance(given := row.get(spec.vector), str):  # CSV and databases without lists hold vectors as JSON
+            with suppress(ValueError, RecursionError):
+                row[spec.vector] = json.loads(given)
     columns = infer(found, spec.vector)
+    if spec.vector in columns:  # also where a row holds something else, and is skipped
+        columns[spec.vector] = "array<float>"
     for name in filter(None, (spec.primary_key, spec.text, spec.vector)) if found else ():
         if name not in columns:
             raise BadRequest(f"source table {spec.source} has no column {name!r}: it has {', '.join(columns)}")

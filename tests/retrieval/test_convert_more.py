@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import zipfile
+from datetime import datetime
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def test_csv_is_read_to_its_end() -> None:
     assert said.endswith('- id: 9; note: Zed, the "great", king\n')
     assert len(MORE["table"](f'id,note\n1,"{"word " * 40_000}"\n'.encode()).text) > 190_000, "a cell may hold a document"
     assert MORE["table"](b"sep=;\r\nName;Ort\r\nAnn;Ulm\r\n").text == "- Name: Ann; Ort: Ulm\n"
+
+
+def test_a_workbook_says_what_a_spreadsheet_shows() -> None:
+    book = openpyxl.Workbook()
+    sheet = book.worksheets[0]
+    sheet.append(["Day", "Sum", "At", "Count"])
+    sheet.append([datetime(2024, 3, 5), 0.1 + 0.2, datetime(2024, 3, 5, 14, 30), 12.0])
+    book.save(made := io.BytesIO())
+    assert MORE["xlsx"](made.getvalue()).text.endswith("- Day: 2024-03-05; Sum: 0.3; At: 2024-03-05 14:30:00; Count: 12\n")
 
 
 def test_a_notebook_that_names_no_kernel_is_read() -> None:

@@ -277,7 +277,7 @@ async def test_many_questions_at_once(indexes: Indexes, folder: Path) -> None:
         await indexes.asearch("none", "x")
 
 
-@pytest.mark.parametrize("harm", ["missing", "garbage", "emptied", "older", "rows"])
+@pytest.mark.parametrize("harm", ["missing", "file", "garbage", "emptied", "older", "rows"])
 def test_chroma_is_rebuilt_from_the_truth(engine: sa.Engine, tmp_path: Path, encoder: Encoder, folder: Path, harm: str) -> None:
     place, kept = tmp_path / "chroma", tmp_path / "kept"
     first = Indexes(engine, place, encoder)
@@ -285,8 +285,10 @@ def test_chroma_is_rebuilt_from_the_truth(engine: sa.Engine, tmp_path: Path, enc
     first.sync("docs")
     first.close()
     shutil.copytree(place, kept)
-    if harm == "missing":
+    if harm in ("missing", "file"):
         shutil.rmtree(place)
+        if harm == "file":
+            place.write_text("no folder")
     elif harm == "garbage":
         for file in place.rglob("*"):
             if file.is_file():

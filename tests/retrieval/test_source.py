@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from retrieval import Indexes, SourceError
+from retrieval import Indexes, SourceError, source
 from retrieval.rows import write as writing
 from retrieval.rows.schema import Spec
 from retrieval.source import read_table, stamp
@@ -290,3 +290,23 @@ async def test_a_sync_that_ends_half_way_is_gone_on_with(
     assert store.count(index.id) == 8
     report = await synced(indexes)
     assert (report["added"], report["unchanged"], report["embedded"]) == (2, 8, 2)
+
+
+def test_a_table_of_another_schema_is_found(tmp_path: Path) -> None:
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as db:  # what PostgreSQL calls a schema, SQLite attaches
+        db.exec_driver_sql(f"ATTACH '{tmp_path}/other.db' AS shop")
+        db.exec_driver_sql("CREATE TABLE shop.items (id INTEGER, text TEXT)")
+        assert source._reflected(db, "shop.items").schema == "shop"
+        with pytest.raises(sa.exc.NoSuchTableError):
+            source._reflected(db, "shop.nothing")
+
+
+async def test_vectors_that_a_table_holds_as_text_are_read(indexes: Indexes, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('id,text,vec\n1,a,"[1, 0]"\n2,b,"[0, 1]"\n3,c,no vector\n')
+    indexes.over_rows.tables.add("main.default.t", str(tmp_path / "t.csv"))
+    indexes.over_rows.endpoints.create("e", "STANDARD", "root")
+    spec = Spec("id", "DELTA_SYNC", vector="vec", dimension=2, source="main.default.t")
+    indexes.over_rows.create("main.default.shop", "e", spec, "root")
+    report = await synced(indexes)
+    assert (report["rows"], report["skipped"][0]["reason"]) == (2, "row 3 needs 2 finite numbers in 'vec'")
