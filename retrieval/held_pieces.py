@@ -19,7 +19,7 @@ from retrieval.memory import Snapshot
 LARGE = 100_000
 """Rows above which an index's pieces stay in the database."""
 MOST = 512 << 20
-"""Bytes of pieces that are held of all indexes together."""
+"""Bytes of pieces that are held of all indexes together; those of an index all or none."""
 
 
 class HeldPieces:
@@ -51,15 +51,20 @@ class HeldPieces:
             before = self._seen[index_id] = before[~gone]
             new = there[~np.isin(there, before, assume_unique=True)]
             for at in range(BATCH, len(new) + BATCH, BATCH):
-                if self._size >= MOST:
-                    return
                 found = self._store.picked_pieces(new[at - BATCH : at].tolist())
                 held.update(found)
-                self._size += sum(map(len, found.values()))
+                read = sum(map(len, found.values()))
+                self._size += read
                 self._seen[index_id] = np.concatenate((before, new[:at]))
+                if self._size + read / BATCH * max(len(new) - at, 0) > MOST:  # a part of them would spare few reads
+                    self._forget(index_id)
+                    return
 
     def forget(self, index_id: int) -> None:
         """Of an index that is dropped."""
         with self._lock:
-            self._size -= sum(map(len, self._held.pop(index_id, {}).values()))
-            self._seen.pop(index_id, None)
+            self._forget(index_id)
+
+    def _forget(self, index_id: int) -> None:
+        self._size -= sum(map(len, self._held.pop(index_id, {}).values()))
+        self._seen.pop(index_id, None)

@@ -1,7 +1,8 @@
 """What searches read: vectors, words and columns of one index in memory, built from the record of truth and kept equal to it.
 
 A search works on one immutable `Snapshot`. A change makes the next one: new rows are appended, old ones marked dead, and
-what is dead is dropped when it has become much. Memory: 1.9 kB a row for the vector, about 0.8 kB for the words.
+what is dead is dropped when it has become much. Memory: 1.9 kB a row for the vector, about 0.8 kB for the words,
+at most 0.13 kB for columns of common ones.
 """
 
 from __future__ import annotations

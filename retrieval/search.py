@@ -255,16 +255,20 @@ def _diverse(rows: Snapshot, slots: np.ndarray, score: np.ndarray, k: int, diver
     return np.array(kept)
 
 
+def _twins(rows: Snapshot, slots: np.ndarray) -> np.ndarray:
+    """Of each row, which of those behind it are all but equal to it."""
+    block, lengths = rows.matrix.take(slots, axis=0), rows.lengths[slots]
+    same = (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0)
+    return np.triu((dots(block, block) >= TWIN) & same, 1)
+
+
 def _distinct(rows: Snapshot, slots: np.ndarray, k: int) -> np.ndarray:
     """Positions of rows that are not all but equal to one before them."""
     if len(slots) < 2 or not rows.matrix.shape[1]:
         return np.arange(len(slots))
-    block, lengths = rows.matrix.take(slots, axis=0), rows.lengths[slots]
-    alike = dots(block, block) >= TWIN
-    np.fill_diagonal(alike, False)
-    if not alike.any():
+    if not _twins(rows, slots[:k]).any():  # after the first k none is left out
         return np.arange(len(slots))
-    twins = np.triu(alike & (np.abs(lengths[:, None] - lengths) <= 0.05 * lengths) & (lengths > 0), 1)
+    twins = _twins(rows, slots)
     kept: list[int] = []
     for i in range(len(slots)):
         if not (0 < len(kept) < k and twins[kept, i].any()):
