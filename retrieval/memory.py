@@ -150,7 +150,7 @@ class Snapshot:
         if seen is not None and any(found):
             seen = seen & self.alive
             size = int(seen.sum())
-            average = float(self.lengths[: self.size] @ seen) / max(size, 1)
+            average = float(self.lengths[: self.size][seen].sum(dtype=np.float64)) / max(size, 1)
             within = [[part.within(a, b, seen, self.lengths, average) for part, a, b in parts] for parts in found]
             found = [[(part, 0, len(part.slots)) for part in parts if len(part.slots)] for parts in within]
         rare = [(_rarity(size, sum(b - a for _, a, b in parts)), parts) for parts in found if parts]
