@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Row
 
 from retrieval import filters as filtering
 from retrieval import search as searching
@@ -105,16 +105,9 @@ class Finder:
 
         return merged(found, between)
 
-    def seen(
-        self,
-        index: str,
-        rows: Snapshot,
-        given: Mapping[str, Any] | str | None,
-        groups: Groups,
-        db: Connection | None = None,
-    ) -> np.ndarray | None:
+    def seen(self, index: str, rows: Snapshot, given: Mapping[str, Any] | str | None, groups: Groups) -> np.ndarray | None:
         """Rows that meet a filter and that the groups may see; None for all."""
-        return both(filtering.of(rows, given, FILTERED) if given else None, self._guards.mask(index, rows, groups, db))
+        return both(filtering.of(rows, given, FILTERED) if given else None, self._guards.mask(index, rows, groups))
 
     def told(self, row: Row[Any], info: IndexInfo, groups: Groups) -> IndexInfo:
         """An index as it is told of to who may not see all its rows: how many they may, and nothing of the others."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from retrieval.rank import convex
+from retrieval import words
+from retrieval.rank import WEIGHT, convex
 from retrieval.types import Passage
 
 GAP = 16
 """Characters, all of them white space, that may lie between two passages that are joined."""
 
 
-def fused(found: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
-    """The `k` best of what several indexes found, best first; of one index what it found.
+def fused(found: Sequence[Sequence[Passage]], k: int, query: str = "") -> list[Passage]:
+    """The `k` best of what several indexes found for a question, best first; of one index what it found.
 
     Scores of two indexes are not comparable; the similarities and BM25 scores they are made of are, as far as the indexes share
     an encoder. They are brought to one scale over all candidates. An index that is searched by words alone gives no similarities.
+    As within an index, similarity counts for less where the question is made of codes and identifiers.
     """
     several = [passages for passages in found if passages]
     if len(several) < 2:
@@ -28,9 +31,24 @@ def fused(found: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
     worded = np.repeat([not any(p.similarity for p in passages) for passages in several], [len(p) for p in several])
     if not worded.all():
         similar[worded] = similar[~worded].min()
-    scores = convex(similar, np.array([passage.lexical for passage in every]))
+    lexical = np.array([passage.lexical for passage in every])
+    scores = convex(similar, lexical, WEIGHT * (1 - _named(query, every, int(lexical.argmax()))))
     order = np.argsort(-scores, kind="stable")[:k]
     return [replace(every[at], score=float(scores[at])) for at in order]
+
+
+def _named(query: str, passages: Sequence[Passage], best: int) -> float:
+    """Share of a question's rarity that codes and identifiers are which the best passage by words holds, and few others do."""
+    number = words.language(query)
+    asked = [word for word in words.WORD.findall(query) if word.lower() not in words.STOPWORDS]
+    held = [words.counted(" ".join((*passage.heading, passage.text)), number) for passage in passages]
+    lead = whole = 0.0
+    for term, naming in {term: words.naming(word) for word in asked for term in words.terms(word, number)}.items():
+        count = sum(term in each for each in held)
+        rare = math.log1p((len(held) - count + 0.5) / (count + 0.5)) if count else 0.0
+        whole += rare
+        lead += rare if naming and term in held[best] and 2 * count <= len(held) else 0.0
+    return lead / whole if whole else 0.0
 
 
 def merged(passages: Sequence[Passage], between: Callable[[Passage, Passage], str]) -> list[Passage]:

@@ -150,9 +150,10 @@ class Snapshot:
         held = [[(part, *span) for span in part.spans(terms)] for part in self.postings]
         found = [[each for each in parts if each[1] < each[2]] for parts in zip(*held, strict=True)]
         size = self.size
-        if seen is not None:
-            seen = seen[: self.size] & self.alive
-            size, average = int(seen.sum()), float(self.lengths[: self.size][seen].mean()) if seen.any() else 0.0
+        if seen is not None and any(found):
+            seen = seen & self.alive
+            size = int(seen.sum())
+            average = float(self.lengths[: self.size][seen].sum(dtype=np.float64)) / max(size, 1)
             within = [[part.within(a, b, seen, self.lengths, average) for part, a, b in parts] for parts in found]
             found = [[(part, 0, len(part.slots)) for part in parts if len(part.slots)] for parts in within]
         rare = [(_rarity(size, sum(b - a for _, a, b in parts)), parts) for parts in found if parts]
@@ -160,13 +161,13 @@ class Snapshot:
 
     def rarities(self, terms: Sequence[int], seen: np.ndarray | None = None) -> list[float]:
         """Inverse document frequencies of terms, which need not occur, among all rows or those `seen`."""
-        held = [part.spans(terms) for part in self.postings]
+        there = None if seen is None else seen & self.alive
         counted = [
-            [b - a if seen is None else int((seen & self.alive)[part.slots[a:b]].sum()) for a, b in spans]
-            for part, spans in zip(self.postings, held, strict=True)
+            [b - a if there is None else int(there[part.slots[a:b]].sum()) for a, b in part.spans(terms)]
+            for part in self.postings
         ]
         counts = [sum(of) for of in zip(*counted, strict=True)] or [0] * len(terms)
-        size = self.size if seen is None else int((seen & self.alive).sum())
+        size = self.size if there is None else int(there.sum())
         return [_rarity(size, count) for count in counts]
 
     def lexical(self, spans: Spans) -> np.ndarray:

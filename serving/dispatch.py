@@ -140,7 +140,7 @@ class Dispatcher:
             if self.of_threads is not None and outer is not None and outer.caller is not None:
                 beside = self.of_threads.find(outer.caller.principal, outer.thread_id)
             sought = [*names, beside] if beside else names
-            return fused(await asyncio.gather(*(one(name, query, k) for name in sought)), k)
+            return fused(await asyncio.gather(*(one(name, query, k) for name in sought)), k, query)
 
         return retrieve
 

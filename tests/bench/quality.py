@@ -1,9 +1,10 @@
 """How often the right passage is found: this search, its two halves, and what each part of it adds.
 
-    python -m tests.bench.quality --data FOLDER [--sets xquad,scifact,wice,odd,codes,FOLDER]
+    python -m tests.bench.quality --data FOLDER [--sets xquad,scifact,wice,odd,codes,rules,headings,functions,FOLDER]
 
-`--data` holds `scifact/` and `qa/xquad/`, and for choosing parameters SciFact's train claims and `groundedness/wice/`; the
-lines `scifact-train` and `wice` are what the weight was chosen on, `scifact-test` and `xquad-en` are only reported.
+`--data` holds `scifact/` and `qa/xquad/`, and for choosing parameters SciFact's train claims, `groundedness/wice/` and `docs/`.
+The lines `scifact-train` and `wice` and the sets of `tests.bench.found` are what the weights were chosen on; `scifact-test`,
+`xquad-en` and what is made of it, and `codes` are only reported.
 Prints one JSON object: nDCG@10, hits@1 and hits@5 of each way to search, and the 95 % interval of hybrid less the better half.
 """
 
@@ -28,6 +29,7 @@ from retrieval import Encoder, words
 from retrieval.late import Asked
 from retrieval.memory import Memory, Page
 from retrieval.search import Hit, search
+from tests.bench import found
 
 WAYS = {
     "hybrid": ("hybrid", "convex"),
@@ -175,7 +177,7 @@ def interval(differences: np.ndarray) -> list[float]:
     return [round(float(q), 4) for q in np.quantile(means, [0.025, 0.975])]
 
 
-SETS = {"scifact": scifact, "xquad": xquad, "wice": wice, "odd": odd, "codes": codes}
+SETS = {"scifact": scifact, "xquad": xquad, "wice": wice, "odd": odd, "codes": codes, **found.SETS}
 
 
 def main() -> None:
@@ -191,7 +193,7 @@ def main() -> None:
             vectors, pieces = encoder.embed_pieces([f"{title}\n{text}" if title else text for title, text in docs.values()])
             rows = Memory(Held(docs, vectors), encoder.dimension).snapshot()
 
-            def found(text: str, question: Asked, mode: str, fusion: str, late: bool) -> list[Hit]:
+            def ranked(text: str, question: Asked, mode: str, fusion: str, late: bool) -> list[Hit]:
                 held = (lambda slots: [pieces[slot] for slot in slots]) if late else None  # noqa: B023
                 return search(rows, text, question.vector, 10, mode, fusion=fusion, asked=question, pieces=held)  # noqa: B023
 
@@ -202,7 +204,7 @@ def main() -> None:
                 told[label] = {"questions": len(asked), "passages": len(docs)}
                 for way, (mode, fusion) in WAYS.items():
                     orders = [
-                        [rows.keys[hit.slot] for hit in found(text, embedded[key], mode, fusion, way == "hybrid")]
+                        [rows.keys[hit.slot] for hit in ranked(text, embedded[key], mode, fusion, way == "hybrid")]
                         for key, text in asked.items()
                     ]
                     pairs = list(zip(orders, asked, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def test_several_are_put_on_one_scale() -> None:
     assert fused([good, []], 1) == good[:1], "what one index found is left as it is"
     worded = [passage("w", "w1", 0.0, 12.0)]
     assert {p.id for p in fused([good, worded], 2)} == {"a1", "w1"}, "words alone can win"
+
+
+def test_a_code_decides_where_several_are_searched() -> None:
+    right = replace(passage("a", "right", 0.3, 9.0), text="Case QX-12: the lamp is broken.")
+    alike = [
+        replace(passage(index, f"{index}{i}", 0.5, 3.0), text=f"Case AB-{i}: the lamp is loud.") for index in "ab" for i in "345"
+    ]
+    assert fused([[right, *alike[:3]], alike[3:]], 5, "what about QX-12?")[0].id == "right"
+    assert fused([[right, *alike[:3]], alike[3:]], 5, "which lamp makes a noise?")[0].id != "right", "no code was asked for"
 
 
 async def test_neighbours_are_joined_and_offsets_stay_exact(indexes: Indexes, tmp_path: Path) -> None:
