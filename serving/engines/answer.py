@@ -211,14 +211,15 @@ class Answer:
         if self._open["type"] == "message":
             self._done += text
             part = _part(text, self._annotations, self._logprobs)
-            done = {**place, "content_index": 0, "text": text, "logprobs": self._logprobs}
-            events = [
-                Event("response.output_text.done", done),
-                Event("response.content_part.done", {**place, "content_index": 0, "part": part}),
-            ]
+            item = {**self._open, "status": status, "content": [part]}
             if self._whole:
                 events = self.rest()
-            item = {**self._open, "status": status, "content": [part]}
+            else:
+                done = {**place, "content_index": 0, "text": text, "logprobs": self._logprobs}
+                events = [
+                    Event("response.output_text.done", done),
+                    Event("response.content_part.done", {**place, "content_index": 0, "part": part}),
+                ]
         else:
             done = {**place, "name": self._open["name"], "arguments": text}
             events = [] if self._whole else [Event("response.function_call_arguments.done", done)]
