@@ -36,6 +36,11 @@ class Breaker:
         self._count = 0
         self._until = 0.0
 
+    @property
+    def closed(self) -> bool:
+        """Whether calls are let through; not so from one failure too many until an answer."""
+        return self._count < self._failures
+
     def wait(self) -> float:
         """Seconds until a call may be made; 0 for now, and then this call is the one that tries."""
         if self._count < self._failures:

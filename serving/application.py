@@ -354,6 +354,8 @@ async def _come_up(app: FastAPI) -> None:
     if days := platform.settings.journal_days:
         app.state.keeping = asyncio.create_task(keep_on(platform.engine, platform.journal, days))
     # What people and tracing need comes after the first question can be answered.
+    if platform.collector:
+        platform.collector.start()
     if platform.mlflow and platform.tracer:
         platform.tracer.start()
         await platform.mlflow.start()

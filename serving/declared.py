@@ -44,6 +44,10 @@ class Dealt:
     def answer(self, call: Call) -> AsyncIterator[Event]:
         return self._arms.answer(call)
 
+    def health(self) -> dict[str, bool]:
+        """As `serving.traffic.Arms.health`."""
+        return self._arms.health()
+
 
 class Declared(NamedTuple):
     """An endpoint, the models behind it, to be closed at the end, and its traffic."""
@@ -99,6 +103,7 @@ def declare(
         entity=shown["served_entities"][0],
         description=declaration.description,
         live=(lambda: {"config": {**readable(dealt.config), "config_version": 1}}) if len(models) > 1 else None,
+        health=dealt.health,
     )
     return Declared(endpoint, models, dealt)
 

@@ -51,6 +51,7 @@ class Endpoint:
     ai_gateway: its gateway policy in Databricks' fields (`rate_limits` …).
     config_version: counts changes of the served entities.
     live: what of `to_api` changes while it is served (its state, config, tags …).
+    health: of each served entity elsewhere whether it is asked, or left alone because it failed several times in a row.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Endpoint:
     ai_gateway: Mapping[str, Any] | None = None
     config_version: int = 1
     live: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
+    health: Callable[[], Mapping[str, bool]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:

@@ -327,6 +327,7 @@ class Lifecycle:
                 created_ms=record.created,
                 config_version=record.config_version,
                 live=lambda: record.live(self._url),
+                health=lambda: record.arms.health() if record.arms else {},
             )
         )
 

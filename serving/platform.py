@@ -26,10 +26,10 @@ from governance.guardrails.judges import SAFETY, Toolkit
 from governance.identity import Identity
 from governance.journal import Journal
 from governance.limits import Limits, Policies
-from governance.metrics import Metrics
+from governance.metrics import Metrics, Upstreams
 from governance.oauth import OAuth
 from governance.prices import Prices
-from governance.resilience import resilient
+from governance.resilience import Breaker, resilient
 from governance.shared import SharedWindows
 from retrieval.chroma_server import ChromaServer
 from retrieval.embed import Encoder
@@ -109,7 +109,9 @@ class Platform:
         self.mlflow, self.registry, self.traces = tracked.server, tracked.registry, tracked.traces
         self.tracer = self._tracer(self.mlflow) if self.mlflow else None
         self.metrics = Metrics(lambda: self.gateway.in_flight, lambda: self.gateway.admission.waiting)
-        observers: list[Callable[[CallRecord], None]] = [self.metrics, *([self.tracer] if self.tracer else [])]
+        self.collector = self._collector(settings.otlp_url) if settings.otlp_url else None
+        tracers = [tracer for tracer in (self.tracer, self.collector) if tracer]
+        observers: list[Callable[[CallRecord], None]] = [self.metrics, *tracers]
         self.encoder = Encoder.load(home.models, later=True)
         self.prices = Prices.load(settings.prices)
         toolkit = Toolkit(
@@ -181,6 +183,7 @@ class Platform:
         loads = asyncio.Semaphore(max(1, (os.cpu_count() or 2) // 2))
         self.locals = Locals(self.endpoints, home.path, loads)
         self.metrics.registry.register(self.locals)
+        self.metrics.registry.register(Upstreams(lambda: {e.name: e.health() for e in self.endpoints.list() if e.health}))
         if local := settings.local_chat():
             self.locals.declare(CHAT, local, "The configured chat model.")
         elif settings.generative:
@@ -228,6 +231,11 @@ class Platform:
         from serving.tracing import Tracer
 
         return Tracer(server)
+
+    def _collector(self, url: str) -> Tracer:
+        from serving.collector import CollectorTracer
+
+        return CollectorTracer(url)
 
     def _catalog(self, server: TrackingServer) -> Catalog:
         from serving.unity_catalog.registered import Catalog
@@ -289,10 +297,18 @@ class Platform:
         self._models.append(model)
         if upstream.model:
             self.prices.serve(name, upstream.model)
-        engine = resilient([(name, model.run)], fallback=lambda: self._falls_back(name))
+        gate = Breaker()
+        engine = resilient([(name, model.run)], fallback=lambda: self._falls_back(name), breaker=lambda: gate)
         external = {"name": upstream.model, "provider": upstream.provider, "task": "llm/v1/chat"}
         self.endpoints.register(
-            Endpoint(name, "llm/v1/chat", engine, entity={"external_model": external}, description=description)
+            Endpoint(
+                name,
+                "llm/v1/chat",
+                engine,
+                entity={"external_model": external},
+                description=description,
+                health=lambda: {name: gate.closed},
+            )
         )
 
     def _falls_back(self, name: str) -> bool:
@@ -379,8 +395,8 @@ class Platform:
 
     async def close(self) -> None:
         """End everything in the order that loses nothing: answers, traces, the journal's ingestion, the databases."""
-        if self.tracer:
-            await self.tracer.stop()
+        for tracer in filter(None, (self.tracer, self.collector)):
+            await tracer.stop()
         if self.mlflow:
             await self.mlflow.stop()
         await self.experiments.stop()

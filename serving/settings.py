@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Labelled examples of the question router; default: `agents/router.jsonl`."""
     prices: Path | None = None
     """A price table that is laid over the bundled one; see `governance/prices.yaml`."""
+    otlp_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] | None = Field(default=None, repr=False)
+    """An OpenTelemetry collector that gets traces too, by OTLP over HTTP, such as `http://collector:4318`."""
     metrics_key: str | None = Field(default=None, repr=False)
     """A bearer token for Prometheus, which opens `/metrics` and nothing else; an admin's key opens it too."""
     max_in_flight: Annotated[int, Field(ge=1)] = 2_000

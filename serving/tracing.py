@@ -34,6 +34,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from governance.call import Caller, CallRecord, unavailable
 from governance.record import request_of
+from serving import gen_ai
 from serving.feedback import assess
 from serving.tracking.base import TrackingServer
 
@@ -210,7 +211,7 @@ class Tracer:
         endpoint = self._outbox[0].endpoint
         batch = list(itertools.takewhile(lambda trace: trace.endpoint == endpoint, itertools.islice(self._outbox, self._batch)))
         try:
-            headers = {"content-type": "application/x-protobuf", "x-mlflow-experiment-id": self._experiment(client, endpoint)}
+            headers = {"content-type": "application/x-protobuf", **self._address(client, endpoint)}
             # Serialised protobuf messages one after the other are their merge.
             answer = client.post("/v1/traces", content=b"".join(trace.body for trace in batch), headers=headers)
             problem = None if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200]}"
@@ -228,9 +229,13 @@ class Tracer:
         first.failures += 1
         self._next_try = time.monotonic() + 0.2 * 4**first.failures
         if first.failures > 3:
-            logger.warning("A trace was dropped: the MLflow tracking server answered %s", problem)
+            logger.warning("A trace was dropped: %s answered %s", self._server.name, problem)
             self._give_up(self._outbox.popleft())
             self._next_try = 0.0
+
+    def _address(self, client: httpx.Client, endpoint: str) -> dict[str, str]:
+        """The headers that say where an endpoint's traces belong."""
+        return {"x-mlflow-experiment-id": self._experiment(client, endpoint)}
 
     def _experiment(self, client: httpx.Client, name: str) -> str:
         if (known := self._experiments.get(name)) is not None:
@@ -282,7 +287,9 @@ def encode(record: CallRecord, inner: Sequence[CallRecord] = ()) -> bytes:
         steps[child.call.request_id] = list(_steps(trace, span, child, known))
         spans += [span, *steps[child.call.request_id]]
     request = ExportTraceServiceRequest()
-    request.resource_spans.add().scope_spans.add().spans.extend(spans)
+    told = request.resource_spans.add()
+    told.resource.attributes.add(key="service.name").value.string_value = "smalti"
+    told.scope_spans.add().spans.extend(spans)
     return request.SerializeToString()
 
 
@@ -320,6 +327,8 @@ def _fill(span: Span, record: CallRecord) -> None:
         _set(span, "mlflow.llm.model", call.endpoint)
     if record.usage:
         _set(span, "mlflow.chat.tokenUsage", _json(dict(record.usage)))
+    for key, value in gen_ai.attributes(record).items():
+        _set(span, key, value)
     failed = record.status_code >= 400 or record.error is not None
     span.status.code = Status.STATUS_CODE_ERROR if failed else Status.STATUS_CODE_OK
     if failed:

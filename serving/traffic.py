@@ -115,6 +115,10 @@ class Arms:
         self._turn = (self._turn + _GOLDEN) % 1
         return self.traffic.at(self._turn)
 
+    def health(self) -> dict[str, bool]:
+        """Of each entity whether it is asked, or left alone because it failed several times in a row."""
+        return {name: each.breaker.closed for name, each in self.candidates.items()}
+
     def answer(self, call: Call) -> AsyncIterator[Event]:
         """Answer by the picked entity or what stands in for it; copies go to the shadows.
 

@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.live import KEY, Live, serving, wait_until
+from tests.serving.upstream import house
+from tests.serving.upstream import serving as serving_app
 
 CHAT = {"model": "assistant", "messages": [{"role": "user", "content": "What is a tessera?"}]}
 
@@ -345,6 +347,31 @@ def test_guardrails_look_at_every_way_to_an_endpoint(live: Live) -> None:
                 assert "CONTENT_FILTER" in answer.text or "invalid_keywords" in answer.text, (path, answer.text)
         finally:
             admin.put("/api/2.0/serving-endpoints/assistant/ai-gateway", json={}).raise_for_status()
+
+
+def test_no_answer_is_another_callers(tmp_path: Path) -> None:
+    """CVE-2026-89032: answers were kept to be given again, and on some paths, Responses among them, to another tenant."""
+    messages = [{"role": "user", "content": "What is my balance?"}]
+    ways = [
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/responses", {"input": messages}),
+        ("/ai-gateway/openai/v1/responses", {"input": messages, "metadata": {"user_api_key": "bob"}}),
+        ("/serving-endpoints/echo/invocations", {"messages": messages, "prompt_cache_key": "balance", "user": "bob"}),
+    ]
+    with house(tmp_path) as made, serving_app(made.app) as url:
+        keys = {name: made.key(name, "endpoint:echo") for name in ("bob", "eve")}
+        for path, body in ways:
+            told = []
+            for name in ("bob", "eve", "eve"):
+                headers = {"authorization": f"Bearer {keys[name]}"}
+                answer = httpx.post(f"{url}{path}", json={"model": "echo", **body}, headers=headers, trust_env=False)
+                told.append(answer.raise_for_status().json()["id"])
+                if path.endswith("responses") and name == "eve":
+                    for other, status in ((told[0], 404), (told[-1], 200)):
+                        assert httpx.get(f"{url}/v1/responses/{other}", headers=headers, trust_env=False).status_code == status
+            assert len(set(told)) == 3
+        asked = [call.caller.name for call in made.ran if call.caller]
+        assert asked == ["bob", "eve", "eve"] * len(ways)
 
 
 def raw(live: Live, head: str, body: bytes) -> int:

@@ -20,6 +20,7 @@ class TrackingServer:
     base_url: what each path begins with.
     """
 
+    name = "the MLflow tracking server"
     kept: frozenset[tuple[str, str]] = frozenset()
     """Calls of the registry API, as `("model-versions", "create")`, that `ask` makes more of than passing them on."""
 

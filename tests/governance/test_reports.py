@@ -58,11 +58,11 @@ async def test_what_owners_read_over_http(house: House) -> None:
             assert (await get(path, house.admin)).status_code == 200
         assert (await get("/api/2.0/smalti/audit", "scraping")).status_code == 401
         text = (await get("/metrics", "scraping")).text
-        assert 'smalti_requests_total{endpoint="assistant",status="200",task="agent"} 2.0' in text
+        assert 'smalti_requests_total{endpoint="assistant",served_entity="",status="200",task="agent"} 2.0' in text
         assert 'smalti_limits_hit_total{endpoint="assistant"} 1.0' in text
-        assert 'smalti_tokens_total{endpoint="assistant",kind="output"} 14.0' in text
+        assert 'smalti_tokens_total{endpoint="assistant",kind="output",served_entity=""} 14.0' in text
         assert 'smalti_guardrail_verdicts_total{action="MASK",endpoint="assistant",guardrail="pii",where="input"} 1.0' in text
-        assert 'smalti_first_byte_seconds_count{endpoint="assistant"} 2.0' in text
+        assert 'smalti_first_byte_seconds_count{endpoint="assistant",served_entity=""} 2.0' in text
         assert "smalti_cost_dollars_total" in text
         assert "guess" not in text
         (row,) = (await get("/api/2.0/smalti/usage?by=endpoint&until=9999", house.admin)).json()["rows"][:1]

@@ -149,7 +149,8 @@ def test_what_is_told_about_an_endpoint(rows: WorkspaceClient) -> None:
     ] == ["k"]
     assert "ready after start 1" in se.build_logs("rows", "a").logs
     text = se.export_metrics("rows").contents.read().decode()  # type: ignore[union-attr]
-    assert 'smalti_requests_total{endpoint="rows",status="200",task="predict"}' in text
+    assert 'smalti_requests_total{endpoint="rows",served_entity="a",status="200",task="predict"}' in text
+    assert 'smalti_upstream_up{endpoint="rows",served_entity="a"} 1.0' in text
     identifier = se.get("rows").id or ""
     held = se.get_permissions(identifier).access_control_list or []
     assert [each.user_name for each in held] == ["admin"]

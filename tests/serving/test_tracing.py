@@ -11,12 +11,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from governance.call import Call, Caller, CallError, CallRecord
+from serving.collector import CollectorTracer
 from serving.feedback import assessments
 from serving.tracing import Tracer
 from serving.tracking.server import MlflowServer
@@ -276,3 +279,49 @@ def test_odd_step_bodies_do_not_end_tracing(site: Site) -> None:
     assert site.trace(good.call.request_id)
     with site.server.sync_client() as client:
         assert isinstance(client, httpx.Client)
+
+
+def test_a_collector_gets_the_same_spans_in_opentelemetrys_own_names() -> None:
+    taken: list[tuple[str, ExportTraceServiceRequest]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            taken.append((self.path, ExportTraceServiceRequest.FromString(body)))
+            self.send_response(200 if len(taken) > 1 else 503)  # it may be away for a moment
+            self.end_headers()
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    tracer = CollectorTracer(f"http://127.0.0.1:{receiver.server_port}")
+    payload = {"input": "hi", "temperature": 0, "max_output_tokens": 9}
+    usage, response = {"input_tokens": 3, "output_tokens": 4}, {"model": "gpt-5", "output": []}
+    asked = record("chat", "writer", payload=payload, response=response, usage=usage, status_code=502)
+    for one in (*turn(), asked):
+        tracer(one)
+    tracer.start()
+    asyncio.run(tracer.stop(10))
+    receiver.shutdown()
+    receiver.server_close()
+    assert {path for path, _ in taken} == {"/v1/traces"}
+    spans = {span.name: span for _, each in taken[1:] for told in each.resource_spans for span in told.scope_spans[0].spans}
+    assert taken[0][1].resource_spans[0].resource.attributes[0].value.string_value == "smalti"
+    held = {each.key: getattr(each.value, each.value.WhichOneof("value") or "") for each in spans["writer"].attributes}
+    assert {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "smalti",
+        "gen_ai.request.model": "writer",
+        "gen_ai.response.model": "gpt-5",
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.max_tokens": 9,
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 4,
+        "error.type": "502",
+    }.items() <= held.items()
+    agent = {each.key: each.value.string_value for each in spans["assistant"].attributes}
+    assert (agent["gen_ai.operation.name"], agent["gen_ai.agent.name"]) == ("invoke_agent", "assistant")
+    assert agent["gen_ai.conversation.id"] == "thread-1"
+    assert tracer.exported == 2
