@@ -148,7 +148,7 @@ def export(context: typer.Context, recipe: RecipeFile, overrides: Overrides = No
     loaded = load_recipe(find(recipe), overrides or ())
     if not isinstance(loaded, TrainedRecipe):
         raise RecipeError(f"task {loaded.task}, method {loaded.method}: it takes seconds here; there is nothing to export.")
-    print(yaml.safe_dump(job(loaded, recipe), sort_keys=False, width=1000), end="")
+    print(yaml.safe_dump(job(loaded, find(recipe), overrides or ()), sort_keys=False, width=1000), end="")
 
 
 @finetune.command("validate")

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,12 +174,16 @@ def _ray_worker(given: dict[str, Any]) -> None:
     train(Path(given["folder"]))
 
 
-def job(recipe: TrainedRecipe, file: Path) -> dict[str, Any]:
+def job(recipe: TrainedRecipe, file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The workload of `databricks air run` for a recipe in a file, which is read from the snapshot of the folder it is run in.
+
+    Parameters
+    ----------
+    overrides: keys of the recipe that were set besides, and are set there too.
 
     Raises
     ------
-    RecipeError: the launcher is another one, or one machine of the named type has fewer accelerators.
+    RecipeError: the launcher is another one, one machine of its type has fewer accelerators, or the file is not in the folder.
     """
     launcher = recipe.launcher
     if launcher.kind != "databricks":
@@ -191,7 +195,13 @@ def job(recipe: TrainedRecipe, file: Path) -> dict[str, Any]:
         )
     strategy = f", strategy: {launcher.strategy}" if launcher.strategy != "ddp" else ""
     local = "process" if each == 1 else f"{{kind: torchrun, processes: {each}{strategy}}}"
-    words = ["python", "-m", "app", "finetune", "run", str(file), f"launcher={local}", "--tracking-uri", "databricks"]
+    if not file.resolve().is_relative_to(here := Path.cwd().resolve()):
+        raise RecipeError(
+            f"{file} is not in {here}, of which the job gets a snapshot. Export from a folder that holds the recipe."
+        )
+    kept = [each for each in overrides if each.partition("=")[0].strip().partition(".")[0] != "launcher"]
+    words = ["python", "-m", "app", "finetune", "run", file.resolve().relative_to(here).as_posix(), *kept]
+    words += [f"launcher={local}", "--tracking-uri", "databricks"]
     return {
         "experiment_name": recipe.name,
         "environment": {"version": launcher.environment, "dependencies": _dependencies()},

@@ -29,6 +29,8 @@ _FREE = ("threads", "log_every", "register_to", "launcher", "sweep", "gradient_c
 """Keys of a recipe that may change between a checkpoint and what goes on from it."""
 SETTLED = 20
 """Steps over which the loss is averaged to see whether training diverges."""
+OFTEN, SAVING = "100ba", 0.1
+"""How often checkpoints are written where the recipe does not say, and the share of the time that this may take."""
 DIVERGED = 2.0
 """Training has diverged when the average loss is so many times what it was at first."""
 Emit = Callable[..., None]
@@ -108,7 +110,7 @@ class Schedule:
             return Duration.parse(text).steps(per_epoch, tokens)
 
         every = steps(recipe.eval_interval) if recipe.eval_interval else None
-        return cls(steps(recipe.training_duration), per_epoch, every, steps(recipe.checkpoint_interval))
+        return cls(steps(recipe.training_duration), per_epoch, every, steps(recipe.checkpoint_interval or OFTEN))
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -170,6 +172,8 @@ class Loop:
         self._average = {n: p.detach().clone().float() for n, p in self._trained.items()} if recipe.ema else {}
         self._best: dict[str, torch.Tensor] = {}
         self._bf16 = recipe.precision.startswith("bf16") or (recipe.precision == "auto" and speed.has_bf16(device))
+        self._took, self._since = 0.0, time.perf_counter()
+        """Seconds that the last checkpoint took, and when it was there."""
         self._saved, self._trains = -1, sum(parameter.numel() for parameter in self._trained.values())
         self.operations = speed.operations(task.model, self._trains)[0]
 
@@ -211,7 +215,7 @@ class Loop:
                 logged, seen = now, progress.tokens
             if schedule.evaluate_every and step % schedule.evaluate_every == 0 and not last:
                 self._evaluate()
-            if step % schedule.checkpoint_every == 0 and not last:
+            if step % schedule.checkpoint_every == 0 and not last and self._due():
                 self._checkpoint()
         if progress.step != self._saved:
             if not self._stopped():
@@ -252,7 +256,8 @@ class Loop:
             except RuntimeError as error:
                 if not speed.out_of_memory(error):
                     raise
-                self._shrink(size)
+            loss = summed = None  # with them, and the error, goes what the passes kept; only then is there room for others
+            self._shrink(size)
         summed = self.ranks.add(self._trained.values(), float(summed) if self.ranks.size > 1 else summed)
         norm = torch.nn.utils.clip_grad_norm_(list(self._trained.values()), self.recipe.max_gradient_norm)
         self.optimizer.step()
@@ -285,9 +290,9 @@ class Loop:
         if size == 1:
             raise TrainingError(
                 f"Step {self.progress.step + 1}: memory does not hold one row. Shorten the rows, or take a smaller model."
-            ) from None
+            )
         if self.ranks.sharded:  # the others are in the midst of the same pass, and cannot begin it again
-            raise TrainingError(f"Step {self.progress.step + 1}: memory ran out. Set micro_batch_size: {size // 2}.") from None
+            raise TrainingError(f"Step {self.progress.step + 1}: memory ran out. Set micro_batch_size: {size // 2}.")
         self.progress.micro_batch = size // 2
         self.emit("memory", step=self.progress.step + 1, micro_batch_size=size // 2)
 
@@ -346,11 +351,20 @@ class Loop:
         """The trained weights, whole; where they are shared out, all processes ask for them together."""
         return {name: ranks.whole(parameter.detach()).cpu() for name, parameter in self._trained.items()}
 
+    def _due(self) -> bool:
+        """Whether a checkpoint is worth its time; the first process decides for all."""
+        if self.recipe.checkpoint_interval:
+            return True
+        long_ago = (time.perf_counter() - self._since) * SAVING >= self._took
+        return self.ranks.agree(not self.ranks.rank and long_ago)
+
     def _checkpoint(self) -> None:
-        self._saved = self.progress.step
+        self._saved, began = self.progress.step, time.perf_counter()
         if not self.ranks.rank or self.ranks.sharded:
             self._save()
         self.ranks.wait()
+        self._since = time.perf_counter()
+        self._took = self._since - began
 
     def _save(self) -> None:
         tensors = {f"model/{name}": parameter.detach() for name, parameter in self._trained.items()}

@@ -6,6 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def load_recipe(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
         name = str(source)
     else:
         data, node, name = _copy(source), None, "recipe"
+    if (twice := _twice(node)) is not None:
+        raise RecipeError(f"{name}:{twice.start_mark.line + 1}: {twice.value} stands there twice; keep the right one.")
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: a recipe is a mapping that begins with task: {' | '.join(RECIPES)}.")
     given = {}
@@ -70,6 +73,21 @@ def find(path: Path) -> Path:
 
 def _copy(source: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in source.items()}
+
+
+def _twice(node: yaml.Node | None) -> Any:
+    """A key that a mapping has twice, of which only the last would be read."""
+    left = [node]
+    for each in islice(left, 1000):  # which grows meanwhile; what refers to itself has an end
+        if not isinstance(each, yaml.MappingNode):
+            continue
+        keys: set[Any] = set()
+        for key, value in each.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                return key
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            left.append(value)
+    return None
 
 
 def _override(data: dict[str, Any], override: str) -> tuple[tuple[str, ...], str]:
@@ -102,6 +120,7 @@ def _explain(
         return f"{place}: {key} is missing."
     got = "" if isinstance(problem.get("input"), Mapping) else f" (got {problem.get('input')!r})"
     said = problem["msg"].removeprefix("Value error, ")
+    said = "Input should be a list, such as [a, b]" if problem["type"] == "tuple_type" else said
     return f"{place}: {key}: {said}{got}." if key else f"{place}: {said}."
 
 

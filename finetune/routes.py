@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -139,7 +139,8 @@ def router(
         recipe = loaded(wanted, who)
         try:
             with runs.files(recipe, wanted.files) as here:
-                return look(here, find_pii).as_dict()
+                told = look(here, find_pii).as_dict()
+            return _as_sent(told, here, wanted.files)
         except RecipeError as error:
             raise refuse(400, str(error)) from None
 
@@ -249,6 +250,18 @@ async def _frames(run: TrainingRun, after: int) -> AsyncIterator[str]:
             quiet = time.monotonic()
             yield ": still training\n\n"
         await asyncio.sleep(0.25)
+
+
+def _as_sent(told: Any, recipe: Recipe, files: Collection[str]) -> Any:
+    """What was found, with files by the names that they were sent under, and not by where they lay meanwhile."""
+    if isinstance(told, str):
+        folders = {str(path.parent) for path in (recipe.data.train, recipe.data.eval) if path and path.name in files}
+        for folder in folders:
+            told = told.replace(f"{folder}/", "")
+        return told
+    if isinstance(told, dict):
+        return {key: _as_sent(value, recipe, files) for key, value in told.items()}
+    return [_as_sent(each, recipe, files) for each in told] if isinstance(told, list | tuple) else told
 
 
 def _frame(number: int, event: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class BaseRecipe(Strict):
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Also the MLflow experiment."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     register_to: Annotated[str, Field(pattern=THREE_PARTS)] | None = None
     """Name in the model registry, `catalog.schema.model`."""
 
@@ -171,7 +171,9 @@ class TrainedRecipe(BaseRecipe):
     log_every: Annotated[int, Field(ge=1)] = 10
     eval_interval: Steps | None = None
     """How often to evaluate besides at the end."""
-    checkpoint_interval: Steps = "100ba"
+    checkpoint_interval: Steps | None = None
+    """How often to save what a run goes on from; default: every 100 batches, or less often where that would take more than a
+    tenth of the time."""
     early_stopping: Annotated[int, Field(ge=1)] | None = None
     """End after so many evaluations without a better one, keeping the best. They then chose the model: judge it elsewhere."""
 
@@ -397,6 +399,9 @@ def model_for(data: Mapping[str, Any]) -> type[BaseRecipe] | tuple[str, tuple[st
     methods = RECIPES.get(task) if isinstance(task := data.get("task", "classify"), str) else None
     if methods is None:
         return "task", tuple(RECIPES)
-    method = data.get("method", "auto" if data.get("model") == "auto" else next(iter(methods)))
+    auto = "auto" in methods and data.get("model") == "auto"
+    method = data.get("method", "auto" if auto else next(iter(methods)))
+    if auto and method != "auto":
+        return "method", ("auto (it goes with model: auto)",)
     found = methods.get(method) if isinstance(method, str) else None
     return found or ("method", tuple(methods))

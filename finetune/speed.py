@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,8 +55,14 @@ def checkpoint_layers(model: Any) -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of caches, of which training has none
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _as_before})
     return True
+
+
+def _as_before() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What a layer is computed within, and computed again within: by the same kernels of attention, or what the second pass keeps
+    for the gradients would not be what the first one kept."""
+    return nullcontext(), _cudnn_first() if _QUICK.get() else nullcontext()
 
 
 def prepare(model: Any, recipe: TrainedRecipe, checkpointing: bool) -> None:
@@ -81,13 +88,32 @@ def there(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.to(device)
 
 
-def quickest_attention(device: str, alone: bool) -> AbstractContextManager[Any]:
+_QUICK: ContextVar[bool] = ContextVar("quick", default=False)
+"""Whether attention is that of cuDNN now."""
+
+
+@contextmanager
+def quickest_attention(device: str, alone: bool) -> Iterator[None]:
     """Within it, attention of sequences of one text each (`alone`) is that of cuDNN where it serves, on GPUs from Hopper on,
     where it is quicker than flash attention; everything else is as ever."""
+    if not (alone and _hopper(device)):
+        yield
+        return
+    token = _QUICK.set(True)
+    try:
+        with _cudnn_first():
+            yield
+    finally:
+        _QUICK.reset(token)
+
+
+def _hopper(device: str) -> bool:
     import torch
 
-    if not (alone and device.startswith("cuda") and torch.cuda.get_device_capability() >= (9, 0)):
-        return nullcontext()
+    return device.startswith("cuda") and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def _cudnn_first() -> AbstractContextManager[Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

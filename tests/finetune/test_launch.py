@@ -150,5 +150,10 @@ def test_a_job_of_databricks_names_what_it_needs(made: Path, tmp_path: Path) -> 
         job(recipe(made, launcher={"kind": "databricks", "accelerator": "GPU_8xH100"}), Path("r.yaml"))
 
     arguments = ["--home", str(tmp_path), "finetune", "export", "finetune/recipes/tweet_sentiment.yaml", "launcher=databricks"]
-    printed = CliRunner().invoke(cli, arguments)
-    assert yaml.safe_load(printed.stdout)["experiment_name"] == "tweet_sentiment"
+    printed = CliRunner().invoke(cli, [*arguments, "batch_size=64", "data.max_rows=6000"])
+    exported = yaml.safe_load(printed.stdout)
+    assert exported["experiment_name"] == "tweet_sentiment"
+    assert "tweet_sentiment.yaml batch_size=64 data.max_rows=6000 launcher=process" in exported["command"]
+    (tmp_path / "r.yaml").write_text((ROOT / "finetune" / "recipes" / "tweet_sentiment.yaml").read_text())
+    elsewhere = CliRunner().invoke(cli, [*arguments[:4], str(tmp_path / "r.yaml"), "launcher=databricks"])
+    assert "is not in" in str(elsewhere.exception)

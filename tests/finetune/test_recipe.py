@@ -46,6 +46,10 @@ def test_overrides_win(path: Path) -> None:
         ("classify", "clasify", "r.yaml:1: task: 'clasify' is not one of classify"),
         ("name: mine", "name: [", "not YAML"),
         ("C: [1, 10]", "register_to: mine", "r.yaml:5: register_to"),
+        ("C: [1, 10]", "name: other", "r.yaml:5: name stands there twice"),
+        ("data.jsonl", "data.jsonl\n  train: other.jsonl", "r.yaml:5: train stands there twice"),
+        ("C: [1, 10]", "C: 1", "r.yaml:5: C: Input should be a list"),
+        ("name: mine", "name: &mine [*mine]", "name: Input should be a valid string"),
     ],
 )
 def test_errors_name_line_key_and_choices(path: Path, old: str, new: str, told: str) -> None:
@@ -63,6 +67,8 @@ def test_errors_name_line_key_and_choices(path: Path, old: str, new: str, told: 
         ("C.x=1", "holds a value"),
         ("a.b=1", "override a.b=1: a is not a key of it"),
         ("C=[.inf]", "finite number"),
+        ("seed=99999999999999999999", "seed: Input should be less than"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_bad_override_is_named(path: Path, override: str, told: str) -> None:

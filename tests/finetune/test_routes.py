@@ -103,6 +103,7 @@ def test_a_user_trains_what_the_grants_allow_on_files_of_their_own(live: Live, m
             assert anna.post(RUNS, json=foreign).status_code == 403
         report = anna.post("/api/2.0/smalti/finetune/validate", json={"recipe": own, "files": {"rows.jsonl": "{}"}}).json()
         assert (report["ok"], report["counts"]) == (False, {"missing_key": 2})
+        assert {problem["file"] for problem in report["problems"]} == {"rows.jsonl"}
 
         long = {"recipe": {**own, "training_duration": "100ep"}, "files": {"rows.jsonl": rows}}
         begun = anna.post(RUNS, json=long).raise_for_status().json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,87 @@ def test_checkpointing_begins_where_memory_is_short(made: Path, tmp_path: Path, 
     loop._step(range(8))
     assert told == [{"step": 1, "gradient_checkpointing": True}, {"step": 1, "micro_batch_size": 4}]
     assert calls == [8, 8, 4, 4]
+
+
+def test_memory_of_a_step_that_failed_is_free_before_the_next(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = cpt(made, gradient_checkpointing=False)
+    task = job_of(recipe).task(made / "llama", "cpu")
+    loop = Loop(task, recipe, tmp_path)
+    task.model.train()
+    real, kept = task.loss, []
+
+    class Held:
+        """Lives as long as the graph of the pass."""
+
+    class Full(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            ctx.held = Held()
+            kept.append(weakref.ref(ctx.held))
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *outer: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def loss(examples: Any) -> torch.Tensor:
+        assert all(each() is None for each in kept)
+        full: Any = real(examples) if kept else Full.apply(real(examples))
+        return full
+
+    monkeypatch.setattr(task, "loss", loss)
+    loop._step(range(4))
+    assert loop.progress.micro_batch == 2
+
+
+def test_a_layer_computed_again_attends_by_the_same_kernels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's attention keeps other tensors than flash attention, and a second pass by the other one is refused."""
+    recipe = cpt(made, data={"train": str(made / "long.txt")}, attention="sdpa", context_length=32)
+    task = job_of(recipe).task(made / "llama", "cpu")
+    task.model.train()
+    assert speed.checkpoint_layers(task.model)
+    real, orders = torch.nn.functional.scaled_dot_product_attention, []
+
+    def attention(*given: Any, **more: Any) -> torch.Tensor:
+        orders.append(torch._C._get_sdp_priority_order())
+        return real(*given, **more)
+
+    monkeypatch.setattr(speed, "_hopper", lambda device: True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    usual = torch._C._get_sdp_priority_order()
+    task.loss([0]).backward()
+    assert len(orders) == 4  # two layers, each computed twice
+    assert all(order == orders[0] != usual for order in orders)
+    assert torch._C._get_sdp_priority_order() == usual
+
+
+def test_saving_takes_a_tenth_of_the_time_unless_asked_for_more(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("finetune.loop.time.perf_counter", lambda: clock[0])
+
+    def saved(**keys: Any) -> list[int]:
+        recipe, found = cpt(made, training_duration="1000ba", **keys), []
+        loop = Loop(job_of(recipe).task(made / "llama", "cpu"), recipe, tmp_path)
+
+        def step(batch: Any) -> tuple[float, float]:
+            clock[0] += 0.011
+            return 1.0, 1.0
+
+        def save() -> None:
+            clock[0] += 0.5
+            found.append(loop.progress.step)
+
+        monkeypatch.setattr(loop, "_step", step)
+        monkeypatch.setattr(loop, "_save", save)
+        loop.run()
+        return found
+
+    assert saved() == [100, 600, 1000]  # 100 steps take 1.1 s, a checkpoint 0.5 s
+    assert saved(checkpoint_interval="250ba") == [250, 500, 750, 1000]
 
 
 def test_weights_drawn_anew_need_none_that_are_there(made: Path, tmp_path: Path) -> None:
