@@ -81,6 +81,6 @@ chromium:
 # So do those of what several servers share, which skip loudly where PostgreSQL and Redis cannot be had.
 .PHONY: servers
 servers:
-	@{ command -v redis-server && ls /usr/lib/postgresql/*/bin/initdb || command -v initdb; } >/dev/null 2>&1 || \
+	@{ command -v redis-server && { ls /usr/lib/postgresql/*/bin/initdb || command -v initdb; }; } >/dev/null 2>&1 || \
 	  { command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -y -qq postgresql redis-server >/dev/null; } || \
 	  echo "PostgreSQL and Redis are not installed: the tests of shared state will not run."

@@ -15,7 +15,7 @@ _PASSED = (
 )  # fmt: skip
 """What a model may see of the server's environment: no key of a model provider."""
 
-_WORKER = ("worker.py", "frames.py", "lacking.py", "replies.py", "rows.py", "skops.py")
+_WORKER = ("worker.py", "arrays.py", "frames.py", "lacking.py", "replies.py", "rows.py", "skops.py")
 """The worker and what it imports of this project."""
 
 

@@ -13,8 +13,8 @@ from mlflow.models import ModelSignature
 from mlflow.models.utils import _enforce_schema
 from mlflow.types.schema import ColSpec, Schema
 
+from serving.engines.arrays import joined, stacked
 from serving.engines.rows import Refused, Table, reader
-from serving.engines.worker import _joined, _stacked
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 FITTING: dict[str, st.SearchStrategy[Any]] = {
@@ -51,8 +51,8 @@ def ours(schema: Schema, payload: dict[str, Any]) -> pd.DataFrame:
     read = reader(ModelSignature(inputs=schema))[0]
     assert isinstance(read, Table)
     if (rows := read.rows(payload)) is not None:
-        return pd.DataFrame(_stacked([rows]), columns=read.names)
-    return pd.DataFrame(_joined([read(payload)[0]]))
+        return pd.DataFrame(stacked([rows]), columns=read.names)
+    return pd.DataFrame(joined([read(payload)[0]]))
 
 
 def theirs(schema: Schema, payload: dict[str, Any]) -> pd.DataFrame:
