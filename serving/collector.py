@@ -6,8 +6,13 @@ names for what calls of models are about (`serving.gen_ai`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import httpx
 
+from governance.call import CallRecord
+from serving import gen_ai
 from serving.tracing import Tracer
 from serving.tracking.base import TrackingServer
 
@@ -33,6 +38,9 @@ class CollectorTracer(Tracer):
 
     def __init__(self, url: str) -> None:
         super().__init__(Collector(url))
+
+    def _named(self, record: CallRecord) -> Mapping[str, Any]:
+        return gen_ai.attributes(record)
 
     def _address(self, client: httpx.Client, endpoint: str) -> dict[str, str]:
         return {}

@@ -23,7 +23,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +34,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from governance.call import Caller, CallRecord, unavailable
 from governance.record import request_of
-from serving import gen_ai
 from serving.feedback import assess
 from serving.tracking.base import TrackingServer
 
@@ -184,7 +183,7 @@ class Tracer:
         if call.task not in _TRACED:
             return
         try:
-            trace = _Trace(call.request_id, call.endpoint, encode(record, inner))
+            trace = _Trace(call.request_id, call.endpoint, encode(record, inner, self._named))
         except BaseException:
             self._pending.discard(call.request_id)
             raise
@@ -233,6 +232,10 @@ class Tracer:
             self._give_up(self._outbox.popleft())
             self._next_try = 0.0
 
+    def _named(self, record: CallRecord) -> Mapping[str, Any]:
+        """A span's attributes in OpenTelemetry's names; none for MLflow, which has its own and needs seconds to load these."""
+        return {}
+
     def _address(self, client: httpx.Client, endpoint: str) -> dict[str, str]:
         """The headers that say where an endpoint's traces belong."""
         return {"x-mlflow-experiment-id": self._experiment(client, endpoint)}
@@ -255,15 +258,18 @@ class Tracer:
 # -- a call as spans --------------------------------------------------------------------------------------------------
 
 
-def encode(record: CallRecord, inner: Sequence[CallRecord] = ()) -> bytes:
+def encode(
+    record: CallRecord, inner: Sequence[CallRecord] = (), named: Callable[[CallRecord], Mapping[str, Any]] = lambda _: {}
+) -> bytes:
     """An outer call with the calls made for it as an OTLP `ExportTraceServiceRequest`.
 
-    Its steps are children of the root; an inner call is a child of the step, or of the inner call, it was made in.
+    Its steps are children of the root; an inner call is a child of the step, or of the inner call, it was made in. `named` gives
+    a call's span further attributes.
     """
     call = record.call
     trace = bytes.fromhex(call.request_id)
     root = _span(trace, call.request_id, None, call.endpoint, _OF_TASK[call.task], record.start_ns, record.end_ns)
-    _fill(root, record)
+    _fill(root, record, named(record))
     if call.caller is not None:
         _set(root, "user.id", call.caller.name)
     if call.thread_id:
@@ -282,7 +288,7 @@ def encode(record: CallRecord, inner: Sequence[CallRecord] = ()) -> bytes:
         kind = _OF_TASK.get(child.call.task, "TASK")
         name = f"{child.call.task} {child.call.endpoint}"
         span = _span(trace, child.call.request_id, parent.span_id, name, kind, child.start_ns, child.end_ns)
-        _fill(span, child)
+        _fill(span, child, named(child))
         roots[child.call.request_id] = span
         steps[child.call.request_id] = list(_steps(trace, span, child, known))
         spans += [span, *steps[child.call.request_id]]
@@ -311,7 +317,7 @@ def _steps(trace: bytes, parent: Span, record: CallRecord, known: Mapping[str, M
         yield span
 
 
-def _fill(span: Span, record: CallRecord) -> None:
+def _fill(span: Span, record: CallRecord, named: Mapping[str, Any]) -> None:
     """What every call's span has: inputs, outputs, usage, status."""
     call = record.call
     _set(span, "mlflow.spanInputs", _json(request_of(call) if call.task == "http" else call.payload))
@@ -327,7 +333,7 @@ def _fill(span: Span, record: CallRecord) -> None:
         _set(span, "mlflow.llm.model", call.endpoint)
     if record.usage:
         _set(span, "mlflow.chat.tokenUsage", _json(dict(record.usage)))
-    for key, value in gen_ai.attributes(record).items():
+    for key, value in named.items():
         _set(span, key, value)
     failed = record.status_code >= 400 or record.error is not None
     span.status.code = Status.STATUS_CODE_ERROR if failed else Status.STATUS_CODE_OK
