@@ -4,8 +4,9 @@
 
 Prints one JSON object. The load is open: requests leave at their time whether or not earlier ones are answered, and each is
 timed from when it should have left. Then as many as go through 32 connections, divided by the processor time that the hop used.
-The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `--peers FOLDER` measures
-MLflow's gateway and Portkey's in the same run, each installed below the folder, by pip and npm, unless it is there already.
+The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `relay` passes bytes on and reads
+none of them: what any process in between adds on this machine. `--peers FOLDER` measures MLflow's gateway and Portkey's in the same
+run, each installed below the folder, by pip and npm, unless it is there already.
 `--core N` keeps every hop to one core. Processor time and memory are those of a hop's processes together; `main_mb` is the memory
 of the first alone.
 `--soak REQUESTS` does nothing but send so many short requests to the hop and tell its memory ten times on the way.
@@ -61,6 +62,33 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": told})
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lifespan="off", access_log=False)
+"""
+RELAY = """
+import asyncio, sys, uvloop
+class End(asyncio.Protocol):
+    def __init__(self, other=None):
+        self.other, self.early = other, []
+    def connection_made(self, transport):
+        self.transport = transport
+        if self.other is None:
+            self.dialed = asyncio.ensure_future(self.dial())
+        else:
+            self.other.other = self
+            transport.writelines(self.other.early)
+    async def dial(self):
+        await asyncio.get_running_loop().create_connection(lambda: End(self), "127.0.0.1", int(sys.argv[2]))
+    def data_received(self, data):
+        if self.other is None:
+            self.early.append(data)
+        else:
+            self.other.transport.write(data)
+    def connection_lost(self, error):
+        if self.other is not None:
+            self.other.transport.close()
+async def main():
+    server = await asyncio.get_running_loop().create_server(End, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+uvloop.run(main())
 """
 
 
@@ -320,6 +348,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, running([sys.executable, "-c", UPSTREAM, str(upstream)], upstream) as pid:
         if not asked.soak:
             told["direct"] = measure(upstream, request("/v1/chat/completions", "m"), pid, rate, seconds)
+            port = free_port()
+            with running([sys.executable, "-c", RELAY, str(port), str(upstream)], port) as relay:
+                pin(relay, asked.core)
+                told["relay"] = measure(port, request("/v1/chat/completions", "m"), relay, rate, seconds)
         home = Path(place) / "home"
         home.mkdir()
         config = Path(place) / "smalti.yaml"
@@ -339,7 +371,7 @@ def main() -> None:
                 told[name] = gateway(asked.peers.resolve() / name, upstream, rate, seconds, asked.core)
             except (AssertionError, RuntimeError, OSError, EOFError, subprocess.CalledProcessError) as error:
                 told[name] = str(error)[-500:]
-    for name in ("hop", "guarded", "mlflow", "portkey"):
+    for name in ("relay", "hop", "guarded", "mlflow", "portkey"):
         if isinstance(told.get(name), dict):
             told[name]["added_ms"] = {at: round(told[name][f"{at}_ms"] - told["direct"][f"{at}_ms"], 2) for at in ("p50", "p99")}
     print(json.dumps(told, indent=2))
