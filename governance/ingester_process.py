@@ -18,7 +18,7 @@ from typing import Any
 from governance.ingestion import Ingestion
 from governance.intake import SqliteStore, Store
 
-_ALL = 1 << 30  # no calls are answered here
+_PAUSE = 16  # frames or rows, after which a call that waits for this core has it
 _PRAGMAS = ("busy_timeout=30000", "synchronous=NORMAL", "wal_autocheckpoint=8000")  # as of the server's own connections
 
 
@@ -29,7 +29,8 @@ def main() -> None:
     if not line:  # the server was killed before it said anything
         return
     told = json.loads(line)
-    ingestion = Ingestion(_store(told), Path(told["folder"]), pause=_ALL, fsync=told["fsync"])
+    os.nice(5)  # calls that wait come first
+    ingestion = Ingestion(_store(told), Path(told["folder"]), pause=_PAUSE, fsync=told["fsync"])
     while not select.select([sys.stdin], [], [], told["interval"])[0]:
         ingestion.run_quietly()
     os._exit(0)  # the server takes in what is left, or the next one does
@@ -45,7 +46,7 @@ def _store(told: dict[str, Any]) -> Store:
     connection = sqlite3.connect(told["file"])
     for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
-    return SqliteStore(lambda: contextlib.nullcontext(connection), _ALL)
+    return SqliteStore(lambda: contextlib.nullcontext(connection), _PAUSE)
 
 
 if __name__ == "__main__":
