@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from governance.call import Caller, CallError
 from serving.dispatch import Dispatcher
@@ -89,9 +90,22 @@ def fallback() -> APIRouter:
     """Answers for every API path nobody else answers; include it after all other API routers and before pages.
 
     Without it an unknown API path would reach the pages and be answered in HTML. 404 carries `ENDPOINT_NOT_FOUND`, which
-    Databricks' clients need to fall back to older APIs, also where another method is answered: they know no 405.
+    Databricks' clients need to fall back to older APIs, also where another method is answered: they know no 405. A slash at a
+    path's end is passed over where the path without it is answered.
     """
     routes = APIRouter()
+
+    class Unknown:
+        """A plain application: what is asked for again without a slash has not been read yet."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            path = scope["path"]
+            if path.endswith("/") and scope["method"] in ("GET", "POST"):
+                app = scope["app"].router
+                bare = {**scope, "path": path.rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
+                await app(bare, receive, send)
+                return
+            await (await unknown(Request(scope, receive, send)))(scope, receive, send)
 
     async def unknown(request: Request) -> Response:
         path = request.url.path[:200]
@@ -105,7 +119,7 @@ def fallback() -> APIRouter:
 
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     for prefix in _GROUPS:
-        routes.add_route(prefix + "/{path:path}", unknown, methods=every, include_in_schema=False)
+        routes.add_route(prefix + "/{path:path}", Unknown(), methods=every, include_in_schema=False)
     return routes
 
 

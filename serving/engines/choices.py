@@ -1,5 +1,7 @@
 """Several choices from an engine that gives one: it is asked for each, at the same time.
 
+The prompts of a text completion share its choices evenly: the first prompt has the first of them.
+
 A seed gives the first choice what it gives alone, and each of the others what the next number would: distinct choices, and the
 same ones again.
 """
@@ -22,7 +24,7 @@ _Item = tuple[int, Event | BaseException]
 def several(engine: Engine, *, prompt_once: bool = False) -> Engine:
     """The engine, with as many choices as a call asks for (`n`).
 
-    `prompt_once`: the usage counts the prompt once, as of a model of one's own, not as often as a model elsewhere was sent it.
+    `prompt_once`: the usage counts each prompt once, as of a model of one's own, not as often as a model elsewhere was sent it.
     """
 
     def run(call: Call) -> AsyncIterator[Event]:
@@ -33,10 +35,11 @@ def several(engine: Engine, *, prompt_once: bool = False) -> Engine:
 
 
 async def _several(engine: Engine, call: Call, count: int, prompt_once: bool) -> AsyncIterator[Event]:
+    prompts = len(call.payload["input"]) if call.payload.get("raw") else 1
     waiting: asyncio.Queue[_Item] = asyncio.Queue(_AHEAD * count)
 
     async def answer(place: int) -> None:
-        events: Any = engine(replace(call, payload=_one(call.payload, place)))
+        events: Any = engine(replace(call, payload=_one(call.payload, place, count // prompts)))
         try:
             async with aclosing(events):
                 async for event in events:
@@ -63,24 +66,26 @@ async def _several(engine: Engine, call: Call, count: int, prompt_once: bool) ->
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     responses = [ended[place] for place in range(count)]
-    yield choices.together(responses, _usage([each.get("usage") or {} for each in responses], prompt_once))
+    yield choices.together(responses, _usage([each.get("usage") or {} for each in responses], prompts if prompt_once else count))
 
 
-def _one(payload: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """The request of one choice."""
+def _one(payload: Mapping[str, Any], place: int, each: int) -> dict[str, Any]:
+    """The request of one choice; `each` prompt has so many."""
     made = {key: value for key, value in payload.items() if key != "n"}
-    if (seed := made.get("seed")) is not None and place:
-        made["seed"] = seed + place
+    if made.get("raw"):
+        made["input"] = [made["input"][place // each]]
+    if (seed := made.get("seed")) is not None:
+        made["seed"] = seed + place % each
     return made
 
 
-def _usage(counts: list[Mapping[str, Any]], prompt_once: bool) -> dict[str, Any]:
-    read = [each.get("input_tokens") or 0 for each in counts]
-    given, written = max(read) if prompt_once else sum(read), sum(each.get("output_tokens") or 0 for each in counts)
+def _usage(counts: list[Mapping[str, Any]], prompts: int) -> dict[str, Any]:
+    """What all took, each of so many prompts counted once."""
+    once = counts[:: len(counts) // prompts]
+    given, written = sum(each.get("input_tokens") or 0 for each in once), sum(each.get("output_tokens") or 0 for each in counts)
 
     def of(details: str, name: str) -> int:
-        told = [(each.get(details) or {}).get(name) or 0 for each in counts]
-        return max(told) if prompt_once and details.startswith("input") else sum(told)
+        return sum((each.get(details) or {}).get(name) or 0 for each in (once if details.startswith("input") else counts))
 
     return {
         "input_tokens": given,

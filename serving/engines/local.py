@@ -156,7 +156,7 @@ class LocalModel(Entrusted[ModelProcess]):
     def answer(self, call: Call, adapter: str | None = None) -> AsyncIterator[Event]:
         """Answer a call with this adapter, or with none. Raises `CallError`."""
         if (count := choices.asked(call)) > self._most:
-            raise bad_request(f"Field 'n' is {count}; this model writes or keeps waiting {self._most} answers at most.", "n")
+            raise bad_request(f"{count} answers are asked for; this model writes or keeps waiting {self._most} at most.", "n")
         return several(partial(self._answer, adapter=adapter), prompt_once=True)(call)
 
     async def _answer(self, call: Call, adapter: str | None) -> AsyncIterator[Event]:

@@ -1,4 +1,4 @@
-"""OpenAI's older text completions: a prompt is one user message.
+"""OpenAI's older text completions: each prompt is one user message, and has its own `n` choices, one prompt's after another's.
 
 Source: https://platform.openai.com/docs/api-reference/completions
 """
@@ -20,21 +20,33 @@ from serving.protocols.request import Request, describe, number
 
 def decode(body: Mapping[str, Any], *, model: str | None = None) -> Request:
     """A completions request; its other fields are read as Chat Completions reads them. Raises `CallError` (400)."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        raise bad_request(f"Field 'prompt' must be one string, not {describe(prompt)}.", "prompt")
+    prompts = _prompts(body.get("prompt"))
     count = number(body, "n", 1, chat.MAX_CHOICES, kind=int) or 1
+    if (choices := count * len(prompts)) > chat.MAX_CHOICES:
+        said = (
+            f"Field 'prompt' has {len(prompts)} prompts of {count} choices each; a request has at most {chat.MAX_CHOICES} in all."
+        )
+        raise bad_request(said, "prompt")
     if body.get("best_of") not in (None, count):
         raise bad_request(f"Field 'best_of' must be as many as 'n' ({count}): every choice that is written is given.", "best_of")
     if body.get("echo") not in (None, False):
         raise bad_request("Field 'echo' must be false: the answer holds what follows the prompt.", "echo")
-    given = {**body, "messages": [{"role": "user", "content": prompt}]}
-    count = number(body, "logprobs", 0, 20, kind=int)
-    given |= {"logprobs": count is not None, "top_logprobs": count}
+    given = {**body, "n": choices, "messages": [{"role": "user", "content": prompt} for prompt in prompts]}
+    shown = number(body, "logprobs", 0, 20, kind=int)
+    given |= {"logprobs": shown is not None, "top_logprobs": shown}
     request = chat.decode(given, model=model)
     return replace(request, payload={**request.payload, "raw": True})
+
+
+def _prompts(given: Any) -> list[str]:
+    prompts = given if isinstance(given, list) else [given]
+    if not prompts:
+        raise bad_request("Field 'prompt' is an empty list: give a string, or several.", "prompt")
+    for place, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            where = f"prompt[{place}]" if given is prompts else "prompt"
+            raise bad_request(f"Field '{where}' must be a string, not {describe(prompt)}: tokens are not read.", "prompt")
+    return prompts
 
 
 class Encoder:

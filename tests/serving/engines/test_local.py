@@ -98,10 +98,22 @@ def test_choices_are_distinct_and_the_same_again(model: LocalModel, runner: asyn
     assert said == [text(each) for each in single]  # the first is what the seed gives alone
     assert first["usage"]["input_tokens"] == single[0]["usage"]["input_tokens"]  # the prompt counts once
     assert first["usage"]["output_tokens"] == sum(each["usage"]["output_tokens"] for each in single)
-    with pytest.raises(CallError, match="'n' is 9; this model writes or keeps waiting 8") as caught:
+    with pytest.raises(CallError, match="9 answers are asked for; this model writes or keeps waiting 8") as caught:
         runner.run(answer(model, call(n=9)))
     assert caught.value.status == 400
     assert runner.run(answer(model, call(n=2)))["status"] == "incomplete"  # nothing of what was refused is left
+
+
+def test_prompts_together_give_what_each_gives_alone(model: LocalModel, runner: asyncio.Runner) -> None:
+    asked: dict[str, Any] = {"temperature": 1, "seed": 5, "max_output_tokens": 8, "raw": True}
+    prompts = [{"type": "message", "role": "user", "content": words} for words in ("Once upon a time", "Nobody")]
+    got = runner.run(answer(model, call(**asked, n=4, input=prompts)))
+    alone = [runner.run(answer(model, call(**asked, n=2, input=[prompt]))) for prompt in prompts]
+    assert [text(dict(each)) for each in choices.parts(got)] == [text(dict(each)) for one in alone for each in choices.parts(one)]
+    assert got["usage"] == {
+        **got["usage"],
+        **{name: sum(each["usage"][name] for each in alone) for name in ("input_tokens", "output_tokens", "total_tokens")},
+    }
 
 
 def test_usage_counts_the_tokens_of_the_template(model: LocalModel, runner: asyncio.Runner) -> None:

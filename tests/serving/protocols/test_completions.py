@@ -25,11 +25,18 @@ def test_what_one_answer_cannot_give_is_refused(field: str, value: Any) -> None:
     assert caught.value.param == field
 
 
-@pytest.mark.parametrize("prompt", [None, ["a", "b"], [1, 2], {}])
-def test_prompts_that_are_not_one_text(prompt: Any) -> None:
-    with pytest.raises(CallError) as caught:
+@pytest.mark.parametrize("prompt", [None, [], [1, 2], ["a", 2], {}, ["a"] * 33])
+def test_prompts_that_are_no_texts_or_too_many(prompt: Any) -> None:
+    with pytest.raises(CallError, match="prompt") as caught:
         completions.decode({"model": "m", "prompt": prompt})
     assert caught.value.param == "prompt"
+
+
+def test_several_prompts_have_their_choices_each() -> None:
+    request = completions.decode({"model": "m", "prompt": ["a", "b"], "n": 2})
+    assert ([each["content"] for each in request.payload["input"]], request.payload["n"]) == (["a", "b"], 4)
+    with pytest.raises(CallError, match="11 prompts of 3 choices each"):
+        completions.decode({"model": "m", "prompt": ["a"] * 11, "n": 3})
 
 
 @pytest.mark.parametrize("databricks", [True, False])
