@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from governance.call import Caller, CallError
@@ -119,7 +119,7 @@ def fallback() -> APIRouter:
 
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     for prefix in _GROUPS:
-        routes.add_route(prefix + "/{path:path}", Unknown(), methods=every, include_in_schema=False)
+        routes.routes.append(Route(prefix + "/{path:path}", Unknown(), methods=every, include_in_schema=False))
     return routes
 
 
