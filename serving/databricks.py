@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from governance.call import Caller, CallError
@@ -95,19 +95,9 @@ def fallback() -> APIRouter:
     """
     routes = APIRouter()
 
-    class Unknown:
-        """A plain application: what is asked for again without a slash has not been read yet."""
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            path = scope["path"]
-            if path.endswith("/") and scope["method"] in ("GET", "POST"):
-                app = scope["app"].router
-                bare = {**scope, "path": path.rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
-                await app(bare, receive, send)
-                return
-            await (await unknown(Request(scope, receive, send)))(scope, receive, send)
-
     async def unknown(request: Request) -> Response:
+        if request.url.path.endswith("/") and request.method in ("GET", "POST"):
+            return _WithoutSlash()
         path = request.url.path[:200]
         methods = _answered(request.app.router.routes, request.scope)
         if methods is not None:
@@ -119,8 +109,16 @@ def fallback() -> APIRouter:
 
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     for prefix in _GROUPS:
-        routes.routes.append(Route(prefix + "/{path:path}", Unknown(), methods=every, include_in_schema=False))
+        routes.add_route(prefix + "/{path:path}", unknown, methods=every, include_in_schema=False)
     return routes
+
+
+class _WithoutSlash(Response):
+    """What the same path without its last slash answers; nothing of the request has been read yet."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        bare = {**scope, "path": scope["path"].rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
+        await scope["app"].router(bare, receive, send)
 
 
 def _answered(routes: Any, scope: Any) -> set[str] | None:
